@@ -1,0 +1,78 @@
+"""The light: ranges, geometry and the 768-dimensional embedding that conditions the UNet.
+
+Legend: B batch. Angles in degrees, size in scene units (side of the square area light).
+
+The paper (Tasar et al., arXiv 2412.11972, Eq. 7) embeds each scalar sinusoidally. That is not periodic in
+phi: 0 and 359 degrees would lie far apart although the light is the same. Here phi enters through the
+integer harmonics of the angle, which gives phi and phi + 360 the same vector.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from shadowlab.errors import UserError
+
+THETA_RANGE = (0.0, 45.0)  # polar angle, degrees; 0 is straight above
+PHI_RANGE = (0.0, 360.0)  # azimuth, degrees; 0 is +x, the shadow falls to the left
+SIZE_RANGE = (2.0, 8.0)  # side of the square area light, scene units
+LIGHT_DISTANCE = 8.0  # radius of the sphere that the light sits on, scene units
+
+RANGES = {"theta": THETA_RANGE, "phi": PHI_RANGE, "size": SIZE_RANGE}
+
+SCALAR_DIM = 256
+EMBEDDING_DIM = 3 * SCALAR_DIM
+
+
+def check_light(theta: float, phi: float, size: float, where: str) -> None:
+    """Raise UserError, naming `where` (a sample id or an option), unless all three are finite and in range."""
+    for name, value in (("theta", theta), ("phi", phi), ("size", size)):
+        low, high = RANGES[name]
+        if not low <= value <= high:  # NaN fails this too
+            unit = "scene units" if name == "size" else "degrees"
+            raise UserError(f"{where}: light {name} = {value} is outside [{low:g}, {high:g}] {unit}; correct the value")
+
+
+def light_position(theta: float, phi: float, radius: float = LIGHT_DISTANCE) -> tuple[float, float, float]:
+    """Cartesian centre of the light: (r sin theta cos phi, r sin theta sin phi, r cos theta)."""
+    t, p = math.radians(theta), math.radians(phi)
+    return radius * math.sin(t) * math.cos(p), radius * math.sin(t) * math.sin(p), radius * math.cos(t)
+
+
+_NUM_HARMONICS = SCALAR_DIM // 2
+_HARMONIC_DECAY = 0.8
+
+
+def _harmonics(angle: Tensor) -> Tensor:
+    """Cosines and sines of k * angle, k = 1 .. 128, weighted by sqrt(0.8 ** k). (B,) float64 -> (B, 256).
+
+    With these weights the inner product of two vectors is the Poisson kernel of their angular difference,
+    which falls strictly from 0 to pi: near angles give near vectors, and the distance grows up to half a turn.
+    Scaled to the norm of the UNet's own timestep embedding, sqrt(128).
+    """
+    k = torch.arange(1, _NUM_HARMONICS + 1, dtype=torch.float64, device=angle.device)
+    weight = _HARMONIC_DECAY ** (k / 2)
+    weight = weight * math.sqrt(_NUM_HARMONICS) / weight.norm()
+    phase = angle[:, None] * k
+    return torch.cat([weight * phase.cos(), weight * phase.sin()], dim=1)
+
+
+def embed_light(light: Tensor) -> Tensor:
+    """(B, 3) theta, phi, size -> (B, 768) float32, whatever dtype comes in.
+
+    phi turns a full circle over its range and is periodic; theta and size turn half a circle over theirs, so
+    their two ends are as far apart as can be.
+
+    Raises:
+        UserError: a value is not finite or outside RANGES, naming the row.
+    """
+    for row, (theta, phi, size) in enumerate(light.tolist()):
+        check_light(theta, phi, size, f"light in row {row}")
+    theta, phi, size = light.double().unbind(dim=1)
+    angles = (
+        (theta - THETA_RANGE[0]) / (THETA_RANGE[1] - THETA_RANGE[0]) * math.pi,
+        torch.remainder(phi, 360.0) / 180.0 * math.pi,
+        (size - SIZE_RANGE[0]) / (SIZE_RANGE[1] - SIZE_RANGE[0]) * math.pi,
+    )
+    return torch.cat([_harmonics(angle) for angle in angles], dim=1).float()
