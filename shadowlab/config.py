@@ -1,0 +1,148 @@
+"""The configuration: one frozen tree of pydantic models. What each field means stands beside it.
+
+`shadowlab.config_files` makes a Config from presets, files and `--set`; nothing else does.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PrecisionName = Literal["fp32", "tf32", "bf16", "fp16", "fp16-pure"]
+PositiveInt = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Unknown keys are errors, values are never changed after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    architecture: Literal["tiny", "sdxl"] = "tiny"
+    """UNet configuration for random weights; loaded weights bring their own."""
+    weights: str = "random"
+    """`random`, a local folder in diffusers' layout, or a hub id."""
+    vae: str = "embedded"
+    """`embedded`, `random` (SDXL's size), a local folder in diffusers' layout, or a hub id."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class DataConfig(Section):
+    path: str = "embedded"
+    """`embedded`, a folder (objects/ masks/ shadows/ metadata.json), or the benchmark's tar."""
+    image_size: Annotated[int, Field(gt=0, multiple_of=8)] = 128
+    """Side of the square images in pixels; latents are an eighth of it."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the objects, not of the images, kept for validation."""
+    num_workers: Count = 0
+    """Loader processes; the order of samples does not depend on it."""
+
+
+class OptimizerConfig(Section):
+    """AdamW (Loshchilov and Hutter, 2019)."""
+
+    learning_rate: PositiveFloat = 1e-5
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.01
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Global gradient norm above which gradients are scaled down; null leaves them alone."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After warm-up; cosine falls to zero at train.max_steps."""
+    warmup_steps: Count = 0
+
+
+class TrainConfig(Section):
+    max_steps: PositiveInt = 200
+    """Optimizer steps."""
+    batch_size: PositiveInt = 8
+    """Samples per process and micro-batch; effective = this x accumulation x processes."""
+    gradient_accumulation_steps: PositiveInt = 1
+    ema_decay: Fraction | None = 0.999
+    """Ceiling of diffusers' warmed-up EMA decay; null keeps no EMA."""
+    log_every: PositiveInt = 10
+    validate_every: PositiveInt = 50
+    """Steps between evaluations on the fixed grid and sample pictures."""
+    max_consecutive_skips: PositiveInt = 20
+    """fp16 only: optimizer steps that the gradient scaler may skip in a row before the run stops."""
+
+
+class ValidationConfig(Section):
+    num_samples: PositiveInt = 16
+    """Held-out samples of the fixed grid."""
+    timesteps: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.0, 0.25, 0.5, 0.75, 0.95)
+    """t of the fixed grid; 0 is noise, 1 is data."""
+    num_noises: PositiveInt = 2
+    """Noise draws per sample."""
+
+
+class CheckpointConfig(Section):
+    every_steps: PositiveInt = 100
+    keep_last: PositiveInt = 3
+
+
+class OverfitConfig(Section):
+    num_samples: PositiveInt = 16
+    max_steps: PositiveInt = 2000
+    batch_size: PositiveInt = 16
+    learning_rate: PositiveFloat = 1e-3
+    warmup_steps: Count = 20
+    evaluate_every: PositiveInt = 50
+    min_r2: Annotated[float, Field(le=1)] = 0.95
+    """Variance of the latents that one-step generation must explain."""
+    min_soft_iou: Annotated[float, Field(ge=0, le=1)] = 0.80
+    """Soft intersection over union of generated and true shadows that must be reached."""
+
+
+class DiagnosticsConfig(Section):
+    statistics_every: Count = 1
+    """Steps between records of layer and parameter statistics; 0 records none."""
+    histograms_every: Count = 50
+    """Steps between gradient and weight histograms in TensorBoard; 0 writes none."""
+    histogram_parameters: tuple[str, ...] = ("conv_in.*", "class_embedding.*", "mid_block.*", "conv_out.*")
+    """Shell patterns over parameter names."""
+
+
+class Config(Section):
+    seed: Count = 0
+    device: str = "auto"
+    """`auto` (cuda where there is one), `cpu`, `cuda`, `cuda:N`."""
+    precision: PrecisionName = "fp32"
+    allow_unsafe: bool = False
+    """Needed by fp16-pure, in which weights and optimizer states are float16."""
+    output_dir: str = "runs"
+    """Folder of the run folders."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    validation: ValidationConfig = ValidationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    overfit: OverfitConfig = OverfitConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
+
+    @model_validator(mode="after")
+    def _unsafe_is_asked_for(self) -> "Config":
+        if self.precision == "fp16-pure" and not self.allow_unsafe:
+            raise ValueError(
+                "precision fp16-pure keeps weights and AdamW states in float16, where eps = 1e-8 rounds to 0; "
+                "use fp16 (float32 master weights) or add --allow-unsafe"
+            )
+        return self
+
+    def model_hash(self) -> str:
+        """Names what the stages prove: the model, its image size and its precision. 12 hex digits."""
+        proven = {
+            "model": self.model.model_dump(mode="json"),
+            "image_size": self.data.image_size,
+            "precision": self.precision,
+        }
+        return hashlib.sha256(json.dumps(proven, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,178 @@
+"""From presets, YAML files and `--set` to a Config.
+
+Precedence: defaults < `base:` entries in order < the file itself < command-line options < `--set`.
+Every key remembers where it came from, so that an error names the file or the option to mend.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from shadowlab.config import Config
+from shadowlab.errors import UserError
+
+DEFAULT_PRESET = "tiny"
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-4 as a number (YAML 1.2) and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"`{key}` is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def presets_folder() -> Path:
+    """Where the presets lie: `configs/` of a checkout, or the copy inside the installed package."""
+    installed = Path(__file__).parent / "configs"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in presets_folder().glob("*.yaml"))
+
+
+def load_config(
+    *,
+    preset: str | None = None,
+    file: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    assignments: Sequence[str] = (),
+) -> Config:
+    """Build a Config.
+
+    Args:
+        preset: name of a preset; excludes `file`. Neither means `tiny`.
+        file: a YAML file, or a preset's name.
+        options: dotted keys to values from dedicated command-line options.
+        assignments: texts `a.b=value` from `--set`; the value is YAML.
+
+    Raises:
+        UserError: unknown preset, file, key or value, in one line that names its place and the mend.
+    """
+    if preset is not None and file is not None:
+        raise UserError("--preset and --config exclude each other: put `base: [PRESET]` into the file instead")
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    _merge_file(_find(str(file) if file is not None else preset or DEFAULT_PRESET), merged, origins, ())
+    for key, value in (options or {}).items():
+        _assign(merged, origins, key, value, f"--{key.rsplit('.', 1)[-1].replace('_', '-')}")
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {text}: write it as section.key=value, for example --set optimizer.eps=1e-6")
+        try:
+            parsed = yaml.load(value, _Loader)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {text}: the value is not YAML ({_one_line(error)})") from None
+        _assign(merged, origins, key.strip(), parsed, f"--set {text}")
+    return _validate(merged, origins)
+
+
+def dump_config(config: Config) -> str:
+    """YAML text that `load_config(file=...)` reads back to an equal Config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _find(name: str) -> Path:
+    if name in preset_names():
+        return presets_folder() / f"{name}.yaml"
+    path = Path(name)
+    if path.is_file():
+        return path
+    close = difflib.get_close_matches(name, preset_names(), 1)
+    hint = f"; did you mean `{close[0]}`?" if close else ""
+    raise UserError(f"{name}: neither a file nor a preset ({', '.join(preset_names())}){hint}")
+
+
+def _merge_file(path: Path, merged: dict[str, Any], origins: dict[str, str], chain: tuple[Path, ...]) -> None:
+    path = path.resolve()
+    if path in chain:
+        raise UserError(f"{path}: `base` leads back to this file; remove it from the chain")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not readable as YAML ({_one_line(error)})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({_one_line(error)})") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must be a mapping of sections, for example `train: {{max_steps: 100}}`")
+    bases = content.pop("base", [])
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{path}: `base` must be a list of presets or files, for example [sdxl]")
+    for base in bases:
+        beside = path.parent / base
+        _merge_file(beside if beside.is_file() else _find(base), merged, origins, (*chain, path))
+    for key, value in _leaves(content):
+        _assign(merged, origins, key, value, str(path))
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _assign(merged: dict[str, Any], origins: dict[str, str], key: str, value: Any, origin: str) -> None:
+    *sections, last = key.split(".")
+    node = merged
+    for section in sections:
+        child = node.get(section)
+        if not isinstance(child, dict):
+            child = node[section] = {}
+        node = child
+    node[last] = value
+    origins[key] = origin
+
+
+def _validate(merged: dict[str, Any], origins: dict[str, str]) -> Config:
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        origin = next((origins[k] for k in origins if k == key or k.startswith(f"{key}.")), None)
+        if origin is None:  # an element of a list, or a check across keys
+            origin = next((origins[k] for k in origins if key.startswith(f"{k}.")), "configuration")
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{origin}: {_unknown_key(key)}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        if not key:
+            raise UserError(message) from None
+        got = "" if isinstance(first["input"], dict) else f"; got {first['input']!r}"
+        raise UserError(f"{origin}: {key}: {message}{got}") from None
+
+
+def _unknown_key(key: str) -> str:
+    *sections, last = key.split(".")
+    model: type[BaseModel] = Config
+    for section in sections:
+        model = model.model_fields[section].annotation  # type: ignore[assignment]
+    close = difflib.get_close_matches(last, model.model_fields, 1, cutoff=0.5)
+    hint = f"Did you mean `{'.'.join([*sections, close[0]])}`?" if close else f"It has: {', '.join(model.model_fields)}."
+    return f"`{key}` is not an option. {hint}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
