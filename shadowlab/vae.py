@@ -9,12 +9,14 @@ shadow, repeated to RGB, 2x - 1, encoder, times `scaling_factor`. The class is d
 import json
 import math
 import re
+import warnings
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -62,10 +64,11 @@ class ShadowVae:
     """
 
     def __init__(self, autoencoder: AutoencoderKL) -> None:
-        _check_config(dict(autoencoder.config), "autoencoder")
-        self.autoencoder = autoencoder.float().eval().requires_grad_(False)
-        self.scaling_factor = float(autoencoder.config.scaling_factor)
-        self.shift_factor = float(autoencoder.config.shift_factor or 0.0)
+        model: Any = autoencoder  # diffusers' lazy imports hide its attributes from the type checker
+        _check_config(dict(model.config), "autoencoder")
+        self.autoencoder = model.float().eval().requires_grad_(False)
+        self.scaling_factor = float(model.config.scaling_factor)
+        self.shift_factor = float(model.config.shift_factor or 0.0)
 
     @property
     def num_parameters(self) -> int:
@@ -163,10 +166,10 @@ def load_vae(source: str, *, seed: int = 0) -> ShadowVae:
             torch.manual_seed(derive_seed(seed, "random-vae"))
             return ShadowVae(AutoencoderKL(**SDXL_CONFIG))
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    if source and folder.is_dir():
         inner = folder / "vae"
         return _from_folder(inner if inner.is_dir() and not (folder / WEIGHTS_NAME).exists() else folder)
-    if folder.exists():
+    if source and folder.exists():
         raise UserError(f"{source}: a VAE is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}; give the folder")
     if not _HUB_ID.fullmatch(source):
         raise UserError(f"VAE {source!r}: no such folder; give embedded, random, a folder or a hub id")
@@ -177,14 +180,14 @@ def _from_hub(source: str) -> ShadowVae:
     owner, name, *inner = source.split("/")
     try:
         subfolder = inner[0] if inner else None
-        autoencoder, info = AutoencoderKL.from_pretrained(f"{owner}/{name}", subfolder=subfolder, **_LOADING)
+        autoencoder, info = _from_pretrained(f"{owner}/{name}", subfolder=subfolder)
     except OSError as error:
         raise MissingDependencyError(
             f"VAE {source!r}: no local folder has this name and the hub did not give it (offline, or no such model); "
             f"download {CONFIG_NAME} and {WEIGHTS_NAME} into a folder and give that folder"
         ) from error
     except (ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"VAE {source!r}: weights do not load ({_first_line(error)}); give another model") from error
+        raise UserError(f"VAE {source!r}: weights do not load ({_brief(error)}); give another model") from error
     return _checked(autoencoder, info, source)
 
 
@@ -196,7 +199,7 @@ def _from_folder(folder: Path) -> ShadowVae:
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise UserError(f"{config_path}: not readable JSON ({_first_line(error)}); copy it again") from error
+        raise UserError(f"{config_path}: not readable JSON ({_brief(error)}); copy it again") from error
     if not isinstance(config, dict):
         raise UserError(f"{config_path}: expected a JSON object; copy it again")
     _check_config(config, str(config_path))
@@ -204,26 +207,37 @@ def _from_folder(folder: Path) -> ShadowVae:
         with safe_open(weights_path, framework="pt") as file:
             file.keys()
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{weights_path}: truncated or no safetensors ({_first_line(error)}); copy it again") from error
+        raise UserError(f"{weights_path}: truncated or no safetensors ({_brief(error)}); copy it again") from error
     try:
-        autoencoder, info = AutoencoderKL.from_pretrained(str(folder), local_files_only=True, **_LOADING)
+        autoencoder, info = _from_pretrained(str(folder), local_files_only=True)
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise UserError(
-            f"{weights_path}: does not fit {CONFIG_NAME} beside it ({_first_line(error)}); copy both from one model"
+            f"{weights_path}: does not fit {CONFIG_NAME} beside it ({_brief(error)}); copy both from one model"
         ) from error
     return _checked(autoencoder, info, str(weights_path))
 
 
-# Without the low-memory path a missing tensor is reported instead of left on the meta device.
-_LOADING: dict[str, Any] = {
-    "use_safetensors": True,
-    "torch_dtype": torch.float32,
-    "low_cpu_mem_usage": False,
-    "output_loading_info": True,
-}
+def _from_pretrained(name: str, **where: Any) -> tuple[Any, dict[str, Any]]:
+    """The model and its loading report. diffusers' own warnings are silenced: `_checked` raises on what they say."""
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            # Off the low-memory path a missing tensor is reported instead of left on the meta device.
+            return AutoencoderKL.from_pretrained(
+                name,
+                use_safetensors=True,
+                torch_dtype=torch.float32,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
+                **where,
+            )
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
 
 
-def _checked(autoencoder: AutoencoderKL, info: dict[str, Any], where: str) -> ShadowVae:
+def _checked(autoencoder: Any, info: dict[str, Any], where: str) -> ShadowVae:
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             names = sorted(map(str, info[problem]))
@@ -255,5 +269,7 @@ def _check_config(config: dict[str, Any], where: str) -> None:
             raise UserError(f"{where}: {key} is set, which is not supported; use a VAE with scaling_factor alone")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:; ")
+def _brief(error: Exception) -> str:
+    """The error's text on one line, at most 160 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return (text if len(text) <= 160 else text[:157] + "...").rstrip(":; ")
