@@ -1,0 +1,1 @@
+"""Data sets of (object image, mask, light) -> shadow: reading, checking, splitting, ordering."""

@@ -1,0 +1,134 @@
+"""Encoded pictures to tensors, strictly: PNG or JPEG, whole, of sane size, and meaning what their role says.
+
+Legend: H W pixels of the file after its EXIF orientation. Every reader raises UserError "where: what; mend".
+"""
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from shadowlab.errors import UserError
+
+BACKGROUND = 0.0  # grey 0.5 of [0, 1], in the [-1, 1] terms of the object image
+MASK_THRESHOLD = 0.5
+MIN_SIDE = 8  # one latent pixel
+MAX_PIXELS = 89_478_485  # pillow's own warning level: a quarter gigabyte of RGB
+_COLOUR_TOLERANCE = 8 / 255  # what JPEG does to a grey picture
+
+# What pillow raises on damaged bytes, found by fuzzing its PNG, JPEG and EXIF readers.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, OverflowError, KeyError, TypeError)
+
+
+def _open(data: bytes) -> Image.Image:
+    """Parse the header. pillow's bomb warning is silenced here because `decode` compares the size itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+
+
+def decode(data: bytes, where: str) -> Image.Image:
+    """A completely loaded, upright picture of at least 8 x 8 pixels."""
+    if not data:
+        raise UserError(f"{where}: the file is empty (0 bytes); export it again")
+    try:
+        header = _open(data)
+        width, height = header.size
+        if width * height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        if header.format == "PNG" and getattr(header, "is_animated", False):
+            raise UserError(f"{where}: an animated PNG; save the one picture that is meant")
+        header.verify()  # checksums of every PNG chunk; `load` alone does not look at those of the pixels
+        image = _open(data)
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"{where}: too many pixels (decompression bomb; at most {MAX_PIXELS:,}); scale the picture down"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{where}: not a PNG or JPEG picture; export it again") from error
+    except _DAMAGE as error:
+        raise UserError(f"{where}: truncated or damaged picture ({error}); export it again") from error
+    if min(image.size) < MIN_SIDE:
+        raise UserError(
+            f"{where}: {image.width} x {image.height} pixels; each side must have at least {MIN_SIDE} pixels"
+        )
+    return image
+
+
+def _channels(image: Image.Image) -> tuple[Tensor, Tensor | None]:
+    """Colour (3 or 1, H, W) and alpha (1, H, W) or None, float32 in [0, 1]."""
+    if image.mode.startswith("I"):  # 16-bit grey PNG, the only integer mode of the two formats
+        levels = np.asarray(image).astype(np.int64)
+        colour = torch.from_numpy((levels / 65535.0).astype(np.float32))[None]
+        transparent = image.info.get("transparency")
+        return colour, None if transparent is None else torch.from_numpy(levels != transparent)[None].float()
+    has_alpha = image.has_transparency_data
+    if image.mode in ("1", "L", "LA"):
+        mode = "LA" if has_alpha else "L"
+    else:
+        mode = "RGBA" if has_alpha else "RGB"
+    levels = np.atleast_3d(np.asarray(image.convert(mode)))
+    channels = torch.from_numpy(levels.astype(np.float32) / np.float32(255)).permute(2, 0, 1)
+    return (channels[:-1], channels[-1:]) if has_alpha else (channels, None)
+
+
+def _grey(colour: Tensor, where: str, role: str) -> Tensor:
+    """(3 or 1, H, W) -> (1, H, W); a coloured picture is refused."""
+    spread = (colour.amax(dim=0) - colour.amin(dim=0)).max().item()
+    if spread > _COLOUR_TOLERANCE:
+        raise UserError(
+            f"{where}: the {role} is coloured (channels differ by {round(spread * 255)} of 255); save it as grey"
+        )
+    return colour[:1] if spread == 0 else colour.mean(dim=0, keepdim=True)
+
+
+def read_object(data: bytes, where: str) -> Tensor:
+    """The object image, (3, H, W) float32 in [-1, 1]; transparent parts are blended over the background."""
+    colour, alpha = _channels(decode(data, where))
+    image = (colour * 2 - 1).expand(3, -1, -1)
+    return image.contiguous() if alpha is None else image * alpha + BACKGROUND * (1 - alpha)
+
+
+def read_mask(data: bytes, where: str) -> Tensor:
+    """The mask, (1, H, W) float32 in {0, 1}: 1 where the file reaches 0.5.
+
+    The grey value carries the mask where alpha is absent or opaque, alpha where the grey value is constant. Where
+    both vary they must agree after the threshold. An empty or a full mask is refused: the first shows no object,
+    the second removes no background, so that the object image would show its own shadow.
+    """
+    colour, alpha = _channels(decode(data, where))
+    grey = _grey(colour, where, "mask")
+    if alpha is None or alpha.min() == 1:
+        soft = grey
+    elif grey.min() == grey.max():
+        soft = alpha
+    else:
+        soft = grey
+        if not torch.equal(grey >= MASK_THRESHOLD, alpha >= MASK_THRESHOLD):
+            raise UserError(
+                f"{where}: grey values and alpha show different masks; save it as grey without alpha, white = object"
+            )
+    mask = (soft >= MASK_THRESHOLD).float()
+    if not mask.any():
+        raise UserError(
+            f"{where}: empty mask: its brightest value is {round(soft.max().item() * 255)} of 255 and 128 counts as "
+            "object; save the object as white"
+        )
+    if mask.all():
+        raise UserError(f"{where}: full mask: it marks every pixel as object; save the background as black")
+    return mask
+
+
+def read_shadow(data: bytes, where: str) -> Tensor:
+    """The shadow map, (1, H, W) float32 in [0, 1], bright = shadow, with the file's full 8 or 16 bits."""
+    colour, alpha = _channels(decode(data, where))
+    if alpha is not None and alpha.min() < 1:
+        raise UserError(f"{where}: the shadow has transparent pixels; save it as grey without alpha, bright = shadow")
+    return _grey(colour, where, "shadow")

@@ -1,0 +1,124 @@
+"""What a reader finds before it decodes a picture: entries, and everything that is wrong with them."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from shadowlab.errors import UserError
+
+Role = Literal["object", "mask", "shadow"]
+ROLES: tuple[Role, ...] = ("object", "mask", "shadow")
+
+Light = tuple[float, float, float]  # theta degrees, phi degrees, size scene units
+
+
+def one_line(text: str) -> str:
+    """`text` with line breaks, control characters and undecodable bytes written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault of a data set. `str()` is one line.
+
+    Attributes:
+        sample: the sample id; where no sample can be blamed, the file or folder.
+        message: the file or key, what is wrong and the mend.
+    """
+
+    sample: str
+    message: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sample", one_line(self.sample))
+        object.__setattr__(self, "message", one_line(self.message))
+
+    def __str__(self) -> str:
+        return f"{self.sample}: {self.message}"
+
+
+class Source(Protocol):
+    """Encoded bytes that can be read at any time, from any process."""
+
+    @property
+    def name(self) -> str:
+        """Name inside the data set, as messages show it."""
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+
+    def read(self) -> bytes:
+        """All bytes. Raises UserError naming the file."""
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """A file of its own."""
+
+    path: Path
+    name: str
+    size: int
+
+    def read(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{self.name}: cannot be read ({error.strerror}); check the file") from error
+
+
+@dataclass(frozen=True)
+class SliceSource:
+    """A range of bytes of a larger file. Opens it on every read: no handle is shared by processes."""
+
+    path: Path
+    name: str
+    size: int
+    offset: int
+
+    def read(self) -> bytes:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
+        except OSError as error:
+            raise UserError(f"{self.name}: {self.path.name} cannot be read ({error.strerror})") from error
+        if len(data) != self.size:
+            raise UserError(f"{self.name}: {self.path.name} ends inside this member; fetch it again")
+        return data
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A sample as its metadata describe it. In an index without problems `light` and all three sources are there."""
+
+    id: str
+    object_id: str
+    light: Light | None
+    track: str | None
+    sources: dict[Role, Source]
+
+
+@dataclass
+class Index:
+    """All entries of a data set, sorted by id, with its faults and remarks."""
+
+    entries: list[Entry] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of ids, objects, lights, tracks, file names and file sizes; the same wherever the data lie."""
+        rows = [
+            [
+                entry.id,
+                entry.object_id,
+                entry.light,
+                entry.track,
+                sorted((s.name, s.size) for s in entry.sources.values()),
+            ]
+            for entry in self.entries
+        ]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
