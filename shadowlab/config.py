@@ -29,9 +29,15 @@ class ModelConfig(Section):
     weights: str = "random"
     """`random`, a local folder in diffusers' layout, or a hub id."""
     vae: str = "embedded"
-    """`embedded`, `random` (SDXL's size), a local folder in diffusers' layout, or a hub id."""
+    """`embedded`, `random` (SDXL's size), a local folder in diffusers' layout, a hub id, or `same`: the VAE beside
+    `weights` (random with random weights)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    @property
+    def vae_source(self) -> str:
+        """`vae` with `same` resolved."""
+        return self.weights if self.vae == "same" else self.vae
 
 
 class DataConfig(Section):
@@ -103,7 +109,7 @@ class OverfitConfig(Section):
 
 
 class DiagnosticsConfig(Section):
-    statistics_every: Count = 1
+    statistics_every: Count = 10
     """Steps between records of layer and parameter statistics; 0 records none."""
     histograms_every: Count = 50
     """Steps between gradient and weight histograms in TensorBoard; 0 writes none."""

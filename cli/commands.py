@@ -1,0 +1,249 @@
+"""What each command calls. Heavy imports happen here, after the arguments are parsed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from shadowlab.config import Config
+    from shadowlab.data.sample import Picture
+    from shadowlab.reporter import Reporter
+    from shadowlab.training.processes import Processes
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options that the three stages share. `options`: dotted key to value or None."""
+
+    preset: str | None
+    config: str | None
+    options: dict[str, Any]
+    assignments: list[str]
+    run: str | None
+    as_json: bool
+
+    @property
+    def label(self) -> str:
+        """Preset or file name, for the run's name."""
+        return self.preset or (Path(self.config).stem if self.config else "tiny")
+
+
+@dataclass(frozen=True)
+class PictureRequest:
+    """The user's own picture and light: all five or none."""
+
+    object_image: Path | None
+    mask: Path | None
+    theta: float | None
+    phi: float | None
+    size: float | None
+
+
+def options(
+    *,
+    seed: int | None,
+    device: str | None,
+    precision: str | None,
+    allow_unsafe: bool,
+    data: str | None,
+    weights: str | None,
+) -> dict[str, Any]:
+    """Dotted configuration keys of the dedicated options; None where not given."""
+    return {
+        "seed": seed,
+        "device": device,
+        "precision": precision,
+        "allow_unsafe": allow_unsafe or None,
+        "data.path": data,
+        "model.weights": weights,
+    }
+
+
+def check_forward(request: Request, *, sample: str | None, picture: PictureRequest) -> None:
+    from shadowlab.stages.check_forward import run_check_forward
+
+    config, processes, reporter = _begin(request)
+    shown = _picture(picture, config)
+    _stage(
+        "check-forward",
+        request,
+        config,
+        processes,
+        reporter,
+        lambda run: run_check_forward(config, run, processes, reporter, sample=sample, picture=shown),
+    )
+
+
+def overfit(request: Request) -> None:
+    from shadowlab.stages.overfit import run_overfit
+
+    config, processes, reporter = _begin(request)
+    _stage(
+        "overfit",
+        request,
+        config,
+        processes,
+        reporter,
+        lambda run: run_overfit(config, run, processes, reporter),
+    )
+
+
+def train(request: Request, *, resume: bool, skip_stages: bool) -> None:
+    from shadowlab.run_folder import RunFolder, default_name, latest_training_run
+    from shadowlab.stages.resume import resumed_config
+    from shadowlab.stages.run_stage import finish_stage, prove_required_stages
+    from shadowlab.stages.train import run_train
+
+    config, processes, reporter = _begin(request)
+    try:
+        if resume:
+            name = request.run or processes.share(latest_training_run(config, request.label))
+            run = RunFolder.reopen(config, name)
+            given = {key: value for key, value in request.options.items() if value is not None}
+            config = resumed_config(
+                run, preset=request.preset, file=request.config, options=given, assignments=request.assignments
+            )
+        else:
+            name = request.run or processes.share(default_name(request.label, "train"))
+            if processes.is_main:
+                RunFolder.create(config, name)
+            processes.wait()
+            run = RunFolder.reopen(config, name)
+        if processes.is_main:
+            reporter.log_to(run.log)
+        prove_required_stages(config, run, processes, reporter, skip=skip_stages)
+        finish_stage(
+            "train",
+            config,
+            run,
+            reporter,
+            lambda: run_train(config, run, processes, reporter, resume=resume),
+            write=processes.is_main,
+        )
+        reporter.say(f"look at it: tensorboard --logdir {run.tensorboard}")
+    finally:
+        reporter.close()
+        processes.close()
+
+
+def train_vae(
+    *,
+    data: Path,
+    out: Path,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    image_size: int,
+    seed: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    from dataclasses import asdict
+
+    from shadowlab.reporter import Reporter
+    from shadowlab.stages.train_vae import train_vae as run
+
+    reporter = Reporter(as_json=as_json)
+    report = run(
+        data=data,
+        out=out,
+        steps=steps,
+        seed=seed,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        image_size=image_size,
+        device=device,
+        on_log=lambda numbers: reporter.say("  ".join(f"{k} {v:.5g}" for k, v in numbers.items())),
+    )
+    for name, value in asdict(report).items():
+        reporter.say(f"{name}: {value}")
+    reporter.result(asdict(report))
+
+
+def data_render(
+    *, out: Path, objects: int | None, lights: int, size: int, spp: int, seed: int, meshes: Path | None, as_json: bool
+) -> None:
+    from shadowlab.render.dataset import render_dataset
+    from shadowlab.reporter import Reporter
+
+    reporter = Reporter(as_json=as_json)
+    with reporter.start("render", total=1):
+        count = render_dataset(
+            out,
+            num_objects=objects if meshes is not None else objects or 20,
+            lights_per_object=lights,
+            image_size=size,
+            samples_per_pixel=spp,
+            seed=seed,
+            meshes=meshes,
+            on_progress=lambda done, total: reporter.advance(done, total, {}, log=done == total),
+        )
+    reporter.say(f"{count} samples in {out}; examine them with: shadowlab data check {out}")
+    reporter.result({"samples": count, "out": str(out)})
+
+
+def data_check(path: str, *, image_size: int | None, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from shadowlab.data.check import check_dataset
+    from shadowlab.reporter import Reporter
+
+    reporter = Reporter(as_json=as_json)
+    report = check_dataset(path, image_size)
+    for notice in report.notices:
+        reporter.warn(notice)
+    for problem in report.problems:
+        reporter.say(f"{problem.sample}: {problem.message}", style="red")
+    verdict = f"{report.num_samples} samples of {report.num_objects} objects, {len(report.problems)} problems"
+    reporter.say(f"{path}: {verdict}")
+    reporter.result({"passed": not report.problems, **asdict(report)})
+    if report.problems:
+        raise typer.Exit(2)
+
+
+def _begin(request: Request) -> "tuple[Config, Processes, Reporter]":
+    """Configuration, processes and voice of a stage; the first line says what runs."""
+    from shadowlab.config_files import load_config
+    from shadowlab.reporter import Reporter
+    from shadowlab.training.processes import Processes
+
+    given = {key: value for key, value in request.options.items() if value is not None}
+    config = load_config(preset=request.preset, file=request.config, options=given, assignments=request.assignments)
+    processes = Processes(config.device)
+    reporter = Reporter(as_json=request.as_json, active=processes.is_main)
+    if request.preset is None and request.config is None:
+        reporter.say("preset tiny: SDXL's topology in small, on a CPU, without network; the real model: --preset sdxl")
+    return config, processes, reporter
+
+
+def _stage(
+    name: str, request: Request, config: "Config", processes: "Processes", reporter: "Reporter", stage: Any
+) -> None:
+    from shadowlab.run_folder import RunFolder, default_name
+    from shadowlab.stages.run_stage import finish_stage
+
+    try:
+        processes.require_single(name)
+        run = RunFolder.create(config, request.run or default_name(request.label, name))
+        finish_stage(name, config, run, reporter, lambda: stage(run))
+    finally:
+        reporter.close()
+        processes.close()
+
+
+def _picture(request: PictureRequest, config: "Config") -> "Picture | None":
+    from shadowlab.data.pictures import load_picture
+    from shadowlab.errors import UserError
+
+    values = (request.object_image, request.mask, request.theta, request.phi, request.size)
+    if all(value is None for value in values):
+        return None
+    if request.object_image is None or request.mask is None:
+        raise UserError("your own picture needs both --object FILE and --mask FILE")
+    if request.theta is None or request.phi is None or request.size is None:
+        raise UserError("your own picture needs its light: --theta 0..45 --phi 0..360 --size 2..8")
+    return load_picture(
+        request.object_image, request.mask, request.theta, request.phi, request.size, config.data.image_size
+    )

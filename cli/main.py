@@ -1,0 +1,180 @@
+"""The `shadowlab` command: parse, call one function, print, exit code. No logic.
+
+torch is imported inside the commands, so that --help answers at once.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import commands
+from cli.errors import reports_errors
+
+app = typer.Typer(
+    name="shadowlab",
+    help="Debugging-first training of the SDXL shadow generator.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Make and examine data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Preset = Annotated[str | None, typer.Option(help="Preset: tiny (default), sdxl, sdxl-4xh100.", show_default=False)]
+ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file, or a preset's name.")]
+Assignments = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be given again.")]
+Run = Annotated[str | None, typer.Option(help="Name of the run folder below output_dir.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of all randomness.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; text goes to stderr.")]
+Precision = Annotated[str | None, typer.Option(help="fp32, tf32, bf16, fp16 or fp16-pure.")]
+Unsafe = Annotated[bool, typer.Option("--allow-unsafe", help="Permit fp16-pure.")]
+Data = Annotated[str | None, typer.Option(help="Data set: a folder, a tar, or `embedded`.")]
+Weights = Annotated[str | None, typer.Option(help="`random`, a folder in diffusers' layout, or a hub id.")]
+
+
+@app.command("check-forward")
+@reports_errors
+def check_forward(
+    preset: Preset = None,
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+    run: Run = None,
+    seed: Seed = None,
+    device: Device = None,
+    precision: Precision = None,
+    allow_unsafe: Unsafe = False,
+    data: Data = None,
+    weights: Weights = None,
+    sample: Annotated[str | None, typer.Option(help="Id of a sample of the data set.")] = None,
+    object_image: Annotated[Path | None, typer.Option("--object", help="Your own picture of an object.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Its mask.")] = None,
+    theta: Annotated[float | None, typer.Option(help="Polar angle of the light, 0 to 45 degrees.")] = None,
+    phi: Annotated[float | None, typer.Option(help="Azimuth of the light, 0 to 360 degrees.")] = None,
+    size: Annotated[float | None, typer.Option(help="Side of the square light, 2 to 8.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Prove that the model as configured is the model that was meant."""
+    options = commands.options(
+        seed=seed, device=device, precision=precision, allow_unsafe=allow_unsafe, data=data, weights=weights
+    )
+    request = commands.Request(preset, config, options, assignments or [], run, as_json)
+    picture = commands.PictureRequest(object_image, mask, theta, phi, size)
+    commands.check_forward(request, sample=sample, picture=picture)
+
+
+@app.command()
+@reports_errors
+def overfit(
+    preset: Preset = None,
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+    run: Run = None,
+    seed: Seed = None,
+    device: Device = None,
+    precision: Precision = None,
+    allow_unsafe: Unsafe = False,
+    data: Data = None,
+    weights: Weights = None,
+    samples: Annotated[int | None, typer.Option(help="Samples to memorise.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps at most.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Memorise a handful of samples, judged on a fixed grid and on generated shadows."""
+    options = commands.options(
+        seed=seed, device=device, precision=precision, allow_unsafe=allow_unsafe, data=data, weights=weights
+    )
+    options |= {"overfit.num_samples": samples, "overfit.max_steps": max_steps}
+    commands.overfit(commands.Request(preset, config, options, assignments or [], run, as_json))
+
+
+@app.command()
+@reports_errors
+def train(
+    preset: Preset = None,
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+    run: Run = None,
+    seed: Seed = None,
+    device: Device = None,
+    precision: Precision = None,
+    allow_unsafe: Unsafe = False,
+    data: Data = None,
+    weights: Weights = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue --run, or the preset's newest run.")] = False,
+    skip_stages: Annotated[bool, typer.Option("--skip-stages", help="Do not ask for passed stages.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train, after check-forward and overfit have passed for this model."""
+    options = commands.options(
+        seed=seed, device=device, precision=precision, allow_unsafe=allow_unsafe, data=data, weights=weights
+    )
+    options |= {"train.max_steps": max_steps}
+    request = commands.Request(preset, config, options, assignments or [], run, as_json)
+    commands.train(request, resume=resume, skip_stages=skip_stages)
+
+
+@app.command("train-vae")
+@reports_errors
+def train_vae(
+    data: Annotated[Path, typer.Option(help="Folder data set with shadow maps and object images.")],
+    out: Annotated[Path, typer.Option(help="New folder for the autoencoder, in diffusers' layout.")],
+    steps: Annotated[int, typer.Option(min=1)] = 6000,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    learning_rate: Annotated[float, typer.Option(min=0)] = 2e-3,
+    image_size: Annotated[int, typer.Option(min=8)] = 128,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Train a small AutoencoderKL (8x, 4 channels) on renders."""
+    commands.train_vae(
+        data=data,
+        out=out,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        image_size=image_size,
+        seed=seed,
+        device=device,
+        as_json=as_json,
+    )
+
+
+@data_app.command("render")
+@reports_errors
+def data_render(
+    out: Annotated[Path, typer.Option(help="New folder for the data set.")],
+    objects: Annotated[int | None, typer.Option(min=1, help="Objects; all meshes, or 20 procedural ones.")] = None,
+    lights: Annotated[int, typer.Option(min=1, help="Lights per object.")] = 4,
+    size: Annotated[int, typer.Option(min=8, help="Side of the pictures in pixels.")] = 128,
+    spp: Annotated[int, typer.Option(min=1, help="Samples per pixel.")] = 64,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    meshes: Annotated[Path | None, typer.Option(help="Folder of OBJ, PLY or GLB files.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Render training samples with Mitsuba 3 (pip install "shadowlab[render]")."""
+    commands.data_render(
+        out=out, objects=objects, lights=lights, size=size, spp=spp, seed=seed, meshes=meshes, as_json=as_json
+    )
+
+
+@data_app.command("check")
+@reports_errors
+def data_check(
+    path: Annotated[str, typer.Argument(help="A folder, a tar, or `embedded`.")],
+    image_size: Annotated[int | None, typer.Option(min=8, help="Also check that samples resize to this.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Examine every sample and list all that is wrong."""
+    commands.data_check(path, image_size=image_size, as_json=as_json)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What a person reads while a stage runs: a progress bar on a terminal, plain lines elsewhere, log.txt always."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from diagnostics.records import encode
+
+
+class Reporter:
+    """Prints for people, or one JSON document for machines.
+
+    Args:
+        as_json: text goes to stderr and stdout holds one JSON object.
+        active: False on all ranks but the first, which then say nothing.
+    """
+
+    def __init__(self, *, as_json: bool = False, active: bool = True) -> None:
+        self.as_json = as_json
+        self._active = active
+        self._gives_result = as_json and active
+        self.console = Console(stderr=as_json, quiet=not active, highlight=False, soft_wrap=True)
+        self._log: TextIO | None = None
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._started = time.monotonic()
+
+    def log_to(self, file: Path) -> None:
+        """From now on also append every line to `file`."""
+        if self._active:
+            if self._log is not None:
+                self._log.close()
+            self._log = file.open("a", encoding="utf-8")
+
+    def say(self, text: str, style: str | None = None) -> None:
+        self.console.print(text, style=style, markup=False)
+        self._to_log(text)
+
+    def note(self, text: str) -> None:
+        """To log.txt alone; the command line prints errors itself."""
+        self._to_log(text)
+
+    def without_result(self) -> "Reporter":
+        """A reporter with the same voice that prints no JSON document and keeps its own log."""
+        other = Reporter(as_json=self.as_json, active=self._active)
+        other._gives_result = False
+        return other
+
+    def warn(self, text: str) -> None:
+        self.say(f"warning: {text}", style="yellow")
+
+    def table(self, table: Table) -> None:
+        self.console.print(table)
+        if self._log is not None:
+            Console(file=self._log, width=140, highlight=False).print(table)
+
+    def start(self, title: str, total: int, done: int = 0) -> Self:
+        """Begin a progress display; use as a context manager."""
+        self._started = time.monotonic()
+        if self.console.is_terminal and self._active:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._progress = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=self.console)
+            self._task = self._progress.add_task(title, total=total, completed=done, numbers="")
+        return self
+
+    def __enter__(self) -> Self:
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = self._task = None
+
+    def advance(self, step: int, total: int, numbers: dict[str, float], *, log: bool) -> None:
+        """Show step `step` of `total`. Without a terminal, and in log.txt, a line where `log` says so."""
+        text = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=step, numbers=text)
+        if log:
+            line = f"step {step}/{total}  {text}  {time.monotonic() - self._started:.0f} s"
+            if self._progress is None:
+                self.console.print(line, markup=False)
+            self._to_log(line)
+
+    def result(self, document: dict[str, Any]) -> None:
+        """The JSON document of the command, on stdout; only with `as_json`."""
+        if self._gives_result:
+            sys.stdout.write(json.dumps(encode(document), indent=2, allow_nan=False) + "\n")
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def _to_log(self, text: str) -> None:
+        if self._log is not None:
+            self._log.write(text + "\n")
+            self._log.flush()

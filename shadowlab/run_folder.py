@@ -1,0 +1,164 @@
+"""The folder of a run: what is in it, when it may be used again, and what its stages proved.
+
+    runs/NAME/{config.yaml, environment.json, stages.json, metrics.jsonl, log.txt,
+               tensorboard/, checkpoints/, samples/, incidents/, reports/}
+"""
+
+import json
+import platform
+import re
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diagnostics.records import encode
+from shadowlab import __version__
+from shadowlab.config import Config
+from shadowlab.config_files import dump_config, load_config
+from shadowlab.errors import UserError
+
+SUBFOLDERS = ("tensorboard", "checkpoints", "samples", "incidents", "reports")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run. Made by `create` or `reopen`."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @classmethod
+    def create(cls, config: Config, name: str) -> "RunFolder":
+        """A new folder for `name`.
+
+        Raises:
+            UserError: the name is not a plain folder name, or the folder has content.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
+            raise UserError(f"--run {name}: use letters, digits and . _ + - (it becomes a folder name)")
+        path = Path(config.output_dir) / name
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} holds results already; choose another --run, or continue training with --resume")
+        try:
+            for folder in SUBFOLDERS:
+                (path / folder).mkdir(parents=True, exist_ok=True)
+            (path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+            _write_json(path / "environment.json", environment(config))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --set output_dir=DIR") from None
+        return cls(path)
+
+    @classmethod
+    def reopen(cls, config: Config, name: str) -> "RunFolder":
+        """The folder of an earlier run.
+
+        Raises:
+            UserError: there is none.
+        """
+        path = Path(config.output_dir) / name
+        if not (path / "config.yaml").is_file():
+            raise UserError(f"{path} is not a run folder; `ls {config.output_dir}` shows those there are")
+        return cls(path)
+
+    def saved_config(self) -> Config:
+        return load_config(file=self.path / "config.yaml")
+
+    def record_stage(self, name: str, *, passed: bool, config: Config, summary: dict[str, Any]) -> None:
+        """Add or replace a stage's result in stages.json."""
+        stages = self.stages()
+        stages[name] = {
+            "passed": passed,
+            "model_hash": config.model_hash(),
+            "shadowlab_version": __version__,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "summary": summary,
+        }
+        _write_json(self.path / "stages.json", stages)
+
+    def stages(self) -> dict[str, Any]:
+        """Stage name to result; empty where none finished.
+
+        Raises:
+            UserError: stages.json was damaged.
+        """
+        file = self.path / "stages.json"
+        if not file.exists():
+            return {}
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise UserError(f"{file}: not JSON; remove the file to run the stages again") from None
+
+
+def default_name(preset: str, stage: str) -> str:
+    """Preset, stage and UTC time: `tiny-overfit-20260131T093000Z`."""
+    return f"{preset}-{stage}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+
+
+def stage_passed(config: Config, stage: str) -> Path | None:
+    """The newest run below output_dir in which `stage` passed for this model configuration, if any."""
+    found = []
+    for file in Path(config.output_dir).glob("*/stages.json"):
+        result = RunFolder(file.parent).stages().get(stage)
+        if result and result["passed"] and result["model_hash"] == config.model_hash():
+            found.append((result["finished"], file.parent))
+    return max(found)[1] if found else None
+
+
+def latest_training_run(config: Config, preset: str) -> str:
+    """Name of the newest run of `preset` that has a checkpoint, for --resume without --run.
+
+    Raises:
+        UserError: there is none.
+    """
+    folders = Path(config.output_dir).glob(f"{preset}-train-*/checkpoints/step-*/COMPLETE")
+    newest = max(folders, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        raise UserError(f"--resume: no run of preset {preset} with a checkpoint in {config.output_dir}/; name it with --run")
+    return newest.parents[2].name
+
+
+def environment(config: Config) -> dict[str, Any]:
+    """Versions and hardware that a result depends on."""
+    packages = ("torch", "diffusers", "accelerate", "safetensors", "numpy", "pydantic", "torchmetrics", "tensorboard")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "shadowlab": __version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "gpus": gpus,
+        "cpu_threads": torch.get_num_threads(),
+        "model_hash": config.model_hash(),
+        "command": sys.argv[1:],
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(encode(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,119 @@
+"""check-forward: proof, before any training, that the model as configured is the model that was meant.
+
+Legend: B batch, H W pixels, h w latents (H/8). Every check says what it expected, what it saw and what to do.
+Gradients and light response are measured on latents of at most 32 x 32, which is what lets full SDXL be checked
+in 12 GiB; the forward pass itself runs at the configured size.
+"""
+
+from dataclasses import asdict
+
+import torch
+
+from shadowlab.config import Config
+from shadowlab.data.dataset import open_dataset
+from shadowlab.data.sample import Batch, Picture, collate
+from shadowlab.errors import UserError
+from shadowlab.evaluation.pictures import save_picture
+from shadowlab.reporter import Reporter
+from shadowlab.run_folder import RunFolder
+from shadowlab.seeding import permutation
+from shadowlab.stages import model_checks
+from shadowlab.stages.check_report import Check, PathTable, checks_table
+from shadowlab.stages.memory import memory_items
+from shadowlab.stages.result import StageResult
+from shadowlab.task import ShadowTask
+from shadowlab.training.processes import Processes
+from shadowlab.training.trainee import build_unet
+from shadowlab.vae import load_vae
+
+_MANY_PIXELS = 512 * 512
+
+
+def run_check_forward(
+    config: Config,
+    run: RunFolder,
+    processes: Processes,
+    reporter: Reporter,
+    *,
+    sample: str | None = None,
+    picture: Picture | None = None,
+) -> StageResult:
+    """Build the model as configured and check it on a sample of the data set, or on the user's `picture`.
+
+    Raises:
+        UserError: data or weights cannot be read, or there is no sample of that id.
+    """
+    processes.require_single("check-forward")
+    batch, about = _batch(config, sample, picture, reporter)
+    path = PathTable()
+    path.add("input", "object image", batch.object_image, "(B, 3, H, W)", (-1, 1))
+    path.add("input", "mask", batch.mask, "(B, 1, H, W)", (0, 1))
+    path.add("input", "shadow map", batch.shadow, "(B, 1, H, W)", (0, 1))
+    path.add("input", "light (theta, phi, size)", batch.light, "(B, 3)", (0, 360))
+    save_picture(torch.cat([(batch.object_image[0] + 1) / 2, batch.mask[0].expand(3, -1, -1)], dim=2), run.samples / "input.png")
+
+    # The VAE comes first and its activations are gone before the UNet is built: the peaks do not add up.
+    task = ShadowTask(load_vae(config.model.vae_source, seed=config.seed).to(processes.device))
+    checks: list[Check] = [model_checks.background_is_constant(batch)]
+    encoded = task.encode(batch)
+    path.add("condition", "light embedding", encoded.embedding, "(B, 768)", None)
+    path.add("condition", "object latent + mask", encoded.concatenated, "(B, 5, h, w)", None)
+    path.add("VAE", "shadow latent (data)", encoded.data, "(B, 4, h, w)", None)
+    checks += model_checks.vae(task, batch, encoded, path, trained=config.model.vae_source != "random")
+    checks.append(model_checks.flow_reaches_data(encoded, config.seed))
+
+    reporter.say(f"check-forward on {about}: building {config.model.architecture} from {config.model.weights} ...")
+    unet = build_unet(config, task, processes.device)
+    checks += model_checks.parameters(config, unet, task)
+    checks.append(model_checks.cross_attention_is_gone(unet))
+    checks.append(model_checks.new_channels_are_ignored(unet, config))
+    checks += model_checks.forward(config, unet, encoded, path)
+    gradients, activation_bytes = model_checks.gradients(config, unet, task, encoded)
+    checks += gradients
+    checks += model_checks.light_response(config, unet, encoded, batch)
+    checks.append(path.check())
+    memory = memory_items(config, unet, task.vae.num_parameters, activation_bytes)
+
+    reporter.table(path.table())
+    reporter.table(checks_table(checks))
+    total = sum(memory.values())
+    listed = ", ".join(f"{name} {size:.2f}" for name, size in memory.items())
+    reporter.say(f"memory to train, GiB per process at batch {config.train.batch_size}: {listed}; total {total:.2f}")
+    failed = [check for check in checks if not check.passed]
+    message = "; ".join(f"{check.name}: expected {check.expected}, saw {check.seen}; {check.mend}" for check in failed)
+    if not failed:
+        reporter.say(f"check-forward passed: {len(checks)} checks", style="green")
+    summary = {
+        "sample": about,
+        "path": path.rows_as_dicts(),
+        "checks": [asdict(check) for check in checks],
+        "memory_gib": memory | {"total": total},
+    }
+    return StageResult("check-forward", not failed, summary, message)
+
+
+def _batch(config: Config, sample: str | None, picture: Picture | None, reporter: Reporter) -> tuple[Batch, str]:
+    """One or two samples, and words for them."""
+    size = config.data.image_size
+    if picture is not None:
+        reporter.say("the picture has no shadow map: an empty one stands in for the target", style="dim")
+        batch = Batch(
+            ids=[picture.id],
+            object_image=picture.object_image[None],
+            mask=picture.mask[None],
+            shadow=torch.zeros(1, 1, size, size),
+            light=picture.light[None],
+        )
+        return batch, picture.id
+    dataset = open_dataset(config.data.path, size)
+    for notice in dataset.notices:
+        reporter.warn(notice)
+    if sample is not None:
+        if sample not in dataset.ids:
+            raise UserError(f"--sample {sample}: {config.data.path} has no such id; its first are {', '.join(dataset.ids[:3])}")
+        chosen = [dataset.ids.index(sample)]
+    else:
+        count = 1 if size * size > _MANY_PIXELS else min(2, len(dataset))
+        chosen = permutation(len(dataset), config.seed, "check-samples")[:count].tolist()
+    batch = collate([dataset[i] for i in chosen])
+    return batch, ", ".join(batch.ids)

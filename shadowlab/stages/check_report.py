@@ -1,0 +1,97 @@
+"""The two tables of check-forward: tensors along the path, and checks."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+from torch import Tensor
+
+_SHAPES = {"B": 0, "H": 2, "W": 3}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One proved or refuted statement. `mend`: what to do where it failed."""
+
+    name: str
+    passed: bool
+    expected: str
+    seen: str
+    mend: str
+
+
+@dataclass(frozen=True)
+class PathRow:
+    """One tensor of the path, measured."""
+
+    stage: str
+    tensor: str
+    form: str
+    shape: list[int]
+    dtype: str
+    low: float
+    high: float
+    finite: bool
+    in_range: bool
+
+
+class PathTable:
+    """Shape, dtype and range of every tensor between the picture and the shadow map."""
+
+    def __init__(self) -> None:
+        self.rows: list[PathRow] = []
+
+    def add(self, stage: str, tensor: str, value: Tensor, form: str, limits: tuple[float, float] | None) -> None:
+        """Measure `value`. `form` is the shape in letters; `limits` the closed range it must keep."""
+        value = value.detach()
+        low, high = float(value.amin()), float(value.amax())
+        finite = bool(value.isfinite().all())
+        in_range = finite and (limits is None or (limits[0] <= low and high <= limits[1]))
+        dtype = str(value.dtype).removeprefix("torch.")
+        self.rows.append(PathRow(stage, tensor, form, list(value.shape), dtype, low, high, finite, in_range))
+
+    def check(self) -> Check:
+        """All tensors finite, in range and of the shape that their form states."""
+        letters: dict[str, int] = {}
+        faults = [f"{r.tensor} in [{r.low:.3g}, {r.high:.3g}]" for r in self.rows if not r.in_range]
+        for row in self.rows:
+            symbols = row.form.strip("()").replace(" ", "").split(",")
+            symbols = [symbol for symbol in symbols if symbol]
+            wanted = [int(s) if s.isdigit() else letters.setdefault(s, size) for s, size in zip(symbols, row.shape)]
+            if len(symbols) != len(row.shape) or wanted != row.shape:
+                faults.append(f"{row.tensor} {tuple(row.shape)} is not {row.form}")
+        if letters.get("h", 0) * 8 != letters.get("H", 0):
+            faults.append(f"latent height {letters.get('h')} is not an eighth of {letters.get('H')}")
+        return Check(
+            "shapes and ranges along the path",
+            not faults,
+            f"{len(self.rows)} tensors of the stated shape, finite and in range",
+            "; ".join(faults) or f"{len(self.rows)} of {len(self.rows)}",
+            "see the row in the path table; the first wrong one is the cause",
+        )
+
+    def rows_as_dicts(self) -> list[dict[str, Any]]:
+        return [asdict(row) for row in self.rows]
+
+    def table(self) -> Table:
+        table = Table(title="path of a sample through the model, measured")
+        for column in ("stage", "tensor", "form", "shape", "dtype", "range", ""):
+            table.add_column(column)
+        for row in self.rows:
+            shape = "x".join(map(str, row.shape)) or "scalar"
+            verdict = "[green]ok[/]" if row.in_range else "[red]FAIL[/]"
+            table.add_row(
+                row.stage, row.tensor, row.form, shape, row.dtype, f"\\[{row.low:.3g}, {row.high:.3g}]", verdict
+            )
+        return table
+
+
+def checks_table(checks: list[Check]) -> Table:
+    table = Table(title="checks")
+    for column in ("", "check", "expected", "saw"):
+        table.add_column(column, overflow="fold")
+    for check in checks:
+        table.add_row("[green]pass[/]" if check.passed else "[red]FAIL[/]", check.name, check.expected, check.seen)
+        if not check.passed:
+            table.add_row("", "[bold]what to do[/]", check.mend, "")
+    return table

@@ -1,0 +1,337 @@
+"""The single checks of check-forward. Each returns Check objects; none raises for a wrong model.
+
+Legend: B batch, h w latents.
+"""
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from diagnostics.layers import LayerStatistics
+from shadowlab.config import Config
+from shadowlab.data.sample import Batch
+from shadowlab.evaluation.metrics import psnr
+from shadowlab.flow import integrate, interpolate, loss_per_sample, velocity
+from shadowlab.light import PHI_RANGE, SIZE_RANGE, THETA_RANGE, embed_light
+from shadowlab.precision import POLICIES
+from shadowlab.seeding import normal
+from shadowlab.stages.check_report import Check, PathTable
+from shadowlab.stages.memory import SavedBytes
+from shadowlab.task import EncodedBatch, Task
+from shadowlab.unet import architecture_config, cross_attention_modules, predict_velocity
+from shadowlab.vae import LATENT_CHANNELS
+
+SDXL_UNET_PARAMETERS, SDXL_UNET_TENSORS = 2_019_019_844, 1_190
+SDXL_VAE_PARAMETERS = 83_653_863
+_GRADIENT_LATENT = 32  # side of the latents for gradient and light response
+_MIN_ROUND_TRIP_DB = 20.0
+_MIN_RESPONSE = 1e-6  # relative change of the output; float32 rounding is 6e-8
+
+
+def background_is_constant(batch: Batch) -> Check:
+    """The picture outside the mask must be one constant, or the target's shadow leaks into the input."""
+    outside = batch.object_image[(batch.mask == 0).expand_as(batch.object_image)]
+    spread = float(outside.amax() - outside.amin()) if outside.numel() else 0.0
+    return Check(
+        "background of the object image is constant",
+        spread == 0.0,
+        "spread 0 outside the mask",
+        f"spread {spread:.3g} over {outside.numel()} values",
+        "composite the object with its mask (shadowlab.data.images.composite) before encoding",
+    )
+
+
+def vae(task: Task, batch: Batch, encoded: EncodedBatch, path: PathTable, *, trained: bool) -> list[Check]:
+    """Latents finite, decoded range right, weights frozen in float32. `trained`: a round trip must give the map back."""
+    decoded = task.decode(encoded.data).cpu()
+    path.add("VAE", "decoded shadow map", decoded, "(B, 1, H, W)", (0, 1))
+    parameters = list(task.vae.autoencoder.parameters())
+    frozen = all(not p.requires_grad and p.dtype == torch.float32 for p in parameters)
+    latents = torch.cat([encoded.data, encoded.concatenated[:, :LATENT_CHANNELS]])
+    finite, largest = bool(latents.isfinite().all()), float(latents.abs().amax())
+    checks = [
+        Check(
+            "VAE latents are finite",
+            finite and latents.dtype == torch.float32,
+            "finite, float32",
+            f"largest magnitude {largest:.3g}, std {float(latents.std()):.3g}, {latents.dtype}",
+            "the VAE must run in float32 (SDXL's overflows float16); check its weights and the picture's range",
+        ),
+        Check(
+            "VAE is frozen in float32",
+            frozen,
+            "no trainable tensor, all float32",
+            f"{sum(p.requires_grad for p in parameters)} trainable of {len(parameters)}, {parameters[0].dtype}",
+            "do not pass the VAE to the optimizer or to .half()",
+        ),
+    ]
+    if trained:
+        quality = float(psnr(decoded, task.target(batch)).amin())
+        checks.append(
+            Check(
+                "VAE gives the shadow map back",
+                quality >= _MIN_ROUND_TRIP_DB,
+                f"PSNR >= {_MIN_ROUND_TRIP_DB:g} dB",
+                f"{quality:.1f} dB",
+                "this VAE does not know such pictures, or scaling_factor is wrong: check model.vae",
+            )
+        )
+    return checks
+
+
+def flow_reaches_data(encoded: EncodedBatch, seed: int) -> Check:
+    """Integrating the true velocity from noise must end at the data, in one step and in eight."""
+    noise = normal(encoded.data.shape, seed, "check").to(encoded.data.device)
+    true = velocity(noise, encoded.data)
+    worst = max(float((integrate(lambda x, t: true, noise, n) - encoded.data).abs().amax()) for n in (1, 8))
+    scale = float(encoded.data.abs().amax()) + float(noise.abs().amax())
+    limit = 16 * torch.finfo(torch.float32).eps * scale
+    return Check(
+        "the true velocity leads from noise to data",
+        worst <= limit,
+        f"error <= {limit:.1e}",
+        f"{worst:.1e}",
+        "the flow's direction is reversed: velocity is data - noise, t = 0 is noise",
+    )
+
+
+def expected_parameters(unet: UNet2DConditionModel, architecture: str, task: Task) -> int:
+    """Parameters of the base architecture, less cross-attention and text path, plus wider conv_in and projection."""
+    with torch.device("meta"):
+        base = UNet2DConditionModel.from_config(architecture_config(architecture))
+    count = sum(
+        p.numel()
+        for name, p in base.named_parameters()
+        if not any(part in name for part in (".attn2.", ".norm2.weight", ".norm2.bias", "add_embedding"))
+        or ".resnets." in name
+    )
+    width, embedding = base.conv_in.out_channels, base.time_embedding.linear_2.out_features
+    count += (task.in_channels - base.conv_in.in_channels) * width * 9
+    return count + (task.embedding_dim + 1) * embedding + (embedding + 1) * embedding
+
+
+def parameters(config: Config, unet: UNet2DConditionModel, task: Task) -> list[Check]:
+    """Exact counts: the published architecture's for SDXL, arithmetic on the base architecture otherwise."""
+    tensors = list(unet.parameters())
+    count = sum(p.numel() for p in tensors)
+    seen = f"{count:,} in {len(tensors):,} tensors"
+    is_sdxl = config.model.architecture == "sdxl"
+    if is_sdxl:
+        wanted = f"{SDXL_UNET_PARAMETERS:,} in {SDXL_UNET_TENSORS:,} tensors"
+        right = (count, len(tensors)) == (SDXL_UNET_PARAMETERS, SDXL_UNET_TENSORS)
+    else:
+        expected = expected_parameters(unet, config.model.architecture, task)
+        wanted, right = f"{expected:,}", count == expected
+        if config.model.weights != "random":  # a folder brings its own architecture
+            wanted, right = "any (the architecture comes with the weights)", count > 0
+    checks = [
+        Check("UNet parameters", right, wanted, seen, "model.weights is not of this architecture; check model.architecture")
+    ]
+    vae_count = task.vae.num_parameters
+    if is_sdxl:
+        checks.append(
+            Check(
+                "VAE parameters",
+                vae_count == SDXL_VAE_PARAMETERS,
+                f"{SDXL_VAE_PARAMETERS:,}",
+                f"{vae_count:,}",
+                "model.vae is not SDXL's; its latents would not be those that the UNet knows",
+            )
+        )
+    else:
+        small = vae_count * 4 < 2 * 1024**2 or config.model.vae != "embedded"
+        checks.append(Check("VAE parameters", small, "under 2 MiB embedded", f"{vae_count:,}", "reinstall shadowlab"))
+    return checks
+
+
+def cross_attention_is_gone(unet: UNet2DConditionModel) -> Check:
+    left = cross_attention_modules(unet)
+    return Check(
+        "no cross-attention left",
+        not left,
+        "0 modules",
+        f"{len(left)} modules{': ' + left[0] if left else ''}",
+        "call remove_cross_attention; a processor that returns its input adds LayerNorm(h) to h",
+    )
+
+
+@torch.no_grad()
+def new_channels_are_ignored(unet: UNet2DConditionModel, config: Config) -> Check:
+    """A zero-widened conv_in gives the base model's output whatever the new channels hold."""
+    conv = unet.conv_in
+    weight = conv.weight[:, LATENT_CHANNELS:]
+    if bool((weight != 0).any()):
+        trained = config.model.weights != "random"
+        return Check(
+            "conv_in ignores the new channels at init",
+            trained,
+            "zero weights, or weights that were trained with them",
+            f"norm {float(weight.norm()):.3g} in the {weight.shape[1]} new channels"
+            + (" (the loaded weights have them)" if trained else ""),
+            "widen conv_in with rule `zero` before training",
+        )
+    x = normal((1, conv.in_channels, 16, 16), config.seed, "widening").to(conv.weight)
+    bare = x.clone()
+    bare[:, LATENT_CHANNELS:] = 0
+    change = float((conv(x) - conv(bare)).abs().amax())
+    return Check("conv_in ignores the new channels at init", change == 0.0, "change 0", f"change {change:.3g}", "as above")
+
+
+@torch.no_grad()
+def forward(config: Config, unet: UNet2DConditionModel, encoded: EncodedBatch, path: PathTable) -> list[Check]:
+    """One forward pass at the configured size and precision, every leaf module measured."""
+    precision, device = POLICIES[config.precision], encoded.data.device
+    noise = normal(encoded.data.shape, config.seed, "check").to(device)
+    t = torch.linspace(0.1, 0.9, len(encoded.ids), device=device)
+    x_t = interpolate(noise, encoded.data, t)
+    path.add("UNet", "t", t, "(B)", (0, 1))
+    path.add("UNet", "x_t", x_t, "(B, 4, h, w)", None)
+    path.add("UNet", "input [x_t, object, mask]", torch.cat([x_t, encoded.concatenated], 1), "(B, 9, h, w)", None)
+    seen: dict[str, Tensor] = {}
+    handles = [
+        unet.time_proj.register_forward_hook(lambda m, i, o: seen.update(timesteps=i[0], sinusoids=o)),
+        unet.time_embedding.register_forward_hook(lambda m, i, o: seen.update(embedding=o)),
+    ]
+    layers = LayerStatistics(unet)
+    unet.eval()
+    with layers.recording(), precision.autocast(device):
+        predicted = predict_velocity(unet, x_t, t, encoded.concatenated, encoded.embedding)
+    unet.train()
+    layers.detach()
+    for handle in handles:
+        handle.remove()
+    path.add("UNet", "timestep 1000 (1 - t)", seen["timesteps"], "(B)", (0, 1000))
+    path.add("UNet", "time embedding", seen["embedding"], "(B, D)", None)
+    path.add("UNet", "velocity", predicted, "(B, 4, h, w)", None)
+    path.add("loss", "loss per sample", loss_per_sample(predicted, velocity(noise, encoded.data)), "(B)", None)
+    measured = {name: kinds["activation"] for name, kinds in layers.collect().items()}
+    bad = [name for name, statistics in measured.items() if statistics.num_nonfinite]
+    largest = max(measured, key=lambda name: measured[name].max_abs)
+    low = precision.weights_dtype if precision.autocast_dtype is None else precision.autocast_dtype
+    dtypes = {name: str(seen[name].dtype).removeprefix("torch.") for name in ("timesteps", "sinusoids", "embedding")}
+    islands = ("timesteps", "sinusoids") if precision.weights_dtype != torch.float32 else tuple(dtypes)
+    return [
+        Check(
+            "t and its embedding are float32",
+            all(dtypes[name] == "float32" for name in islands) and encoded.embedding.dtype == torch.float32,
+            f"float32 for {', '.join(islands)}, light embedding",
+            ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items()),
+            "half types lose integers above 256 or 2048: keep t and its embedding out of autocast",
+        ),
+        Check(
+            f"forward is finite in {config.precision}",
+            not bad,
+            f"0 of {len(measured)} layers with non-finite values",
+            f"{len(bad)} layers{', first ' + bad[0] if bad else ''}; largest {measured[largest].max_abs:.3g} at {largest} "
+            f"({low} reaches {torch.finfo(low).max:.3g})",
+            "use --precision bf16 or fp32, or check the loaded weights",
+        ),
+    ]
+
+
+def gradients(config: Config, unet: UNet2DConditionModel, task: Task, encoded: EncodedBatch) -> tuple[list[Check], float]:
+    """Gradients of the loss reach every trainable tensor and are finite. Also bytes autograd saves per full-size sample.
+
+    Each gradient is measured and dropped as it comes, so that no second copy of the weights is ever held.
+    """
+    precision, device = POLICIES[config.precision], encoded.data.device
+    small = _shrunk(encoded.select(slice(0, 1)))
+    noise = normal(small.data.shape, config.seed, "check").to(device)
+    t = torch.full((1,), 0.5, device=device)
+    norms: dict[str, Tensor] = {}
+
+    def note(name: str):  # noqa: ANN202
+        def hook(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            norms[name] = parameter.grad.detach().float().norm()
+            parameter.grad = None
+
+        return hook
+
+    named = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    handles = [p.register_post_accumulate_grad_hook(note(name)) for name, p in named.items()]
+    scaler = torch.amp.GradScaler(device.type) if precision.scales_gradients else None
+    with SavedBytes(unet) as saved, precision.autocast(device):
+        x_t = interpolate(noise, small.data, t)
+        predicted = predict_velocity(unet, x_t, t, small.concatenated, small.embedding)
+    loss = loss_per_sample(predicted, velocity(noise, small.data)).mean()
+    # A calibrated scale: the initial 65536 overflows float16 by design and only says that calibration is due.
+    (loss * (1024.0 if scaler is not None else 1.0)).backward()
+    for handle in handles:
+        handle.remove()
+    unreached = [name for name in named if name not in norms]
+    zero = [name for name, norm in norms.items() if float(norm) == 0.0]
+    bad = [name for name, norm in norms.items() if not bool(norm.isfinite())]
+    per_sample = saved.total * encoded.data.shape[-1] ** 2 / small.data.shape[-1] ** 2
+    missing = unreached + zero
+    return [
+        Check(
+            "gradients reach every trainable tensor",
+            not missing,
+            f"{len(named):,} of {len(named):,} tensors",
+            f"{len(named) - len(missing):,} of {len(named):,}" + (f"; not {', '.join(missing[:8])}" if missing else ""),
+            "these never learn: something detaches them (no_grad, .item(), a removed path) or float16 underflows",
+        ),
+        Check(
+            f"gradients are finite in {config.precision}",
+            not bad,
+            "0 tensors with non-finite gradient",
+            f"{len(bad)} tensors{', first ' + bad[0] if bad else ''}",
+            "use --precision bf16 or fp32, or look at the largest activations",
+        ),
+    ], float(per_sample)
+
+
+def light_response(config: Config, unet: UNet2DConditionModel, encoded: EncodedBatch, batch: Batch) -> list[Check]:
+    """Output and gradient answer to each of theta, phi and size."""
+    precision, device = POLICIES[config.precision], encoded.data.device
+    small = _shrunk(encoded.select(slice(0, 1)))
+    light = batch.light[:1].cpu().repeat(4, 1)
+    for row, (column, (low, high)) in enumerate(enumerate((THETA_RANGE, PHI_RANGE, SIZE_RANGE)), start=1):
+        middle = (low + high) / 2
+        light[row, column] = middle + (high - low) / 4 if light[row, column] <= middle else middle - (high - low) / 4
+    embedding = embed_light(light).to(device)
+    noise = normal(small.data.shape, config.seed, "check").to(device)
+    t = torch.full((1,), 0.5, device=device)
+    x_t = interpolate(noise, small.data, t)
+    unet.requires_grad_(False)
+    outputs = []
+    with torch.no_grad(), precision.autocast(device):
+        for row in range(4):
+            outputs.append(predict_velocity(unet, x_t, t, small.concatenated, embedding[row : row + 1]))
+    asked = embedding[:1].clone().requires_grad_()
+    with precision.autocast(device):
+        predicted = predict_velocity(unet, x_t, t, small.concatenated, asked)
+    loss_per_sample(predicted, velocity(noise, small.data)).mean().backward()
+    unet.requires_grad_(True)
+    assert asked.grad is not None
+    scale = float(outputs[0].norm())
+    checks = []
+    for row, name in enumerate(("theta", "phi", "size"), start=1):
+        change = float((outputs[row] - outputs[0]).norm()) / scale
+        column = slice((row - 1) * 256, row * 256)
+        gradient = float(asked.grad[:, column].norm())
+        checks.append(
+            Check(
+                f"output and gradient answer to {name}",
+                change > _MIN_RESPONSE and gradient > 0.0,
+                f"relative change > {_MIN_RESPONSE:g}, gradient > 0",
+                f"change {change:.2e} from {float(light[0, row - 1]):g} to {float(light[row, row - 1]):g}, "
+                f"gradient {gradient:.2e}",
+                "the light does not reach the UNet: check class_embedding and that its output is added",
+            )
+        )
+    return checks
+
+
+def _shrunk(encoded: EncodedBatch) -> EncodedBatch:
+    """The sample with its latents area-averaged to at most 32 x 32."""
+    side = min(_GRADIENT_LATENT, encoded.data.shape[-1])
+    resize = torch.nn.functional.adaptive_avg_pool2d
+    return EncodedBatch(
+        ids=encoded.ids,
+        positions=encoded.positions,
+        data=resize(encoded.data, side),
+        concatenated=resize(encoded.concatenated, side),
+        embedding=encoded.embedding,
+    )

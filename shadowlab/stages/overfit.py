@@ -1,0 +1,115 @@
+"""overfit: can the model memorise a handful of samples? If not, a long training run is money burnt.
+
+The training loss is a poor judge: with random t and noise it cannot reach zero. The samples are fixed and so is a
+grid of (sample, t, noise) on which the model is judged, together with the shadows it generates in one step.
+"""
+
+import torch
+
+from shadowlab.config import Config, OptimizerConfig
+from shadowlab.data.dataset import open_dataset
+from shadowlab.data.order import sample_indices
+from shadowlab.data.sample import collate
+from shadowlab.errors import UserError
+from shadowlab.evaluation.fixed_grid import FixedGrid, GridResult
+from shadowlab.evaluation.pictures import comparison_grid, save_picture
+from shadowlab.reporter import Reporter
+from shadowlab.run_folder import RunFolder
+from shadowlab.seeding import permutation
+from shadowlab.stages.result import StageResult
+from shadowlab.task import ShadowTask
+from shadowlab.training.processes import Processes
+from shadowlab.training.step import StepPlace
+from shadowlab.training.telemetry import Telemetry
+from shadowlab.training.trainee import build_trainee, build_unet
+from shadowlab.vae import load_vae
+
+
+def run_overfit(config: Config, run: RunFolder, processes: Processes, reporter: Reporter) -> StageResult:
+    """Train on `overfit.num_samples` samples until one-step generation meets the criterion.
+
+    Raises:
+        UserError: the data cannot be read or holds too few samples.
+        NonFiniteError: loss or gradients are not finite.
+    """
+    processes.require_single("overfit")
+    settings = config.overfit
+    dataset = open_dataset(config.data.path, config.data.image_size)
+    for notice in dataset.notices:
+        reporter.warn(notice)
+    if len(dataset) < settings.num_samples:
+        raise UserError(f"{config.data.path}: has {len(dataset)} samples; --samples {settings.num_samples} is too many")
+    chosen = permutation(len(dataset), config.seed, "overfit-samples")[: settings.num_samples].tolist()
+    batch = collate([dataset[i] for i in sorted(chosen)])
+
+    task = ShadowTask(load_vae(config.model.vae_source, seed=config.seed).to(processes.device))
+    grid = FixedGrid(
+        task,
+        batch,
+        timesteps=config.validation.timesteps,
+        num_noises=config.validation.num_noises,
+        seed=config.seed,
+        chunk=settings.batch_size,
+    )
+    optimizer = OptimizerConfig(
+        **config.optimizer.model_dump()
+        | {"learning_rate": settings.learning_rate, "warmup_steps": settings.warmup_steps, "weight_decay": 0.0}
+        | {"schedule": "cosine"}
+    )
+    unet = build_unet(config, task, processes.device)
+    trainee = build_trainee(config, unet, processes, optimizer, settings.max_steps)
+    telemetry = Telemetry(run, trainee, config.diagnostics, kind="overfit")
+    reporter.say(
+        f"overfit: {settings.num_samples} samples of {dataset.name}, {sum(p.numel() for p in unet.parameters()):,} "
+        f"parameters, {config.precision}, until R^2 >= {settings.min_r2} and soft IoU >= {settings.min_soft_iou}"
+    )
+    size = min(settings.batch_size, settings.num_samples)
+    result, step = grid.evaluate(unet, trainee.precision), 0
+    try:
+        with reporter.start("overfit", settings.max_steps):
+            for step in range(1, settings.max_steps + 1):
+                first = (step - 1) * size
+                rows = torch.tensor(sample_indices(first, size, settings.num_samples, config.seed))
+                encoded = grid.encoded.select(rows).at_positions(torch.arange(first, first + size))
+                outcome = telemetry.step([encoded], StepPlace(step - 1, first, size))
+                judged = step % settings.evaluate_every == 0 or step == settings.max_steps
+                if judged:
+                    result = grid.evaluate(unet, trainee.precision)
+                    telemetry.write({"kind": "fixed_grid", "step": step, **result.numbers()})
+                numbers = {"loss": outcome.loss, "grad norm": outcome.grad_norm, "grid loss": result.loss}
+                numbers |= {"R^2": result.r2, "soft IoU": result.metrics["soft_iou"]}
+                reporter.advance(step, settings.max_steps, numbers, log=judged)
+                if judged and _meets(result, config):
+                    break
+        picture = comparison_grid(batch, task.target(batch), result.prediction, max_rows=settings.num_samples)
+        save_picture(picture, run.samples / f"overfit-step-{step:08d}.png")
+        telemetry.image("overfit/comparison", picture, step)
+    finally:
+        telemetry.close()
+    return _conclude(result, step, config, run, reporter)
+
+
+def _meets(result: GridResult, config: Config) -> bool:
+    return result.r2 >= config.overfit.min_r2 and result.metrics["soft_iou"] >= config.overfit.min_soft_iou
+
+
+def _conclude(result: GridResult, step: int, config: Config, run: RunFolder, reporter: Reporter) -> StageResult:
+    passed = _meets(result, config)
+    model, black = result.metrics, result.black_metrics
+    reporter.say(
+        f"fixed-grid loss {result.loss:.4f}; one-step generation: R^2 {result.r2:.3f}, "
+        f"soft IoU {model['soft_iou']:.3f} (all black {black['soft_iou']:.3f}), "
+        f"RMSE {model['rmse']:.4f} (all black {black['rmse']:.4f}) after {step} steps"
+    )
+    reporter.say(f"pictures (object / target / one step / error): {run.samples}")
+    message = ""
+    if not passed:
+        message = (
+            f"overfit failed: after {step} steps R^2 is {result.r2:.3f} (needs {config.overfit.min_r2}) and soft IoU "
+            f"{model['soft_iou']:.3f} (needs {config.overfit.min_soft_iou}). Look at: whether the loss still falls "
+            "(raise --set overfit.max_steps), gradient norms near zero or growing in TensorBoard (lower or raise "
+            "--set overfit.learning_rate), layers without gradient (shadowlab check-forward), and the pictures "
+            "(a blurred prediction: the conditions do not reach the model; a sharp wrong one: pairs are mixed up)"
+        )
+    summary = {"steps": step, "criterion": {"r2": config.overfit.min_r2, "soft_iou": config.overfit.min_soft_iou}}
+    return StageResult("overfit", passed, summary | result.numbers(), message)

@@ -1,0 +1,103 @@
+"""Running a stage: its folder, its log, its entry in stages.json; and what `train` wants proved beforehand."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from diagnostics.nonfinite import NonFiniteError
+from shadowlab.config import Config
+from shadowlab.errors import StageFailedError
+from shadowlab.reporter import Reporter
+from shadowlab.run_folder import RunFolder, stage_passed
+from shadowlab.stages.check_forward import run_check_forward
+from shadowlab.stages.overfit import run_overfit
+from shadowlab.stages.result import StageResult
+from shadowlab.training.processes import Processes, SingleProcess
+
+REQUIRED_STAGES: dict[str, Callable[..., StageResult]] = {
+    "check-forward": run_check_forward,
+    "overfit": run_overfit,
+}
+_POLL_SECONDS = 1.0
+
+
+def finish_stage(
+    name: str, config: Config, run: RunFolder, reporter: Reporter, stage: Callable[[], StageResult], *, write: bool = True
+) -> StageResult:
+    """Run `stage` and record its result in stages.json, a failure too.
+
+    Args:
+        write: False on every process but the first.
+
+    Raises:
+        StageFailedError: the stage did not pass; and whatever the stage raises.
+    """
+    if write:
+        reporter.log_to(run.log)
+    try:
+        result = stage()
+    except (StageFailedError, NonFiniteError) as error:
+        if write:
+            run.record_stage(name, passed=False, config=config, summary={"error": str(error)})
+            reporter.note(f"{name} failed: {error}")
+        raise
+    if write:
+        run.record_stage(name, passed=result.passed, config=config, summary=result.summary)
+    reporter.result({"stage": name, "passed": result.passed, "run": str(run.path), **result.summary})
+    if not result.passed:
+        reporter.note(result.message)
+        raise StageFailedError(result.message)
+    reporter.say(f"{name}: passed ({run.path})", style="bold green")
+    return result
+
+
+def prove_required_stages(
+    config: Config, run: RunFolder, processes: Processes, reporter: Reporter, *, skip: bool
+) -> None:
+    """See that check-forward and overfit passed for this model configuration; run those that are missing.
+
+    Each missing stage runs on the first process, in a folder of its own beside `run`; the other processes wait for
+    its entry in a file, outside any collective, so that no timeout can strike.
+
+    Raises:
+        StageFailedError: a stage fails; training does not begin.
+    """
+    if skip:
+        reporter.warn(f"--skip-stages: {' and '.join(REQUIRED_STAGES)} are not asked for; nothing proves this model")
+        return
+    marker = run.path / "required-stages.json"
+    if not processes.is_main:
+        while not marker.exists():
+            time.sleep(_POLL_SECONDS)
+        processes.wait()
+        return
+    proofs: dict[str, str] = {}
+    for name, stage in REQUIRED_STAGES.items():
+        passed_in = stage_passed(config, name)
+        if passed_in is None:
+            reporter.say(f"train needs {name} first; running it")
+            passed_in = _run_required(name, stage, config, run, processes, reporter)
+        else:
+            reporter.say(f"{name}: passed before ({passed_in})")
+        proofs[name] = str(passed_in)
+    temporary = marker.with_suffix(".tmp")
+    temporary.write_text(json.dumps(proofs, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(marker)
+    processes.wait()
+
+
+def _run_required(
+    name: str,
+    stage: Callable[..., StageResult],
+    config: Config,
+    run: RunFolder,
+    processes: Processes,
+    reporter: Reporter,
+) -> Path:
+    folder = RunFolder.create(config, f"{run.path.name}-{name}")
+    alone = SingleProcess(processes.device)
+    quiet = reporter.without_result()
+    finish_stage(name, config, folder, quiet, lambda: stage(config, folder, alone, quiet))
+    quiet.close()
+    return folder.path

@@ -1,0 +1,204 @@
+"""train: the run itself. One readable loop; what a step is stands in shadowlab/training/step.py."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from shadowlab.config import Config
+from shadowlab.data.dataset import ShadowDataset, open_dataset
+from shadowlab.data.sample import Batch, collate
+from shadowlab.data.split import Split, split_by_object
+from shadowlab.errors import StageFailedError, UserError
+from shadowlab.evaluation.fixed_grid import FixedGrid, GridResult
+from shadowlab.evaluation.pictures import comparison_grid, save_picture
+from shadowlab.reporter import Reporter
+from shadowlab.run_folder import RunFolder
+from shadowlab.stages.result import StageResult
+from shadowlab.task import EncodedBatch, ShadowTask, Task
+from shadowlab.training.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
+from shadowlab.training.loader import endless_batches, micro_batch_positions
+from shadowlab.training.processes import Processes
+from shadowlab.training.step import StepPlace
+from shadowlab.training.telemetry import Telemetry
+from shadowlab.training.trainee import Trainee, build_trainee, build_unet
+from shadowlab.vae import load_vae
+
+
+def run_train(
+    config: Config, run: RunFolder, processes: Processes, reporter: Reporter, *, resume: bool = False
+) -> StageResult:
+    """Train to `train.max_steps`, from the newest complete checkpoint of `run` with `resume`.
+
+    Raises:
+        UserError: data, weights or checkpoint cannot be read, or `resume` finds no checkpoint.
+        NonFiniteError: loss or gradients are not finite; the last checkpoint stays.
+        StageFailedError: weights turned non-finite in a step, or the gradient scaler skips for ever.
+    """
+    # 1. Data: split by object, and a fixed grid of held-out samples.
+    settings = config.train
+    dataset = open_dataset(config.data.path, config.data.image_size)
+    for notice in dataset.notices:
+        reporter.warn(notice)
+    split = split_by_object(dataset.object_ids, config.data.validation_fraction, config.seed)
+    task = ShadowTask(load_vae(config.model.vae_source, seed=config.seed).to(processes.device))
+    grid = _validation_grid(config, task, dataset, split)
+
+    # 2. Model and optimizer; conv_in is widened before the optimizer sees it.
+    unet = build_unet(config, task, processes.device)
+    trainee = build_trainee(config, unet, processes, config.optimizer, settings.max_steps)
+
+    # 3. Where to begin.
+    step, position = _restore(run, trainee) if resume else (0, 0)
+    if step >= settings.max_steps:
+        reporter.say(f"{run.path} is complete at step {step}; give a larger --max-steps to train on")
+        return StageResult("train", True, {"steps": step})
+    global_batch = settings.batch_size * settings.gradient_accumulation_steps * processes.count
+    batches = endless_batches(
+        dataset,
+        split.train,
+        seed=config.seed,
+        first_position=position,
+        batch_size=settings.batch_size,
+        accumulation=settings.gradient_accumulation_steps,
+        rank=processes.rank,
+        num_processes=processes.count,
+        num_workers=config.data.num_workers,
+    )
+    telemetry = Telemetry(run, trainee, config.diagnostics, kind="train", resumed_at=step)
+    reporter.say(
+        f"train: {len(split.train)} samples ({len(split.validation)} held out), "
+        f"{sum(p.numel() for p in unet.parameters()):,} parameters, {config.precision}"
+        f"{' (TF32 off)' if config.precision == 'fp32' else ''}, effective batch {global_batch} = {settings.batch_size} "
+        f"x {settings.gradient_accumulation_steps} x {processes.count}, steps {step} to {settings.max_steps}"
+    )
+
+    # 4. The loop.
+    first_result = result = _validate(grid, trainee, telemetry, reporter, run, step, write=not resume)
+    skips = 0
+    try:
+        with reporter.start("train", settings.max_steps, step):
+            while step < settings.max_steps:
+                started = time.perf_counter()
+                encoded = _next_micro_batches(batches, task, config, processes, position)
+                waited = time.perf_counter() - started
+                outcome = telemetry.step(encoded, StepPlace(step, position, global_batch), waited_seconds=waited)
+                step, position = step + 1, position + global_batch
+                skips = skips + 1 if outcome.skipped else 0
+                if skips >= settings.max_consecutive_skips:
+                    raise StageFailedError(
+                        f"step {step}: the gradient scaler skipped {skips} steps in a row (scale "
+                        f"{trainee.scaler.get_scale() if trainee.scaler else 1:g}): gradients overflow float16 at every "
+                        "scale; use --precision bf16 or fp32, or lower the learning rate"
+                    )
+                if step % settings.validate_every == 0 or step == settings.max_steps:
+                    result = _validate(grid, trainee, telemetry, reporter, run, step)
+                if step % config.checkpoint.every_steps == 0 or step == settings.max_steps:
+                    _save(config, run, trainee, step, position)
+                numbers = {"loss": outcome.loss, "grad norm": outcome.grad_norm, "lr": outcome.learning_rate}
+                reporter.advance(step, settings.max_steps, numbers, log=step % settings.log_every == 0)
+    finally:
+        telemetry.close()
+    return _conclude(first_result, result, step, run, reporter)
+
+
+def _validation_grid(config: Config, task: Task, dataset: ShadowDataset, split: Split) -> FixedGrid:
+    # Every n-th held-out sample: consecutive ones show the same object.
+    wanted = min(config.validation.num_samples, len(split.validation))
+    chosen = [split.validation[i * len(split.validation) // wanted] for i in range(wanted)]
+    return FixedGrid(
+        task,
+        collate([dataset[i] for i in chosen]),
+        timesteps=config.validation.timesteps,
+        num_noises=config.validation.num_noises,
+        seed=config.seed,
+        chunk=config.train.batch_size,
+    )
+
+
+def _restore(run: RunFolder, trainee: Trainee) -> tuple[int, int]:
+    checkpoints = complete_checkpoints(run.checkpoints)
+    if not checkpoints:
+        raise UserError(f"{run.path}: has no complete checkpoint to resume from; start it again under another --run")
+    state = load_checkpoint(checkpoints[-1], trainee)
+    return state["step"], state["position"]
+
+
+def _next_micro_batches(
+    batches: Iterator[Batch], task: Task, config: Config, processes: Processes, position: int
+) -> list[EncodedBatch]:
+    settings = config.train
+    places = micro_batch_positions(
+        position, settings.batch_size, settings.gradient_accumulation_steps, processes.rank, processes.count
+    )
+    return [task.encode(next(batches), torch.tensor(positions)) for positions in places]
+
+
+def _validate(
+    grid: FixedGrid,
+    trainee: Trainee,
+    telemetry: Telemetry,
+    reporter: Reporter,
+    run: RunFolder,
+    step: int,
+    *,
+    write: bool = True,
+) -> GridResult:
+    """Judge the averaged weights (the raw ones where there is no EMA). Every rank does: no rank waits for another.
+
+    write: False right after a resume, where the run has this step's record already.
+    """
+    with averaged_weights(trainee):
+        result = grid.evaluate(trainee.unet, trainee.precision)
+    if write:
+        telemetry.write({"kind": "validation", "step": step, **result.numbers()})
+    if write and trainee.processes.is_main:
+        target = grid.task.target(grid.batch)
+        picture = comparison_grid(grid.batch, target, result.prediction)
+        save_picture(picture, run.samples / f"step-{step:08d}.png")
+        telemetry.image("validation/comparison", picture, step)
+    reporter.say(
+        f"step {step}  validation loss {result.loss:.4f}  R^2 {result.r2:.3f}  "
+        f"soft IoU {result.metrics['soft_iou']:.3f}  RMSE {result.metrics['rmse']:.4f} "
+        f"(all black {result.black_metrics['rmse']:.4f})"
+    )
+    return result
+
+
+@contextmanager
+def averaged_weights(trainee: Trainee) -> Iterator[None]:
+    """Inside, the UNet holds the EMA weights, if there is an EMA that has been updated; outside, its own, bit for bit."""
+    if trainee.ema is None or trainee.ema.optimization_step == 0:
+        yield
+        return
+    parameters = list(trainee.parameters().values())
+    own = [p.detach().clone() for p in parameters]
+    trainee.ema.copy_to(parameters)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_([p.data for p in parameters], own)
+
+
+def _save(config: Config, run: RunFolder, trainee: Trainee, step: int, position: int) -> None:
+    if trainee.processes.is_main:
+        save_checkpoint(
+            run.checkpoints,
+            trainee,
+            step=step,
+            position=position,
+            model_hash=config.model_hash(),
+            keep_last=config.checkpoint.keep_last,
+        )
+    trainee.processes.wait()
+
+
+def _conclude(first: GridResult, last: GridResult, step: int, run: RunFolder, reporter: Reporter) -> StageResult:
+    fell = last.loss < first.loss
+    reporter.say(f"validation loss {first.loss:.4f} -> {last.loss:.4f}; checkpoints in {run.checkpoints}")
+    if not fell:
+        reporter.warn("the validation loss did not fall; look at the gradient norms in TensorBoard")
+    summary = {"steps": step, "first_validation_loss": first.loss, "validation_loss_fell": fell}
+    return StageResult("train", True, summary | last.numbers())

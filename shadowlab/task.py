@@ -1,0 +1,109 @@
+"""The shadow task: everything that is particular to shadows, in one small object.
+
+Legend: B batch, H W pixels, h w latents (H/8).
+
+Step, loop, stages and diagnostics see a `Task` and `EncodedBatch`es; what is concatenated, what the embedding
+means, what the target is and how a result is judged is decided here. Another task is another such object.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from shadowlab.data.sample import Batch
+from shadowlab.evaluation.metrics import per_image_metrics
+from shadowlab.light import EMBEDDING_DIM, embed_light
+from shadowlab.unet import Widening
+from shadowlab.vae import LATENT_CHANNELS, ShadowVae, mask_to_latent
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """What the model and the flow see of a batch; all float32.
+
+    data: (B, 4, h, w) latents of the target. concatenated: (B, 5, h, w) conditions joined along channels.
+    embedding: (B, 768), joined to the time embedding. positions: (B,) int64, place of each sample in the stream
+    of training samples, from which its noise follows.
+    """
+
+    ids: list[str]
+    positions: Tensor
+    data: Tensor
+    concatenated: Tensor
+    embedding: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Named (B, ...) float tensors, for blame."""
+        return {"data": self.data, "concatenated": self.concatenated, "embedding": self.embedding}
+
+    def at_positions(self, positions: Tensor) -> "EncodedBatch":
+        """The same samples at other places of the stream, so with other noise."""
+        return replace(self, positions=positions)
+
+    def select(self, rows: slice | Tensor) -> "EncodedBatch":
+        index = torch.arange(len(self.ids))[rows]
+        return replace(
+            self,
+            ids=[self.ids[i] for i in index.tolist()],
+            positions=self.positions[index],
+            data=self.data[index],
+            concatenated=self.concatenated[index],
+            embedding=self.embedding[index],
+        )
+
+
+class Task(Protocol):
+    """What a task must say."""
+
+    name: str
+    in_channels: int
+    embedding_dim: int
+    widening: Widening
+    vae: ShadowVae
+
+    def encode(self, batch: Batch, positions: Tensor | None = None) -> EncodedBatch: ...
+    def decode(self, latents: Tensor) -> Tensor: ...
+    def target(self, batch: Batch) -> Tensor: ...
+    def metrics(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]: ...
+
+
+class ShadowTask:
+    """Object, mask and light to the grey shadow map of the ground (arXiv 2412.11972)."""
+
+    name = "shadow"
+    in_channels = LATENT_CHANNELS + LATENT_CHANNELS + 1  # x_t, object latent, mask; this order is in the weights
+    embedding_dim = EMBEDDING_DIM
+    widening: Widening = "zero"
+
+    def __init__(self, vae: ShadowVae) -> None:
+        self.vae = vae
+
+    @torch.no_grad()
+    def encode(self, batch: Batch, positions: Tensor | None = None) -> EncodedBatch:
+        """Encode pictures to latents on the VAE's device. `positions` defaults to 0 .. B-1."""
+        device = self.vae.device
+        embedding = embed_light(batch.light.cpu()).to(device)  # checked on the CPU: no synchronisation later
+        batch = batch.to(device)
+        mask = mask_to_latent(batch.mask)
+        return EncodedBatch(
+            ids=list(batch.ids),
+            positions=torch.arange(len(batch.ids)) if positions is None else positions,
+            data=self.vae.encode_shadow(batch.shadow),
+            concatenated=torch.cat([self.vae.encode(batch.object_image), mask], dim=1),
+            embedding=embedding,
+        )
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, 4, h, w) -> predicted shadow maps (B, 1, H, W) float32 in [0, 1]."""
+        return self.vae.decode_shadow(latents)
+
+    def target(self, batch: Batch) -> Tensor:
+        """(B, 1, H, W) in [0, 1]."""
+        return batch.shadow
+
+    def metrics(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Per-image metrics, name -> (B,)."""
+        return per_image_metrics(prediction, self.target(batch).to(prediction.device))

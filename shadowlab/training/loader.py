@@ -1,0 +1,65 @@
+"""Batches by position: which samples a process reads in a step is arithmetic, not state."""
+
+from collections.abc import Iterator, Sequence
+
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from shadowlab.data.dataset import ShadowDataset
+from shadowlab.data.order import sample_indices
+from shadowlab.data.sample import Batch, Sample, collate
+
+
+def micro_batch_positions(
+    first_position: int, batch_size: int, accumulation: int, rank: int, num_processes: int
+) -> list[list[int]]:
+    """Positions in the sample stream of each micro-batch of one process in one step.
+
+    A step takes `batch_size x accumulation x num_processes` consecutive positions. Micro-batch m of rank r takes
+    the block m * num_processes + r, so 1 x 4, 2 x 2 and 4 x 1 processes x accumulation read the same samples.
+    """
+    starts = [first_position + (m * num_processes + rank) * batch_size for m in range(accumulation)]
+    return [list(range(start, start + batch_size)) for start in starts]
+
+
+class _Subset(Dataset[Sample]):
+    def __init__(self, dataset: ShadowDataset, indices: Sequence[int]) -> None:
+        self._dataset, self._indices = dataset, list(indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._dataset[self._indices[index]]
+
+
+class _EndlessSampler(Sampler[list[int]]):
+    def __init__(self, length: int, seed: int, first: int, batch_size: int, accumulation: int, rank: int, count: int):
+        self._length, self._seed = length, seed
+        self._arguments = (first, batch_size, accumulation, rank, count)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first, batch_size, accumulation, rank, count = self._arguments
+        while True:
+            for positions in micro_batch_positions(first, batch_size, accumulation, rank, count):
+                yield sample_indices(positions[0], batch_size, self._length, self._seed)
+            first += batch_size * accumulation * count
+
+
+def endless_batches(
+    dataset: ShadowDataset,
+    indices: Sequence[int],
+    *,
+    seed: int,
+    first_position: int,
+    batch_size: int,
+    accumulation: int,
+    rank: int,
+    num_processes: int,
+    num_workers: int,
+) -> Iterator[Batch]:
+    """This process's micro-batches, from `first_position` on, for ever. Workers do not change the order."""
+    sampler = _EndlessSampler(len(indices), seed, first_position, batch_size, accumulation, rank, num_processes)
+    loader = DataLoader(
+        _Subset(dataset, indices), batch_sampler=sampler, collate_fn=collate, num_workers=num_workers
+    )
+    return iter(loader)

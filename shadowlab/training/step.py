@@ -1,0 +1,160 @@
+"""The training step. It exists once; overfit, train and the checks all call it.
+
+Legend: B samples of a micro-batch, N samples of this process in the step.
+
+A step is a pure function of (weights, batch, seed, step): noise belongs to a sample's position in the data stream
+and t to the step, so the same step can be run again, to resume or to find out what went wrong in it.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from diagnostics.nonfinite import NonFiniteError, NonFiniteFinding, all_finite, locate_first_nonfinite
+from diagnostics.parameters import ParameterStatistics, gradient_norms, total_norm
+from shadowlab.flow import interpolate, loss_per_sample, stratified_times, velocity
+from shadowlab.seeding import generator, normal
+from shadowlab.task import EncodedBatch
+from shadowlab.training.trainee import Trainee, learning_rate
+from shadowlab.unet import predict_velocity
+
+
+@dataclass(frozen=True)
+class StepPlace:
+    """Where a step stands.
+
+    step: 0-based optimizer step. first_position: samples drawn by all processes before it.
+    global_batch: samples of all processes in this step.
+    """
+
+    step: int
+    first_position: int
+    global_batch: int
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """Host numbers of one finished step. `grad_norm` is before clipping. `skipped`: the scaler left weights alone."""
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    skipped: bool
+
+
+def training_step(
+    trainee: Trainee,
+    batches: Sequence[EncodedBatch],
+    place: StepPlace,
+    *,
+    parameter_statistics: ParameterStatistics | None = None,
+) -> StepOutcome:
+    """Forward, backward, finite check, clip, optimizer, EMA over the micro-batches of one step.
+
+    The only host read is of (loss, gradient norm, finite flag), together, before the optimizer step.
+
+    Raises:
+        NonFiniteError: loss or gradients are not finite on some rank; weights, optimizer and EMA are unchanged.
+    """
+    optimizer, config = trainee.optimizer, trainee.learning_rate_config
+    optimizer.zero_grad(set_to_none=True)
+    losses = forward_backward(trainee, trainee.model, batches, place)
+    if trainee.scaler is not None:
+        trainee.scaler.unscale_(optimizer)
+    parameters = trainee.parameters()
+    norms = gradient_norms(parameters)
+    grad_norm = total_norm(norms.values())
+    finite_loss = trainee.processes.all_true(all_finite([losses]))
+    finite_gradients = trainee.processes.all_true(torch.isfinite(grad_norm))
+    loss = trainee.processes.mean(losses.mean())
+    host = torch.stack([loss.double(), grad_norm, finite_loss.double(), finite_gradients.double()]).tolist()
+    rate = learning_rate(config, place.step, trainee.max_steps)
+
+    if not host[2] or (not host[3] and trainee.scaler is None):
+        raise _explain(trainee, batches, place, loss=host[0], grad_norm=host[1])
+    if not host[3]:  # float16 gradients overflowed at this scale: the scaler halves it, nothing moves
+        trainee.scaler.step(optimizer)
+        trainee.scaler.update()
+        return StepOutcome(host[0], host[1], rate, skipped=True)
+
+    if parameter_statistics is not None:
+        parameter_statistics.before_step()
+    if config.max_grad_norm is not None:
+        # Like clip_grad_norm_, but after the finite check: it would turn one Inf into NaN everywhere.
+        scale = (config.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0).float()
+        torch._foreach_mul_([p.grad for p in parameters.values() if p.grad is not None], scale)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    if trainee.scaler is not None:
+        trainee.scaler.step(optimizer)
+        trainee.scaler.update()
+    else:
+        optimizer.step()
+    if trainee.ema is not None:
+        trainee.ema.step(parameters.values())
+    if parameter_statistics is not None:
+        parameter_statistics.after_step()
+    return StepOutcome(host[0], host[1], rate, skipped=False)
+
+
+def forward_backward(
+    trainee: Trainee, model: nn.Module, batches: Sequence[EncodedBatch], place: StepPlace
+) -> Tensor:
+    """Accumulate gradients of the mean loss over `batches`. Returns the loss of each sample, (N,) float32."""
+    losses = []
+    for number, batch in enumerate(batches):
+        last = number == len(batches) - 1
+        # DDP averages gradients over ranks once, in the last micro-batch.
+        with nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync():
+            per_sample = flow_loss(trainee, model, batch, place)
+            loss = per_sample.mean() / len(batches)
+            (loss if trainee.scaler is None else trainee.scaler.scale(loss)).backward()
+        losses.append(per_sample.detach())
+    return torch.cat(losses)
+
+
+def flow_loss(trainee: Trainee, model: nn.Module, batch: EncodedBatch, place: StepPlace) -> Tensor:
+    """Rectified-flow loss of each sample, (B,) float32."""
+    device, seed = trainee.device, trainee.seed
+    shape = batch.data.shape[1:]
+    noise = torch.stack([normal(shape, seed, "noise", position) for position in batch.positions.tolist()])
+    offset = torch.rand((), generator=generator(seed, "t", place.step), dtype=torch.float64).item()
+    in_step = batch.positions - place.first_position
+    t = torch.cat([stratified_times(1, offset, int(p), place.global_batch) for p in in_step.tolist()])
+    noise, t = noise.to(device, non_blocking=True), t.to(device, non_blocking=True)
+    x_t = interpolate(noise, batch.data, t)
+    with trainee.precision.autocast(device):
+        predicted = predict_velocity(model, x_t, t, batch.concatenated, batch.embedding)
+    return loss_per_sample(predicted, velocity(noise, batch.data))
+
+
+def _explain(
+    trainee: Trainee, batches: Sequence[EncodedBatch], place: StepPlace, *, loss: float, grad_norm: float
+) -> NonFiniteError:
+    """Run the step again, on the bare UNet, under hooks. Each rank looks at its own samples; all agree at the end."""
+    found: list[tuple[int, NonFiniteFinding, tuple[str, ...]]] = []
+    for batch in batches:
+        trainee.optimizer.zero_grad(set_to_none=True)
+        finding = locate_first_nonfinite(
+            trainee.unet,
+            lambda batch=batch: forward_backward(trainee, trainee.unet, [batch], place),
+            batch=batch.tensors(),
+        )
+        if finding is not None:
+            found.append((trainee.processes.rank, finding, tuple(batch.ids[i] for i in finding.samples)))
+            break
+    found = trainee.processes.gather(found)
+    trainee.optimizer.zero_grad(set_to_none=True)
+    head = f"step {place.step + 1}, before optimizer.step(): "
+    tail = "\nWeights, optimizer and EMA are unchanged; nothing was saved."
+    if not found:
+        reason = f"loss {loss:.4g}, gradient norm {grad_norm:.4g}, but the same step was finite when repeated"
+        return NonFiniteError(f"{head}{reason}{tail}", step=place.step, finding=None, sample_ids=())
+    rank, finding, ids = found[0]
+    where = f"rank {rank}: " if trainee.processes.count > 1 else ""
+    named = f"\nsamples: {', '.join(ids)}" if ids else ""
+    message = f"{head}{where}{finding}{named}\nloss {loss:.4g}, gradient norm {grad_norm:.4g}{tail}"
+    return NonFiniteError(message, step=place.step, finding=finding, sample_ids=ids)

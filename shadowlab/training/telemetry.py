@@ -1,0 +1,131 @@
+"""Runs training steps under observation and writes what was seen: metrics.jsonl first, TensorBoard from the same record."""
+
+import fnmatch
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from diagnostics.layers import LayerStatistics
+from diagnostics.nonfinite import NonFiniteError
+from diagnostics.parameters import ParameterStatistics, histogram
+from diagnostics.records import RecordWriter, encode
+from diagnostics.tensorboard import TensorBoardView
+from shadowlab.config import DiagnosticsConfig
+from shadowlab.run_folder import RunFolder
+from shadowlab.task import EncodedBatch
+from shadowlab.training.step import StepOutcome, StepPlace, training_step
+from shadowlab.training.trainee import Trainee
+
+
+class Telemetry:
+    """The observed training step of one stage.
+
+    Args:
+        kind: `overfit` or `train`; prefix of the scalars.
+        resumed_at: steps done before; records of later steps in existing files are dropped.
+
+    Every rank measures (hooks must not differ between ranks); only the first writes.
+    """
+
+    def __init__(
+        self, run: RunFolder, trainee: Trainee, config: DiagnosticsConfig, *, kind: str, resumed_at: int = 0
+    ) -> None:
+        self._run, self._trainee, self._config, self._kind = run, trainee, config, kind
+        self._layers = LayerStatistics(trainee.unet) if config.statistics_every else None
+        self._parameters = ParameterStatistics(trainee.unet)
+        self._writer: RecordWriter | None = None
+        self._view: TensorBoardView | None = None
+        if trainee.processes.is_main:
+            self._writer = RecordWriter(run.metrics, keep_until_step=resumed_at)
+            self._view = TensorBoardView(run.tensorboard, purge_step=resumed_at + 1 if resumed_at else None)
+
+    def step(self, batches: Sequence[EncodedBatch], place: StepPlace, *, waited_seconds: float = 0.0) -> StepOutcome:
+        """One training step, recorded under its 1-based number.
+
+        Args:
+            waited_seconds: time spent waiting for the data of this step.
+
+        Raises:
+            NonFiniteError: as `training_step`, after the finding is written to incidents/.
+        """
+        number = place.step + 1
+        due = _is_due(number, self._config.statistics_every)
+        started = time.perf_counter()
+        try:
+            if self._layers is None or not due:
+                outcome = training_step(self._trainee, batches, place)
+            else:
+                with self._layers.recording():
+                    outcome = training_step(self._trainee, batches, place, parameter_statistics=self._parameters)
+        except NonFiniteError as error:
+            self._write_incident(error, number)
+            raise
+        record: dict[str, Any] = {
+            "kind": self._kind,
+            "step": number,
+            "loss": outcome.loss,
+            "grad_norm": outcome.grad_norm,
+            "learning_rate": outcome.learning_rate,
+            "step_seconds": time.perf_counter() - started,
+            "data_wait_seconds": waited_seconds,
+            "skipped": outcome.skipped,
+        }
+        if due and self._layers is not None:
+            layers = self._layers.collect()
+            record["layers"] = {n: {kind: s.to_dict() for kind, s in kinds.items()} for n, kinds in layers.items()}
+            record["parameters"] = {n: asdict(p) for n, p in self._parameters.collect().items()}
+        if _is_due(number, self._config.histograms_every):
+            record["histograms"] = self._histograms()
+        self.write(record)
+        return outcome
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Write a record with `kind` and `step` to both files."""
+        if self._writer is not None and self._view is not None:
+            self._writer.write(record)
+            self._view.write(record)
+
+    def image(self, tag: str, picture: Tensor, step: int) -> None:
+        """(3, H, W) in [0, 1] to TensorBoard."""
+        if self._view is not None:
+            self._view.add_image(tag, picture, step)
+            self._view.flush()
+
+    def close(self) -> None:
+        """Take the hooks off and close the files."""
+        if self._layers is not None:
+            self._layers.detach()
+        if self._writer is not None and self._view is not None:
+            self._writer.close()
+            self._view.close()
+
+    def _histograms(self) -> dict[str, Any]:
+        """Weights and the gradients that the optimizer saw (after clipping), of the configured parameters."""
+        patterns = self._config.histogram_parameters
+        content = {}
+        for name, parameter in self._trainee.parameters().items():
+            if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+                content[f"histogram_weight/{name}"] = asdict(histogram(parameter))
+                if parameter.grad is not None:
+                    content[f"histogram_gradient/{name}"] = asdict(histogram(parameter.grad))
+        return content
+
+    def _write_incident(self, error: NonFiniteError, number: int) -> None:
+        if self._writer is None:
+            return
+        folder = self._run.path / "incidents" / f"step-{number:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        finding = error.finding.to_json() if error.finding is not None else None
+        document = encode({"step": number, "finding": finding, "sample_ids": error.sample_ids})
+        (folder / "verdict.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        (folder / "verdict.txt").write_text(f"{error}\n", encoding="utf-8")
+        self._writer.write({"kind": "incident", **document})
+
+
+def _is_due(number: int, every: int) -> bool:
+    """Whether 1-based step `number` is observed: the first and every `every`-th; never with 0."""
+    return every > 0 and (number == 1 or number % every == 0)

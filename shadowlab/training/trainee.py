@@ -1,0 +1,102 @@
+"""What is trained: the UNet with its optimizer, EMA, precision and schedule."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+from shadowlab.config import Config, OptimizerConfig
+from shadowlab.precision import POLICIES, Precision
+from shadowlab.task import Task
+from shadowlab.training.processes import Processes
+from shadowlab.unet import load_unet
+
+
+@dataclass
+class Trainee:
+    """One model in training.
+
+    `model` is what forward and backward run on (the UNet itself, or DDP around it); `unet` is always the UNet.
+    """
+
+    unet: UNet2DConditionModel
+    model: nn.Module
+    optimizer: torch.optim.AdamW
+    ema: EMAModel | None
+    scaler: torch.amp.GradScaler | None
+    precision: Precision
+    processes: Processes
+    learning_rate_config: OptimizerConfig
+    max_steps: int
+    seed: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.processes.device
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
+
+
+def build_unet(config: Config, task: Task, device: torch.device) -> UNet2DConditionModel:
+    """The UNet as configured: weights, surgery, precision, device."""
+    precision = POLICIES[config.precision]
+    precision.apply_to_backend(device)
+    unet = load_unet(
+        config.model.weights,
+        config.model.architecture,
+        in_channels=task.in_channels,
+        widening=task.widening,
+        embedding_dim=task.embedding_dim,
+        seed=config.seed,
+    )
+    if config.model.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    precision.prepare(unet)
+    return unet.to(device)
+
+
+def build_trainee(
+    config: Config, unet: UNet2DConditionModel, processes: Processes, optimizer_config: OptimizerConfig, max_steps: int
+) -> Trainee:
+    """Optimizer, EMA and scaler around a finished UNet. The UNet must not gain or lose parameters afterwards."""
+    parameters = [p for p in unet.parameters() if p.requires_grad]
+    precision = POLICIES[config.precision]
+    ema = None
+    if config.train.ema_decay is not None:
+        ema = EMAModel(parameters, decay=config.train.ema_decay, foreach=True)
+        ema.to(dtype=torch.float32)
+    return Trainee(
+        unet=unet,
+        model=processes.wrap(unet),
+        optimizer=torch.optim.AdamW(
+            parameters,
+            lr=optimizer_config.learning_rate,
+            betas=(optimizer_config.beta1, optimizer_config.beta2),
+            eps=optimizer_config.eps,
+            weight_decay=optimizer_config.weight_decay,
+        ),
+        ema=ema,
+        scaler=torch.amp.GradScaler(processes.device.type) if precision.scales_gradients else None,
+        precision=precision,
+        processes=processes,
+        learning_rate_config=optimizer_config,
+        max_steps=max_steps,
+        seed=config.seed,
+    )
+
+
+def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
+    """Learning rate of the 0-based optimizer step: a pure function, so there is nothing to save or restore.
+
+    Linear warm-up over `warmup_steps` (the first step already moves), then constant, or a half cosine to zero.
+    """
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    progress = min(1.0, (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps))
+    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
