@@ -9,8 +9,8 @@ from shadowlab.data.index import SliceSource
 _BLOCK = tarfile.BLOCKSIZE
 
 
-def list_members(path: Path) -> Iterator[tuple[str, SliceSource | None, str | None]]:
-    """Yield (name, source, fault) for each member: a source, or the reason why there is none.
+def list_members(path: Path) -> Iterator[tuple[str, SliceSource | None, str]]:
+    """Yield (name, source, fault) for each member: a source, or else the reason why there is none.
 
     Faults: unsafe names, links, devices, sparse files; a tar that is damaged, truncated, compressed or has data
     behind its end (named by the last whole member, or "" where there is none). Plain directories and names that
@@ -24,20 +24,20 @@ def list_members(path: Path) -> Iterator[tuple[str, SliceSource | None, str | No
                     yield name, None, "damaged tar behind this member; fetch it again"
                     return
                 name = member.name.removeprefix("./")
-                end = member.offset_data + (-(-member.size // _BLOCK) * _BLOCK if member.isreg() else 0)
+                end = archive.offset  # of the next header
                 fault = _member_fault(member)
                 if fault:
                     yield name, None, fault
                 elif member.isreg() and not Path(name).name.startswith("."):
-                    yield name, SliceSource(path, name, member.size, member.offset_data), None
+                    yield name, SliceSource(path, name, member.size, member.offset_data), ""
         fault = _end_fault(path, end)
-    except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
+    except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, RecursionError) as error:
         fault = f"truncated or damaged tar, or not a plain one ({error}); fetch it again, decompressed"
     if fault:
         yield name, None, fault
 
 
-def _member_fault(member: tarfile.TarInfo) -> str | None:
+def _member_fault(member: tarfile.TarInfo) -> str:
     name = member.name
     if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or name[1:2] == ":":
         return "unsafe member name; a member must not leave the archive; make the tar again"
@@ -45,10 +45,10 @@ def _member_fault(member: tarfile.TarInfo) -> str | None:
         return f"a link to {member.linkname}; links are not read; store the file itself"
     if not (member.isreg() or member.isdir()) or member.issparse():
         return "a device, pipe or sparse file; store a plain file"
-    return None
+    return ""
 
 
-def _end_fault(path: Path, end: int) -> str | None:
+def _end_fault(path: Path, end: int) -> str:
     """tarfile stops silently at a damaged header and at the first zero block: look at what it did not."""
     with path.open("rb") as file:
         file.seek(end)
@@ -60,4 +60,4 @@ def _end_fault(path: Path, end: int) -> str | None:
         while chunk := file.read(1 << 20):
             if chunk.strip(b"\0"):
                 return "data behind the end-of-archive mark would never be read; join tars with `tar --concatenate`"
-    return None
+    return ""

@@ -31,7 +31,7 @@ NOTICE = (
     "this is the benchmark that the paper reports on (CC-BY-NC-4.0, non-commercial): training on it makes its scores "
     "meaningless"
 )
-_KEY = re.compile(r"(?P<track>.+)_(?P<number>\d+)")
+_KEY = re.compile(r"(?P<track>\w+)_(?P<number>[0-9]+)")
 
 
 class BenchmarkDataset(IndexedDataset):
@@ -58,19 +58,23 @@ def index_benchmark(path: Path) -> Index:
     for archive in archives:
         for name, source, fault in list_members(archive):
             key, _, suffix = name.partition(".")
-            if fault:
-                index.problems.append(Problem(name or archive.name, f"{archive.name}: {fault}"))
-            if source and suffix not in MEMBERS and suffix != METADATA:
-                endings = ", ".join((*MEMBERS, METADATA))
+            known = suffix in MEMBERS or suffix == METADATA
+            if source is None:
                 index.problems.append(
-                    Problem(key, f"{name}: unknown member of {archive.name}; valid endings are {endings}")
+                    Problem(name, f"{archive.name}: {fault}") if name else Problem(archive.name, fault)
                 )
-            elif source and samples[key].get(suffix):
-                index.problems.append(Problem(key, f"{name}: duplicate member of {archive.name}; keep one"))
-            elif source or suffix in MEMBERS or suffix == METADATA:
-                samples[key].setdefault(suffix, source)
+                if known and _KEY.fullmatch(key):  # else its name is not to be trusted
+                    samples[key].setdefault(suffix, None)
+            elif not known:
+                endings = ", ".join((*MEMBERS, METADATA))
+                message = f"{name}: unknown member of {archive.name}; valid endings are {endings}"
+                index.problems.append(Problem(key, message))
+            elif suffix in samples[key]:
+                index.problems.append(Problem(key, f"{name}: duplicate member, in {archive.name}; keep one"))
+            else:
+                samples[key][suffix] = source
     index.entries = [_read_entry(key, members, index.problems) for key, members in sorted(samples.items())]
-    if not index.entries:
+    if not index.entries and not index.problems:
         index.problems.append(Problem(path.name, "empty data set: no sample in it; fetch the benchmark again"))
     elif len(index.entries) != NUM_SAMPLES:
         index.notices.append(f"{len(index.entries)} of the benchmark's {NUM_SAMPLES} samples are here")

@@ -19,10 +19,23 @@ BACKGROUND = 0.0  # grey 0.5 of [0, 1], in the [-1, 1] terms of the object image
 MASK_THRESHOLD = 0.5
 MIN_SIDE = 8  # one latent pixel
 MAX_PIXELS = 89_478_485  # pillow's own warning level: a quarter gigabyte of RGB
+_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _COLOUR_TOLERANCE = 8 / 255  # what JPEG does to a grey picture
 
-# What pillow raises on damaged bytes, found by fuzzing its PNG, JPEG and EXIF readers.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, OverflowError, KeyError, TypeError)
+# What pillow's PNG, JPEG and EXIF readers raise on damaged bytes; fuzzed in tests/data/test_decoding.py.
+_DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    struct.error,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    zlib.error,
+)
 
 
 def _open(data: bytes) -> Image.Image:
@@ -52,7 +65,8 @@ def decode(data: bytes, where: str) -> Image.Image:
             f"{where}: too many pixels (decompression bomb; at most {MAX_PIXELS:,}); scale the picture down"
         ) from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{where}: not a PNG or JPEG picture; export it again") from error
+        what = "truncated or damaged picture" if data.startswith(_SIGNATURES) else "not a PNG or JPEG picture"
+        raise UserError(f"{where}: {what}; export it again") from error
     except _DAMAGE as error:
         raise UserError(f"{where}: truncated or damaged picture ({error}); export it again") from error
     if min(image.size) < MIN_SIDE:
@@ -70,10 +84,7 @@ def _channels(image: Image.Image) -> tuple[Tensor, Tensor | None]:
         transparent = image.info.get("transparency")
         return colour, None if transparent is None else torch.from_numpy(levels != transparent)[None].float()
     has_alpha = image.has_transparency_data
-    if image.mode in ("1", "L", "LA"):
-        mode = "LA" if has_alpha else "L"
-    else:
-        mode = "RGBA" if has_alpha else "RGB"
+    mode = ("L" if image.mode in ("1", "L", "LA") else "RGB") + ("A" if has_alpha else "")
     levels = np.atleast_3d(np.asarray(image.convert(mode)))
     channels = torch.from_numpy(levels.astype(np.float32) / np.float32(255)).permute(2, 0, 1)
     return (channels[:-1], channels[-1:]) if has_alpha else (channels, None)
@@ -99,15 +110,19 @@ def read_object(data: bytes, where: str) -> Tensor:
 def read_mask(data: bytes, where: str) -> Tensor:
     """The mask, (1, H, W) float32 in {0, 1}: 1 where the file reaches 0.5.
 
-    The grey value carries the mask where alpha is absent or opaque, alpha where the grey value is constant. Where
-    both vary they must agree after the threshold. An empty or a full mask is refused: the first shows no object,
-    the second removes no background, so that the object image would show its own shadow.
+    The grey value carries the mask where alpha is absent or opaque; alpha does where everything visible has one
+    grey value. Where both vary they must agree after the threshold.
+
+    An empty mask shows no object. A full one takes no background away, so that the object image would show its own
+    shadow. Both are refused.
     """
     colour, alpha = _channels(decode(data, where))
+    if alpha is not None:
+        colour = torch.where(alpha > 0, colour, 0.0)  # the colour of an invisible pixel means nothing
     grey = _grey(colour, where, "mask")
     if alpha is None or alpha.min() == 1:
         soft = grey
-    elif grey.min() == grey.max():
+    elif grey[alpha > 0].unique().numel() <= 1:
         soft = alpha
     else:
         soft = grey
@@ -127,7 +142,10 @@ def read_mask(data: bytes, where: str) -> Tensor:
 
 
 def read_shadow(data: bytes, where: str) -> Tensor:
-    """The shadow map, (1, H, W) float32 in [0, 1], bright = shadow, with the file's full 8 or 16 bits."""
+    """The shadow map, (1, H, W) float32 in [0, 1], bright = shadow.
+
+    A one-channel PNG keeps its 16 bits; of a 16-bit RGB file pillow gives the upper 8.
+    """
     colour, alpha = _channels(decode(data, where))
     if alpha is not None and alpha.min() < 1:
         raise UserError(f"{where}: the shadow has transparent pixels; save it as grey without alpha, bright = shadow")

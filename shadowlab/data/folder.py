@@ -154,10 +154,11 @@ def _file_source(root: Path, path: Path, name: str) -> FileSource:
         if path.is_symlink() and not path.resolve(strict=True).is_relative_to(root.resolve()):
             raise UserError(f"{name}: a link that points out of the data folder; copy the file into it")
         status = path.stat()
-    except FileNotFoundError as error:
-        what = "a broken link" if path.is_symlink() else "missing"
-        raise UserError(f"{name}: {what}; add the file") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        if path.is_symlink():
+            raise UserError(f"{name}: a broken link; replace it by the file") from error
+        if isinstance(error, FileNotFoundError):
+            raise UserError(f"{name}: missing; add the file") from error
         raise UserError(f"{name}: cannot be read ({error}); check the file") from error
     if stat.S_ISDIR(status.st_mode):
         raise UserError(f"{name}: a directory where a file is expected; replace it by the file")

@@ -16,6 +16,7 @@ from shadowlab.data.sample import Sample
 from shadowlab.errors import UserError
 
 _READERS: dict[Role, Callable[[bytes, str], Tensor]] = {"object": read_object, "mask": read_mask, "shadow": read_shadow}
+_INPUTS: tuple[Role, Role] = ("object", "mask")
 _LUMA = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
 _EQUAL_TOLERANCE = 2 / 255  # rounding of a conversion to grey
 
@@ -38,15 +39,24 @@ class Pictures:
 def decode_entry(entry: Entry) -> tuple[Pictures | None, list[Problem]]:
     """Read what the entry has and list every fault. Pictures only where there is none."""
     encoded: dict[Role, bytes] = {}
-    decoded: dict[Role, Tensor] = {}
     messages: list[str] = []
     for role, source in entry.sources.items():
         try:
             encoded[role] = source.read()
-            decoded[role] = _READERS[role](encoded[role], source.name)
         except UserError as error:
             messages.append(str(error))
-    messages += _size_faults(entry, decoded) or _leak_faults(entry, encoded, decoded)
+    # A copied file is told as that, before its colours or values are found to be no shadow's.
+    copied = [role for role in _INPUTS if role in encoded and encoded[role] == encoded.get("shadow")]
+    messages += [_leak(entry, role) for role in copied]
+    if copied:
+        del encoded["shadow"]
+    decoded: dict[Role, Tensor] = {}
+    for role, data in encoded.items():
+        try:
+            decoded[role] = _READERS[role](data, entry.sources[role].name)
+        except UserError as error:
+            messages.append(str(error))
+    messages += _size_faults(entry, decoded) or [_leak(entry, role) for role in _INPUTS if _same_picture(role, decoded)]
     problems = [Problem(entry.id, message) for message in messages]
     if problems or len(decoded) < len(ROLES):
         return None, problems
@@ -61,21 +71,15 @@ def _size_faults(entry: Entry, decoded: dict[Role, Tensor]) -> list[str]:
     return [f"sizes differ: {listed}; export all three at one size"]
 
 
-def _leak_faults(entry: Entry, encoded: dict[Role, bytes], decoded: dict[Role, Tensor]) -> list[str]:
-    """The target must not be one of the inputs, as the same bytes or as the same picture."""
-    if "shadow" not in encoded:
-        return []
-    faults = []
-    for role in ("object", "mask"):
-        if role in encoded and (encoded[role] == encoded["shadow"] or _same_picture(role, decoded)):
-            faults.append(
-                f"{entry.sources['shadow'].name}: the shadow is identical to the {role} "
-                f"({entry.sources[role].name}): source and target are one picture; put the shadow map there"
-            )
-    return faults
+def _leak(entry: Entry, role: Role) -> str:
+    return (
+        f"{entry.sources['shadow'].name}: the shadow is identical to the {role} ({entry.sources[role].name}): "
+        "source and target are one picture; put the shadow map there"
+    )
 
 
 def _same_picture(role: Role, decoded: dict[Role, Tensor]) -> bool:
+    """Whether the target is one of the inputs, re-encoded or turned to grey."""
     if role not in decoded or "shadow" not in decoded:
         return False
     image, shadow = decoded[role], decoded["shadow"]
