@@ -56,7 +56,8 @@ def index_folder(path: Path) -> Index:
                 index.problems.append(
                     Problem(stem, f"{source.name}: no entry in {METADATA}; add one or take the file out")
                 )
-    alone = sum(1 for name, value in metadata if isinstance(value, JsonObject) and "object" not in dict(value))
+    grouped = {name for name, value in metadata if isinstance(value, JsonObject) and "object" in dict(value)}
+    alone = sum(entry.id not in grouped for entry in index.entries)
     if alone:
         index.notices.append(
             f"{alone} of {len(index.entries)} samples name no `object` in {METADATA}: each counts as an object of its "
@@ -127,9 +128,15 @@ def _list_files(path: Path, role: Role, problems: list[Problem]) -> Files | None
     """Usable files of one role; None where its folder is missing."""
     folder = FOLDERS[role]
     try:
+        if _leads_out(path, path / folder):
+            problems.append(Problem(folder, "a link that points out of the data folder; copy the files into it"))
+            return None
         children = sorted((path / folder).iterdir())
-    except OSError as error:
-        problems.append(Problem(folder, f"the folder {folder}/ cannot be read ({error.strerror}); add it"))
+    except FileNotFoundError:
+        problems.append(Problem(folder, f"the folder {folder}/ is missing; add it"))
+        return None
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        problems.append(Problem(folder, f"the folder {folder}/ cannot be read ({error}); check it"))
         return None
     files: Files = {}
     for child in children:
@@ -151,7 +158,7 @@ def _list_files(path: Path, role: Role, problems: list[Problem]) -> Files | None
 def _file_source(root: Path, path: Path, name: str) -> FileSource:
     """Raises UserError unless `path` is a plain file whose bytes lie inside `root`."""
     try:
-        if path.is_symlink() and not path.resolve(strict=True).is_relative_to(root.resolve()):
+        if _leads_out(root, path):
             raise UserError(f"{name}: a link that points out of the data folder; copy the file into it")
         status = path.stat()
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
@@ -165,3 +172,7 @@ def _file_source(root: Path, path: Path, name: str) -> FileSource:
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{name}: not a plain file; replace it by the file")
     return FileSource(path, name, status.st_size)
+
+
+def _leads_out(root: Path, path: Path) -> bool:
+    return path.is_symlink() and not path.resolve(strict=True).is_relative_to(root.resolve())

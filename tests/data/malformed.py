@@ -212,6 +212,12 @@ def link_out(path: Path, metadata: Metadata) -> None:
     (path / f"masks/{VICTIM}.png").symlink_to(outside)
 
 
+def folder_link_out(path: Path, metadata: Metadata) -> None:
+    outside = path.with_name(f"{path.name}_outside")
+    (path / "masks").rename(outside)
+    (path / "masks").symlink_to(outside)
+
+
 def link_to_nothing(path: Path, metadata: Metadata) -> None:
     (path / f"masks/{VICTIM}.png").unlink()
     (path / f"masks/{VICTIM}.png").symlink_to("nowhere.png")
@@ -245,7 +251,7 @@ STRUCTURE_FAULTS: list[tuple[str, str, str, Damage]] = [
     ("missing_object", VICTIM, "missing pair", without(f"objects/{VICTIM}.png")),
     ("missing_mask", VICTIM, "missing pair", without(f"masks/{VICTIM}.png")),
     ("missing_shadow", VICTIM, "missing pair", without(f"shadows/{VICTIM}.png")),
-    ("missing_shadows_folder", "shadows", "folder shadows/ cannot be read", without("shadows")),
+    ("missing_shadows_folder", "shadows", "folder shadows/ is missing", without("shadows")),
     ("missing_metadata", "metadata.json", "missing", without("metadata.json")),
     ("metadata_not_json", "metadata.json", "not JSON", metadata_bytes(b'{"img_00000": ')),
     ("metadata_is_list", "metadata.json", "holds a list", metadata_bytes(b"[]")),
@@ -257,6 +263,7 @@ STRUCTURE_FAULTS: list[tuple[str, str, str, Damage]] = [
     ("unsafe_id", "../img_00009", "unsafe id", unsafe_id),
     ("extra_file", "img_00009", "no entry in metadata.json", extra_file),
     ("link_out_of_folder", VICTIM, "points out of the data folder", link_out),
+    ("folder_link_out", "masks", "points out of the data folder", folder_link_out),
     ("broken_link", VICTIM, "broken link", link_to_nothing),
     ("link_to_itself", VICTIM, "broken link", link_to_itself),
     ("directory_as_file", VICTIM, "a directory where a file is expected", directory),
