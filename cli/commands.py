@@ -105,6 +105,8 @@ def train(request: Request, *, resume: bool, skip_stages: bool) -> None:
             config = resumed_config(
                 run, preset=request.preset, file=request.config, options=given, assignments=request.assignments
             )
+            if processes.is_main:
+                run.save_config(config)
         else:
             name = request.run or processes.share(default_name(request.label, "train"))
             if processes.is_main:
@@ -196,11 +198,16 @@ def data_check(path: str, *, image_size: int | None, as_json: bool) -> None:
         reporter.warn(notice)
     for problem in report.problems:
         reporter.say(f"{problem.sample}: {problem.message}", style="red")
-    verdict = f"{report.num_samples} samples of {report.num_objects} objects, {len(report.problems)} problems"
+    found = f"{_count(report.num_samples, 'sample')} of {_count(report.num_objects, 'object')}"
+    verdict = f"{found}, {_count(len(report.problems), 'problem')}"
     reporter.say(f"{path}: {verdict}")
     reporter.result({"passed": not report.problems, **asdict(report)})
     if report.problems:
         raise typer.Exit(2)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _begin(request: Request) -> "tuple[Config, Processes, Reporter]":
@@ -234,7 +241,7 @@ def _stage(
 
 
 def _picture(request: PictureRequest, config: "Config") -> "Picture | None":
-    from shadowlab.data.pictures import load_picture
+    from shadowlab.data.images import load_picture
     from shadowlab.errors import UserError
 
     values = (request.object_image, request.mask, request.theta, request.phi, request.size)

@@ -170,7 +170,9 @@ def _unknown_key(key: str) -> str:
     for section in sections:
         model = model.model_fields[section].annotation  # type: ignore[assignment]
     close = difflib.get_close_matches(last, model.model_fields, 1, cutoff=0.5)
-    hint = f"Did you mean `{'.'.join([*sections, close[0]])}`?" if close else f"It has: {', '.join(model.model_fields)}."
+    hint = (
+        f"Did you mean `{'.'.join([*sections, close[0]])}`?" if close else f"It has: {', '.join(model.model_fields)}."
+    )
     return f"`{key}` is not an option. {hint}"
 
 

@@ -48,7 +48,8 @@ class Precision:
 
     def prepare(self, unet: nn.Module) -> nn.Module:
         """Cast the weights and put the float32 islands in place. Call before the optimizer is built."""
-        unet.to(self.weights_dtype)
+        if self.weights_dtype != torch.float32:
+            unet.to(self.weights_dtype)
         if self.autocast_dtype is not None or self.weights_dtype != torch.float32:
             for name, module in unet.named_modules():
                 if name in ("time_embedding", "class_embedding") or isinstance(module, (nn.GroupNorm, nn.LayerNorm)):

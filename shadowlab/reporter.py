@@ -12,6 +12,8 @@ from rich.table import Table
 
 from diagnostics.records import encode
 
+_PLAIN_WIDTH = 140
+
 
 class Reporter:
     """Prints for people, or one JSON document for machines.
@@ -26,6 +28,8 @@ class Reporter:
         self._active = active
         self._gives_result = as_json and active
         self.console = Console(stderr=as_json, quiet=not active, highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = _PLAIN_WIDTH  # tables in a log file need not fit 80 columns
         self._log: TextIO | None = None
         self._progress: Progress | None = None
         self._task: TaskID | None = None
@@ -58,7 +62,7 @@ class Reporter:
     def table(self, table: Table) -> None:
         self.console.print(table)
         if self._log is not None:
-            Console(file=self._log, width=140, highlight=False).print(table)
+            Console(file=self._log, width=_PLAIN_WIDTH, highlight=False).print(table)
 
     def start(self, title: str, total: int, done: int = 0) -> Self:
         """Begin a progress display; use as a context manager."""

@@ -1,7 +1,7 @@
 """The folder of a run: what is in it, when it may be used again, and what its stages proved.
 
-    runs/NAME/{config.yaml, environment.json, stages.json, metrics.jsonl, log.txt,
-               tensorboard/, checkpoints/, samples/, incidents/, reports/}
+runs/NAME/{config.yaml, environment.json, stages.json, metrics.jsonl, log.txt,
+           tensorboard/, checkpoints/, samples/, incidents/, reports/}
 """
 
 import json
@@ -66,10 +66,12 @@ class RunFolder:
         try:
             for folder in SUBFOLDERS:
                 (path / folder).mkdir(parents=True, exist_ok=True)
-            (path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+            cls(path).save_config(config)
             _write_json(path / "environment.json", environment(config))
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --set output_dir=DIR") from None
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); choose another --set output_dir=DIR"
+            ) from None
         return cls(path)
 
     @classmethod
@@ -83,6 +85,12 @@ class RunFolder:
         if not (path / "config.yaml").is_file():
             raise UserError(f"{path} is not a run folder; `ls {config.output_dir}` shows those there are")
         return cls(path)
+
+    def save_config(self, config: Config) -> None:
+        """Replace config.yaml: what a resumed run continues with."""
+        temporary = self.path / "config.tmp"
+        temporary.write_text(dump_config(config), encoding="utf-8")
+        temporary.replace(self.path / "config.yaml")
 
     def saved_config(self) -> Config:
         return load_config(file=self.path / "config.yaml")
@@ -138,7 +146,9 @@ def latest_training_run(config: Config, preset: str) -> str:
     folders = Path(config.output_dir).glob(f"{preset}-train-*/checkpoints/step-*/COMPLETE")
     newest = max(folders, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
-        raise UserError(f"--resume: no run of preset {preset} with a checkpoint in {config.output_dir}/; name it with --run")
+        raise UserError(
+            f"--resume: no run of preset {preset} with a checkpoint in {config.output_dir}/; name it with --run"
+        )
     return newest.parents[2].name
 
 

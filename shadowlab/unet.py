@@ -46,7 +46,7 @@ def load_unet(
         unet = _random(architecture) if weights == "random" else _pretrained(weights)
         add_embedding_input(unet, embedding_dim)
         widen_conv_in(unet, in_channels, widening)
-    return unet.float().train()
+    return unet.train()
 
 
 def architecture_config(architecture: str) -> dict:
@@ -104,7 +104,9 @@ def _pretrained(weights: str) -> UNet2DConditionModel:
         raise UserError(f"{weights}: weights do not fit config.json, first at {bad[0]}; take both from one source")
     for name, tensor in unet.state_dict().items():
         if not torch.isfinite(tensor).all():
-            raise UserError(f"{weights}: {name} holds non-finite values; the file was saved after a failure, use another")
+            raise UserError(
+                f"{weights}: {name} holds non-finite values; the file was saved after a failure, use another"
+            )
     return unet
 
 

@@ -96,7 +96,7 @@ class FixedGrid:
         return torch.cat([self.task.decode(part) for part in latents.split(self._chunk)])
 
 
-def _predict(unet: torch.nn.Module, encoded: EncodedBatch, precision: Precision):  # noqa: ANN202
+def _predict(unet: torch.nn.Module, encoded: EncodedBatch, precision: Precision):
     def predict(x: Tensor, t: Tensor) -> Tensor:
         with precision.autocast(x.device):
             return predict_velocity(unet, x, t, encoded.concatenated, encoded.embedding)

@@ -50,7 +50,9 @@ def run_check_forward(
     path.add("input", "mask", batch.mask, "(B, 1, H, W)", (0, 1))
     path.add("input", "shadow map", batch.shadow, "(B, 1, H, W)", (0, 1))
     path.add("input", "light (theta, phi, size)", batch.light, "(B, 3)", (0, 360))
-    save_picture(torch.cat([(batch.object_image[0] + 1) / 2, batch.mask[0].expand(3, -1, -1)], dim=2), run.samples / "input.png")
+    save_picture(
+        torch.cat([(batch.object_image[0] + 1) / 2, batch.mask[0].expand(3, -1, -1)], dim=2), run.samples / "input.png"
+    )
 
     # The VAE comes first and its activations are gone before the UNet is built: the peaks do not add up.
     task = ShadowTask(load_vae(config.model.vae_source, seed=config.seed).to(processes.device))
@@ -110,7 +112,9 @@ def _batch(config: Config, sample: str | None, picture: Picture | None, reporter
         reporter.warn(notice)
     if sample is not None:
         if sample not in dataset.ids:
-            raise UserError(f"--sample {sample}: {config.data.path} has no such id; its first are {', '.join(dataset.ids[:3])}")
+            raise UserError(
+                f"--sample {sample}: {config.data.path} has no such id; its first are {', '.join(dataset.ids[:3])}"
+            )
         chosen = [dataset.ids.index(sample)]
     else:
         count = 1 if size * size > _MANY_PIXELS else min(2, len(dataset))

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -81,7 +82,13 @@ class PathTable:
             shape = "x".join(map(str, row.shape)) or "scalar"
             verdict = "[green]ok[/]" if row.in_range else "[red]FAIL[/]"
             table.add_row(
-                row.stage, row.tensor, row.form, shape, row.dtype, f"\\[{row.low:.3g}, {row.high:.3g}]", verdict
+                row.stage,
+                escape(row.tensor),
+                row.form,
+                shape,
+                row.dtype,
+                escape(f"[{row.low:.3g}, {row.high:.3g}]"),
+                verdict,
             )
         return table
 
@@ -91,7 +98,9 @@ def checks_table(checks: list[Check]) -> Table:
     for column in ("", "check", "expected", "saw"):
         table.add_column(column, overflow="fold")
     for check in checks:
-        table.add_row("[green]pass[/]" if check.passed else "[red]FAIL[/]", check.name, check.expected, check.seen)
+        table.add_row(
+            "[green]pass[/]" if check.passed else "[red]FAIL[/]", check.name, escape(check.expected), escape(check.seen)
+        )
         if not check.passed:
             table.add_row("", "[bold]what to do[/]", check.mend, "")
     return table

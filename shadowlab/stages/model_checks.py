@@ -125,7 +125,13 @@ def parameters(config: Config, unet: UNet2DConditionModel, task: Task) -> list[C
         if config.model.weights != "random":  # a folder brings its own architecture
             wanted, right = "any (the architecture comes with the weights)", count > 0
     checks = [
-        Check("UNet parameters", right, wanted, seen, "model.weights is not of this architecture; check model.architecture")
+        Check(
+            "UNet parameters",
+            right,
+            wanted,
+            seen,
+            "model.weights is not of this architecture; check model.architecture",
+        )
     ]
     vae_count = task.vae.num_parameters
     if is_sdxl:
@@ -174,7 +180,9 @@ def new_channels_are_ignored(unet: UNet2DConditionModel, config: Config) -> Chec
     bare = x.clone()
     bare[:, LATENT_CHANNELS:] = 0
     change = float((conv(x) - conv(bare)).abs().amax())
-    return Check("conv_in ignores the new channels at init", change == 0.0, "change 0", f"change {change:.3g}", "as above")
+    return Check(
+        "conv_in ignores the new channels at init", change == 0.0, "change 0", f"change {change:.3g}", "as above"
+    )
 
 
 @torch.no_grad()
@@ -229,7 +237,9 @@ def forward(config: Config, unet: UNet2DConditionModel, encoded: EncodedBatch, p
     ]
 
 
-def gradients(config: Config, unet: UNet2DConditionModel, task: Task, encoded: EncodedBatch) -> tuple[list[Check], float]:
+def gradients(
+    config: Config, unet: UNet2DConditionModel, task: Task, encoded: EncodedBatch
+) -> tuple[list[Check], float]:
     """Gradients of the loss reach every trainable tensor and are finite. Also bytes autograd saves per full-size sample.
 
     Each gradient is measured and dropped as it comes, so that no second copy of the weights is ever held.
@@ -240,7 +250,7 @@ def gradients(config: Config, unet: UNet2DConditionModel, task: Task, encoded: E
     t = torch.full((1,), 0.5, device=device)
     norms: dict[str, Tensor] = {}
 
-    def note(name: str):  # noqa: ANN202
+    def note(name: str):
         def hook(parameter: Tensor) -> None:
             assert parameter.grad is not None
             norms[name] = parameter.grad.detach().float().norm()

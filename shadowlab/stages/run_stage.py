@@ -23,7 +23,13 @@ _POLL_SECONDS = 1.0
 
 
 def finish_stage(
-    name: str, config: Config, run: RunFolder, reporter: Reporter, stage: Callable[[], StageResult], *, write: bool = True
+    name: str,
+    config: Config,
+    run: RunFolder,
+    reporter: Reporter,
+    stage: Callable[[], StageResult],
+    *,
+    write: bool = True,
 ) -> StageResult:
     """Run `stage` and record its result in stages.json, a failure too.
 

@@ -1,11 +1,11 @@
 """Checkpoints: safetensors and JSON, written aside, synced, renamed, and marked complete last.
 
-    checkpoints/step-00001000/
-        unet/            diffusers' layout; `UNet2DConditionModel.from_pretrained(path)` loads it
-        ema/             the same with the averaged weights, where there is an EMA
-        optimizer.safetensors   `PARAMETER/exp_avg`, `/exp_avg_sq`, `/step`
-        state.json       counters, gradient scaler, configuration hash
-        COMPLETE         names and sizes of all files; a folder without it is never read
+checkpoints/step-00001000/
+    unet/            diffusers' layout; `UNet2DConditionModel.from_pretrained(path)` loads it
+    ema/             the same with the averaged weights, where there is an EMA
+    optimizer.safetensors   `PARAMETER/exp_avg`, `/exp_avg_sq`, `/step`
+    state.json       counters, gradient scaler, configuration hash
+    COMPLETE         names and sizes of all files; a folder without it is never read
 """
 
 import json
@@ -27,7 +27,9 @@ from shadowlab.training.trainee import Trainee
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 
-def save_checkpoint(folder: Path, trainee: Trainee, *, step: int, position: int, model_hash: str, keep_last: int) -> Path:
+def save_checkpoint(
+    folder: Path, trainee: Trainee, *, step: int, position: int, model_hash: str, keep_last: int
+) -> Path:
     """Write `folder/step-XXXXXXXX` and drop all but the newest `keep_last`. The caller lets one process do it.
 
     Args:
@@ -74,7 +76,9 @@ def save_checkpoint(folder: Path, trainee: Trainee, *, step: int, position: int,
         _sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"{target}: checkpoint not written ({error}); earlier checkpoints stay, free the disk") from error
+        raise UserError(
+            f"{target}: checkpoint not written ({error}); earlier checkpoints stay, free the disk"
+        ) from error
     for old in complete_checkpoints(folder)[:-keep_last]:
         shutil.rmtree(old)
     return target
@@ -105,7 +109,9 @@ def load_checkpoint(path: Path, trainee: Trainee) -> dict[str, Any]:
         if trainee.scaler is not None and state["scaler"]:
             trainee.scaler.load_state_dict(state["scaler"])
     except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
-        raise UserError(f"{path}: damaged checkpoint ({type(error).__name__}: {error}); remove it to use the one before") from error
+        raise UserError(
+            f"{path}: damaged checkpoint ({type(error).__name__}: {error}); remove it to use the one before"
+        ) from error
     return state
 
 
@@ -166,7 +172,8 @@ def _restore_optimizer(trainee: Trainee, saved: dict[str, Tensor], where: Path) 
         if name in grouped:
             # AdamW keeps its step counter on the CPU, the moments beside the parameter.
             trainee.optimizer.state[parameter] = {
-                key: tensor if key == "step" else tensor.to(parameter.device) for key, tensor in grouped.pop(name).items()
+                key: tensor if key == "step" else tensor.to(parameter.device)
+                for key, tensor in grouped.pop(name).items()
             }
     if grouped:
         raise UserError(f"{where}: optimizer state of {sorted(grouped)[0]} fits no parameter; the model has changed")

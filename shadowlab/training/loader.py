@@ -59,7 +59,5 @@ def endless_batches(
 ) -> Iterator[Batch]:
     """This process's micro-batches, from `first_position` on, for ever. Workers do not change the order."""
     sampler = _EndlessSampler(len(indices), seed, first_position, batch_size, accumulation, rank, num_processes)
-    loader = DataLoader(
-        _Subset(dataset, indices), batch_sampler=sampler, collate_fn=collate, num_workers=num_workers
-    )
+    loader = DataLoader(_Subset(dataset, indices), batch_sampler=sampler, collate_fn=collate, num_workers=num_workers)
     return iter(loader)

@@ -100,9 +100,7 @@ def training_step(
     return StepOutcome(host[0], host[1], rate, skipped=False)
 
 
-def forward_backward(
-    trainee: Trainee, model: nn.Module, batches: Sequence[EncodedBatch], place: StepPlace
-) -> Tensor:
+def forward_backward(trainee: Trainee, model: nn.Module, batches: Sequence[EncodedBatch], place: StepPlace) -> Tensor:
     """Accumulate gradients of the mean loss over `batches`. Returns the loss of each sample, (N,) float32."""
     losses = []
     for number, batch in enumerate(batches):
