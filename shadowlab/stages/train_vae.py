@@ -1,0 +1,335 @@
+"""Train a small autoencoder of SDXL's class on a data set's shadow maps and object images.
+
+It stands in for SDXL's own VAE where that cannot be had: the same class, 8 times smaller latents of 4 channels, so
+everything around it runs unchanged. `shadowlab/assets/vae` was made by this function.
+
+Legend: B batch, H W pixels, h = H / 8, w = W / 8. Pictures are RGB in [-1, 1]; shadow maps are repeated to RGB.
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from shadowlab.data.dataset import ShadowDataset, open_dataset
+from shadowlab.data.order import sample_indices
+from shadowlab.data.sample import Sample
+from shadowlab.data.split import split_by_object
+from shadowlab.errors import StageFailedError, UserError
+from shadowlab.evaluation.metrics import psnr, soft_iou
+from shadowlab.seeding import derive_seed, generator, normal
+from shadowlab.vae import LATENT_CHANNELS, WEIGHTS_NAME, ShadowVae, load_vae
+
+REPORT_NAME = "report.json"
+VALIDATION_FRACTION = 0.1  # of the objects
+NOISE_SHARE = 0.05  # noise variance over latent variance, at which robustness is measured
+
+SMALL_CONFIG: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (16, 24, 32, 48),
+    "layers_per_block": 1,
+    "act_fn": "silu",
+    "latent_channels": LATENT_CHANNELS,
+    "norm_num_groups": 8,
+    "mid_block_add_attention": False,  # attention would tie the latents to one picture size
+    "force_upcast": True,
+}
+
+_KL_WEIGHT = 1e-4  # small: latents stay near unit scale, reconstruction decides the rest
+_IOU_WEIGHT = 0.1  # the error relative to a shadow's own mass, so that small shadows count too
+_MAX_NOISE = 0.3  # latent noise in training, in standard deviations of shadow latents; 5 % of variance is 0.22
+_MAX_SHIFT = 8  # pixels: one latent cell, so that edges meet every phase of the 8-pixel grid
+_MAX_GRAD_NORM = 1.0
+_WARMUP_SHARE = 0.05
+_MAX_PSNR = 100.0  # dB counted for a picture that comes back exactly, instead of infinity
+
+
+@dataclass(frozen=True)
+class VaeQuality:
+    """Reconstruction on given samples, without gradients, posterior mode. PSNR in dB for range 1, mean per image.
+
+    Attributes:
+        num_samples: samples measured.
+        shadow_psnr_db: shadow maps, after `decode_shadow`.
+        shadow_soft_iou: sum min / sum max of shadow maps, mean per image.
+        noisy_shadow_soft_iou: the same with Gaussian noise of 5 % of the latents' variance added before decoding.
+        background_error: mean of the reconstruction where the true shadow is exactly 0.
+        object_psnr_db: object images on their constant background.
+        latent_mean, latent_std: of scaled shadow latents.
+        latent_abs_max: largest absolute scaled shadow latent.
+    """
+
+    num_samples: int
+    shadow_psnr_db: float
+    shadow_soft_iou: float
+    noisy_shadow_soft_iou: float
+    background_error: float
+    object_psnr_db: float
+    latent_mean: float
+    latent_std: float
+    latent_abs_max: float
+
+
+@dataclass(frozen=True)
+class VaeReport:
+    """What `train_vae` did and reached; also written to `report.json`.
+
+    Attributes:
+        data, fingerprint: name and digest of the data set.
+        steps, seed, batch_size, learning_rate, image_size: as asked for.
+        num_train_objects, held_out_objects: the split by object.
+        first_loss, last_loss: mean over the first and last tenth of the steps.
+        num_parameters, file_bytes: of the autoencoder, of its safetensors file.
+        shadow_latent_std, latent_std: unscaled, of the training shadows, and of shadows and objects together.
+        scaling_factor: 1 / shadow_latent_std, since the flow's data are shadow latents.
+        held_out: quality on objects that were not trained on.
+        seconds: wall time of training.
+    """
+
+    data: str
+    fingerprint: str
+    steps: int
+    seed: int
+    batch_size: int
+    learning_rate: float
+    image_size: int
+    num_train_objects: int
+    held_out_objects: list[str]
+    first_loss: float
+    last_loss: float
+    num_parameters: int
+    file_bytes: int
+    shadow_latent_std: float
+    latent_std: float
+    scaling_factor: float
+    held_out: VaeQuality
+    seconds: float
+
+
+def train_vae(
+    *,
+    data: str | Path,
+    out: Path,
+    steps: int,
+    seed: int,
+    batch_size: int,
+    learning_rate: float,
+    image_size: int,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
+    device: str = "cpu",
+) -> VaeReport:
+    """Train, measure on held-out objects, write `out` in diffusers' layout with `report.json`.
+
+    Args:
+        data: a data set as `open_dataset` takes it; a tenth of its objects is held out.
+        out: absent or empty folder; it appears only once it is complete.
+        steps: optimizer steps, at least 1.
+        seed: weights, batches, augmentation and noise are functions of it.
+        batch_size: pictures a step, half of them shadow maps, half object images; at least 2.
+        learning_rate: peak of AdamW's, after warm-up over 5 % of the steps; falls to 0 along a cosine.
+        image_size: S, pixels, a multiple of 8.
+        on_log: called about every hundredth of the steps, and after the first and last, with step, loss, its terms,
+            grad_norm, learning_rate and seconds.
+        device: where to train, such as `cpu` or `cuda`.
+
+    Raises:
+        UserError: `out` holds something, a number is out of range, or the data set cannot be used.
+        StageFailedError: loss or gradient is not finite; raised before the optimizer's step, nothing is written.
+    """
+    if steps < 1 or batch_size < 2 or not 0.0 < learning_rate < math.inf:
+        raise UserError(
+            f"train-vae: steps {steps}, batch size {batch_size}, learning rate {learning_rate}: "
+            "expected steps >= 1, batch size >= 2, a positive learning rate"
+        )
+    out = Path(out)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out}: already exists and is not an empty folder; give another --out or remove it")
+    dataset = open_dataset(data, image_size)
+    split = split_by_object(dataset.object_ids, VALIDATION_FRACTION, seed)
+    read = lru_cache(maxsize=1024)(dataset.__getitem__)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "vae-weights"))
+        model: Any = AutoencoderKL(**SMALL_CONFIG, sample_size=image_size)
+    model.to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    start, losses = time.monotonic(), []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * _schedule(step, steps)
+        shadows, objects = _batch(read, split.train, step, batch_size, seed)
+        terms = _losses(model, shadows.to(device), objects.to(device), step, seed)
+        optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), _MAX_GRAD_NORM)
+        values = {name: float(term.detach()) for name, term in {**terms, "grad_norm": norm}.items()}
+        bad = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            raise StageFailedError(
+                f"train-vae: {bad[0]} at step {step}, expected a finite number; lower --learning-rate ({learning_rate})"
+            )
+        optimizer.step()
+        losses.append(values["loss"])
+        if on_log is not None and (step % max(1, steps // 100) == 0 or step == steps - 1):
+            rate = optimizer.param_groups[0]["lr"]
+            on_log({"step": step, **values, "learning_rate": rate, "seconds": time.monotonic() - start})
+    seconds = time.monotonic() - start
+
+    model.eval()
+    shadow_std, both_std = _latent_stds(model, [read(i) for i in split.train[:512]])
+    model.register_to_config(scaling_factor=1.0 / shadow_std)
+    tenth = max(1, steps // 10)
+
+    def measure(folder: Path) -> VaeReport:
+        vae = load_vae(str(folder)).to(device)
+        return VaeReport(
+            data=dataset.name,
+            fingerprint=dataset.fingerprint(),
+            steps=steps,
+            seed=seed,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            image_size=image_size,
+            num_train_objects=len({dataset.object_ids[i] for i in split.train}),
+            held_out_objects=sorted({dataset.object_ids[i] for i in split.validation}),
+            first_loss=sum(losses[:tenth]) / tenth,
+            last_loss=sum(losses[-tenth:]) / tenth,
+            num_parameters=vae.num_parameters,
+            file_bytes=(folder / WEIGHTS_NAME).stat().st_size,
+            shadow_latent_std=shadow_std,
+            latent_std=both_std,
+            scaling_factor=vae.scaling_factor,
+            held_out=measure_vae(vae, dataset, split.validation, seed=seed),
+            seconds=seconds,
+        )
+
+    return _write(model, out, measure)
+
+
+@torch.no_grad()
+def measure_vae(vae: ShadowVae, dataset: ShadowDataset, indices: Sequence[int], *, seed: int = 0) -> VaeQuality:
+    """Encode and decode samples `indices` of `dataset` (at least one) and compare; see `VaeQuality`."""
+    pieces: dict[str, list[Tensor]] = {name: [] for name in ("psnr", "iou", "noisy", "black", "object", "latent")}
+    for i in indices:
+        sample = dataset[i]
+        shadow, picture = sample.shadow[None], sample.object_image[None]
+        latent = vae.encode_shadow(shadow)
+        decoded = vae.decode_shadow(latent).cpu()
+        noise = normal(latent.shape, seed, "vae-robustness", i).to(latent.device) * math.sqrt(NOISE_SHARE)
+        returned = vae.decode(vae.encode(picture)).cpu()
+        pieces["psnr"].append(psnr(decoded, shadow).clamp(max=_MAX_PSNR))
+        pieces["iou"].append(soft_iou(decoded, shadow))
+        pieces["noisy"].append(soft_iou(vae.decode_shadow(latent + noise).cpu(), shadow))  # scaled latents: variance 1
+        pieces["black"].append(decoded[shadow == 0])
+        pieces["object"].append(psnr(((returned + 1) / 2).clamp(0, 1), (picture + 1) / 2).clamp(max=_MAX_PSNR))
+        pieces["latent"].append(latent.cpu().flatten())
+    value = {name: torch.cat(parts).double() for name, parts in pieces.items()}
+    return VaeQuality(
+        num_samples=len(indices),
+        shadow_psnr_db=float(value["psnr"].mean()),
+        shadow_soft_iou=float(value["iou"].mean()),
+        noisy_shadow_soft_iou=float(value["noisy"].mean()),
+        background_error=float(value["black"].mean()) if len(value["black"]) else 0.0,
+        object_psnr_db=float(value["object"].mean()),
+        latent_mean=float(value["latent"].mean()),
+        latent_std=float(value["latent"].std()),
+        latent_abs_max=float(value["latent"].abs().max()),
+    )
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Factor of the learning rate: linear warm-up, then a cosine to 0."""
+    warmup = max(1, round(_WARMUP_SHARE * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _batch(
+    read: Callable[[int], Sample], indices: Sequence[int], step: int, batch_size: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Augmented shadow maps (B - B // 2, 1, H, W) in [0, 1] and object images (B // 2, 3, H, W) in [-1, 1]."""
+    num_objects = batch_size // 2
+    num_shadows = batch_size - num_objects
+    rng = generator(seed, "vae-augment", step)
+    shadows = [
+        _move(read(indices[i]).shadow, rng)
+        for i in sample_indices(step * num_shadows, num_shadows, len(indices), derive_seed(seed, "vae-shadows"))
+    ]
+    objects = []
+    for i in sample_indices(step * num_objects, num_objects, len(indices), derive_seed(seed, "vae-objects")):
+        sample = read(indices[i])
+        gain = 0.6 + 0.8 * float(torch.rand((), generator=rng))
+        brighter = (((sample.object_image + 1.0) * gain).clamp(0.0, 2.0) - 1.0) * sample.mask  # background stays 0
+        objects.append(_move(brighter, rng))
+    return torch.stack(shadows), torch.stack(objects)
+
+
+def _move(picture: Tensor, rng: torch.Generator) -> Tensor:
+    """A random flip, quarter turn and shift (0 moves in: black shadow map, constant background), (C, H, W)."""
+    flip, turns = (int(n) for n in torch.randint(0, 4, (2,), generator=rng))
+    picture = torch.rot90(picture.flip(-1) if flip % 2 else picture, turns, dims=(-2, -1))
+    dy, dx = (int(n) for n in torch.randint(-_MAX_SHIFT, _MAX_SHIFT + 1, (2,), generator=rng))
+    return F.pad(picture, (dx, -dx, dy, -dy))
+
+
+def _losses(model: Any, shadows: Tensor, objects: Tensor, step: int, seed: int) -> dict[str, Tensor]:
+    """Scalar `loss` and its terms. Pictures are compared in [0, 1]."""
+    pictures = torch.cat([shadows.expand(-1, 3, -1, -1) * 2.0 - 1.0, objects])
+    posterior = model.encode(pictures).latent_dist
+    draws = normal((2, *posterior.mean.shape), seed, "vae-noise", step).to(pictures.device)
+    strength = torch.rand(len(pictures), generator=generator(seed, "vae-strength", step)).to(pictures.device)
+    strength = strength.view(-1, 1, 1, 1) * _MAX_NOISE * posterior.mean[: len(shadows)].detach().std()
+    strength[len(shadows) :] = 0.0
+    latents = posterior.mean + posterior.std * draws[0] + strength * draws[1]
+    decoded = (model.decode(latents).sample + 1.0) / 2.0
+
+    ours, target = decoded[: len(shadows)], shadows.expand(-1, 3, -1, -1)
+    # Decoding clamps, so below 0 on black costs little: the background can be exactly 0 under latent noise.
+    clamped = ours.clamp(0.0, 1.0)
+    error = clamped - target + 0.1 * (ours - clamped)
+    iou = torch.minimum(clamped, target).flatten(1).sum(1) / torch.maximum(clamped, target).flatten(1).sum(1).add(1.0)
+    has_shadow = (target.flatten(1).sum(1) > 1.0).float()
+    shadow = error.abs().mean() + 10.0 * error.square().mean() + _IOU_WEIGHT * ((1.0 - iou) * has_shadow).mean()
+    difference = decoded[len(shadows) :] - (objects + 1.0) / 2.0
+    objects_loss = difference.abs().mean() + 10.0 * difference.square().mean()
+    kl = posterior.kl().mean() / posterior.mean[0].numel()
+    loss = shadow + objects_loss + _KL_WEIGHT * kl
+    return {"loss": loss, "shadow": shadow, "object": objects_loss, "kl": kl}
+
+
+@torch.no_grad()
+def _latent_stds(model: Any, samples: Sequence[Sample]) -> tuple[float, float]:
+    """Standard deviation of unscaled latents: of shadow maps, and of shadow maps and objects together."""
+    device = next(model.parameters()).device
+    pictures = [s.shadow.expand(3, -1, -1) * 2.0 - 1.0 for s in samples] + [s.object_image for s in samples]
+    latents = torch.cat([model.encode(picture[None].to(device)).latent_dist.mode() for picture in pictures])
+    return float(latents[: len(samples)].std()), float(latents.std())
+
+
+def _write(model: Any, out: Path, measure: Callable[[Path], VaeReport]) -> VaeReport:
+    """Write beside `out`, measure what was written, then rename: a reader never sees half a folder."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        model.save_pretrained(temporary, safe_serialization=True)
+        report = measure(temporary)
+        (temporary / REPORT_NAME).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return report

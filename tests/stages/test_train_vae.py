@@ -1,0 +1,209 @@
+"""Training the small VAE: what it writes, what it refuses, what it never mixes."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from shadowlab.data.dataset import open_dataset
+from shadowlab.data.split import split_by_object
+from shadowlab.errors import StageFailedError, UserError
+from shadowlab.stages import train_vae as module
+from shadowlab.stages.train_vae import VaeReport, measure_vae, train_vae
+from shadowlab.vae import EMBEDDED_FOLDER, load_vae
+
+SIZE = 32
+NUM_OBJECTS = 4
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Discs and their soft shadows, two lights for each of four objects."""
+    root = tmp_path_factory.mktemp("discs")
+    for name in ("objects", "masks", "shadows"):
+        (root / name).mkdir()
+    rows, columns = np.mgrid[0:SIZE, 0:SIZE]
+    metadata = {}
+    for disc in range(NUM_OBJECTS):
+        mask = np.hypot(rows - 14, columns - 10 - 2 * disc) < 5 + disc
+        for light in range(2):
+            name = f"disc{disc}_{light}"
+            distance = np.hypot(rows - 22, columns - 8 - 2 * disc - 4 * light)
+            shadow = np.clip(1.5 - distance / (5 + disc), 0.0, 1.0) * ~mask
+            picture = np.where(mask[..., None], [40 * disc + 60, 90, 200], 128)
+            Image.fromarray(picture.astype(np.uint8)).save(root / "objects" / f"{name}.png")
+            Image.fromarray((mask * 255).astype(np.uint8)).save(root / "masks" / f"{name}.png")
+            Image.fromarray((shadow * 255).astype(np.uint8)).save(root / "shadows" / f"{name}.png")
+            metadata[name] = {"theta": 20.0, "phi": 90.0 * light, "size": 4.0, "object": f"disc{disc}"}
+    (root / "metadata.json").write_text(json.dumps(metadata))
+    return root
+
+
+def train(data: Path, out: Path, **changes: Any) -> VaeReport:
+    settings: dict[str, Any] = {"steps": 24, "seed": 0, "batch_size": 4, "learning_rate": 2e-3, "image_size": SIZE}
+    return train_vae(data=data, out=out, **{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, VaeReport, list[dict[str, Any]]]:
+    out = tmp_path_factory.mktemp("trained") / "vae"
+    logs: list[dict[str, Any]] = []
+    return out, train(data, out, on_log=logs.append), logs
+
+
+Trained = tuple[Path, VaeReport, list[dict[str, Any]]]
+
+
+def test_loss_falls(trained: Trained) -> None:
+    _, report, logs = trained
+    assert [log["step"] for log in logs] == list(range(24))
+    assert report.first_loss == pytest.approx((logs[0]["loss"] + logs[1]["loss"]) / 2)
+    assert report.last_loss < 0.8 * report.first_loss
+
+
+def test_writes_a_loadable_folder_and_nothing_else(trained: Trained) -> None:
+    out, report, _ = trained
+    assert sorted(path.name for path in out.iterdir()) == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+        "report.json",
+    ]
+    assert [path.name for path in out.parent.iterdir()] == [out.name]  # no temporary folder stays
+    vae = load_vae(str(out))
+    assert vae.num_parameters == report.num_parameters < 524_288
+    assert report.file_bytes == (out / "diffusion_pytorch_model.safetensors").stat().st_size < 2 * 1024 * 1024
+    assert json.loads((out / "report.json").read_text()) == asdict(report)
+
+
+def test_scaling_gives_training_shadows_unit_latents(trained: Trained, data: Path) -> None:
+    out, report, _ = trained
+    vae, dataset = load_vae(str(out)), open_dataset(data, SIZE)
+    assert vae.scaling_factor == report.scaling_factor == pytest.approx(1 / report.shadow_latent_std)
+    shadows = [dataset[i].shadow for i, name in enumerate(dataset.object_ids) if name not in report.held_out_objects]
+    torch.testing.assert_close(vae.encode_shadow(torch.stack(shadows)).std(), torch.tensor(1.0), atol=1e-3, rtol=0)
+
+
+def test_held_out_objects_are_never_read_in_training(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    original = module._batch
+
+    def spy(read: Any, *arguments: Any) -> Any:
+        def noted(i: int) -> Any:
+            sample = read(i)
+            drawn.append(sample.object_id)
+            return sample
+
+        return original(noted, *arguments)
+
+    monkeypatch.setattr(module, "_batch", spy)
+    report = train(data, tmp_path / "vae", steps=4)
+    dataset = open_dataset(data, SIZE)
+    split = split_by_object(dataset.object_ids, module.VALIDATION_FRACTION, 0)
+    assert report.held_out_objects == sorted({dataset.object_ids[i] for i in split.validation})
+    assert len(set(drawn)) == report.num_train_objects == NUM_OBJECTS - len(report.held_out_objects)
+    assert not set(drawn) & set(report.held_out_objects)
+    assert report.held_out.num_samples == len(split.validation)
+
+
+def test_same_seed_same_weights(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    train(data, tmp_path / "a", steps=2)
+    torch.manual_seed(2)  # the global random state has no say
+    train(data, tmp_path / "b", steps=2)
+    train(data, tmp_path / "c", steps=2, seed=1)
+    weights = [load_vae(str(tmp_path / name)).autoencoder.decoder.conv_out.weight for name in "abc"]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_refuses_to_overwrite(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "vae"
+    out.mkdir()
+    (out / "mine.txt").write_text("kept")
+    with pytest.raises(UserError, match="already exists and is not an empty folder; give another --out"):
+        train(data, out)
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+
+
+def test_takes_an_empty_folder(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "vae").mkdir()
+    train(data, tmp_path / "vae", steps=1)
+    load_vae(str(tmp_path / "vae"))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"steps": 0}, {"batch_size": 1}, {"learning_rate": 0.0}, {"learning_rate": math.nan}]
+)
+def test_numbers_out_of_range(data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="expected steps >= 1, batch size >= 2, a positive learning rate"):
+        train(data, tmp_path / "vae", **changes)
+
+
+def test_non_finite_loss_stops_before_the_optimizer(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps_taken: list[int] = []
+    original_losses, original_step = module._losses, torch.optim.AdamW.step
+
+    def losses(model: Any, shadows: Any, objects: Any, step: int, seed: int) -> Any:
+        terms = original_losses(model, shadows, objects, step, seed)
+        return {**terms, "loss": terms["loss"] / 0.0} if step == 2 else terms
+
+    def counted(self: Any, *arguments: Any, **options: Any) -> Any:
+        steps_taken.append(1)
+        return original_step(self, *arguments, **options)
+
+    monkeypatch.setattr(module, "_losses", losses)
+    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+    with pytest.raises(StageFailedError, match=r"train-vae: loss inf at step 2, expected a finite number; lower"):
+        train(data, tmp_path / "vae")
+    assert len(steps_taken) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_write_leaves_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any, **options: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(module, "measure_vae", broken)
+    with pytest.raises(OSError, match="No space"):
+        train(data, tmp_path / "vae", steps=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_augmentation_keeps_the_background_and_the_range(data: Path) -> None:
+    dataset = open_dataset(data, SIZE)
+    for step in range(8):
+        shadows, objects = module._batch(dataset.__getitem__, range(len(dataset)), step, 5, seed=0)
+        assert shadows.shape == (3, 1, SIZE, SIZE) and objects.shape == (2, 3, SIZE, SIZE)
+        assert 0.0 <= shadows.min() and shadows.max() <= 1.0
+        assert objects.abs().max() <= 1.0
+        assert (objects == 0.0).float().mean() > 0.5
+    again = module._batch(dataset.__getitem__, range(len(dataset)), 7, 5, seed=0)
+    assert torch.equal(again[0], shadows) and torch.equal(again[1], objects)
+
+
+def test_learning_rate_warms_up_and_falls_to_zero() -> None:
+    factors = [module._schedule(step, 100) for step in range(101)]
+    assert factors[0] == pytest.approx(0.2) and max(factors) == factors[5] == 1.0
+    assert all(later < earlier for earlier, later in zip(factors[5:], factors[6:], strict=False))
+    assert factors[100] == pytest.approx(0.0)
+
+
+def test_shipped_report_is_of_the_shipped_weights_and_not_of_the_shipped_renders() -> None:
+    report = json.loads((EMBEDDED_FOLDER / "report.json").read_text())
+    vae = load_vae("embedded")
+    assert report["num_parameters"] == vae.num_parameters
+    assert report["scaling_factor"] == vae.scaling_factor
+    dataset = open_dataset("embedded", 128)
+    assert report["fingerprint"] != dataset.fingerprint()
+    quality = measure_vae(vae, dataset, range(4))
+    assert quality.shadow_psnr_db > 30.0
