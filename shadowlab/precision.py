@@ -86,14 +86,14 @@ def _keep_float32(module: nn.Module, returns: torch.dtype | None) -> None:
                 result = _upcast_call(module, original, x.float(), *args, **kwargs)
         return result if returns is None else result.to(returns)
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
 
 
 def _upcast_call(module: nn.Module, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
     patched = module.forward
-    module.forward = original  # type: ignore[method-assign]
+    module.forward = original
     try:
         weights = {name: parameter.float() for name, parameter in module.named_parameters()}
         return functional_call(module, weights, args, kwargs)
     finally:
-        module.forward = patched  # type: ignore[method-assign]
+        module.forward = patched

@@ -151,7 +151,7 @@ def widen_conv_in(unet: UNet2DConditionModel, in_channels: int, rule: Widening) 
         return
     if old.in_channels > in_channels or (rule == "repeat" and in_channels % old.in_channels):
         raise UserError(f"conv_in of {old.in_channels} channels cannot be widened to {in_channels} by rule `{rule}`")
-    new = nn.Conv2d(in_channels, old.out_channels, old.kernel_size, padding=old.padding)
+    new = nn.Conv2d(in_channels, old.out_channels, old.kernel_size, padding=old.padding, bias=old.bias is not None)
     with torch.no_grad():
         if rule == "zero":
             new.weight.zero_()
@@ -159,7 +159,8 @@ def widen_conv_in(unet: UNet2DConditionModel, in_channels: int, rule: Widening) 
         else:
             copies = in_channels // old.in_channels
             new.weight.copy_(old.weight.repeat(1, copies, 1, 1) / copies)
-        new.bias.copy_(old.bias)
+        if old.bias is not None and new.bias is not None:
+            new.bias.copy_(old.bias)
     unet.conv_in = new
     unet.register_to_config(in_channels=in_channels)
 

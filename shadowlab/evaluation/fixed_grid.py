@@ -4,7 +4,7 @@ With random t and noise the training loss never reaches 0 and two of its values 
 samples meet the same noise at the same t every time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,7 +69,8 @@ class FixedGrid:
         """Judge `unet`; it is left in the mode it was in."""
         was_training = unet.training
         unet.eval()
-        generated, losses = [], {t: [] for t in self._timesteps}
+        generated: list[Tensor] = []
+        losses: dict[float, list[Tensor]] = {t: [] for t in self._timesteps}
         for noise in self._noises:
             parts = []
             for rows in torch.arange(len(self.batch)).split(self._chunk):
@@ -96,7 +97,7 @@ class FixedGrid:
         return torch.cat([self.task.decode(part) for part in latents.split(self._chunk)])
 
 
-def _predict(unet: torch.nn.Module, encoded: EncodedBatch, precision: Precision):
+def _predict(unet: torch.nn.Module, encoded: EncodedBatch, precision: Precision) -> Callable[[Tensor, Tensor], Tensor]:
     def predict(x: Tensor, t: Tensor) -> Tensor:
         with precision.autocast(x.device):
             return predict_velocity(unet, x, t, encoded.concatenated, encoded.embedding)

@@ -58,7 +58,10 @@ class PathTable:
         for row in self.rows:
             symbols = row.form.strip("()").replace(" ", "").split(",")
             symbols = [symbol for symbol in symbols if symbol]
-            wanted = [int(s) if s.isdigit() else letters.setdefault(s, size) for s, size in zip(symbols, row.shape)]
+            wanted = [
+                int(s) if s.isdigit() else letters.setdefault(s, size)
+                for s, size in zip(symbols, row.shape, strict=False)
+            ]
             if len(symbols) != len(row.shape) or wanted != row.shape:
                 faults.append(f"{row.tensor} {tuple(row.shape)} is not {row.form}")
         if letters.get("h", 0) * 8 != letters.get("H", 0):

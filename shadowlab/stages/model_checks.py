@@ -3,6 +3,8 @@
 Legend: B batch, h w latents.
 """
 
+from collections.abc import Callable
+
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
@@ -12,7 +14,7 @@ from shadowlab.config import Config
 from shadowlab.data.sample import Batch
 from shadowlab.evaluation.metrics import psnr
 from shadowlab.flow import integrate, interpolate, loss_per_sample, velocity
-from shadowlab.light import PHI_RANGE, SIZE_RANGE, THETA_RANGE, embed_light
+from shadowlab.light import PHI_RANGE, SCALAR_DIM, SIZE_RANGE, THETA_RANGE, embed_light
 from shadowlab.precision import POLICIES
 from shadowlab.seeding import normal
 from shadowlab.stages.check_report import Check, PathTable
@@ -42,7 +44,7 @@ def background_is_constant(batch: Batch) -> Check:
 
 
 def vae(task: Task, batch: Batch, encoded: EncodedBatch, path: PathTable, *, trained: bool) -> list[Check]:
-    """Latents finite, decoded range right, weights frozen in float32. `trained`: a round trip must give the map back."""
+    """Latents finite, decoded range right, weights frozen in float32; a `trained` VAE gives the map back."""
     decoded = task.decode(encoded.data).cpu()
     path.add("VAE", "decoded shadow map", decoded, "(B, 1, H, W)", (0, 1))
     parameters = list(task.vae.autoencoder.parameters())
@@ -230,8 +232,8 @@ def forward(config: Config, unet: UNet2DConditionModel, encoded: EncodedBatch, p
             f"forward is finite in {config.precision}",
             not bad,
             f"0 of {len(measured)} layers with non-finite values",
-            f"{len(bad)} layers{', first ' + bad[0] if bad else ''}; largest {measured[largest].max_abs:.3g} at {largest} "
-            f"({low} reaches {torch.finfo(low).max:.3g})",
+            f"{len(bad)} layers{', first ' + bad[0] if bad else ''}; "
+            f"largest {measured[largest].max_abs:.3g} at {largest} ({low} reaches {torch.finfo(low).max:.3g})",
             "use --precision bf16 or fp32, or check the loaded weights",
         ),
     ]
@@ -240,7 +242,7 @@ def forward(config: Config, unet: UNet2DConditionModel, encoded: EncodedBatch, p
 def gradients(
     config: Config, unet: UNet2DConditionModel, task: Task, encoded: EncodedBatch
 ) -> tuple[list[Check], float]:
-    """Gradients of the loss reach every trainable tensor and are finite. Also bytes autograd saves per full-size sample.
+    """Finite gradients reach every trainable tensor. Also: bytes that autograd saves for a full-size sample.
 
     Each gradient is measured and dropped as it comes, so that no second copy of the weights is ever held.
     """
@@ -250,7 +252,7 @@ def gradients(
     t = torch.full((1,), 0.5, device=device)
     norms: dict[str, Tensor] = {}
 
-    def note(name: str):
+    def note(name: str) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
             assert parameter.grad is not None
             norms[name] = parameter.grad.detach().float().norm()
@@ -319,8 +321,7 @@ def light_response(config: Config, unet: UNet2DConditionModel, encoded: EncodedB
     checks = []
     for row, name in enumerate(("theta", "phi", "size"), start=1):
         change = float((outputs[row] - outputs[0]).norm()) / scale
-        column = slice((row - 1) * 256, row * 256)
-        gradient = float(asked.grad[:, column].norm())
+        gradient = float(asked.grad[:, (row - 1) * SCALAR_DIM : row * SCALAR_DIM].norm())
         checks.append(
             Check(
                 f"output and gradient answer to {name}",

@@ -69,9 +69,10 @@ def run_train(
     telemetry = Telemetry(run, trainee, config.diagnostics, kind="train", resumed_at=step)
     reporter.say(
         f"train: {len(split.train)} samples ({len(split.validation)} held out), "
-        f"{sum(p.numel() for p in unet.parameters()):,} parameters, {config.precision}"
-        f"{' (TF32 off)' if config.precision == 'fp32' else ''}, effective batch {global_batch} = {settings.batch_size} "
-        f"x {settings.gradient_accumulation_steps} x {processes.count}, steps {step} to {settings.max_steps}"
+        f"{sum(p.numel() for p in unet.parameters()):,} parameters, "
+        f"{config.precision}{' (TF32 off)' if config.precision == 'fp32' else ''}, effective batch {global_batch} = "
+        f"{settings.batch_size} x {settings.gradient_accumulation_steps} x {processes.count}, "
+        f"steps {step} to {settings.max_steps}"
     )
 
     # 4. The loop.
@@ -88,9 +89,8 @@ def run_train(
                 skips = skips + 1 if outcome.skipped else 0
                 if skips >= settings.max_consecutive_skips:
                     raise StageFailedError(
-                        f"step {step}: the gradient scaler skipped {skips} steps in a row (scale "
-                        f"{trainee.scaler.get_scale() if trainee.scaler else 1:g}): gradients overflow float16 at every "
-                        "scale; use --precision bf16 or fp32, or lower the learning rate"
+                        f"step {step}: the gradient scaler skipped {skips} steps in a row: gradients overflow float16 "
+                        "at every scale; use --precision bf16 or fp32, or lower the learning rate"
                     )
                 if step % settings.validate_every == 0 or step == settings.max_steps:
                     result = _validate(grid, trainee, telemetry, reporter, run, step)
@@ -168,7 +168,7 @@ def _validate(
 
 @contextmanager
 def averaged_weights(trainee: Trainee) -> Iterator[None]:
-    """Inside, the UNet holds the EMA weights, if there is an EMA that has been updated; outside, its own, bit for bit."""
+    """Inside, the UNet holds the EMA weights where there are any; afterwards its own again, bit for bit."""
     if trainee.ema is None or trainee.ema.optimization_step == 0:
         yield
         return

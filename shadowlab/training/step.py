@@ -9,9 +9,11 @@ and t to the step, so the same step can be run again, to resume or to find out w
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from diagnostics.nonfinite import NonFiniteError, NonFiniteFinding, all_finite, locate_first_nonfinite
 from diagnostics.parameters import ParameterStatistics, gradient_norms, total_norm
@@ -73,12 +75,13 @@ def training_step(
     host = torch.stack([loss.double(), grad_norm, finite_loss.double(), finite_gradients.double()]).tolist()
     rate = learning_rate(config, place.step, trainee.max_steps)
 
-    if not host[2] or (not host[3] and trainee.scaler is None):
-        raise _explain(trainee, batches, place, loss=host[0], grad_norm=host[1])
-    if not host[3]:  # float16 gradients overflowed at this scale: the scaler halves it, nothing moves
+    if not host[3] and host[2] and trainee.scaler is not None:
+        # float16 gradients overflowed at this scale: the scaler halves it, nothing moves
         trainee.scaler.step(optimizer)
         trainee.scaler.update()
         return StepOutcome(host[0], host[1], rate, skipped=True)
+    if not host[2] or not host[3]:
+        raise _explain(trainee, batches, place, loss=host[0], grad_norm=host[1])
 
     if parameter_statistics is not None:
         parameter_statistics.before_step()
@@ -106,7 +109,7 @@ def forward_backward(trainee: Trainee, model: nn.Module, batches: Sequence[Encod
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
         # DDP averages gradients over ranks once, in the last micro-batch.
-        with nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync():
+        with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
             per_sample = flow_loss(trainee, model, batch, place)
             loss = per_sample.mean() / len(batches)
             (loss if trainee.scaler is None else trainee.scaler.scale(loss)).backward()
@@ -136,11 +139,8 @@ def _explain(
     found: list[tuple[int, NonFiniteFinding, tuple[str, ...]]] = []
     for batch in batches:
         trainee.optimizer.zero_grad(set_to_none=True)
-        finding = locate_first_nonfinite(
-            trainee.unet,
-            lambda batch=batch: forward_backward(trainee, trainee.unet, [batch], place),
-            batch=batch.tensors(),
-        )
+        again = partial(forward_backward, trainee, trainee.unet, [batch], place)
+        finding = locate_first_nonfinite(trainee.unet, again, batch=batch.tensors())
         if finding is not None:
             found.append((trainee.processes.rank, finding, tuple(batch.ids[i] for i in finding.samples)))
             break

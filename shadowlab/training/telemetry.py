@@ -1,4 +1,4 @@
-"""Runs training steps under observation and writes what was seen: metrics.jsonl first, TensorBoard from the same record."""
+"""Training steps under observation: metrics.jsonl first, TensorBoard from the same record."""
 
 import fnmatch
 import json
