@@ -213,12 +213,14 @@ def _count(number: int, noun: str) -> str:
 def _begin(request: Request) -> "tuple[Config, Processes, Reporter]":
     """Configuration, processes and voice of a stage; the first line says what runs."""
     from shadowlab.config_files import load_config
+    from shadowlab.precision import POLICIES
     from shadowlab.reporter import Reporter
     from shadowlab.training.processes import Processes
 
     given = {key: value for key, value in request.options.items() if value is not None}
     config = load_config(preset=request.preset, file=request.config, options=given, assignments=request.assignments)
     processes = Processes(config.device)
+    POLICIES[config.precision].apply_to_backend(processes.device)  # an impossible one fails before any work
     reporter = Reporter(as_json=request.as_json, active=processes.is_main)
     if request.preset is None and request.config is None:
         reporter.say("preset tiny: SDXL's topology in small, on a CPU, without network; the real model: --preset sdxl")

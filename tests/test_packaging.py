@@ -1,0 +1,59 @@
+"""The built wheel, alone in an environment, run from a folder that would shadow our packages."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
+    subprocess.run([*command, "--wheel-dir", str(folder), str(ROOT)], check=True)
+    return next(folder.glob("shadowlab-*.whl"))
+
+
+def test_wheel_holds_presets_and_embedded_files(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for preset in (ROOT / "configs").glob("*.yaml"):
+        assert f"shadowlab/configs/{preset.name}" in names
+    for file in (ROOT / "shadowlab" / "assets").rglob("*"):
+        if file.is_file():
+            assert str(file.relative_to(ROOT)) in names
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"shadowlab", "cli", "diagnostics"}
+
+
+@pytest.mark.slow
+def test_installed_wheel_runs_among_decoys(wheel: Path, tmp_path: Path) -> None:
+    """Console script, presets and embedded data come from the wheel, not from what lies in the working folder."""
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=False, symlinks=True)
+    site = next((environment / "lib").glob("python*/site-packages"))
+    # Dependencies are borrowed from this environment; .pth files in a borrowed folder are not read, so the
+    # checkout's own editable install stays invisible.
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*install, "--python", str(environment / "bin" / "python"), str(wheel)], check=True)
+    work = tmp_path / "work"
+    for decoy in ("cli", "configs", "diagnostics", "shadowlab"):
+        (work / decoy).mkdir(parents=True)
+        (work / decoy / "__init__.py").write_text("raise ImportError('decoy')\n")
+    (work / "configs" / "tiny.yaml").write_text("nonsense: true\n")
+    done = subprocess.run(
+        [environment / "bin" / "shadowlab", "check-forward", "--run", "wheel"],
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "check-forward: passed" in done.stdout
+    assert (work / "runs" / "wheel" / "stages.json").is_file()
