@@ -14,13 +14,12 @@ from shadowlab.render.shapes import Array
 DISTANCE = 8.5
 ELEVATION = 32.0
 FIELD_OF_VIEW = 34.0
-TARGET_HEIGHT = 0.35  # the camera looks at this point above the origin
 
 
 def camera_origin() -> tuple[float, float, float]:
-    """On the negative y axis, raised by ELEVATION."""
+    """Above the negative y axis, ELEVATION over the ground; the camera looks at the origin."""
     elevation = math.radians(ELEVATION)
-    return 0.0, -DISTANCE * math.cos(elevation), TARGET_HEIGHT + DISTANCE * math.sin(elevation)
+    return 0.0, -DISTANCE * math.cos(elevation), DISTANCE * math.sin(elevation)
 
 
 def project(points: Array, image_size: int) -> tuple[Array, Array]:
@@ -29,8 +28,7 @@ def project(points: Array, image_size: int) -> tuple[Array, Array]:
     A column or row means nothing where the depth is not positive.
     """
     origin = np.array(camera_origin())
-    forward = np.array((0, 0, TARGET_HEIGHT)) - origin
-    forward /= np.linalg.norm(forward)
+    forward = -origin / np.linalg.norm(origin)
     right = np.array((1.0, 0.0, 0.0))
     up = np.cross(right, forward)
     depth = (points - origin) @ forward

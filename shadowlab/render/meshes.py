@@ -131,7 +131,8 @@ def _trimesh() -> ModuleType:
 
 
 def _part(mesh: Any, transform: NDArray[np.float64], path: Path) -> Part:
-    vertices = np.asarray(mesh.vertices, dtype=np.float64) @ transform[:3, :3].T + transform[:3, 3]
+    with np.errstate(invalid="ignore"):  # vertices that are not finite are reported by name
+        vertices = np.asarray(mesh.vertices, dtype=np.float64) @ transform[:3, :3].T + transform[:3, 3]
     if path.suffix.lower() in _Y_UP:
         vertices = vertices @ _Z_FROM_Y_UP.T
     faces = np.asarray(mesh.faces, dtype=np.int64)

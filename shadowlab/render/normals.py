@@ -1,4 +1,4 @@
-"""Shading normals: smooth across shallow edges, sharp across creases. They shape the object's picture, never its shadow."""
+"""Shading normals: smooth across shallow edges, sharp across creases. They matter to the object's picture only."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,7 @@
 """Procedural objects: a pure function of (seed, object index).
 
-Recipes live in `recipes_simple` and `recipes_built`; every run of objects as long as the list of recipes has each
-recipe once, in a shuffled order, so that even a small set is varied.
+Recipes live in `recipes_simple`, `recipes_built` and `recipes_things`. Every run of objects as long as the list of
+recipes has each recipe once, in a shuffled order, so that even a small set is varied.
 """
 
 import numpy as np
@@ -9,10 +9,11 @@ import numpy as np
 from shadowlab.render.placement import rest_on_ground
 from shadowlab.render.recipes_built import BUILT_RECIPES
 from shadowlab.render.recipes_simple import SIMPLE_RECIPES
+from shadowlab.render.recipes_things import THING_RECIPES
 from shadowlab.render.shapes import Part, rotation
 from shadowlab.seeding import derive_seed
 
-RECIPES = (*SIMPLE_RECIPES, *BUILT_RECIPES)
+RECIPES = (*SIMPLE_RECIPES, *BUILT_RECIPES, *THING_RECIPES)
 
 
 def random_generator(seed: int, purpose: str, *counters: int | str) -> np.random.Generator:

@@ -29,7 +29,8 @@ from shadowlab.render.normals import Corners, crease_corners
 from shadowlab.render.shapes import Part, linear_from_srgb
 
 BACKGROUND = 128  # grey level around the object in its picture
-_LIFT = 1e-3  # objects float by this much, so that the mirrored camera meets the sheet before a face that rests on it
+# Objects float by this much, so that the mirrored camera meets the sheet before a face that rests on it.
+_LIFT = np.array([0.0, 0.0, 1e-3])
 _GROUND_HALF_SIDE = 100.0
 _BLOCK_SIZE = 16  # fixed: Mitsuba's own choice, and with it the noise, depends on the number of threads
 _FIXED_SEED = 1
@@ -62,9 +63,7 @@ def _sensor(
     left, top, right, bottom = window
     x, y, z = camera.camera_origin()
     side = -1 if mirrored else 1
-    look = mi.ScalarTransform4f().look_at(
-        origin=[x, y, side * z], target=[0, 0, side * camera.TARGET_HEIGHT], up=[0, 0, 1]
-    )
+    look = mi.ScalarTransform4f().look_at(origin=[x, y, side * z], target=[0, 0, 0], up=[0, 0, 1])
     return {
         "type": "perspective",
         "fov": camera.FIELD_OF_VIEW,
@@ -86,14 +85,13 @@ def _sensor(
 
 
 def _reflectance(mi: ModuleType, part: Part) -> dict[str, Any]:
-    color = {"type": "rgb", "value": list(part.color)}
     if part.texture is not None:
         linear = linear_from_srgb(part.texture / 255) * np.asarray(part.color)
         bitmap = mi.Bitmap(np.ascontiguousarray(linear, dtype=np.float32))
         return {"type": "bitmap", "bitmap": bitmap, "raw": True}
     if part.vertex_colors is not None:
         return {"type": "mesh_attribute", "name": "vertex_color"}
-    return color
+    return {"type": "rgb", "value": list(part.color)}
 
 
 def _srgb_from_linear(value: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -107,12 +105,13 @@ class SceneObject:
     def __init__(self, mi: ModuleType, parts: Sequence[Part]) -> None:
         """`parts` rest on z = 0 (see `placement.rest_on_ground`); `mi` comes from `mitsuba()`."""
         self._mi = mi
-        self._vertices = np.vstack([part.vertices for part in parts]) + (0, 0, _LIFT)
-        self._meshes = {f"part{k}": self._mesh(f"part{k}", part) for k, part in enumerate(parts)}
+        surfaces = [(part, crease_corners(part)) for part in parts]
+        solid = [(part, corners) for part, corners in surfaces if len(corners.positions)]
+        self._vertices = np.vstack([corners.positions for _, corners in solid]) + _LIFT
+        self._meshes = {f"part{k}": self._mesh(f"part{k}", *surface) for k, surface in enumerate(solid)}
 
-    def _mesh(self, name: str, part: Part) -> Any:
+    def _mesh(self, name: str, part: Part, corners: Corners) -> Any:
         mi = self._mi
-        corners: Corners = crease_corners(part)
         properties = mi.Properties()
         properties["mesh_bsdf"] = mi.load_dict(
             {"type": "twosided", "bsdf": {"type": "diffuse", "reflectance": _reflectance(mi, part)}}
@@ -129,11 +128,12 @@ class SceneObject:
         if corners.colors is not None:
             mesh.add_attribute("vertex_color", 3, corners.colors.ravel().astype(np.float32))
         values = mi.traverse(mesh)
-        values["vertex_positions"] = (corners.positions + (0, 0, _LIFT)).ravel().astype(np.float32)
+        values["vertex_positions"] = (corners.positions + _LIFT).ravel().astype(np.float32)
         values["vertex_normals"] = corners.normals.ravel().astype(np.float32)
         values["faces"] = np.arange(count, dtype=np.uint32)
         if corners.uv is not None:
-            values["vertex_texcoords"] = corners.uv.ravel().astype(np.float32)
+            downwards = corners.uv * (1, -1) + (0, 1)  # Mitsuba's bitmaps begin at the top
+            values["vertex_texcoords"] = downwards.ravel().astype(np.float32)
         values.update()
         return mesh
 

@@ -5,11 +5,11 @@ Legend: V vertices, F faces, N points of an outline or profile.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 Faces = NDArray[np.int64]
@@ -37,18 +37,18 @@ class Part:
     texture: NDArray[np.uint8] | None = None
     vertex_colors: Array | None = None
 
-    def moved(self, offset: Sequence[float]) -> "Part":
+    def moved(self, offset: ArrayLike) -> "Part":
         return replace(self, vertices=self.vertices + np.asarray(offset, dtype=np.float64))
 
-    def scaled(self, factor: float | Sequence[float]) -> "Part":
+    def scaled(self, factor: ArrayLike) -> "Part":
         return replace(self, vertices=self.vertices * np.asarray(factor, dtype=np.float64))
 
     def turned(self, axis: str, degrees: float) -> "Part":
         return replace(self, vertices=self.vertices @ rotation(axis, degrees).T)
 
-    def painted(self, color: Sequence[float]) -> "Part":
-        red, green, blue = color
-        return replace(self, color=(float(red), float(green), float(blue)))
+    def painted(self, color: ArrayLike) -> "Part":
+        red, green, blue = np.asarray(color, dtype=np.float64).tolist()
+        return replace(self, color=(red, green, blue))
 
     def textured(self, uv: Array, texture: NDArray[np.uint8]) -> "Part":
         return replace(self, uv=uv, texture=texture)
@@ -84,9 +84,9 @@ def rotation_between(start: Array, end: Array) -> Array:
     return np.eye(3) + cross + cross @ cross / (1 + cosine)
 
 
-def box(size: Sequence[float], taper: float = 1.0) -> Part:
+def box(size: ArrayLike, taper: float = 1.0) -> Part:
     """A box of `size` (x, y, z) standing on z = 0; its top is `taper` times as wide as its foot (0 = pyramid)."""
-    x, y, z = (float(value) for value in size)
+    x, y, z = np.asarray(size, dtype=np.float64)
     foot = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * (x / 2, y / 2)
     vertices = np.vstack([np.c_[foot, np.zeros(4)], np.c_[foot * taper, np.full(4, z)]])
     quads = [(3, 2, 1, 0), (4, 5, 6, 7), (0, 1, 5, 4), (1, 2, 6, 5), (2, 3, 7, 6), (3, 0, 4, 7)]
@@ -110,7 +110,7 @@ def _without_slivers(vertices: Array, faces: Faces) -> Faces:
     return faces[area > 1e-12]
 
 
-def lathe(profile: Sequence[Sequence[float]], segments: int = 64, closed: bool = False) -> Part:
+def lathe(profile: ArrayLike, segments: int = 64, closed: bool = False) -> Part:
     """Surface of revolution about z of a `profile` of (radius, z) points. `closed` joins the last to the first."""
     points = np.asarray(profile, dtype=np.float64)
     angle = np.arange(segments) * (2 * math.pi / segments)
@@ -133,7 +133,7 @@ def torus(radius: float, tube_radius: float, segments: int = 64) -> Part:
     return lathe(profile, segments, closed=True)
 
 
-def superquadric(size: Sequence[float], vertical: float = 1.0, horizontal: float = 1.0) -> Part:
+def superquadric(size: ArrayLike, vertical: float = 1.0, horizontal: float = 1.0) -> Part:
     """Barr's superellipsoid with half axes `size`, centred at the origin.
 
     Exponents: 1 and 1 an ellipsoid, near 0 a box, 2 a double cone or diamond, above 2 pinched.
@@ -158,7 +158,7 @@ def sphere(radius: float) -> Part:
     return superquadric((radius, radius, radius))
 
 
-def extrude(outline: Sequence[Sequence[float]], height: float, twist: float = 0.0, taper: float = 1.0) -> Part:
+def extrude(outline: ArrayLike, height: float, twist: float = 0.0, taper: float = 1.0) -> Part:
     """Prism over a simple polygon (N, 2) given counter-clockwise, from z = 0 to `height`.
 
     Args:
@@ -181,8 +181,8 @@ def extrude(outline: Sequence[Sequence[float]], height: float, twist: float = 0.
     return Part(np.vstack(rings), faces)
 
 
-def extrude_ring(outer: Sequence[Sequence[float]], inner: Sequence[Sequence[float]], height: float) -> Part:
-    """Prism over the area between two loops of the same number of points, both counter-clockwise: a hole right through."""
+def extrude_ring(outer: ArrayLike, inner: ArrayLike, height: float) -> Part:
+    """Prism between two counter-clockwise loops of the same number of points: a hole right through."""
     loops = [np.asarray(loop, dtype=np.float64) for loop in (outer, inner)]
     if len(loops[0]) != len(loops[1]):
         raise ValueError(f"loops of {len(loops[0])} and {len(loops[1])} points; give both the same number")
@@ -217,17 +217,15 @@ def triangulate(points: Array) -> Faces:
     return np.array(triangles)
 
 
-def sweep(path: Sequence[Sequence[float]], radius: float, closed: bool = False, sides: int = 16) -> Part:
+def sweep(path: ArrayLike, radius: float, closed: bool = False, sides: int = 16) -> Part:
     """A round tube of `radius` along a `path` of (x, y, z) points, capped at both ends unless `closed`."""
     points = np.asarray(path, dtype=np.float64)
-    if closed:
-        tangents = np.roll(points, -1, axis=0) - np.roll(points, 1, axis=0)
-    else:
-        tangents = np.gradient(points, axis=0)
+    following, preceding = np.roll(points, -1, axis=0), np.roll(points, 1, axis=0)
+    tangents = following - preceding if closed else np.gradient(points, axis=0)
     helper = np.eye(3)[np.argmin(np.abs(tangents[0]))]
     normal = np.cross(tangents[0], helper)
     normals = [normal / np.linalg.norm(normal)]
-    for before, after in zip(tangents, tangents[1:], strict=False):  # parallel transport: no twist of its own
+    for before, after in pairwise(tangents):  # parallel transport: no twist of its own
         normals.append(rotation_between(before, after) @ normals[-1])
     binormals = [np.cross(t / np.linalg.norm(t), n) for t, n in zip(tangents, normals, strict=True)]
     gap = 0.0
