@@ -13,7 +13,7 @@ from shadowlab.render.shapes import Array
 
 DISTANCE = 8.5
 ELEVATION = 32.0
-FIELD_OF_VIEW = 34.0
+FIELD_OF_VIEW = 30.0
 
 
 def camera_origin() -> tuple[float, float, float]:

@@ -37,12 +37,13 @@ def render_dataset(
 
     The scene is the paper's (Tasar et al., arXiv 2412.11972): the object rests on the ground at the origin; a square
     area light on a sphere of radius 8 faces it; the camera is on the negative y axis. The same arguments give the
-    same bytes, whatever the number of threads. Nothing appears under the name `out` before all of it is written.
+    same bytes, whatever the number of threads. Nothing appears under the name `out` before all of it is written; a
+    process that is killed leaves a hidden folder `.NAME.partial-PID` beside it.
 
     Args:
         out: a folder that does not exist yet, or is empty.
         num_objects: how many objects; with `meshes` at most that many, in the order of their paths, None for all.
-        lights_per_object: each a sample of its own; the objects of samples 0, 1, .. differ in nothing else.
+        lights_per_object: each makes a sample; the samples of an object share its picture and mask.
         image_size: side of the square pictures, pixels, at least 16.
         samples_per_pixel: rays per pixel for the shadow and the object. 256 leaves a noise of about 2 grey levels
             in the penumbra, 64 about 5; the time is proportional.
@@ -55,7 +56,8 @@ def render_dataset(
 
     Raises:
         MissingDependencyError: Mitsuba, or with `meshes` trimesh, is not installed.
-        UserError: an argument is out of range, `out` has something in it, or `meshes` has no mesh or unusable ones.
+        UserError: an argument is out of range, `out` has something in it or cannot be written, or `meshes` has no
+            mesh or unusable ones.
     """
     _check_arguments(num_objects, lights_per_object, image_size, samples_per_pixel, seed, meshes)
     _check_empty(out)
@@ -72,13 +74,15 @@ def render_dataset(
                     sample = f"{source.object_id}_light_{light}"
                     noise = derive_seed(seed, "render/noise", index, light) % 2**31
                     shadow = scene_object.render_shadow(theta, phi, size, image_size, samples_per_pixel, noise)
-                    for name, pixels in (("objects", picture), ("masks", mask), ("shadows", shadow)):
-                        Image.fromarray(pixels).save(folder / name / f"{sample}.png", optimize=True)
+                    with _writing(out):
+                        for name, pixels in (("objects", picture), ("masks", mask), ("shadows", shadow)):
+                            Image.fromarray(pixels).save(folder / name / f"{sample}.png", optimize=True)
                     metadata[sample] = {"theta": theta, "phi": phi, "size": size, "object": source.object_id}
                     if on_progress is not None:
                         on_progress(len(metadata), total)
-            text = json.dumps(metadata, indent=1) + "\n"
-            (folder / "metadata.json").write_text(text, encoding="utf-8")
+            with _writing(out):
+                text = json.dumps(metadata, indent=1) + "\n"
+                (folder / "metadata.json").write_text(text, encoding="utf-8")
     return len(metadata)
 
 
@@ -127,19 +131,24 @@ def _check_empty(out: Path) -> None:
 def _finished_or_nothing(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its name when the block ends, and is removed when the block fails."""
     out = out.resolve()
+    folder = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = out.parent / f".{out.name}.partial-{os.getpid()}"
-        folder.mkdir()
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another folder") from error
-    try:
-        for name in ("objects", "masks", "shadows"):
-            (folder / name).mkdir()
+        with _writing(out):
+            for name in ("objects", "masks", "shadows"):
+                (folder / name).mkdir(parents=True)
         yield folder
-        if out.exists():
-            out.rmdir()  # empty, or somebody filled it meanwhile and this fails
-        folder.rename(out)
+        with _writing(out):
+            if out.exists():
+                out.rmdir()  # fails where somebody has put something in meanwhile
+            folder.rename(out)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error}); free some space, or choose another folder") from error

@@ -10,6 +10,7 @@ as sRGB. Transparency, normal maps, roughness and emission are left out: they ha
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -47,12 +48,15 @@ def find_meshes(folder: Path, limit: int | None = None) -> list[tuple[str, Path]
     if not visible:
         raise UserError(f"{folder}: no mesh at any depth; add .obj, .ply or .glb files")
     chosen = sorted(visible, key=lambda path: path.as_posix())
-    stems = [_plain(path.stem).lower() for path in chosen]
-    ids: list[str] = []
-    for path, stem in zip(chosen, stems, strict=True):
-        alone = stems.count(stem) == 1
-        ids.append(_unused(_plain(path.stem) if alone else _plain("-".join(path.with_suffix("").parts)), ids))
-    return [(name, folder / path) for name, path in zip(ids, chosen, strict=True)][:limit]
+    stems = Counter(_plain(path.stem).lower() for path in chosen)
+    taken: set[str] = set()
+    found = []
+    for path in chosen:
+        stem = _plain(path.stem)
+        name = _unused(stem if stems[stem.lower()] == 1 else _plain("-".join(path.with_suffix("").parts)), taken)
+        taken.add(name.lower())  # some file systems do not tell upper from lower case
+        found.append((name, folder / path))
+    return found[:limit]
 
 
 def _plain(name: str) -> str:
@@ -60,10 +64,9 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".") or "mesh"
 
 
-def _unused(name: str, taken: Sequence[str]) -> str:
-    used = {other.lower() for other in taken}  # some file systems do not tell upper from lower case
+def _unused(name: str, taken: set[str]) -> str:
     candidate, number = name, 2
-    while candidate.lower() in used:
+    while candidate.lower() in taken:
         candidate, number = f"{name}-{number}", number + 1
     return candidate
 

@@ -41,14 +41,15 @@ def mitsuba() -> Iterator[ModuleType]:
     """Mitsuba with its `scalar_rgb` variant (no GPU, no LLVM), and the variant set before restored at the end.
 
     Raises:
-        MissingDependencyError: Mitsuba is not installed.
+        MissingDependencyError: Mitsuba is not installed, or is a build without that variant.
     """
     try:
         import mitsuba as mi
-    except ImportError as error:
+
+        before = mi.variant()
+        mi.set_variant("scalar_rgb")
+    except ImportError as error:  # also where a build lacks the variant
         raise MissingDependencyError('rendering needs Mitsuba 3: pip install "shadowlab[render]"') from error
-    before = mi.variant()
-    mi.set_variant("scalar_rgb")
     try:
         yield mi
     finally:

@@ -129,6 +129,24 @@ def test_an_interrupted_render_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"data: cannot be written .*; free some space, or choose another folder"):
+        render_dataset(tmp_path / "file" / "data", **SMALL)
+
+
+def test_a_folder_that_is_filled_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def fill(done: int, total: int) -> None:
+        out.mkdir(exist_ok=True)
+        (out / "mine").touch()
+
+    with pytest.raises(UserError, match="cannot be written"):
+        render_dataset(out, **SMALL, on_progress=fill)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["out", "out/mine"]
+
+
 @pytest.mark.parametrize(
     ("argument", "value", "message"),
     [
