@@ -4,6 +4,8 @@ Legend: B batch, H W pixels. p prediction, g ground truth. Soft IoU, RMSE, scale
 benchmark's (arXiv 2412.11972, section 5); PSNR and SSIM are torchmetrics'.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
@@ -79,4 +81,4 @@ def r_squared(predicted: Tensor, target: Tensor) -> float:
     predicted, target = predicted.double(), target.double()
     residual = (predicted - target).square().sum()
     total = (target - target.mean(dim=(0, 2, 3), keepdim=True)).square().sum()
-    return float(1.0 - residual / total)
+    return float(1.0 - residual / total) if total > 0 else math.nan

@@ -1,0 +1,118 @@
+"""Things small enough to build in every test: a UNet in the hub's layout, a VAE, a data set, a trainee."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from shadowlab.config import Config
+from shadowlab.config_files import load_config
+from shadowlab.light import EMBEDDING_DIM
+from shadowlab.precision import POLICIES
+from shadowlab.seeding import normal
+from shadowlab.task import EncodedBatch
+from shadowlab.training.processes import Processes, SingleProcess
+from shadowlab.training.trainee import Trainee, build_trainee
+from shadowlab.unet import Widening, load_unet
+from tests.data.sound import make_folder
+
+IN_CHANNELS = 9
+SIDE = 4  # latents
+
+# SDXL's make in small: text_time addition embedding, cross-attention, linear projections, no attention at the top.
+HUB_CONFIG: dict[str, Any] = {
+    "sample_size": SIDE,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "transformer_layers_per_block": (1, 2),
+    "attention_head_dim": (2, 4),
+    "cross_attention_dim": 16,
+    "norm_num_groups": 4,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 16 + 6 * 8,
+}
+VAE_CONFIG: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (4, 4, 4, 4),
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "latent_channels": 4,
+}
+
+
+def hub_unet(**changes: Any) -> Any:
+    """A UNet as a hub would have it: 4 channels, cross-attention, pooled text; weights that are not at a fixed point."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(**{**HUB_CONFIG, **changes})
+    return unet.eval()
+
+
+def save_hub_unet(folder: Path, **changes: Any) -> Path:
+    hub_unet(**changes).save_pretrained(folder)
+    return folder
+
+
+def save_vae(folder: Path) -> Path:
+    torch.manual_seed(0)
+    AutoencoderKL(**VAE_CONFIG).save_pretrained(folder)
+    return folder
+
+
+def shadow_unet(
+    weights: Path, *, in_channels: int = IN_CHANNELS, widening: Widening = "zero", embedding_dim: int = EMBEDDING_DIM
+) -> Any:
+    return load_unet(
+        str(weights),
+        "tiny",
+        in_channels=in_channels,
+        widening=widening,
+        embedding_dim=embedding_dim,
+        seed=0,
+    )
+
+
+def config_of(weights: Path | str, *assignments: str) -> Config:
+    return load_config(options={"model.weights": str(weights), "device": "cpu"}, assignments=assignments)
+
+
+def trainee_of(weights: Path, *assignments: str, processes: Processes | None = None) -> Trainee:
+    """A trainee of `weights` at a rate that moves every weight."""
+    config = config_of(weights, "optimizer.learning_rate=1e-2", "optimizer.warmup_steps=0", *assignments)
+    unet = shadow_unet(weights)
+    POLICIES[config.precision].prepare(unet)
+    alone = processes or SingleProcess(torch.device("cpu"))
+    return build_trainee(config, unet, alone, config.optimizer, config.train.max_steps)
+
+
+def encoded_batch(positions: Sequence[int], seed: int = 0) -> EncodedBatch:
+    """Random conditions and targets; the sample at a position is the same in every batch."""
+
+    def stack(name: str, *shape: int) -> torch.Tensor:
+        return torch.stack([normal(shape, seed, name, position) for position in positions])
+
+    return EncodedBatch(
+        ids=[f"sample_{position}" for position in positions],
+        positions=torch.tensor(list(positions)),
+        data=stack("data", 4, SIDE, SIDE),
+        concatenated=stack("concatenated", 5, SIDE, SIDE),
+        embedding=stack("embedding", EMBEDDING_DIM),
+    )
+
+
+def stage_folder(root: Path, num_samples: int = 8) -> dict[str, Path]:
+    """Data, UNet and VAE for whole stages."""
+    make_folder(root / "data", num_samples)
+    return {"data": root / "data", "unet": save_hub_unet(root / "unet"), "vae": save_vae(root / "vae")}
+
+
+def weights_of(trainee: Trainee) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in trainee.unet.state_dict().items()}
