@@ -26,17 +26,24 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, (str, int, float)):  # also None and dates; lists could not even be compared
+                raise yaml.constructor.ConstructorError(None, None, f"`{key}` is no name", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"`{key}` is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `_Loader` would read as numbers: a folder may be called 1e4."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+        list("-+0123456789."),
+    )
 
 
 def presets_folder() -> Path:
@@ -80,15 +87,16 @@ def load_config(
             raise UserError(f"--set {text}: write it as section.key=value, for example --set optimizer.eps=1e-6")
         try:
             parsed = yaml.load(value, _Loader)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"--set {text}: the value is not YAML ({_one_line(error)})") from None
-        _assign(merged, origins, key.strip(), parsed, f"--set {text}")
+        for leaf, part in _leaves({key.strip(): parsed}):
+            _assign(merged, origins, leaf, part, f"--set {text}")
     return _validate(merged, origins)
 
 
 def dump_config(config: Config) -> str:
     """YAML text that `load_config(file=...)` reads back to an equal Config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
 def _find(name: str) -> Path:
@@ -108,10 +116,10 @@ def _merge_file(path: Path, merged: dict[str, Any], origins: dict[str, str], cha
         raise UserError(f"{path}: `base` leads back to this file; remove it from the chain")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not readable as YAML ({_one_line(error)})") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({_one_line(error)})") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-01
+        raise UserError(f"{path}: not readable as YAML ({_one_line(error)})") from None
     if content is None:
         content = {}
     if not isinstance(content, dict):
@@ -121,7 +129,11 @@ def _merge_file(path: Path, merged: dict[str, Any], origins: dict[str, str], cha
         raise UserError(f"{path}: `base` must be a list of presets or files, for example [sdxl]")
     for base in bases:
         beside = path.parent / base
-        _merge_file(beside if beside.is_file() else _find(base), merged, origins, (*chain, path))
+        try:
+            found = beside if beside.is_file() else _find(base)
+        except UserError as error:
+            raise UserError(f"{path}: base {error}") from None
+        _merge_file(found, merged, origins, (*chain, path))
     for key, value in _leaves(content):
         _assign(merged, origins, key, value, str(path))
 
@@ -142,6 +154,8 @@ def _assign(merged: dict[str, Any], origins: dict[str, str], key: str, value: An
         if not isinstance(child, dict):
             child = node[section] = {}
         node = child
+    if value == {} and isinstance(node.get(last), dict):
+        return  # an empty section changes nothing; it does not take the bases' settings away
     node[last] = value
     origins[key] = origin
 

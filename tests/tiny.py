@@ -50,7 +50,7 @@ VAE_CONFIG: dict[str, Any] = {
 
 
 def hub_unet(**changes: Any) -> Any:
-    """A UNet as a hub would have it: 4 channels, cross-attention, pooled text; weights that are not at a fixed point."""
+    """A UNet as a hub would have it: 4 channels, cross-attention, pooled text."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(**{**HUB_CONFIG, **changes})
     return unet.eval()
