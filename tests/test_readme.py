@@ -1,0 +1,71 @@
+"""The README's commands run as written; what takes minutes is only shortened."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from cli.main import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# Appended to a command: fewer steps and no criterion, nothing that changes what the command means.
+SHORTER = {
+    "overfit": "--max-steps 2 --set overfit.min_r2=-1e9 --set overfit.min_soft_iou=0 --set validation.num_noises=1",
+    "train": "--set validation.num_samples=2 --set validation.num_noises=1 --set train.batch_size=2",
+}
+
+
+def shell_lines() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def stage_commands() -> list[str]:
+    start = README.index("## The three stages")
+    block = re.search(r"```sh\n(.*?)```", README[start:], re.DOTALL)
+    assert block is not None
+    return block[1].strip().splitlines()
+
+
+def test_every_shadowlab_command_and_option_exists() -> None:
+    root = get_command(app)
+    found = 0
+    for line in shell_lines():
+        if "shadowlab " not in line or line.startswith(("pip", "make")):
+            continue
+        words = shlex.split(line[line.index("shadowlab ") :])[1:]
+        command = root
+        while words and hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        known = {name for parameter in command.params for name in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, line
+        found += 1
+    assert found >= 7
+
+
+@pytest.mark.slow
+def test_the_three_stages_run_in_order(tmp_path: Path) -> None:
+    """Four commands in one folder: `train` accepts the stages that the first two proved, `--resume` goes on."""
+    for number, line in enumerate(stage_commands()):
+        words = shlex.split(line)[1:]
+        extra = shlex.split(SHORTER.get(words[0], ""))
+        if words[0] == "train":
+            words[words.index("--max-steps") + 1] = str(number)  # 2, then 3
+        command = [str(Path(sys.executable).parent / "shadowlab"), *words, *extra]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    assert "check-forward: passed before" in done.stdout
+    assert "overfit: passed before" in done.stdout
+    [run] = tmp_path.glob("runs/tiny-train-*")
+    assert [path.name for path in sorted(run.glob("checkpoints/step-*"))] == ["step-00000002", "step-00000003"]
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
+def test_links_to_files_lead_somewhere(link: str) -> None:
+    assert link.startswith("https://") or (ROOT / link).exists()
