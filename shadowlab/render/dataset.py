@@ -46,7 +46,7 @@ def render_dataset(
         lights_per_object: each makes a sample; the samples of an object share its picture and mask.
         image_size: side of the square pictures, pixels, at least 16.
         samples_per_pixel: rays per pixel for the shadow and the object. 256 leaves a noise of about 2 grey levels
-            in the penumbra, 64 about 5; the time is proportional.
+            in the penumbra, 64 about 5; the time is proportional. Mitsuba rounds primes up, with a warning.
         seed: not negative; chooses shapes, colours, lights and noise.
         meshes: a folder whose OBJ, PLY and GLB files, at any depth, are the objects in place of procedural ones.
         on_progress: called with (samples done, samples in all) after each sample.
