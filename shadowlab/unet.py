@@ -69,7 +69,7 @@ def _random(architecture: str) -> UNet2DConditionModel:
 
 
 def _pretrained(weights: str) -> UNet2DConditionModel:
-    folder = Path(weights)
+    folder = Path(weights).expanduser()
     arguments: dict = {"use_safetensors": True, "output_loading_info": True, "torch_dtype": torch.float32}
     if folder.exists():
         if not (folder / "config.json").is_file():
@@ -83,7 +83,7 @@ def _pretrained(weights: str) -> UNet2DConditionModel:
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()  # absent cross-attention is expected; checked below
     try:
-        unet, info = UNet2DConditionModel.from_pretrained(weights, **arguments)
+        unet, info = UNet2DConditionModel.from_pretrained(folder if folder.exists() else weights, **arguments)
     except Exception as error:  # the libraries below raise anything from OSError to SafetensorError
         reason = " ".join(str(error).split())[:200]
         if folder.exists():
@@ -179,4 +179,4 @@ def predict_velocity(unet: nn.Module, x_t: Tensor, t: Tensor, concatenated: Tens
     dtype = next(unet.parameters()).dtype
     sample = torch.cat([x_t, concatenated], dim=1).to(dtype)
     timesteps = 1000.0 * (1.0 - t.float())
-    return unet(sample, timesteps, None, class_labels=embedding.to(dtype)).sample.float()
+    return unet(sample, timesteps, None, class_labels=embedding.float()).sample.float()

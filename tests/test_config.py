@@ -1,6 +1,7 @@
 """The configuration: what wins, what is refused and with which words, what a stage's proof depends on."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -209,7 +210,7 @@ def test_a_refused_option_is_named() -> None:
 @pytest.mark.parametrize("chain", [["a"], ["b", "a"]])
 def test_bases_in_a_circle(tmp_path: Path, chain: list[str]) -> None:
     names = ["a", *chain]
-    for name, base in zip(names, names[1:], strict=False):
+    for name, base in pairwise(names):
         write(tmp_path / f"{name}.yaml", f"base: [{base}.yaml]")
     message = refused(file=tmp_path / "a.yaml")
     assert "leads back" in message

@@ -68,7 +68,11 @@ def save_vae(folder: Path) -> Path:
 
 
 def shadow_unet(
-    weights: Path, *, in_channels: int = IN_CHANNELS, widening: Widening = "zero", embedding_dim: int = EMBEDDING_DIM
+    weights: Path | str,
+    *,
+    in_channels: int = IN_CHANNELS,
+    widening: Widening = "zero",
+    embedding_dim: int = EMBEDDING_DIM,
 ) -> Any:
     return load_unet(
         str(weights),
