@@ -87,7 +87,7 @@ class Reporter:
         """Show step `step` of `total`. Without a terminal, and in log.txt, a line where `log` says so."""
         text = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=step, numbers=text)
+            self._progress.update(self._task, completed=step, total=total, numbers=text)
         if log:
             line = f"step {step}/{total}  {text}  {time.monotonic() - self._started:.0f} s"
             if self._progress is None:

@@ -50,9 +50,12 @@ def mitsuba() -> Iterator[ModuleType]:
         mi.set_variant("scalar_rgb")
     except ImportError as error:  # also where a build lacks the variant
         raise MissingDependencyError('rendering needs Mitsuba 3: pip install "shadowlab[render]"') from error
+    level = mi.log_level()
+    mi.set_log_level(mi.LogLevel.Error)  # the sampler remarks on every picture that it rounds the sample count up
     try:
         yield mi
     finally:
+        mi.set_log_level(level)
         if before is not None:
             mi.set_variant(before)
 

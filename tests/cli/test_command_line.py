@@ -41,7 +41,7 @@ def test_first_line_names_the_default_preset_and_the_way_to_the_real_one() -> No
         (["--preset", "tinny"], 2, ["tinny", "did you mean `tiny`"]),
         (["--preset", "tiny", "--config", "x.yaml"], 2, ["--preset", "--config"]),
         (["--config", "absent.yaml"], 2, ["absent.yaml", "neither a file nor a preset"]),
-        (["--set", "optimizer.learning_rte=1"], 2, ["optimizer.learning_rte", "Did you mean `optimizer.learning_rate`"]),
+        (["--set", "optimizer.learning_rte=1"], 2, ["optimizer.learning_rte", "`optimizer.learning_rate`"]),
         (["--set", "train.max_steps"], 2, ["section.key=value"]),
         (["--set", "train.max_steps=many"], 2, ["train.max_steps", "many"]),
         (["--precision", "fp8"], 2, ["precision", "fp32", "fp8"]),
