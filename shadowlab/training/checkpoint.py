@@ -108,7 +108,7 @@ def load_checkpoint(path: Path, trainee: Trainee) -> dict[str, Any]:
         _restore_optimizer(trainee, load_file(path / "optimizer.safetensors"), path)
         if trainee.scaler is not None and state["scaler"]:
             trainee.scaler.load_state_dict(state["scaler"])
-    except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError) as error:  # ValueError: neither JSON nor UTF-8
         raise UserError(
             f"{path}: damaged checkpoint ({type(error).__name__}: {error}); remove it to use the one before"
         ) from error
@@ -121,7 +121,9 @@ def _is_complete(path: Path) -> bool:
         return False
     try:
         sizes = json.loads(marker.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
+    except ValueError:  # neither JSON nor UTF-8
+        return False
+    if not isinstance(sizes, dict) or "state.json" not in sizes:
         return False
     return all((path / name).is_file() and (path / name).stat().st_size == size for name, size in sizes.items())
 

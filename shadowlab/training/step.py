@@ -76,8 +76,8 @@ def training_step(
     rate = learning_rate(config, place.step, trainee.max_steps)
 
     if not host[3] and host[2] and trainee.scaler is not None:
-        # float16 gradients overflowed at this scale: the scaler halves it, nothing moves
-        trainee.scaler.step(optimizer)
+        # float16 gradients overflowed at this scale: the scaler halves it, nothing moves. scaler.step is not asked:
+        # it would step where every gradient is finite and only their norm is not.
         trainee.scaler.update()
         return StepOutcome(host[0], host[1], rate, skipped=True)
     if not host[2] or not host[3]:

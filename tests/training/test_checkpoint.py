@@ -1,0 +1,222 @@
+"""Checkpoints: what comes back is what went in, bit for bit; what is broken is neither written nor read."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from shadowlab.errors import StageFailedError, UserError
+from shadowlab.training import checkpoint
+from shadowlab.training.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
+from shadowlab.training.trainee import Trainee
+from shadowlab.unet import predict_velocity, remove_cross_attention
+from tests import tiny
+from tests.training.test_step import assert_equal, everything, take_step
+
+
+def save(folder: Path, trainee: Trainee, step: int = 2, keep_last: int = 3) -> Path:
+    return save_checkpoint(
+        folder, trainee, step=step, position=4 * step, model_hash="0123456789ab", keep_last=keep_last
+    )
+
+
+@pytest.fixture
+def trainee(hub_folder: Path) -> Trainee:
+    trainee = tiny.trainee_of(hub_folder)
+    for step in range(2):
+        take_step(trainee, step)
+    return trainee
+
+
+def predicted(unet: Any) -> Tensor:
+    batch = tiny.encoded_batch([0, 1])
+    with torch.no_grad():
+        return predict_velocity(unet.eval(), batch.data, torch.full((2,), 0.3), batch.concatenated, batch.embedding)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp16-pure"])
+def test_round_trip_is_exact(hub_folder: Path, tmp_path: Path, precision: str) -> None:
+    words = (f"precision={precision}", "allow_unsafe=true", "optimizer.eps=1e-4")
+    trainee = tiny.trainee_of(hub_folder, *words)
+    for step in range(2):
+        take_step(trainee, step)
+    path = save(tmp_path, trainee)
+    again = tiny.trainee_of(hub_folder, *words)
+    state = load_checkpoint(path, again)
+    assert (state["step"], state["position"], state["seed"]) == (2, 8, 0)
+    assert_equal(everything(again), everything(trainee))
+    assert take_step(again, 2) == take_step(trainee, 2)
+    assert_equal(everything(again), everything(trainee))
+    if trainee.scaler is not None and again.scaler is not None:
+        assert again.scaler.state_dict() == trainee.scaler.state_dict()
+
+
+@pytest.mark.parametrize("part", ["unet", "ema"])
+def test_diffusers_loads_it(trainee: Trainee, tmp_path: Path, part: str) -> None:
+    path = save(tmp_path, trainee)
+    loaded: Any = UNet2DConditionModel.from_pretrained(path / part)
+    assert loaded.config.in_channels == 9
+    assert loaded.config.class_embed_type == "projection"
+    remove_cross_attention(loaded)  # cannot be said in config.json
+    if part == "ema":
+        assert trainee.ema is not None
+        trainee.ema.copy_to(trainee.unet.parameters())
+    assert torch.equal(predicted(loaded), predicted(trainee.unet))
+
+
+@pytest.mark.parametrize("part", ["unet", "ema"])
+def test_it_serves_as_weights(trainee: Trainee, tmp_path: Path, part: str) -> None:
+    path = save(tmp_path, trainee)
+    assert torch.equal(predicted(tiny.shadow_unet(path)), predicted(trainee.unet))
+    if part == "ema":
+        assert trainee.ema is not None
+        trainee.ema.copy_to(trainee.unet.parameters())
+    assert torch.equal(predicted(tiny.shadow_unet(path / part)), predicted(trainee.unet))
+
+
+def test_without_ema(hub_folder: Path, tmp_path: Path) -> None:
+    trainee = tiny.trainee_of(hub_folder, "train.ema_decay=null")
+    take_step(trainee, 0)
+    path = save(tmp_path, trainee)
+    assert not (path / "ema").exists()
+    again = tiny.trainee_of(hub_folder, "train.ema_decay=null")
+    load_checkpoint(path, again)
+    assert_equal(everything(again), everything(trainee))
+    with pytest.raises(UserError, match=r"has no EMA; set train\.ema_decay=null"):
+        load_checkpoint(path, tiny.trainee_of(hub_folder))
+
+
+def test_no_pickle(trainee: Trainee, tmp_path: Path) -> None:
+    path = save(tmp_path, trainee)
+    files = [file for file in path.rglob("*") if file.is_file()]
+    assert {file.suffix for file in files if file.name != "COMPLETE"} == {".safetensors", ".json"}
+    assert not [file for file in files if b"cpickle" in file.read_bytes()[:64] or file.read_bytes()[:2] == b"\x80\x04"]
+
+
+# --- incomplete --------------------------------------------------------------------------------------------------
+
+
+def test_only_complete_ones_count(trainee: Trainee, tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4, 5):
+        save(tmp_path, trainee, step, keep_last=9)
+    paths = complete_checkpoints(tmp_path)
+    assert [path.name for path in paths] == [f"step-{step:08d}" for step in (1, 2, 3, 4, 5)]
+    (paths[1] / "COMPLETE").unlink()
+    (paths[2] / "COMPLETE").write_text('{"state.json": ')
+    weights = paths[3] / "unet" / checkpoint.WEIGHTS_NAME
+    weights.write_bytes(weights.read_bytes()[:-1])
+    (paths[4] / "optimizer.safetensors").unlink()
+    (tmp_path / ".step-00000009.partial").mkdir()
+    assert complete_checkpoints(tmp_path) == [paths[0]]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "7", '"x"', "null", "{}"])
+def test_a_damaged_marker_is_no_marker(trainee: Trainee, tmp_path: Path, content: str) -> None:
+    path = save(tmp_path, trainee)
+    (path / "COMPLETE").write_text(content)
+    assert complete_checkpoints(tmp_path) == []
+
+
+def test_the_newest_are_kept(trainee: Trainee, tmp_path: Path) -> None:
+    for step in (5, 10, 15, 100):
+        save(tmp_path, trainee, step, keep_last=2)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000015", "step-00000100"]
+
+
+def test_a_broken_one_does_not_push_out_a_good_one(trainee: Trainee, tmp_path: Path) -> None:
+    save(tmp_path, trainee, 1, keep_last=2)
+    (save(tmp_path, trainee, 2, keep_last=2) / "optimizer.safetensors").unlink()
+    save(tmp_path, trainee, 3, keep_last=2)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-00000001", "step-00000003"]
+
+
+def test_saving_a_step_again_replaces_it(trainee: Trainee, tmp_path: Path) -> None:
+    save(tmp_path, trainee)
+    take_step(trainee, 2)
+    path = save(tmp_path, trainee)
+    assert complete_checkpoints(tmp_path) == [path]
+    assert torch.equal(predicted(tiny.shadow_unet(path)), predicted(trainee.unet))
+
+
+# --- never bad ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["parameter", "EMA", "optimizer"])
+def test_nothing_bad_is_written(trainee: Trainee, tmp_path: Path, place: str) -> None:
+    good = save(tmp_path, trainee, 1)
+    name, parameter = next((n, p) for n, p in trainee.parameters().items() if n == "conv_out.bias")
+    index = list(trainee.parameters()).index(name)
+    assert trainee.ema is not None
+    spoiled = {
+        "parameter": parameter.data,
+        "EMA": trainee.ema.shadow_params[index],
+        "optimizer": trainee.optimizer.state[parameter]["exp_avg_sq"],
+    }[place]
+    spoiled[0] = float("inf")
+    with pytest.raises(StageFailedError, match=rf"{place}.*conv_out\.bias.*not finite.*untouched") as caught:
+        save(tmp_path, trainee, 2)
+    assert caught.value.exit_code == 1
+    assert list(tmp_path.iterdir()) == [good]
+
+
+@pytest.mark.parametrize("victim", ["save_file", "_save_ema", "_sync"])
+def test_a_full_disk_leaves_the_earlier_ones(
+    trainee: Trainee, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str
+) -> None:
+    good = save(tmp_path, trainee, 1, keep_last=1)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, victim, full)
+    with pytest.raises(UserError, match=r"No space left.*earlier checkpoints stay, free the disk"):
+        save(tmp_path, trainee, 2, keep_last=1)
+    monkeypatch.undo()
+    assert complete_checkpoints(tmp_path) == [good]
+    assert list(tmp_path.iterdir()) == [good]
+
+
+# --- refusals on the way back ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["state.json", "optimizer.safetensors", "unet/diffusion_pytorch_model.safetensors"])
+def test_a_damaged_file_is_named_with_the_way_out(
+    trainee: Trainee, hub_folder: Path, tmp_path: Path, file: str
+) -> None:
+    """Same size, other bytes: a bad disk."""
+    path = save(tmp_path, trainee)
+    (path / file).write_bytes(b"\xff" * (path / file).stat().st_size)
+    assert complete_checkpoints(tmp_path) == [path]
+    with pytest.raises(UserError, match=r"damaged checkpoint.*remove it to use the one before") as caught:
+        load_checkpoint(path, tiny.trainee_of(hub_folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_another_model_is_refused(trainee: Trainee, hub_folder: Path, tmp_path: Path) -> None:
+    path = save(tmp_path, trainee)
+    wider = tiny.save_hub_unet(tmp_path / "wider", block_out_channels=(8, 24))
+    with pytest.raises(UserError, match=r"is \(.*\), the model has \("):
+        load_checkpoint(path, tiny.trainee_of(wider))
+    deeper = tiny.save_hub_unet(tmp_path / "deeper", transformer_layers_per_block=(1, 1))
+    with pytest.raises(UserError, match="is not in both model and file"):
+        load_checkpoint(path, tiny.trainee_of(deeper))
+
+
+def test_state_is_plain_json(trainee: Trainee, tmp_path: Path) -> None:
+    state = json.loads((save(tmp_path, trainee) / "state.json").read_text())
+    assert state["model_hash"] == "0123456789ab"
+    assert state["ema_updates"] == 2
+    assert state["scaler"] is None
+
+
+def test_a_copy_elsewhere_loads(trainee: Trainee, hub_folder: Path, tmp_path: Path) -> None:
+    path = save(tmp_path / "a", trainee)
+    shutil.copytree(path, tmp_path / "b" / path.name)
+    again = tiny.trainee_of(hub_folder)
+    load_checkpoint(complete_checkpoints(tmp_path / "b")[0], again)
+    assert_equal(everything(again), everything(trainee))

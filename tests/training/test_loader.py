@@ -1,0 +1,92 @@
+"""Which samples a step reads is arithmetic: processes, accumulation, workers and interruptions do not change it."""
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shadowlab.data.dataset import ShadowDataset, open_dataset
+from shadowlab.training.loader import endless_batches, micro_batch_positions
+
+
+@given(st.integers(0, 100), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
+def test_a_step_takes_consecutive_positions_once(first: int, batch: int, accumulation: int, processes: int) -> None:
+    taken = [
+        position
+        for rank in range(processes)
+        for positions in micro_batch_positions(first, batch, accumulation, rank, processes)
+        for position in positions
+    ]
+    assert sorted(taken) == list(range(first, first + batch * accumulation * processes))
+
+
+@pytest.fixture(scope="module")
+def dataset(stage_folder: dict[str, Path]) -> ShadowDataset:
+    return open_dataset(stage_folder["data"], 32)
+
+
+def ids(
+    dataset: ShadowDataset,
+    num_steps: int,
+    *,
+    accumulation: int = 1,
+    processes: int = 1,
+    first: int = 0,
+    workers: int = 0,
+) -> list[set[str]]:
+    """Ids of each step, all processes together. 2 samples a micro-batch, 4 x that a step."""
+    steps: list[set[str]] = [set() for _ in range(num_steps)]
+    for rank in range(processes):
+        batches = endless_batches(
+            dataset,
+            range(len(dataset)),
+            seed=3,
+            first_position=first,
+            batch_size=1,
+            accumulation=accumulation,
+            rank=rank,
+            num_processes=processes,
+            num_workers=workers,
+        )
+        for number, batch in enumerate(islice(batches, num_steps * accumulation)):
+            steps[number // accumulation] |= set(batch.ids)
+    return steps
+
+
+def test_processes_and_accumulation_are_interchangeable(dataset: ShadowDataset) -> None:
+    wanted = ids(dataset, 3, processes=4)
+    assert ids(dataset, 3, processes=2, accumulation=2) == wanted
+    assert ids(dataset, 3, accumulation=4) == wanted
+
+
+def test_an_epoch_reads_every_sample_once(dataset: ShadowDataset) -> None:
+    first_epoch, second_epoch = ids(dataset, 8)[:8], ids(dataset, 16)[8:]
+    assert set.union(*first_epoch) == set.union(*second_epoch) == set(dataset.ids)
+    assert first_epoch != second_epoch
+
+
+def test_a_resumed_stream_goes_on_in_mid_epoch(dataset: ShadowDataset) -> None:
+    assert ids(dataset, 11)[5:] == ids(dataset, 6, first=5)
+
+
+@pytest.mark.slow
+def test_workers_do_not_change_the_order(dataset: ShadowDataset) -> None:
+    assert ids(dataset, 5, workers=2) == ids(dataset, 5)
+
+
+def test_only_the_given_part_of_the_data_set_is_read(dataset: ShadowDataset) -> None:
+    batches = endless_batches(
+        dataset,
+        [1, 4, 6],
+        seed=0,
+        first_position=0,
+        batch_size=3,
+        accumulation=1,
+        rank=0,
+        num_processes=1,
+        num_workers=0,
+    )
+    for batch in islice(batches, 3):
+        assert set(batch.ids) == {dataset.ids[i] for i in (1, 4, 6)}
