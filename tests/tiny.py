@@ -1,6 +1,8 @@
 """Things small enough to build in every test: a UNet in the hub's layout, a VAE, a data set, a trainee."""
 
+import copy
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ HUB_CONFIG: dict[str, Any] = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     "layers_per_block": 1,
-    "transformer_layers_per_block": (1, 2),
+    "transformer_layers_per_block": (1, 1),
     "attention_head_dim": (2, 4),
     "cross_attention_dim": 16,
     "norm_num_groups": 4,
@@ -84,6 +86,11 @@ def shadow_unet(
     )
 
 
+@lru_cache
+def _loaded(weights: str) -> Any:
+    return shadow_unet(weights)
+
+
 def config_of(weights: Path | str, *assignments: str) -> Config:
     return load_config(options={"model.weights": str(weights), "device": "cpu"}, assignments=assignments)
 
@@ -91,7 +98,7 @@ def config_of(weights: Path | str, *assignments: str) -> Config:
 def trainee_of(weights: Path, *assignments: str, processes: Processes | None = None) -> Trainee:
     """A trainee of `weights` at a rate that moves every weight."""
     config = config_of(weights, "optimizer.learning_rate=1e-2", "optimizer.warmup_steps=0", *assignments)
-    unet = shadow_unet(weights)
+    unet = copy.deepcopy(_loaded(str(weights)))
     POLICIES[config.precision].prepare(unet)
     alone = processes or SingleProcess(torch.device("cpu"))
     return build_trainee(config, unet, alone, config.optimizer, config.train.max_steps)

@@ -202,7 +202,7 @@ def test_another_model_is_refused(trainee: Trainee, hub_folder: Path, tmp_path: 
     wider = tiny.save_hub_unet(tmp_path / "wider", block_out_channels=(8, 24))
     with pytest.raises(UserError, match=r"is \(.*\), the model has \("):
         load_checkpoint(path, tiny.trainee_of(wider))
-    deeper = tiny.save_hub_unet(tmp_path / "deeper", transformer_layers_per_block=(1, 1))
+    deeper = tiny.save_hub_unet(tmp_path / "deeper", transformer_layers_per_block=(1, 2))
     with pytest.raises(UserError, match="is not in both model and file"):
         load_checkpoint(path, tiny.trainee_of(deeper))
 
