@@ -1,19 +1,23 @@
 """Activation and gradient statistics of every leaf module, in the order of execution."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from diagnostics.statistics import TensorStatistics, merge, moments
+from diagnostics.statistics import Moments, TensorStatistics, moments, summarize
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every floating-point tensor inside nested tuples, lists, mappings and model outputs."""
+    """Every floating-point or complex tensor inside nested tuples, lists, mappings, dataclasses and model outputs."""
     if isinstance(value, Tensor):
-        if value.is_floating_point():
+        if value.is_floating_point() or value.is_complex():
             yield value
     elif isinstance(value, Mapping):
         for item in value.values():
@@ -21,22 +25,51 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         for item in value:
             yield from tensors_in(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from tensors_in(getattr(value, field.name, None))
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's model inside DistributedDataParallel, DataParallel and torch.compile."""
+    while True:
+        if isinstance(model, (DistributedDataParallel, DataParallel)):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model
 
 
 def leaf_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Dotted name to module, for modules without children. A model that is itself a leaf is named `model`."""
-    return {name or "model": module for name, module in model.named_modules() if not any(module.children())}
+    """Dotted name to module, for modules without children. A model that is itself a leaf is named `model`.
+
+    Names are those of the bare model: wrappers (DDP, torch.compile) leave no trace in them. A module that is used in
+    several places appears once, under its first name.
+    """
+    named = unwrapped(model).named_modules()
+    return {name.replace("_orig_mod.", "") or "model": m for name, m in named if not any(m.children())}
+
+
+def in_backward() -> bool:
+    """Whether autograd is running on this thread; a forward call is then activation checkpointing's repetition."""
+    return torch._C._current_graph_task_id() != -1
 
 
 class LayerStatistics:
-    """Hooks that measure each leaf module's output and the gradient of the loss by that output.
+    """Measures each leaf module's output and the gradient of the loss by that output.
 
-    Between `with statistics.recording():` and `collect()` nothing is read on the host: each call leaves one small
-    tensor on its device, and `collect` fetches all of them at once. Outside `recording` the hooks return at once.
+    Inside `with statistics.recording():` nothing is read on the host: each call leaves one small vector on its
+    device, and `collect` fetches all of them at once. Outside `recording` the model carries no hook, so it is
+    copied, pickled and compiled as if nobody watched.
     Nothing is changed: outputs and gradients pass through as they are.
 
     Gradients are taken by hooks on the output tensors, not by full backward hooks, which break in-place operators
-    (pytorch#61519). Under activation checkpointing the repeated forward is not counted twice.
+    (pytorch#61519). Under activation checkpointing the repeated forward is not counted twice. Several calls of a
+    module (gradient accumulation, shared layers) and several tensors of an output are measured as one tensor.
+    Measured are floating and complex outputs (see `statistics.dense` for sparse, complex and sharded ones).
+    Compiled modules run eagerly inside `recording`: torch.compile does not notice hooks that come after it. Their
+    numbers then differ from compiled steps by rounding.
 
         statistics = LayerStatistics(model)
         with statistics.recording():
@@ -46,70 +79,78 @@ class LayerStatistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = leaf_modules(model)
+        self._model = model
+        self._attached = True
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._recording = False
-        self._activations: dict[str, list[Tensor]] = {}
-        self._gradients: dict[str, list[Tensor]] = {}
-        self.attach()
+        self._recording: object | None = None  # identity of the current recording: hooks of earlier ones stay silent
+        self._activations: dict[str, list[Moments]] = {}
+        self._gradients: dict[str, list[Moments]] = {}
 
     def attach(self) -> None:
-        """Put the hooks on; without effect where they are."""
-        if self._handles:
-            return
-        for name, module in self._modules.items():
-            self._handles.append(module.register_forward_hook(self._forward_hook(name)))
+        """Let the next `recording` measure (the state after construction)."""
+        self._attached = True
 
     def detach(self) -> None:
-        """Take every hook off."""
+        """Take every hook off, at once; a `recording` measures nothing until `attach`."""
+        self._attached = False
+        self._stop()
+
+    @contextmanager
+    def recording(self, enabled: bool = True) -> Iterator[None]:
+        """Measure what runs inside; with `enabled=False` nothing is measured. Forgets what was not collected.
+
+        Raises:
+            RuntimeError: inside another recording of this object.
+        """
+        if self._recording is not None:
+            raise RuntimeError("LayerStatistics is recording already; leave the first `with` block before the second")
+        self._activations, self._gradients = {}, {}
+        if not (enabled and self._attached):
+            yield
+            return
+        self._recording = recording = object()
+        # Only where something was compiled: importing the compiler takes seconds.
+        eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+        try:
+            for name, module in leaf_modules(self._model).items():
+                self._handles.append(module.register_forward_hook(partial(self._after_forward, name, recording)))
+            with eager:
+                yield
+        finally:
+            self._stop()
+
+    def collect(self) -> dict[str, dict[str, TensorStatistics]]:
+        """Name -> {"activation": ..., "gradient": ...} in the order of execution, and forget. One transfer to the host.
+
+        A layer whose output received no gradient has no "gradient" entry; one that did not run, or returned no
+        floating tensor, is absent. Gradients are those of the loss that was differentiated: scaled, if it was.
+        """
+        groups = {(name, "activation"): parts for name, parts in self._activations.items()}
+        groups |= {(name, "gradient"): parts for name, parts in self._gradients.items() if name in self._activations}
+        result: dict[str, dict[str, TensorStatistics]] = {name: {} for name in self._activations}
+        self._activations, self._gradients = {}, {}
+        for (name, kind), statistics in zip(groups, summarize(list(groups.values())), strict=True):
+            result[name][kind] = statistics
+        return result
+
+    def _stop(self) -> None:
+        self._recording = None
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
-    @contextmanager
-    def recording(self, enabled: bool = True) -> Iterator[None]:
-        """Measure what runs inside; with `enabled=False` nothing is measured."""
-        self._activations, self._gradients = {}, {}
-        self._recording = enabled
-        try:
-            yield
-        finally:
-            self._recording = False
+    def _after_forward(self, name: str, recording: object, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self._recording is not recording:
+            return
+        repeated = in_backward()
+        for tensor in tensors_in(output):
+            if not repeated:
+                self._activations.setdefault(name, []).append(moments(tensor))
+            if tensor.requires_grad:
+                handle = tensor.register_hook(partial(self._after_backward, name, recording))
+                if tensor.is_leaf:  # a parameter handed through: it outlives the graph, and so would the hook
+                    self._handles.append(handle)
 
-    def collect(self) -> dict[str, dict[str, TensorStatistics]]:
-        """Name -> {"activation": ..., "gradient": ...} in the order of execution. One transfer to the host.
-
-        A layer whose output received no gradient has no "gradient" entry; one that did not run is absent.
-        """
-        keys: list[tuple[str, str]] = []
-        vectors: list[Tensor] = []
-        for name, parts in self._activations.items():
-            keys.append((name, "activation"))
-            vectors.append(merge(parts))
-            if name in self._gradients:
-                keys.append((name, "gradient"))
-                vectors.append(merge(self._gradients[name]))
-        self._activations, self._gradients = {}, {}
-        if not vectors:
-            return {}
-        result: dict[str, dict[str, TensorStatistics]] = {}
-        for (name, kind), values in zip(keys, torch.stack(vectors).tolist(), strict=True):
-            result.setdefault(name, {})[kind] = TensorStatistics.from_moments(values)
-        return result
-
-    def _forward_hook(self, name: str) -> Any:
-        def record_gradient(gradient: Tensor) -> None:
-            if self._recording:
-                self._gradients.setdefault(name, []).append(moments(gradient))
-
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not self._recording:
-                return
-            recomputing = torch._C._current_graph_task_id() != -1  # activation checkpointing, inside backward
-            for tensor in tensors_in(output):
-                if not recomputing:
-                    self._activations.setdefault(name, []).append(moments(tensor))
-                if tensor.requires_grad:
-                    tensor.register_hook(record_gradient)
-
-        return hook
+    def _after_backward(self, name: str, recording: object, gradient: Tensor) -> None:
+        if self._recording is recording:
+            self._gradients.setdefault(name, []).append(moments(gradient))

@@ -4,14 +4,18 @@ Module level: `locate_first_nonfinite` runs one forward and backward under hooks
 has tripped, on the same weights, batch and randomness, so its many host reads cost a healthy run nothing.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from diagnostics.layers import tensors_in
+from diagnostics.evidence import evidence, has_nan, is_bad, is_ceiling, is_harmful
+from diagnostics.layers import unwrapped
+from diagnostics.module_watch import Birth, ModuleWatch
+from diagnostics.statistics import dense
 
 Phase = Literal["state", "data", "forward", "loss", "backward"]
 
@@ -21,9 +25,13 @@ class NonFiniteFinding:
     """Where a non-finite value was born, to the module.
 
     phase: `state` (a parameter or buffer was bad before the step), `data` (an input was), `forward`, `loss`
-    (between the model's output and backward), `backward`. place: module, parameter or input, dotted.
-    samples: indices along the batch dimension, empty where the place has none. value: nan, inf or -inf.
-    largest_input: largest finite magnitude that went into the place; None where unknown.
+    (the loss became bad, between the model's output and backward), `backward`.
+    place: module, parameter or input, dotted; in backward also `loss`, the code between model and loss.
+    kind: the module's class; `parameter` or `buffer`; `input` for a tensor of the batch, `input of` where the place
+    is the module that received it; `gradient of NAME` where finite contributions overflowed in a parameter's sum.
+    value: nan, inf or -inf, the first one. samples: indices along the batch dimension, empty where unknown.
+    dtype, num_nonfinite: of the tensor in which it showed. largest_input: largest finite magnitude that went into
+    the place (in backward, of the gradient that came to it); None where unknown.
     """
 
     phase: Phase
@@ -38,8 +46,8 @@ class NonFiniteFinding:
     def __str__(self) -> str:
         where = {
             "state": f"{self.kind} {self.place} was already {self.value} before the step",
-            "data": f"input {self.place} holds {self.value}",
-            "forward": f"the output of {self.place} ({self.kind}) became {self.value} in the forward pass",
+            "data": f"{self.kind} {self.place} holds {self.value}",
+            "forward": f"values became {self.value} first in the forward pass of {self.place} ({self.kind})",
             "loss": f"the loss became {self.value} while the model's output was finite",
             "backward": f"the gradient became {self.value} first in the backward pass of {self.place} ({self.kind})",
         }[self.phase]
@@ -69,26 +77,18 @@ class NonFiniteError(Exception):
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """One boolean scalar on the device; true for no tensors. Tests elements, not sums, which can overflow."""
-    flags = [torch.isfinite(tensor).all() for tensor in tensors]
+    """One boolean scalar on the device; true for no tensors. Tests elements, not sums, which can overflow.
+
+    Integer and meta tensors count as finite. The tensors share a device. No host synchronisation.
+    """
+    flags = []
+    for tensor in tensors:
+        values = dense(tensor)
+        if values is not None and values.numel() and values.is_floating_point():
+            wide = values.float() if values.dtype.itemsize == 1 else values
+            # on the CPU ten times faster than isfinite over all elements; passes nan on
+            flags.append(torch.isfinite(torch.stack(torch.aminmax(wide))).all())
     return torch.stack(flags).all() if flags else torch.ones((), dtype=torch.bool)
-
-
-def find_bad_state(model: nn.Module) -> NonFiniteFinding | None:
-    """The first parameter, then buffer, that holds a non-finite value."""
-    for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
-        for name, tensor in named:
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                return _finding("state", name, kind, tensor, samples=())
-    return None
-
-
-def find_bad_input(batch: Mapping[str, Tensor]) -> NonFiniteFinding | None:
-    """The first named tensor (B, ...) that holds a non-finite value, with its samples."""
-    for name, tensor in batch.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            return _finding("data", name, "input", tensor)
-    return None
 
 
 def locate_first_nonfinite(
@@ -97,103 +97,106 @@ def locate_first_nonfinite(
     """Run `forward_backward` once under hooks and name where the first non-finite value was born.
 
     Args:
-        model: its parameters, buffers and modules are watched.
-        forward_backward: forward, loss and `backward()`; returns the loss, scalar or per sample (B,). Must not step.
-        batch: named inputs (B, ...), so that a bad sample can be told from a bad module.
+        model: its parameters, buffers and modules are watched. For DistributedDataParallel, every process must call.
+        forward_backward: forward, loss and `backward()`; returns the loss, scalar or per sample (B,). Must not step,
+            and must draw the same random numbers as the step in question (seed them inside). Called once, and not
+            at all if a parameter or buffer holds NaN, or a parameter Inf.
+        batch: named inputs (B, ...), so that a bad sample can be told from a bad module. Without it the first
+            dimension of the first tensor that enters the model counts as B.
 
-    Returns None where everything stayed finite. Gradients are left as `forward_backward` leaves them.
+    Returns None where nothing bad reached the loss or the gradient of a parameter or other leaf: -inf in attention
+    masks, bad values in padding that is masked, modules whose -inf is absorbed later are no finding. Additive masks
+    (zeros and -inf) are never blamed; a module with other -inf in its output is, if harm came of it.
+
+    Buffers that the pass changes (running means) are put back. Gradients are left as `forward_backward` leaves
+    them, added to what was there: clear them before and after. Restoring random generators is the caller's.
+    Many host reads; the graph is walked in Python. Compiled modules must be given uncompiled.
     """
-    bad = find_bad_state(model) or find_bad_input(batch or {})
-    if bad is not None:
-        return bad
-    watch = _ModuleWatch(model)
+    model = unwrapped(model)
+    named = batch or {}
+    found = _bad_state(model)
+    if found is not None:
+        return found
+    sizes = {tensor.shape[0] for tensor in named.values() if tensor.ndim}
+    watch = ModuleWatch(model, sizes.pop() if len(sizes) == 1 else None)
     try:
-        loss = forward_backward()
+        with _buffers_kept(model):
+            loss = forward_backward()
     finally:
         watch.remove()
-    if watch.forward is not None:
-        return watch.forward
-    if not torch.isfinite(loss).all():
-        return _finding("loss", "loss", "loss", loss)
-    if watch.backward is not None:
-        return watch.backward
+    if is_bad(loss):
+        birth = watch.forward_birth()
+        if birth is not None and not birth.is_input:
+            return _bad_buffer(birth) or _from_birth("forward", birth)
+        bad_input = _bad_input(named)
+        if bad_input is not None:
+            return bad_input
+        if birth is not None:
+            return _from_birth("data", birth, kind="input of")
+        return _from_tensor("loss", "loss", "loss", loss, watch.batch_size)
+    birth = watch.backward_birth()
+    if birth is not None:
+        return _from_birth("backward", birth)
     for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+        if parameter.grad is not None and is_bad(parameter.grad):
             owner, _, leaf = name.rpartition(".")
-            return _finding("backward", owner or name, f"gradient of {leaf}", parameter.grad, samples=())
+            return _from_tensor("backward", owner or name, f"gradient of {leaf}", parameter.grad, None)
     return None
 
 
-class _ModuleWatch:
-    """Hooks on every module: the first bad output whose inputs were good, the first bad gradient likewise."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.forward: NonFiniteFinding | None = None
-        self.backward: NonFiniteFinding | None = None
-        self._good_output_gradient: set[int] = set()
-        self._handles = []
-        for name, module in model.named_modules():
-            label = name or type(model).__name__
-            self._handles.append(module.register_forward_pre_hook(self._before(label, module), with_kwargs=True))
-            self._handles.append(module.register_forward_hook(self._after(label, module), with_kwargs=True))
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _before(self, label: str, module: nn.Module) -> Any:
-        def input_gradient(gradient: Tensor) -> None:
-            if self.backward is None and id(module) in self._good_output_gradient and _is_bad(gradient):
-                self.backward = _finding("backward", label, type(module).__name__, gradient)
-
-        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-            for tensor in tensors_in([args, kwargs]):
-                if tensor.requires_grad:
-                    tensor.register_hook(input_gradient)
-
-        return hook
-
-    def _after(self, label: str, module: nn.Module) -> Any:
-        def output_gradient(gradient: Tensor) -> None:
-            if _is_bad(gradient):
-                if self.backward is None:
-                    # Born between this module's output and whatever used it, outside every module's inputs.
-                    self.backward = _finding("backward", label, f"after {type(module).__name__}", gradient)
-            else:
-                self._good_output_gradient.add(id(module))
-
-        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            for tensor in tensors_in(output):
-                # Children return before their parents, so the innermost guilty module reports first.
-                if self.forward is None and _is_bad(tensor):
-                    inputs = list(tensors_in([args, kwargs]))
-                    largest = max((float(x.detach().abs().amax()) for x in inputs if x.numel()), default=None)
-                    self.forward = _finding("forward", label, type(module).__name__, tensor, largest_input=largest)
-                if tensor.requires_grad:
-                    tensor.register_hook(output_gradient)
-
-        return hook
+def _bad_state(model: nn.Module) -> NonFiniteFinding | None:
+    """The first bad parameter, then the first buffer with NaN: an infinite buffer may be a mask or a start value."""
+    for name, parameter in model.named_parameters():
+        if is_bad(parameter):
+            return _from_tensor("state", name, "parameter", parameter, None)
+    for name, buffer in model.named_buffers():
+        if has_nan(buffer):
+            return _from_tensor("state", name, "buffer", buffer, None)
+    return None
 
 
-def _is_bad(tensor: Tensor) -> bool:
-    return not bool(torch.isfinite(tensor).all())
+def _bad_buffer(birth: Birth) -> NonFiniteFinding | None:
+    """An infinite buffer, other than a mask, of the module where the birth was."""
+    if birth.module is not None:
+        for name, buffer in birth.module.named_buffers(recurse=False):
+            if is_bad(buffer) and not is_ceiling(buffer):
+                return _from_tensor("state", f"{birth.owner.place}.{name}", "buffer", buffer, None)
+    return None
 
 
-def _finding(
-    phase: Phase,
-    place: str,
-    kind: str,
-    tensor: Tensor,
-    samples: tuple[int, ...] | None = None,
-    largest_input: float | None = None,
-) -> NonFiniteFinding:
-    bad = ~torch.isfinite(tensor.detach())
-    if samples is None:
-        samples = ()
-        if tensor.ndim > 0:
-            samples = tuple(bad.flatten(1).any(dim=1).nonzero().flatten().tolist() if tensor.ndim > 1 else ())
-            if tensor.ndim == 1:
-                samples = tuple(bad.nonzero().flatten().tolist())
-    first = tensor.detach()[bad].flatten()[0].item() if tensor.ndim else tensor.item()
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return NonFiniteFinding(phase, place, kind, f"{first}", samples, dtype, largest_input, int(bad.sum()))
+def _bad_input(batch: Mapping[str, Tensor]) -> NonFiniteFinding | None:
+    """The first named tensor (B, ...) that holds a non-finite value, with its samples."""
+    for name, tensor in batch.items():
+        if is_harmful(tensor):
+            return _from_tensor("data", name, "input", tensor, tensor.shape[0] if tensor.ndim else None)
+    return None
+
+
+def _from_birth(phase: Phase, birth: Birth, *, kind: str | None = None) -> NonFiniteFinding:
+    seen, owner = birth.evidence, birth.owner
+    largest = None if phase == "data" else birth.largest_input
+    return NonFiniteFinding(
+        phase, owner.place, kind or owner.kind, seen.value, seen.samples, seen.dtype, largest, seen.num_nonfinite
+    )
+
+
+def _from_tensor(phase: Phase, place: str, kind: str, tensor: Tensor, batch_size: int | None) -> NonFiniteFinding:
+    seen = evidence(tensor, batch_size)
+    return NonFiniteFinding(phase, place, kind, seen.value, seen.samples, seen.dtype, None, seen.num_nonfinite)
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Give every buffer back its value, and the module its buffer, whatever happens inside."""
+    kept = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, value in kept:
+                buffer.copy_(value)  # always: batch normalisation changes its buffers without raising their version
+                module._buffers[name] = buffer

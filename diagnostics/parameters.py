@@ -1,10 +1,14 @@
 """Gradient norm and update-to-weight ratio of every parameter, and histograms that survive bad values."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from diagnostics.statistics import dense
 
 # Elements of a parameter that the update ratio is measured on: exact for small parameters, an even
 # stride through large ones. SDXL's snapshot is then 0.3 GiB instead of a copy of its 7.5 GiB.
@@ -12,16 +16,29 @@ MAX_SAMPLED_ELEMENTS = 65_536
 
 
 def _sampled(parameter: Tensor) -> Tensor:
-    flat = parameter.detach().reshape(-1)
-    return flat[:: max(1, -(-flat.numel() // MAX_SAMPLED_ELEMENTS))]
+    """Up to 65,536 elements, a view where the memory is dense.
+
+    The stride shares no divisor with the element count, hence none with any dimension: a stride that divides a row
+    would always read the same column, one that is a multiple of 9 always the same tap of a 3 x 3 kernel.
+    """
+    x = dense(parameter)
+    if x is None:
+        return torch.zeros(0)
+    # In the order of memory, so that flattening a channels_last weight copies nothing.
+    flat = x.permute(sorted(range(x.ndim), key=lambda dim: -x.stride()[dim])).reshape(-1)
+    stride = max(1, -(-flat.numel() // MAX_SAMPLED_ELEMENTS))
+    while stride > 1 and math.gcd(stride, flat.numel()) > 1:
+        stride += 1
+    return flat[::stride]
 
 
 @dataclass(frozen=True)
 class ParameterRecord:
     """One parameter in one step.
 
-    `gradient_norm`: before clipping; None where no gradient arrived. `update_ratio`: ||change|| / ||weight||, both
-    on the sampled elements; None where the weight was all zero before the step (a zero-initialised layer).
+    gradient_norm: before clipping; None where no gradient arrived. update_ratio: ||change|| / ||weight||, both on
+    the sampled elements; None where these weights were all zero before the step (a zero-initialised layer) or no
+    step was made. It is 0.0 where the update was lost to rounding, and nan or inf where weights are.
     """
 
     gradient_norm: float | None
@@ -31,71 +48,173 @@ class ParameterRecord:
 class ParameterStatistics:
     """Measures gradients before the optimizer step and the change that the step made.
 
-    statistics = ParameterStatistics(model)
-    loss.backward()
-    statistics.before_step()
-    optimizer.step()
-    statistics.after_step()
-    records = statistics.collect()      # the only transfer to the host
+    Parameters that require no gradient at `before_step` are left out. Of a sharded parameter (DTensor) each process
+    measures the update ratio of its own shard; gradient norms are those of the whole.
+
+        statistics = ParameterStatistics(model)
+        loss.backward()
+        statistics.before_step()
+        optimizer.step()
+        statistics.after_step()
+        records = statistics.collect()      # the only transfer to the host
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._named = dict(model.named_parameters())
         self._gradient_norms: dict[str, Tensor] = {}
-        self._snapshots: dict[str, Tensor] = {}
-        self._ratios: dict[str, Tensor] = {}
+        self._snapshots: dict[str, Tensor] | None = None
+        self._changes: dict[str, Tensor] = {}  # norms of the samples' change
+        self._weights: dict[str, Tensor] = {}  # norms of the samples before the step
+        self._measured: list[str] = []
 
     def before_step(self) -> None:
         """Call after backward (and unscaling), before clipping."""
-        self._gradient_norms = gradient_norms(self._parameters)
-        self._snapshots = {name: _sampled(p).clone() for name, p in self._parameters.items()}
+        trained = {name: p for name, p in self._named.items() if p.requires_grad}
+        self._measured = list(trained)
+        self._gradient_norms = gradient_norms(trained)
+        self._changes, self._weights = {}, {}
+        self._snapshots = {name: _sampled(p).clone() for name, p in trained.items()}
 
     def after_step(self) -> None:
-        """Call after `optimizer.step()`."""
-        names = list(self._snapshots)
-        old = [snapshot.float() for snapshot in self._snapshots.values()]
-        new = [_sampled(self._parameters[name]).float() for name in names]
-        changes = torch._foreach_norm(torch._foreach_sub(new, old))
-        weights = torch._foreach_norm(old)
-        self._ratios = {name: c / w for name, c, w in zip(names, changes, weights, strict=True)}
-        self._snapshots = {}
+        """Call after `optimizer.step()`.
+
+        Raises:
+            RuntimeError: `before_step` was not called for this step.
+        """
+        if self._snapshots is None:
+            raise RuntimeError("after_step without before_step: there are no weights to compare with")
+        old = {name: _wide(snapshot) for name, snapshot in self._snapshots.items()}
+        new = {name: _wide(_sampled(self._named[name])) for name in old}
+        # The difference of two neighbouring float32 is exact, so nothing is lost before the float64 norm.
+        changes = torch._foreach_sub(list(new.values()), list(old.values())) if old else []
+        self._changes = dict(zip(old, _norms(list(changes)), strict=True))
+        self._weights = dict(zip(old, _norms(list(old.values())), strict=True))
+        self._snapshots = None
 
     def collect(self) -> dict[str, ParameterRecord]:
         """Parameter name -> record, and forget. Empty if nothing was measured."""
-        norms = _to_host(self._gradient_norms)
-        ratios = _to_host(self._ratios)
-        self._gradient_norms, self._ratios = {}, {}
-        records = {}
-        for name in self._parameters if norms or ratios else ():
-            ratio = ratios.get(name)
-            zero_weight = ratio is not None and (ratio == float("inf") or ratio != ratio) and name in norms
-            records[name] = ParameterRecord(norms.get(name), None if zero_weight else ratio)
-        return records
+        fetched = _to_host([self._gradient_norms, self._changes, self._weights])
+        norms, changes, weights = fetched
+        measured = self._measured
+        self._gradient_norms, self._changes, self._weights, self._measured = {}, {}, {}, []
+        self._snapshots = None
+        return {
+            name: ParameterRecord(
+                norms.get(name), changes[name] / weights[name] if weights.get(name, 0.0) != 0.0 else None
+            )
+            for name in measured
+        }
 
 
 def gradient_norms(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """L2 norm of each gradient that exists, scalars on the device, float32 or wider."""
-    named = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-    if not named:
-        return {}
-    gradients = [g if g.dtype in (torch.float32, torch.float64) else g.float() for g in named.values()]
-    return dict(zip(named, torch._foreach_norm(gradients), strict=True))
+    """L2 norm of each gradient that exists, scalars on the device.
+
+    Summed and returned in float64 (float32 on devices that have no float64): finite float32 gradients of 1e20 have
+    a finite norm. Of a sparse gradient, the norm of the summed entries; of a sharded one (DTensor), of the whole,
+    with one collective for each device mesh, so every process must call.
+    """
+    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    found = {
+        name: (_without_partial_sums(g), values)
+        for name, g in gradients.items()
+        if (values := dense(_without_partial_sums(g))) is not None
+    }
+    norms = dict(zip(found, _norms([values for _, values in found.values()]), strict=True))
+    return _across_shards(norms, {name: gradient for name, (gradient, _) in found.items()})
 
 
 def total_norm(norms: Iterable[Tensor]) -> Tensor:
-    """Global L2 norm from per-tensor norms, in float64, so that no finite norms overflow it. A scalar."""
-    return torch.linalg.vector_norm(torch.stack([norm.double() for norm in norms]))
+    """Global L2 norm from per-tensor norms, a scalar; float64 unless the device has none. 0 for no norms.
+
+    No finite norms overflow it unless the result exceeds the type; NaN and Inf pass through.
+    """
+    listed = list(norms)
+    if not listed:
+        return torch.zeros((), dtype=torch.float64)
+    device = listed[0].device
+    stacked = torch.stack([norm.to(device, _norm_dtype(device)) for norm in listed])
+    return _scaled_norm(stacked)
 
 
-def _to_host(values: dict[str, Tensor]) -> dict[str, float]:
-    if not values:
-        return {}
-    return dict(zip(values, torch.stack([v.double() for v in values.values()]).tolist(), strict=True))
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype is torch.float64 else x.float()
+
+
+def _norm_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _norms(tensors: list[Tensor]) -> list[Tensor]:
+    """L2 norms, scalars. A float64 sum of squares holds any float32 magnitude; float64 itself is scaled first."""
+    norms: list[Tensor | None] = [_scaled_norm(x) if x.dtype is torch.float64 else None for x in tensors]
+    kinds: dict[torch.device, list[int]] = {}
+    for index, x in enumerate(tensors):
+        if norms[index] is None:
+            kinds.setdefault(x.device, []).append(index)
+    for device, indices in kinds.items():
+        values = torch._foreach_norm([tensors[i] for i in indices], dtype=_norm_dtype(device))
+        for index, norm in zip(indices, values, strict=True):
+            norms[index] = norm
+    return [norm for norm in norms if norm is not None]
+
+
+def _scaled_norm(x: Tensor) -> Tensor:
+    """Norm of x / max |x|, times max |x|: squares neither overflow nor vanish. NaN and Inf come out as they are."""
+    if x.numel() == 0:
+        return torch.zeros((), dtype=x.dtype, device=x.device)
+    largest = torch.linalg.vector_norm(x, ord=math.inf)
+    # an all-zero or non-finite tensor is left alone: 0 / 0 and inf / inf would be nan
+    divisor = torch.where((largest > 0) & (largest < math.inf), largest, 1.0)
+    return torch.linalg.vector_norm(x / divisor) * divisor
+
+
+def _without_partial_sums(gradient: Tensor) -> Tensor:
+    """A DTensor whose values are still to be summed over processes, summed; anything else as it is."""
+    placements = getattr(gradient, "placements", None)
+    if placements is None or not any(placement.is_partial() for placement in placements):
+        return gradient
+    from torch.distributed.tensor import Replicate
+
+    whole: Any = gradient
+    return whole.redistribute(placements=[Replicate() if p.is_partial() else p for p in placements])
+
+
+def _across_shards(norms: dict[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Norms of whole gradients from those of the shards; one all-reduce for each mesh and way of sharding."""
+    groups: dict[tuple[Any, tuple[int, ...]], list[str]] = {}
+    for name, gradient in gradients.items():
+        placements = getattr(gradient, "placements", ())
+        sharded = tuple(dim for dim, placement in enumerate(placements) if placement.is_shard())
+        if sharded:
+            mesh: Any = getattr(gradient, "device_mesh", None)
+            groups.setdefault((mesh, sharded), []).append(name)
+    for (mesh, dims), names in groups.items():
+        squares = torch.stack([norms[name] for name in names]).square()
+        for dim in dims:
+            torch.distributed.all_reduce(squares, group=mesh.get_group(dim))
+        norms |= dict(zip(names, squares.sqrt(), strict=True))
+    return norms
+
+
+def _to_host(groups: list[dict[str, Tensor]]) -> list[dict[str, float]]:
+    """The scalars of each group as numbers; one transfer for each device."""
+    flat = [(number, name, value) for number, group in enumerate(groups) for name, value in group.items()]
+    result: list[dict[str, float]] = [{} for _ in groups]
+    for device in dict.fromkeys(value.device for _, _, value in flat):
+        here = [entry for entry in flat if entry[2].device == device]
+        numbers = torch.stack([value for _, _, value in here]).tolist()
+        for (number, name, _), value in zip(here, numbers, strict=True):
+            result[number][name] = value
+    return result
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of the finite values in equal bins between `low` and `high`; the others are counted apart."""
+    """Counts of the finite values in equal bins between `low` and `high`; the others are counted apart.
+
+    `sum(counts) + num_nan + num_inf` is the number of elements. A constant tensor has one bin with low == high, a
+    tensor without finite values none.
+    """
 
     low: float
     high: float
@@ -105,16 +224,28 @@ class Histogram:
 
 
 def histogram(tensor: Tensor, num_bins: int = 64) -> Histogram:
-    """Histogram of any floating tensor; a host read, so for logging steps. All-bad and empty tensors give no bins."""
-    flat = tensor.detach().reshape(-1).float()
-    num_nan, num_inf = int(flat.isnan().sum()), int(flat.isinf().sum())
-    finite = flat[torch.isfinite(flat)].cpu()
+    """Histogram of a floating tensor of any shape; a host read, so for logging steps.
+
+    Raises:
+        ValueError: num_bins is below 1.
+    """
+    if num_bins < 1:
+        raise ValueError(f"a histogram needs at least 1 bin, not {num_bins}")
+    values = dense(tensor)
+    flat = torch.zeros(0) if values is None else values.reshape(-1)
+    finite = _wide(flat[torch.isfinite(flat)])
+    num_nan = int(flat.isnan().sum())
+    num_inf = flat.numel() - finite.numel() - num_nan
     if finite.numel() == 0:
         return Histogram(0.0, 0.0, [], num_nan, num_inf)
-    low, high = finite.min().item(), finite.max().item()
+    low, high = (bound.item() for bound in torch.aminmax(finite))
     if low == high:
         return Histogram(low, high, [finite.numel()], num_nan, num_inf)
-    # Fractions of the range in float64: high - low may exceed float32.
-    position = (finite.double() - low) / (high - low) * num_bins
+    # In float64 and as multiples of a power of two near the largest magnitude: the range of float32's extremes
+    # exceeds float32, that of float64's exceeds float64, and that of subnormals would divide by zero.
+    exponent = math.frexp(max(abs(low), abs(high)))[1] + 1
+    finite = finite.cpu().double().mul_(2.0 ** (-exponent // 2)).mul_(2.0 ** (-exponent - -exponent // 2))
+    bottom, top = torch.aminmax(finite)
+    position = finite.sub_(bottom).div_(top - bottom).mul_(num_bins)
     counts = torch.bincount(position.long().clamp_(max=num_bins - 1), minlength=num_bins)
     return Histogram(low, high, counts.tolist(), num_nan, num_inf)

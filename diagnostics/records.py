@@ -2,33 +2,45 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def encode(value: Any) -> Any:
-    """JSON-ready copy. Non-finite floats become the strings `NaN`, `Infinity`, `-Infinity` (as protobuf's JSON does),
-    because bare NaN is not JSON; other floats keep 7 significant digits."""
+    """JSON-ready copy of nested dicts, lists, tuples, strings, numbers, bools and None.
+
+    Non-finite floats become the strings `NaN`, `Infinity`, `-Infinity` (as protobuf's JSON does), because bare NaN
+    is not JSON; other floats keep 7 significant digits. A string that is one of these words gets a backslash in
+    front, and one that is such a word behind backslashes another, so that text stays text. Keys become strings.
+
+    Raises:
+        TypeError: anything else, such as a tensor or a path.
+    """
     if isinstance(value, float):
-        if math.isnan(value):
-            return "NaN"
-        if math.isinf(value):
-            return "Infinity" if value > 0 else "-Infinity"
-        return float(f"{value:.7g}")
+        if math.isfinite(value):
+            return float(f"{value:.7g}")
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, str):
+        return f"\\{value}" if value.lstrip("\\") in _NONFINITE else value
+    if value is None or isinstance(value, int):
+        return value
     if isinstance(value, dict):
         return {str(key): encode(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [encode(item) for item in value]
-    return value
+    raise TypeError(f"a record holds dicts, lists, strings, numbers, bools and None, not {type(value).__name__}")
 
 
 def decode(value: Any) -> Any:
-    """Inverse of `encode`, up to the rounding."""
+    """Inverse of `encode`, up to the rounding; tuples come back as lists."""
     if isinstance(value, str):
-        return _NONFINITE.get(value, value)
+        if value in _NONFINITE:
+            return _NONFINITE[value]
+        return value[1:] if value.startswith("\\") and value.lstrip("\\") in _NONFINITE else value
     if isinstance(value, dict):
         return {key: decode(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -40,44 +52,60 @@ class RecordWriter:
     """Appends one JSON object a line and flushes it, so that a killed run keeps every finished line.
 
     Opening an existing file first drops a last line that a kill cut short, and, with `keep_until_step`, records of
-    later steps, so that a resumed run continues where its checkpoint stands and steps stay monotone.
+    later steps, so that a resumed run continues where its checkpoint stands and steps stay monotone. Records without
+    a `step` stay. Lines that stay are not touched.
+
+    Raises:
+        ValueError: an existing file is damaged, as `read_records`.
     """
 
     def __init__(self, path: Path, *, keep_until_step: int | None = None) -> None:
         if path.exists():
-            self._trim(path, keep_until_step)
-        self._file: TextIO = path.open("a", encoding="utf-8")
+            _trim(path, keep_until_step)
+        self._file: BinaryIO = path.open("ab")
 
     def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(encode(record), allow_nan=False) + "\n")
+        """Append one record; on disk, as far as the operating system goes, when this returns."""
+        # One write of a whole line: a kill between two writes would leave half of it.
+        self._file.write(json.dumps(encode(record), allow_nan=False).encode("ascii") + b"\n")
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
-
-    @staticmethod
-    def _trim(path: Path, keep_until_step: int | None) -> None:
-        kept = [
-            record
-            for record in read_records(path)
-            if keep_until_step is None or record.get("step", 0) <= keep_until_step
-        ]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(encode(r), allow_nan=False) + "\n" for r in kept), encoding="utf-8")
-        temporary.replace(path)
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """Every complete record of a file in order; a last line cut short by a kill is left out.
 
     Raises:
-        ValueError: a line before the last is not JSON, naming file and line.
+        ValueError: a line that is complete, or not the last, is not a JSON object; names file and line.
     """
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        try:
-            yield decode(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                return
-            raise ValueError(f"{path}:{number}: not a JSON record ({error.msg})") from None
+    for _, record in _lines(path):
+        yield decode(record)
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each complete line without its end, with what it says."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                record = json.loads(line)
+                problem = None if isinstance(record, dict) else "not an object"
+            except ValueError as error:  # JSON's and UTF-8's errors are both of this kind
+                problem = str(error)
+            if problem is None:
+                yield line.rstrip(b"\r\n"), record
+            elif line.endswith(b"\n"):  # only the last line can lack its end
+                raise ValueError(f"{path}:{number}: not a JSON record ({problem}); remove or repair this line to go on")
+
+
+def _trim(path: Path, keep_until_step: int | None) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        for line, record in _lines(path):
+            step = record.get("step")
+            if keep_until_step is None or not isinstance(step, int) or step <= keep_until_step:
+                file.write(line + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
