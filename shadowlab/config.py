@@ -86,7 +86,7 @@ class TrainConfig(Section):
     validate_every: PositiveInt = 50
     """Steps between evaluations on the fixed grid and sample pictures."""
     max_consecutive_skips: PositiveInt = 20
-    """fp16 only: optimizer steps that the gradient scaler may skip in a row before the run stops."""
+    """fp16 only: optimizer steps that the gradient scaler may skip in a row before train or overfit stops."""
 
 
 class ValidationConfig(Section):

@@ -5,6 +5,7 @@ class UserError(Exception):
     """Wrong usage, configuration or data. The message names the file, key or sample and the mend."""
 
     exit_code = 2
+    reported = False  # whether the JSON document of the command tells of it already
 
 
 class MissingDependencyError(UserError):

@@ -94,11 +94,12 @@ class Reporter:
                 self.console.print(line, markup=False)
             self._to_log(line)
 
-    def result(self, document: dict[str, Any]) -> None:
-        """The JSON document of the command, on stdout; only with `as_json`."""
+    def result(self, document: dict[str, Any]) -> bool:
+        """The JSON document of the command, on stdout; only with `as_json`. Returns whether it was written."""
         if self._gives_result:
             sys.stdout.write(json.dumps(encode(document), indent=2, allow_nan=False) + "\n")
             sys.stdout.flush()
+        return self._gives_result
 
     def close(self) -> None:
         if self._log is not None:

@@ -95,6 +95,25 @@ def config_of(weights: Path | str, *assignments: str) -> Config:
     return load_config(options={"model.weights": str(weights), "device": "cpu"}, assignments=assignments)
 
 
+def stage_config(folders: dict[str, Path], output: Path, *assignments: str) -> Config:
+    """Whole stages on `stage_folder`: batch 2, two pictures to judge by."""
+    return config_of(
+        folders["unet"],
+        f"data.path={folders['data']}",
+        f"model.vae={folders['vae']}",
+        f"data.image_size={SIDE * 8}",
+        f"output_dir={output}",
+        "train.batch_size=2",
+        "validation.num_samples=2",
+        "validation.num_noises=1",
+        "validation.timesteps=[0.0, 0.5]",
+        "overfit.num_samples=2",
+        "overfit.max_steps=2",
+        "optimizer.warmup_steps=2",
+        *assignments,
+    )
+
+
 def trainee_of(weights: Path, *assignments: str, processes: Processes | None = None) -> Trainee:
     """A trainee of `weights` at a rate that moves every weight."""
     config = config_of(weights, "optimizer.learning_rate=1e-2", "optimizer.warmup_steps=0", *assignments)

@@ -14,6 +14,7 @@ from shadowlab.data.dataset import open_dataset
 from shadowlab.data.sample import Batch, Picture, collate
 from shadowlab.errors import UserError
 from shadowlab.evaluation.pictures import save_picture
+from shadowlab.precision import POLICIES
 from shadowlab.reporter import Reporter
 from shadowlab.run_folder import RunFolder
 from shadowlab.seeding import permutation
@@ -44,6 +45,7 @@ def run_check_forward(
         UserError: data or weights cannot be read, or there is no sample of that id.
     """
     processes.require_single("check-forward")
+    POLICIES[config.precision].apply_to_backend(processes.device)  # before the VAE computes anything
     batch, about = _batch(config, sample, picture, reporter)
     path = PathTable()
     path.add("input", "object image", batch.object_image, "(B, 3, H, W)", (-1, 1))

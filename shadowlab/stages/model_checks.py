@@ -4,10 +4,12 @@ Legend: B batch, h w latents.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from diagnostics.layers import LayerStatistics
 from shadowlab.config import Config
@@ -50,13 +52,14 @@ def vae(task: Task, batch: Batch, encoded: EncodedBatch, path: PathTable, *, tra
     parameters = list(task.vae.autoencoder.parameters())
     frozen = all(not p.requires_grad and p.dtype == torch.float32 for p in parameters)
     latents = torch.cat([encoded.data, encoded.concatenated[:, :LATENT_CHANNELS]])
+    dtypes = {encoded.data.dtype, encoded.concatenated.dtype}
     finite, largest = bool(latents.isfinite().all()), float(latents.abs().amax())
     checks = [
         Check(
             "VAE latents are finite",
-            finite and latents.dtype == torch.float32,
+            finite and dtypes == {torch.float32},
             "finite, float32",
-            f"largest magnitude {largest:.3g}, std {float(latents.std()):.3g}, {latents.dtype}",
+            f"largest magnitude {largest:.3g}, std {float(latents.std()):.3g}, {', '.join(sorted(map(str, dtypes)))}",
             "the VAE must run in float32 (SDXL's overflows float16); check its weights and the picture's range",
         ),
         Check(
@@ -82,10 +85,13 @@ def vae(task: Task, batch: Batch, encoded: EncodedBatch, path: PathTable, *, tra
 
 
 def flow_reaches_data(encoded: EncodedBatch, seed: int) -> Check:
-    """Integrating the true velocity from noise must end at the data, in one step and in eight."""
+    """The line goes from noise to data, and integrating the true velocity does, in one step and in eight."""
     noise = normal(encoded.data.shape, seed, "check").to(encoded.data.device)
     true = velocity(noise, encoded.data)
-    worst = max(float((integrate(lambda x, t: true, noise, n) - encoded.data).abs().amax()) for n in (1, 8))
+    t = torch.zeros(len(noise), device=noise.device)
+    errors = [integrate(lambda x, t: true, noise, n) - encoded.data for n in (1, 8)]
+    errors += [interpolate(noise, encoded.data, t) - noise, interpolate(noise, encoded.data, t + 1) - encoded.data]
+    worst = float(torch.stack(errors).abs().amax())
     scale = float(encoded.data.abs().amax()) + float(noise.abs().amax())
     limit = 16 * torch.finfo(torch.float32).eps * scale
     return Check(
@@ -93,7 +99,7 @@ def flow_reaches_data(encoded: EncodedBatch, seed: int) -> Check:
         worst <= limit,
         f"error <= {limit:.1e}",
         f"{worst:.1e}",
-        "the flow's direction is reversed: velocity is data - noise, t = 0 is noise",
+        "the flow's direction is reversed: velocity is data - noise, t = 0 is noise, t = 1 is data",
     )
 
 
@@ -183,7 +189,11 @@ def new_channels_are_ignored(unet: UNet2DConditionModel, config: Config) -> Chec
     bare[:, LATENT_CHANNELS:] = 0
     change = float((conv(x) - conv(bare)).abs().amax())
     return Check(
-        "conv_in ignores the new channels at init", change == 0.0, "change 0", f"change {change:.3g}", "as above"
+        "conv_in ignores the new channels at init",
+        change == 0.0,
+        "change 0",
+        f"change {change:.3g}",
+        "conv_in's other weights or its bias are not finite: check the loaded weights",
     )
 
 
@@ -202,6 +212,12 @@ def forward(config: Config, unet: UNet2DConditionModel, encoded: EncodedBatch, p
         unet.time_proj.register_forward_hook(lambda m, i, o: seen.update(timesteps=i[0], sinusoids=o)),
         unet.time_embedding.register_forward_hook(lambda m, i, o: seen.update(embedding=o)),
     ]
+    first_bad: list[str] = []  # by call: a shared activation is called before and after the culprit
+    handles += [
+        module.register_forward_hook(partial(_note_bad_output, first_bad, name))
+        for name, module in unet.named_modules()
+        if not any(module.children())
+    ]
     layers = LayerStatistics(unet)
     unet.eval()
     with layers.recording(), precision.autocast(device):
@@ -219,8 +235,17 @@ def forward(config: Config, unet: UNet2DConditionModel, encoded: EncodedBatch, p
     largest = max(measured, key=lambda name: measured[name].max_abs)
     low = precision.weights_dtype if precision.autocast_dtype is None else precision.autocast_dtype
     dtypes = {name: str(seen[name].dtype).removeprefix("torch.") for name in ("timesteps", "sinusoids", "embedding")}
+    wanted = 1000.0 * (1.0 - t)
+    off = float((seen["timesteps"].float() - wanted).abs().amax())
     islands = ("timesteps", "sinusoids") if precision.weights_dtype != torch.float32 else tuple(dtypes)
     return [
+        Check(
+            "timesteps are 1000 (1 - t)",
+            off < 1e-3,
+            f"{float(wanted[0]):g} at t = {float(t[0]):g}",
+            f"{float(seen['timesteps'].flatten()[0]):g}, off by {off:.3g} at most",
+            "SDXL's embedding knows 0 .. 999 with 999 = noise: unscaled or reversed, every t looks alike or backwards",
+        ),
         Check(
             "t and its embedding are float32",
             all(dtypes[name] == "float32" for name in islands) and encoded.embedding.dtype == torch.float32,
@@ -232,11 +257,16 @@ def forward(config: Config, unet: UNet2DConditionModel, encoded: EncodedBatch, p
             f"forward is finite in {config.precision}",
             not bad,
             f"0 of {len(measured)} layers with non-finite values",
-            f"{len(bad)} layers{', first ' + bad[0] if bad else ''}; "
+            f"{len(bad)} layers{', first ' + first_bad[0] if first_bad else ''}; "
             f"largest {measured[largest].max_abs:.3g} at {largest} ({low} reaches {torch.finfo(low).max:.3g})",
             "use --precision bf16 or fp32, or check the loaded weights",
         ),
     ]
+
+
+def _note_bad_output(found: list[str], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    if not found and isinstance(output, Tensor) and not bool(output.isfinite().all()):
+        found.append(name)
 
 
 def gradients(
@@ -317,7 +347,7 @@ def light_response(config: Config, unet: UNet2DConditionModel, encoded: EncodedB
     loss_per_sample(predicted, velocity(noise, small.data)).mean().backward()
     unet.requires_grad_(True)
     assert asked.grad is not None
-    scale = float(outputs[0].norm())
+    scale = float(outputs[0].norm()) or 1.0  # a silent model answers with 0, not with a division by it
     checks = []
     for row, name in enumerate(("theta", "phi", "size"), start=1):
         change = float((outputs[row] - outputs[0]).norm()) / scale

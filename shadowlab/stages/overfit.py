@@ -13,13 +13,14 @@ from shadowlab.data.sample import collate
 from shadowlab.errors import UserError
 from shadowlab.evaluation.fixed_grid import FixedGrid, GridResult
 from shadowlab.evaluation.pictures import comparison_grid, save_picture
+from shadowlab.precision import POLICIES
 from shadowlab.reporter import Reporter
 from shadowlab.run_folder import RunFolder
 from shadowlab.seeding import permutation
 from shadowlab.stages.result import StageResult
 from shadowlab.task import ShadowTask
 from shadowlab.training.processes import Processes
-from shadowlab.training.step import StepPlace
+from shadowlab.training.step import StepPlace, count_skips
 from shadowlab.training.telemetry import Telemetry
 from shadowlab.training.trainee import build_trainee, build_unet
 from shadowlab.vae import load_vae
@@ -31,9 +32,11 @@ def run_overfit(config: Config, run: RunFolder, processes: Processes, reporter: 
     Raises:
         UserError: the data cannot be read or holds too few samples.
         NonFiniteError: loss or gradients are not finite.
+        StageFailedError: the gradient scaler skips for ever.
     """
     processes.require_single("overfit")
     settings = config.overfit
+    POLICIES[config.precision].apply_to_backend(processes.device)  # before the VAE computes anything
     dataset = open_dataset(config.data.path, config.data.image_size)
     for notice in dataset.notices:
         reporter.warn(notice)
@@ -64,14 +67,16 @@ def run_overfit(config: Config, run: RunFolder, processes: Processes, reporter: 
         f"parameters, {config.precision}, until R^2 >= {settings.min_r2} and soft IoU >= {settings.min_soft_iou}"
     )
     size = min(settings.batch_size, settings.num_samples)
-    result, step = grid.evaluate(unet, trainee.precision), 0
+    step = skips = 0
     try:
+        result = grid.evaluate(unet, trainee.precision)
         with reporter.start("overfit", settings.max_steps):
             for step in range(1, settings.max_steps + 1):
                 first = (step - 1) * size
                 rows = torch.tensor(sample_indices(first, size, settings.num_samples, config.seed))
                 encoded = grid.encoded.select(rows).at_positions(torch.arange(first, first + size))
                 outcome = telemetry.step([encoded], StepPlace(step - 1, first, size))
+                skips = count_skips(skips, outcome, step, config.train.max_consecutive_skips)
                 judged = step % settings.evaluate_every == 0 or step == settings.max_steps
                 if judged:
                     result = grid.evaluate(unet, trainee.precision)

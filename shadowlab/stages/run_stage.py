@@ -50,10 +50,15 @@ def finish_stage(
         raise
     if write:
         run.record_stage(name, passed=result.passed, config=config, summary=result.summary)
-    reporter.result({"stage": name, "passed": result.passed, "run": str(run.path), **result.summary})
+    document = {"stage": name, "passed": result.passed, "run": str(run.path), **result.summary}
+    if not result.passed:
+        document["error"] = result.message
+    told = reporter.result(document)
     if not result.passed:
         reporter.note(result.message)
-        raise StageFailedError(result.message)
+        failure = StageFailedError(result.message)
+        failure.reported = told  # one JSON document, not two
+        raise failure
     reporter.say(f"{name}: passed ({run.path})", style="bold green")
     return result
 
@@ -73,6 +78,9 @@ def prove_required_stages(
         reporter.warn(f"--skip-stages: {' and '.join(REQUIRED_STAGES)} are not asked for; nothing proves this model")
         return
     marker = run.path / "required-stages.json"
+    if processes.is_main:
+        marker.unlink(missing_ok=True)  # a resumed run's old one would send the others ahead
+    processes.wait()
     if not processes.is_main:
         while not marker.exists():
             time.sleep(_POLL_SECONDS)

@@ -10,9 +10,10 @@ from shadowlab.config import Config
 from shadowlab.data.dataset import ShadowDataset, open_dataset
 from shadowlab.data.sample import Batch, collate
 from shadowlab.data.split import Split, split_by_object
-from shadowlab.errors import StageFailedError, UserError
+from shadowlab.errors import UserError
 from shadowlab.evaluation.fixed_grid import FixedGrid, GridResult
 from shadowlab.evaluation.pictures import comparison_grid, save_picture
+from shadowlab.precision import POLICIES
 from shadowlab.reporter import Reporter
 from shadowlab.run_folder import RunFolder
 from shadowlab.stages.result import StageResult
@@ -20,7 +21,7 @@ from shadowlab.task import EncodedBatch, ShadowTask, Task
 from shadowlab.training.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
 from shadowlab.training.loader import endless_batches, micro_batch_positions
 from shadowlab.training.processes import Processes
-from shadowlab.training.step import StepPlace
+from shadowlab.training.step import StepPlace, count_skips
 from shadowlab.training.telemetry import Telemetry
 from shadowlab.training.trainee import Trainee, build_trainee, build_unet
 from shadowlab.vae import load_vae
@@ -38,6 +39,7 @@ def run_train(
     """
     # 1. Data: split by object, and a fixed grid of held-out samples.
     settings = config.train
+    POLICIES[config.precision].apply_to_backend(processes.device)  # before the VAE computes anything
     dataset = open_dataset(config.data.path, config.data.image_size)
     for notice in dataset.notices:
         reporter.warn(notice)
@@ -76,9 +78,9 @@ def run_train(
     )
 
     # 4. The loop.
-    first_result = result = _validate(grid, trainee, telemetry, reporter, run, step, write=not resume)
     skips = 0
     try:
+        first_result = result = _validate(grid, trainee, telemetry, reporter, run, step, write=not resume)
         with reporter.start("train", settings.max_steps, step):
             while step < settings.max_steps:
                 started = time.perf_counter()
@@ -86,12 +88,7 @@ def run_train(
                 waited = time.perf_counter() - started
                 outcome = telemetry.step(encoded, StepPlace(step, position, global_batch), waited_seconds=waited)
                 step, position = step + 1, position + global_batch
-                skips = skips + 1 if outcome.skipped else 0
-                if skips >= settings.max_consecutive_skips:
-                    raise StageFailedError(
-                        f"step {step}: the gradient scaler skipped {skips} steps in a row: gradients overflow float16 "
-                        "at every scale; use --precision bf16 or fp32, or lower the learning rate"
-                    )
+                skips = count_skips(skips, outcome, step, settings.max_consecutive_skips)
                 if step % settings.validate_every == 0 or step == settings.max_steps:
                     result = _validate(grid, trainee, telemetry, reporter, run, step)
                 if step % config.checkpoint.every_steps == 0 or step == settings.max_steps:

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from diagnostics.nonfinite import NonFiniteError, NonFiniteFinding, all_finite, locate_first_nonfinite
 from diagnostics.parameters import ParameterStatistics, gradient_norms, total_norm
+from shadowlab.errors import StageFailedError
 from shadowlab.flow import interpolate, loss_per_sample, stratified_times, velocity
 from shadowlab.seeding import generator, normal
 from shadowlab.task import EncodedBatch
@@ -101,6 +102,21 @@ def training_step(
     if parameter_statistics is not None:
         parameter_statistics.after_step()
     return StepOutcome(host[0], host[1], rate, skipped=False)
+
+
+def count_skips(skips: int, outcome: StepOutcome, step: int, limit: int) -> int:
+    """Steps in a row that the gradient scaler has skipped, `outcome` included.
+
+    Raises:
+        StageFailedError: `limit` is reached; the scaler would halve its scale for ever.
+    """
+    skips = skips + 1 if outcome.skipped else 0
+    if skips >= limit:
+        raise StageFailedError(
+            f"step {step}: the gradient scaler skipped {skips} steps in a row: gradients overflow float16 at every "
+            "scale; use --precision bf16 or fp32, or lower the learning rate"
+        )
+    return skips
 
 
 def forward_backward(trainee: Trainee, model: nn.Module, batches: Sequence[EncodedBatch], place: StepPlace) -> Tensor:

@@ -1,0 +1,254 @@
+"""check-forward against sabotage: one test per fault that a real user could have, each found and named."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shadowlab.config import Config
+from shadowlab.config_files import load_config
+from shadowlab.data.sample import Batch, collate
+from shadowlab.errors import UserError
+from shadowlab.reporter import Reporter
+from shadowlab.run_folder import RunFolder
+from shadowlab.stages import check_forward, model_checks
+from shadowlab.stages.check_forward import run_check_forward
+from shadowlab.stages.result import StageResult
+from shadowlab.task import EncodedBatch, ShadowTask
+from shadowlab.training.processes import SingleProcess
+from tests import tiny
+
+Change = Callable[[Any], None]
+
+
+@pytest.fixture
+def config(stage_folder: dict[str, Path], tmp_path: Path) -> Config:
+    return tiny.stage_config(stage_folder, tmp_path)
+
+
+def checked(config: Config, **arguments: Any) -> StageResult:
+    run = RunFolder.create(config, f"check-{len(list(Path(config.output_dir).glob('*')))}")
+    return run_check_forward(config, run, SingleProcess(torch.device("cpu")), Reporter(active=False), **arguments)
+
+
+def failed(result: StageResult) -> dict[str, dict[str, Any]]:
+    """Failed checks by name; each must be in the message, too. The VAE here is untrained: that one always fails."""
+    found = {check["name"]: check for check in result.summary["checks"] if not check["passed"]}
+    for name, check in found.items():
+        assert f"{name}: expected {check['expected']}, saw {check['seen']}; {check['mend']}" in result.message
+    assert not result.passed
+    return {name: check for name, check in found.items() if name != "VAE gives the shadow map back"}
+
+
+def build_with(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
+    """Sabotage the UNet right after it is built."""
+    original = check_forward.build_unet
+
+    def build(*arguments: Any) -> Any:
+        unet = original(*arguments)
+        with torch.no_grad():
+            change(unet)
+        return unet
+
+    monkeypatch.setattr(check_forward, "build_unet", build)
+
+
+def test_a_sound_model_passes_every_check(config: Config) -> None:
+    result = checked(config)
+    assert failed(result) == {}
+    path = {row["tensor"]: row for row in result.summary["path"]}
+    assert path["input [x_t, object, mask]"]["shape"] == [2, 9, tiny.SIDE, tiny.SIDE]
+    assert path["light embedding"]["shape"] == [2, 768]
+    assert all(row["finite"] and row["in_range"] for row in path.values())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp16-pure"])
+def test_a_sound_model_passes_in_other_precisions(
+    stage_folder: dict[str, Path], tmp_path: Path, precision: str
+) -> None:
+    config = tiny.stage_config(stage_folder, tmp_path, f"precision={precision}", "allow_unsafe=true")
+    assert failed(checked(config)) == {}
+
+
+def test_an_untrained_vae_is_told(config: Config) -> None:
+    """So that nobody trains on latents that cannot become pictures again."""
+    assert "VAE gives the shadow map back" in checked(config).message
+
+
+def test_light_without_effect(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real fault of the first code of this family: the conditioning was computed and never used."""
+    build_with(monkeypatch, lambda unet: [p.zero_() for p in unet.class_embedding.parameters()])
+    names = failed(checked(config))
+    assert {f"output and gradient answer to {name}" for name in ("theta", "phi", "size")} <= set(names)
+
+
+def test_one_of_the_three_without_effect(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_with(monkeypatch, lambda unet: unet.class_embedding.linear_1.weight[:, 256:512].zero_())
+    assert set(failed(checked(config))) == {"output and gradient answer to phi"}
+
+
+class _Detached(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        return self.inner(x, *arguments, **named).detach()
+
+
+def test_a_detached_module_is_named(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(unet: Any) -> None:
+        unet.time_embedding = _Detached(unet.time_embedding)
+
+    build_with(monkeypatch, cut)
+    check = failed(checked(config))["gradients reach every trainable tensor"]
+    assert "time_embedding.inner.linear_1.weight" in check["seen"]
+
+
+def test_dead_weights_are_named(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient that arrives as exact zero does not train either."""
+    build_with(monkeypatch, lambda unet: unet.mid_block.resnets[0].conv2.weight.zero_())
+    check = failed(checked(config))["gradients reach every trainable tensor"]
+    assert "mid_block.resnets.0.conv1.weight" in check["seen"]
+
+
+def test_bad_weights_are_named(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_with(monkeypatch, lambda unet: unet.mid_block.resnets[0].conv1.weight[0].fill_(float("nan")))
+    names = failed(checked(config))
+    assert "first mid_block.resnets.0.conv1" in names["forward is finite in fp32"]["seen"]
+    assert "gradients are finite in fp32" in names
+
+
+def test_activations_beyond_float16(
+    stage_folder: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fine in float32, infinite in float16; the check names the layer and the type's limit."""
+    build_with(monkeypatch, lambda unet: unet.mid_block.resnets[0].conv1.weight.mul_(1e6))  # a norm follows
+    assert failed(checked(tiny.stage_config(stage_folder, tmp_path))) == {}
+    check = failed(checked(tiny.stage_config(stage_folder, tmp_path, "precision=fp16")))["forward is finite in fp16"]
+    assert "first mid_block.resnets.0.conv1" in check["seen"]
+    assert "6.55e+04" in check["seen"]
+
+
+def test_a_model_that_says_nothing(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """conv_out at zero, as zero-initialised checkpoints have it: a failed check, not a division by zero."""
+    build_with(monkeypatch, lambda unet: [p.zero_() for p in unet.conv_out.parameters()])
+    assert "output and gradient answer to phi" in failed(checked(config))
+
+
+def test_cross_attention_left_in(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def put_back(unet: Any) -> None:
+        block = unet.mid_block.attentions[0].transformer_blocks[0]
+        block.attn2 = nn.Identity()
+        block.forward = lambda hidden_states, **_: hidden_states
+
+    build_with(monkeypatch, put_back)
+    assert "mid_block.attentions.0" in failed(checked(config))["no cross-attention left"]["seen"]
+
+
+def test_new_channels_that_disturb(
+    stage_folder: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_with(monkeypatch, lambda unet: unet.conv_in.weight[:, 4:].fill_(0.1))
+    config = tiny.stage_config(stage_folder, tmp_path, "model.weights=random")
+    assert "conv_in ignores the new channels at init" in failed(checked(config))
+
+
+def test_the_shadow_leaks_into_the_input(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object image that was not composited with its mask shows the shadow: the answer."""
+
+    def leaky(samples: Any) -> Batch:
+        batch = collate(samples)
+        return replace(batch, object_image=batch.object_image + 0.5 * batch.shadow * (1 - batch.mask))
+
+    monkeypatch.setattr(check_forward, "collate", leaky)
+    assert set(failed(checked(config))) == {"background of the object image is constant"}
+
+
+def test_pictures_in_the_wrong_range(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dark(samples: Any) -> Batch:
+        batch = collate(samples)
+        return replace(batch, mask=batch.mask * 255)
+
+    monkeypatch.setattr(check_forward, "collate", dark)
+    assert "mask in [0, 255]" in failed(checked(config))["shapes and ranges along the path"]["seen"]
+
+
+@pytest.mark.parametrize("sabotage", ["velocity", "interpolate"])
+def test_a_reversed_flow(config: Config, monkeypatch: pytest.MonkeyPatch, sabotage: str) -> None:
+    """The paper and this code name the ends differently; half of the readers swap them once."""
+    if sabotage == "velocity":
+        monkeypatch.setattr(model_checks, "velocity", lambda noise, data: noise - data)
+    else:
+        original = model_checks.interpolate
+        monkeypatch.setattr(model_checks, "interpolate", lambda noise, data, t: original(data, noise, t))
+    assert "the true velocity leads from noise to data" in failed(checked(config))
+
+
+@pytest.mark.parametrize("formula", ["t", "1000 t"])
+def test_a_wrong_timestep(config: Config, monkeypatch: pytest.MonkeyPatch, formula: str) -> None:
+    """t as it is moves 54 of 320 dimensions; 1000 t runs backwards. Both stay in range and train, badly."""
+    scale = 1.0 if formula == "t" else 1000.0
+
+    def predict(unet: Any, x_t: Tensor, t: Tensor, concatenated: Tensor, embedding: Tensor) -> Tensor:
+        return unet(torch.cat([x_t, concatenated], dim=1), scale * t, None, class_labels=embedding).sample
+
+    monkeypatch.setattr(model_checks, "predict_velocity", predict)
+    assert set(failed(checked(config))) == {"timesteps are 1000 (1 - t)"}
+
+
+def test_a_vae_in_half(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SDXL's overflows float16: it must be found even where this picture does not."""
+    original = ShadowTask.encode
+
+    def halved(self: ShadowTask, batch: Batch, positions: Any = None) -> EncodedBatch:
+        encoded = original(self, batch, positions)
+        return replace(encoded, data=encoded.data.half())
+
+    monkeypatch.setattr(ShadowTask, "encode", halved)
+    assert "VAE latents are finite" in failed(checked(config))
+
+
+def test_another_architecture_than_said(stage_folder: dict[str, Path], tmp_path: Path) -> None:
+    config = tiny.stage_config(stage_folder, tmp_path, "model.architecture=sdxl")
+    names = failed(checked(config))
+    assert "2,019,019,844 in 1,190 tensors" in names["UNet parameters"]["expected"]
+    assert "83,653,863" in names["VAE parameters"]["expected"]
+
+
+def test_random_weights_are_counted(
+    stage_folder: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny.stage_config(stage_folder, tmp_path, "model.weights=random")
+    build_with(monkeypatch, lambda unet: setattr(unet.conv_out, "bias", None))
+    assert set(failed(checked(config))) == {"UNet parameters"}
+
+
+def test_one_named_sample(config: Config) -> None:
+    assert checked(config, sample="img_00003").summary["sample"] == "img_00003"
+    with pytest.raises(UserError, match=r"no such id; its first are img_00000"):
+        checked(config, sample="img_99999")
+
+
+def test_every_failure_says_what_to_do(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_with(monkeypatch, lambda unet: [p.fill_(float("nan")) for p in unet.parameters()])
+    for check in failed(checked(config)).values():
+        assert len(check["mend"]) > 20
+        assert check["mend"] != "as above"
+
+
+def test_memory_is_counted_exactly(config: Config) -> None:
+    memory = checked(config).summary["memory_gib"]
+    weights = sum(p.numel() for p in tiny.shadow_unet(config.model.weights).parameters()) * 4 / 1024**3
+    assert memory["UNet weights"] == memory["gradients"] == memory["EMA (float32)"] == pytest.approx(weights)
+    assert memory["AdamW moments"] == pytest.approx(2 * weights)
+    assert memory["total"] == pytest.approx(sum(value for name, value in memory.items() if name != "total"))
+
+
+def test_defaults_need_no_network() -> None:
+    config = load_config()
+    assert (config.model.weights, config.model.vae, config.data.path) == ("random", "embedded", "embedded")
