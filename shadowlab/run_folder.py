@@ -53,15 +53,15 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: Config, name: str) -> "RunFolder":
-        """A new folder for `name`.
+        """A new folder for `name`, or one in which nothing came to a result (a failed start may be repeated).
 
         Raises:
-            UserError: the name is not a plain folder name, or the folder has content.
+            UserError: the name is not a plain folder name, or the folder has results or foreign files.
         """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
             raise UserError(f"--run {name}: use letters, digits and . _ + - (it becomes a folder name)")
         path = Path(config.output_dir) / name
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or _has_results(path)):
             raise UserError(f"{path} holds results already; choose another --run, or continue training with --resume")
         try:
             for folder in SUBFOLDERS:
@@ -73,6 +73,15 @@ class RunFolder:
                 f"{path}: cannot be written ({error.strerror}); choose another --set output_dir=DIR"
             ) from None
         return cls(path)
+
+    @classmethod
+    def create_beside(cls, config: Config, name: str) -> "RunFolder":
+        """`create`, under `name` or the first of `name-2`, `name-3` ... that is free."""
+        number, candidate = 1, name
+        while (path := Path(config.output_dir) / candidate).exists() and _has_results(path):
+            number += 1
+            candidate = f"{name}-{number}"
+        return cls.create(config, candidate)
 
     @classmethod
     def reopen(cls, config: Config, name: str) -> "RunFolder":
@@ -124,17 +133,45 @@ class RunFolder:
 
 def default_name(preset: str, stage: str) -> str:
     """Preset, stage and UTC time: `tiny-overfit-20260131T093000Z`."""
-    return f"{preset}-{stage}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    return f"{_plain(preset)}-{stage}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+
+
+def _plain(label: str) -> str:
+    """`label`, which may be any file's name, as the beginning of a run's name."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", label).lstrip("._+-") or "run"
 
 
 def stage_passed(config: Config, stage: str) -> Path | None:
-    """The newest run below output_dir in which `stage` passed for this model configuration, if any."""
-    found = []
+    """The newest run below output_dir in which `stage` passed for this model configuration, if any.
+
+    An overfit with a weaker criterion or fewer samples than configured does not count.
+    """
+    found, model_hash = [], config.model_hash()
     for file in Path(config.output_dir).glob("*/stages.json"):
         result = RunFolder(file.parent).stages().get(stage)
-        if result and result["passed"] and result["model_hash"] == config.model_hash():
+        if result and result["passed"] and result["model_hash"] == model_hash and _as_strict(config, stage, result):
             found.append((result["finished"], file.parent))
     return max(found)[1] if found else None
+
+
+def _as_strict(config: Config, stage: str, result: dict[str, Any]) -> bool:
+    if stage != "overfit":
+        return True
+    wanted, criterion = config.overfit, result["summary"]["criterion"]
+    return (
+        criterion["r2"] >= wanted.min_r2
+        and criterion["soft_iou"] >= wanted.min_soft_iou
+        and criterion["num_samples"] >= wanted.num_samples
+    )
+
+
+def _has_results(path: Path) -> bool:
+    """Whether a run folder holds more than the beginning of a run that came to nothing."""
+    beginning = {"config.yaml", "environment.json", "log.txt", "required-stages.json", *SUBFOLDERS}
+    return any(
+        item.name not in beginning or (item.is_dir() and any(item.iterdir()))
+        for item in (path.iterdir() if path.is_dir() else ())
+    )
 
 
 def latest_training_run(config: Config, preset: str) -> str:
@@ -143,7 +180,7 @@ def latest_training_run(config: Config, preset: str) -> str:
     Raises:
         UserError: there is none.
     """
-    folders = Path(config.output_dir).glob(f"{preset}-train-*/checkpoints/step-*/COMPLETE")
+    folders = Path(config.output_dir).glob(f"{_plain(preset)}-train-*/checkpoints/step-*/COMPLETE")
     newest = max(folders, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         raise UserError(

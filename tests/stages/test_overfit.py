@@ -1,0 +1,81 @@
+"""overfit as a stage: when it passes, when it fails, what it says and leaves behind."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diagnostics.records import read_records
+from shadowlab.config import Config
+from shadowlab.errors import StageFailedError, UserError
+from shadowlab.reporter import Reporter
+from shadowlab.run_folder import RunFolder
+from shadowlab.stages import overfit
+from shadowlab.stages.overfit import run_overfit
+from shadowlab.stages.result import StageResult
+from shadowlab.stages.run_stage import finish_stage
+from shadowlab.training.processes import SingleProcess
+from shadowlab.training.step import StepOutcome
+from tests import tiny
+
+
+def finished(config: Config, name: str = "overfit") -> tuple[RunFolder, StageResult]:
+    run, reporter = RunFolder.create(config, name), Reporter(active=False)
+    alone = SingleProcess(torch.device("cpu"))
+    return run, finish_stage("overfit", config, run, reporter, lambda: run_overfit(config, run, alone, reporter))
+
+
+def test_two_steps_are_not_enough(stage_folder: dict[str, Path], tmp_path: Path) -> None:
+    config = tiny.stage_config(stage_folder, tmp_path)
+    with pytest.raises(StageFailedError) as caught:
+        finished(config)
+    message = str(caught.value)
+    assert caught.value.exit_code == 1
+    for words in ("after 2 steps", "needs 0.95", "needs 0.8", "--set overfit.max_steps", "--set overfit.learning_rate"):
+        assert words in message
+    run = RunFolder(tmp_path / "overfit")
+    entry = run.stages()["overfit"]
+    assert entry["passed"] is False
+    assert entry["summary"]["steps"] == 2
+    assert (run.samples / "overfit-step-00000002.png").is_file()
+    assert [r["step"] for r in read_records(run.metrics) if r["kind"] == "overfit"] == [1, 2]
+    assert [r["step"] for r in read_records(run.metrics) if r["kind"] == "fixed_grid"] == [2]
+
+
+def test_it_stops_when_the_criterion_is_met(stage_folder: dict[str, Path], tmp_path: Path) -> None:
+    words = ("overfit.min_r2=-1e9", "overfit.min_soft_iou=0", "overfit.max_steps=50", "overfit.evaluate_every=3")
+    run, result = finished(tiny.stage_config(stage_folder, tmp_path, *words))
+    assert result.passed
+    assert result.message == ""
+    assert result.summary["steps"] == 3
+    assert run.stages()["overfit"]["passed"] is True
+
+
+@pytest.mark.slow
+def test_it_learns(stage_folder: dict[str, Path], tmp_path: Path) -> None:
+    """The loss on the fixed grid falls a lot below that of a model that has learnt nothing."""
+    words = ("overfit.max_steps=60", "overfit.learning_rate=5e-3", "overfit.evaluate_every=20", "overfit.min_r2=-1e9")
+    config = tiny.stage_config(stage_folder, tmp_path, *words, "overfit.min_soft_iou=1")
+    with pytest.raises(StageFailedError):
+        finished(config)
+    losses = [r["loss"] for r in read_records(tmp_path / "overfit" / "metrics.jsonl") if r["kind"] == "fixed_grid"]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.8
+
+
+def test_more_samples_than_there_are(stage_folder: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has 8 samples; --samples 9 is too many"):
+        finished(tiny.stage_config(stage_folder, tmp_path, "overfit.num_samples=9"))
+
+
+def test_scaler_that_skips_for_ever(
+    stage_folder: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def skipped(*_: Any, **__: Any) -> StepOutcome:
+        return StepOutcome(1.0, float("inf"), 1e-3, skipped=True)
+
+    monkeypatch.setattr(overfit.Telemetry, "step", skipped)
+    words = ("precision=fp16", "train.max_consecutive_skips=3", "overfit.max_steps=50")
+    with pytest.raises(StageFailedError, match=r"step 3: the gradient scaler skipped 3 steps in a row.*bf16"):
+        finished(tiny.stage_config(stage_folder, tmp_path, *words))

@@ -1,0 +1,93 @@
+"""What may change on --resume and what would make it another run."""
+
+from pathlib import Path
+
+import pytest
+
+from shadowlab.config_files import load_config
+from shadowlab.errors import UserError
+from shadowlab.run_folder import RunFolder, default_name, latest_training_run
+from shadowlab.stages.resume import resumed_config
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(load_config(assignments=[f"output_dir={tmp_path}", "train.max_steps=9"]), "run")
+
+
+def resumed(run: RunFolder, *assignments: str, preset: str | None = None) -> object:
+    return resumed_config(run, preset=preset, file=None, options={}, assignments=assignments)
+
+
+def test_without_words_it_is_what_it_was(run: RunFolder) -> None:
+    assert resumed(run) == run.saved_config()
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "train.max_steps=20",
+        "train.log_every=1",
+        "checkpoint.every_steps=1",
+        "device=cpu",
+        "data.num_workers=2",
+        "diagnostics.statistics_every=0",
+    ],
+)
+def test_what_does_not_touch_the_weights_may_change(run: RunFolder, assignment: str) -> None:
+    assert resumed(run, assignment) == load_config(file=run.path / "config.yaml", assignments=[assignment])
+
+
+@pytest.mark.parametrize(
+    ("assignment", "key"),
+    [
+        ("seed=1", "seed"),
+        ("precision=bf16", "precision"),
+        ("model.weights=./other", "model.weights"),
+        ("data.path=./other", "data.path"),
+        ("data.image_size=64", "data.image_size"),
+        ("data.validation_fraction=0.5", "data.validation_fraction"),
+        ("optimizer.learning_rate=1", "optimizer.learning_rate"),
+        ("train.batch_size=1", "train.batch_size"),
+        ("train.gradient_accumulation_steps=2", "train.gradient_accumulation_steps"),
+        ("train.ema_decay=null", "train.ema_decay"),
+    ],
+)
+def test_what_makes_it_another_run_is_refused(run: RunFolder, assignment: str, key: str) -> None:
+    with pytest.raises(UserError, match=rf"--resume: {key} was .* and is .* now.*start anew with another --run"):
+        resumed(run, assignment)
+
+
+def test_the_end_of_a_cosine_is_part_of_it(tmp_path: Path) -> None:
+    words = [f"output_dir={tmp_path}", "optimizer.schedule=cosine", "train.max_steps=9"]
+    run = RunFolder.create(load_config(assignments=words), "cosine")
+    with pytest.raises(UserError, match=r"train\.max_steps was 9"):
+        resumed(run, "train.max_steps=20")
+
+
+def test_a_preset_given_again_replaces_what_was_saved(run: RunFolder) -> None:
+    with pytest.raises(UserError, match=r"--resume: model\.architecture was 'tiny'"):
+        resumed(run, preset="sdxl")
+
+
+def test_the_newest_run_with_a_checkpoint_is_found(tmp_path: Path) -> None:
+    config = load_config(assignments=[f"output_dir={tmp_path}"])
+    with pytest.raises(UserError, match=r"no run of preset tiny with a checkpoint.*--run"):
+        latest_training_run(config, "tiny")
+    for name in ("tiny-train-1", "tiny-train-2", "sdxl-train-3"):
+        folder = RunFolder.create(config, name).checkpoints / "step-00000001"
+        folder.mkdir()
+        (folder / "COMPLETE").write_text("{}")
+    RunFolder.create(config, "tiny-train-4")  # without a checkpoint
+    assert latest_training_run(config, "tiny") == "tiny-train-2"
+
+
+@pytest.mark.parametrize("label", ["tiny", "my config", "[1]", "ä", "-x", ".hidden"])
+def test_any_file_name_makes_a_run_name(tmp_path: Path, label: str) -> None:
+    """The default name comes from the configuration's file name, which may be anything."""
+    config = load_config(assignments=[f"output_dir={tmp_path}"])
+    name = default_name(label, "train")
+    folder = RunFolder.create(config, name).checkpoints / "step-00000001"
+    folder.mkdir()
+    (folder / "COMPLETE").write_text("{}")
+    assert latest_training_run(config, label) == name

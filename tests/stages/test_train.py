@@ -1,0 +1,285 @@
+"""train as a stage: the gate before it, what a run leaves, and resuming bit for bit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diagnostics.nonfinite import NonFiniteError
+from diagnostics.records import read_records
+from shadowlab.config import Config
+from shadowlab.errors import StageFailedError, UserError
+from shadowlab.reporter import Reporter
+from shadowlab.run_folder import RunFolder
+from shadowlab.stages import run_stage, train
+from shadowlab.stages.result import StageResult
+from shadowlab.stages.resume import resumed_config
+from shadowlab.stages.run_stage import finish_stage, prove_required_stages
+from shadowlab.stages.train import run_train
+from shadowlab.training.processes import SingleProcess
+from shadowlab.training.step import StepOutcome
+from tests import tiny
+
+ALONE = SingleProcess(torch.device("cpu"))
+SHORT = ("train.validate_every=3", "checkpoint.every_steps=2", "train.log_every=1")
+
+
+def trained(config: Config, name: str, *, resume: bool = False) -> RunFolder:
+    run = RunFolder.reopen(config, name) if resume else RunFolder.create(config, name)
+    reporter = Reporter(active=False)
+    finish_stage("train", config, run, reporter, lambda: run_train(config, run, ALONE, reporter, resume=resume))
+    return run
+
+
+def saved_tensors(run: RunFolder, step: int) -> dict[str, Tensor]:
+    folder = run.checkpoints / f"step-{step:08d}"
+    return {
+        f"{file.relative_to(folder)}/{name}": tensor
+        for file in sorted(folder.rglob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def numbers(run: RunFolder) -> list[dict[str, Any]]:
+    """Records without what time decides."""
+    return [
+        {key: value for key, value in record.items() if not key.endswith("_seconds")}
+        for record in read_records(run.metrics)
+    ]
+
+
+# --- one run -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(stage_folder: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """6 steps at a stretch, 12 samples of 6 in training: the stream crosses an epoch."""
+    output = tmp_path_factory.mktemp("whole")
+    return trained(tiny.stage_config(stage_folder, output, *SHORT, "train.max_steps=6"), "whole")
+
+
+def test_what_a_run_leaves(whole: RunFolder) -> None:
+    assert [path.name for path in sorted(whole.checkpoints.iterdir())] == [f"step-0000000{i}" for i in (2, 4, 6)]
+    assert [path.name for path in sorted(whole.samples.iterdir())] == [f"step-0000000{i}.png" for i in (0, 3, 6)]
+    assert whole.stages()["train"]["passed"] is True
+    assert json.loads((whole.path / "environment.json").read_text())["packages"]["torch"] == torch.__version__
+    assert list(whole.tensorboard.iterdir())
+    assert not [path for path in whole.path.rglob("*") if path.suffix in {".pt", ".pth", ".bin", ".pkl", ".ckpt"}]
+
+
+def test_records_are_complete_and_in_order(whole: RunFolder) -> None:
+    records = list(read_records(whole.metrics))
+    by_kind = {kind: [r["step"] for r in records if r["kind"] == kind] for kind in ("train", "validation")}
+    assert by_kind == {"train": [1, 2, 3, 4, 5, 6], "validation": [0, 3, 6]}
+    steps = [record["step"] for record in records]
+    assert steps == sorted(steps)
+    assert len(records[1]["parameters"]) > 50  # the first step is observed in full
+
+
+@pytest.mark.parametrize("stop", [2, 3])
+def test_resuming_changes_nothing(
+    stage_folder: dict[str, Path], tmp_path: Path, whole: RunFolder, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after `stop` steps (3 is between checkpoints): weights, EMA, moments, records, as if nothing had been."""
+    config = tiny.stage_config(stage_folder, tmp_path, *SHORT, "train.max_steps=6")
+    original = train.Telemetry.step
+    done: list[int] = []
+
+    def killed(self: Any, *arguments: Any, **named: Any) -> StepOutcome:
+        if len(done) == stop:
+            raise KeyboardInterrupt
+        done.append(1)
+        return original(self, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Telemetry, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained(config, "parts")
+    torch.manual_seed(stop)  # global randomness has no say
+    parts = trained(config, "parts", resume=True)
+    wanted, got = saved_tensors(whole, 6), saved_tensors(parts, 6)
+    assert wanted.keys() == got.keys()
+    assert not [name for name in wanted if not torch.equal(wanted[name], got[name])]
+    assert numbers(parts) == numbers(whole)
+
+
+def test_a_longer_run_is_the_shorter_one_continued(
+    stage_folder: dict[str, Path], tmp_path: Path, whole: RunFolder
+) -> None:
+    config = tiny.stage_config(stage_folder, tmp_path, *SHORT, "train.max_steps=4")
+    run = trained(config, "run")
+    longer = resumed_config(run, preset=None, file=None, options={"train.max_steps": 6}, assignments=[])
+    trained(longer, "run", resume=True)
+    wanted, got = saved_tensors(whole, 6), saved_tensors(run, 6)
+    assert not [name for name in wanted if not torch.equal(wanted[name], got[name])]
+
+
+def test_a_damaged_newest_checkpoint_costs_its_steps_only(
+    stage_folder: dict[str, Path], tmp_path: Path, whole: RunFolder
+) -> None:
+    config = tiny.stage_config(stage_folder, tmp_path, *SHORT, "train.max_steps=4")
+    run = trained(config, "run")
+    file = run.checkpoints / "step-00000004" / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    longer = resumed_config(run, preset=None, file=None, options={"train.max_steps": 6}, assignments=[])
+    trained(longer, "run", resume=True)
+    wanted, got = saved_tensors(whole, 6), saved_tensors(run, 6)
+    assert not [name for name in wanted if not torch.equal(wanted[name], got[name])]
+
+
+def test_nothing_to_resume(stage_folder: dict[str, Path], tmp_path: Path) -> None:
+    config = tiny.stage_config(stage_folder, tmp_path)
+    with pytest.raises(UserError, match="is not a run folder"):
+        trained(config, "absent", resume=True)
+    RunFolder.create(config, "empty")
+    with pytest.raises(UserError, match="has no complete checkpoint to resume from"):
+        trained(config, "empty", resume=True)
+
+
+def test_a_finished_run_is_left_alone(whole: RunFolder) -> None:
+    before = (whole.metrics.read_bytes(), [path.stat().st_mtime_ns for path in whole.checkpoints.rglob("*")])
+    trained(whole.saved_config(), whole.path.name, resume=True)
+    assert (whole.metrics.read_bytes(), [path.stat().st_mtime_ns for path in whole.checkpoints.rglob("*")]) == before
+
+
+def test_a_folder_with_results_is_not_used_again(whole: RunFolder) -> None:
+    with pytest.raises(UserError, match=r"holds results already.*--resume"):
+        RunFolder.create(whole.saved_config(), whole.path.name)
+
+
+@pytest.mark.parametrize("field", ["data", "parameter"])
+def test_a_failure_keeps_the_last_good_checkpoint(
+    stage_folder: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    original = train.Telemetry.step
+
+    def spoiled(self: Any, batches: Any, place: Any, **named: Any) -> StepOutcome:
+        if place.step == 4:
+            if field == "data":
+                batches[0].data[1] = float("nan")
+            else:
+                self._trainee.unet.conv_out.bias.data[0] = float("nan")
+        return original(self, batches, place, **named)
+
+    monkeypatch.setattr(train.Telemetry, "step", spoiled)
+    config = tiny.stage_config(stage_folder, tmp_path, *SHORT, "train.max_steps=6")
+    with pytest.raises(NonFiniteError) as caught:
+        trained(config, "run")
+    run = RunFolder(tmp_path / "run")
+    assert [path.name for path in sorted(run.checkpoints.iterdir())] == ["step-00000002", "step-00000004"]
+    assert run.stages()["train"]["passed"] is False
+    incident = run.path / "incidents" / "step-00000005"
+    assert (incident / "verdict.txt").read_text().strip() == str(caught.value)
+    assert ("img_" in str(caught.value)) == (field == "data")
+    assert list(read_records(run.metrics))[-1]["kind"] == "incident"
+
+
+def test_weights_spoiled_by_the_last_step_are_not_saved(
+    stage_folder: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AdamW can turn good gradients into bad weights: no next step notices, so the checkpoint must."""
+    original = train.Telemetry.step
+
+    def spoiled(self: Any, batches: Any, place: Any, **named: Any) -> StepOutcome:
+        outcome = original(self, batches, place, **named)
+        if place.step == 3:
+            self._trainee.unet.conv_out.bias.data[0] = float("inf")
+        return outcome
+
+    monkeypatch.setattr(train.Telemetry, "step", spoiled)
+    config = tiny.stage_config(stage_folder, tmp_path, *SHORT, "train.max_steps=4")
+    with pytest.raises(StageFailedError, match=r"step 4: parameter conv_out\.bias is not finite"):
+        trained(config, "run")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_validation_leaves_the_weights_alone(stage_folder: dict[str, Path], tmp_path: Path, whole: RunFolder) -> None:
+    words = (*SHORT, "train.max_steps=6", "train.validate_every=1", "diagnostics.statistics_every=0")
+    run = trained(tiny.stage_config(stage_folder, tmp_path, *words), "run")
+    wanted, got = saved_tensors(whole, 6), saved_tensors(run, 6)
+    assert not [name for name in wanted if not torch.equal(wanted[name], got[name])]
+
+
+# --- the gate ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Stand-ins for the two stages: `passes` decides, `ran` counts."""
+    state: dict[str, Any] = {"ran": [], "passes": {"check-forward": True, "overfit": True}}
+
+    def stage(name: str) -> Any:
+        def run(*_: Any) -> StageResult:
+            state["ran"].append(name)
+            return StageResult(name, state["passes"][name], {}, f"{name} failed: look there")
+
+        return run
+
+    monkeypatch.setattr(run_stage, "REQUIRED_STAGES", {name: stage(name) for name in state["passes"]})
+    return state
+
+
+def prove(config: Config, name: str, *, skip: bool = False) -> RunFolder:
+    run = RunFolder.create(config, name)
+    prove_required_stages(config, run, ALONE, Reporter(active=False), skip=skip)
+    return run
+
+
+def test_missing_stages_run_once_per_model(
+    stage_folder: dict[str, Path], tmp_path: Path, stages: dict[str, Any]
+) -> None:
+    config = tiny.stage_config(stage_folder, tmp_path)
+    prove(config, "first")
+    assert stages["ran"] == ["check-forward", "overfit"]
+    prove(tiny.stage_config(stage_folder, tmp_path, "seed=5", "train.max_steps=7"), "second")
+    assert stages["ran"] == ["check-forward", "overfit"]
+    prove(tiny.stage_config(stage_folder, tmp_path, "precision=bf16"), "third")
+    assert stages["ran"] == ["check-forward", "overfit"] * 2
+
+
+def test_the_first_failing_stage_stops(stage_folder: dict[str, Path], tmp_path: Path, stages: dict[str, Any]) -> None:
+    config = tiny.stage_config(stage_folder, tmp_path)
+    stages["passes"]["check-forward"] = False
+    with pytest.raises(StageFailedError, match="check-forward failed: look there"):
+        prove(config, "first")
+    assert stages["ran"] == ["check-forward"]
+    stages["passes"] = {"check-forward": True, "overfit": False}
+    with pytest.raises(StageFailedError, match="overfit failed"):
+        prove(config, "second")
+    stages["passes"]["overfit"] = True
+    prove(config, "third")  # the failed one is asked again, the passed one is not
+    assert stages["ran"] == ["check-forward", "check-forward", "overfit", "overfit"]
+
+
+def test_skipping_is_loud(
+    stage_folder: dict[str, Path], tmp_path: Path, stages: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny.stage_config(stage_folder, tmp_path)
+    prove_required_stages(config, RunFolder.create(config, "run"), ALONE, Reporter(), skip=True)
+    assert stages["ran"] == []
+    assert "warning: --skip-stages: check-forward and overfit are not asked for" in capsys.readouterr().out
+
+
+def test_a_damaged_proof_is_named(stage_folder: dict[str, Path], tmp_path: Path, stages: dict[str, Any]) -> None:
+    config = tiny.stage_config(stage_folder, tmp_path)
+    run = prove(config, "first")
+    (tmp_path / "first-overfit" / "stages.json").write_text("{")
+    with pytest.raises(UserError, match=r"first-overfit.stages\.json: not JSON; remove the file"):
+        prove(config, "second")
+    assert run.path.exists()
+
+
+def test_a_failed_stage_gives_one_json_document(
+    stage_folder: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny.stage_config(stage_folder, tmp_path)
+    run, failure = RunFolder.create(config, "run"), StageResult("overfit", False, {"steps": 2}, "look there")
+    with pytest.raises(StageFailedError) as caught:
+        finish_stage("overfit", config, run, Reporter(as_json=True), lambda: failure)
+    document = json.loads(capsys.readouterr().out)
+    assert (document["passed"], document["error"], document["steps"]) == (False, "look there", 2)
+    assert caught.value.reported  # so the command line adds none
