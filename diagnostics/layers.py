@@ -144,7 +144,7 @@ class LayerStatistics:
             return
         repeated = in_backward()
         for tensor in tensors_in(output):
-            if not repeated:
+            if not repeated and not tensor.is_meta:
                 self._activations.setdefault(name, []).append(moments(tensor))
             if tensor.requires_grad:
                 handle = tensor.register_hook(partial(self._after_backward, name, recording))

@@ -142,9 +142,10 @@ def _merged(rows: list[tuple[int, list[float]]]) -> TensorStatistics:
         return TensorStatistics(max_abs, mean, math.nan, max_abs, math.nan, num_bad)
     mean = sum(sums[3] / number / sums[2] * (number / total) for number, sums in rows)
     norm = math.hypot(*(sums[4] / sums[2] for _, sums in rows))
-    root_mean_square = norm / math.sqrt(total)
-    # (r - m)(r + m) without overflow; rounding can make r < |m|. No spread exceeds half the range.
-    std = math.sqrt(max(root_mean_square - abs(mean), 0.0)) * math.sqrt(root_mean_square + abs(mean))
+    root_mean_square = math.hypot(*(sums[4] / math.sqrt(total) / sums[2] for _, sums in rows))
+    # sqrt((r - m)(r + m)), in halves against overflow; rounding can make r < |m|. No spread exceeds half the range.
+    apart, together = root_mean_square / 2 - abs(mean) / 2, root_mean_square / 2 + abs(mean) / 2
+    std = 2 * math.sqrt(max(apart, 0.0)) * math.sqrt(together)
     std = min(std, largest / 2 - smallest / 2)
     num_zero = total - sum(sums[5] for _, sums in rows)
     return TensorStatistics(norm, mean, std, max_abs, max(num_zero, 0.0) / total, 0)
