@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from shadowlab.config import Config
     from shadowlab.data.sample import Picture
     from shadowlab.reporter import Reporter
+    from shadowlab.run_folder import RunFolder
     from shadowlab.training.processes import Processes
 
 
@@ -28,6 +29,16 @@ class Request:
     def label(self) -> str:
         """Preset or file name, for the run's name."""
         return self.preset or (Path(self.config).stem if self.config else "tiny")
+
+    @property
+    def is_default(self) -> bool:
+        """Whether neither preset nor file was named."""
+        return self.preset is None and self.config is None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that were given."""
+        return {key: value for key, value in self.options.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -64,8 +75,9 @@ def options(
 def check_forward(request: Request, *, sample: str | None, picture: PictureRequest) -> None:
     from shadowlab.stages.check_forward import run_check_forward
 
-    config, processes, reporter = _begin(request)
-    shown = _picture(picture, config)
+    config = _config(request)
+    shown = _picture(picture, config, sample)
+    processes, reporter = _start(config, request)
     _stage(
         "check-forward",
         request,
@@ -79,7 +91,8 @@ def check_forward(request: Request, *, sample: str | None, picture: PictureReque
 def overfit(request: Request) -> None:
     from shadowlab.stages.overfit import run_overfit
 
-    config, processes, reporter = _begin(request)
+    config = _config(request)
+    processes, reporter = _start(config, request)
     _stage(
         "overfit",
         request,
@@ -96,21 +109,22 @@ def train(request: Request, *, resume: bool, skip_stages: bool) -> None:
     from shadowlab.stages.run_stage import finish_stage, prove_required_stages
     from shadowlab.stages.train import run_train
 
-    config, processes, reporter = _begin(request)
+    config = _config(request)
+    run = None
+    if resume:
+        run = RunFolder.reopen(config, request.run or latest_training_run(config, request.label))
+        config = resumed_config(
+            run,
+            source=None if request.is_default else request.label,
+            options=request.given,
+            assignments=request.assignments,
+        )
+    processes, reporter = _start(config, request, resumed=run)
     try:
-        if resume:
-            name = request.run or processes.share(latest_training_run(config, request.label))
-            run = RunFolder.reopen(config, name)
-            given = {key: value for key, value in request.options.items() if value is not None}
-            config = resumed_config(
-                run, preset=request.preset, file=request.config, options=given, assignments=request.assignments
-            )
-            if processes.is_main:
-                run.save_config(config)
-        else:
+        if run is None:
             name = request.run or processes.share(default_name(request.label, "train"))
             if processes.is_main:
-                RunFolder.create(config, name)
+                RunFolder.create(config, name, source=request.label)
             processes.wait()
             run = RunFolder.reopen(config, name)
         if processes.is_main:
@@ -146,8 +160,10 @@ def train_vae(
 
     from shadowlab.reporter import Reporter
     from shadowlab.stages.train_vae import train_vae as run
+    from shadowlab.training.processes import pick_device
 
     reporter = Reporter(as_json=as_json)
+    pick_device(device)
     report = run(
         data=data,
         out=out,
@@ -210,21 +226,28 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _begin(request: Request) -> "tuple[Config, Processes, Reporter]":
-    """Configuration, processes and voice of a stage; the first line says what runs."""
+def _config(request: Request) -> "Config":
     from shadowlab.config_files import load_config
+
+    return load_config(
+        preset=request.preset, file=request.config, options=request.given, assignments=request.assignments
+    )
+
+
+def _start(config: "Config", request: Request, resumed: "RunFolder | None" = None) -> "tuple[Processes, Reporter]":
+    """Processes and voice of a stage; the first line says what runs."""
     from shadowlab.precision import POLICIES
     from shadowlab.reporter import Reporter
     from shadowlab.training.processes import Processes
 
-    given = {key: value for key, value in request.options.items() if value is not None}
-    config = load_config(preset=request.preset, file=request.config, options=given, assignments=request.assignments)
     processes = Processes(config.device)
     POLICIES[config.precision].apply_to_backend(processes.device)  # an impossible one fails before any work
     reporter = Reporter(as_json=request.as_json, active=processes.is_main)
-    if request.preset is None and request.config is None:
+    if resumed is not None:
+        reporter.say(f"resuming {resumed.path} with its own config.yaml and the options given now")
+    elif request.is_default:
         reporter.say("preset tiny: SDXL's topology in small, on a CPU, without network; the real model: --preset sdxl")
-    return config, processes, reporter
+    return processes, reporter
 
 
 def _stage(
@@ -235,20 +258,25 @@ def _stage(
 
     try:
         processes.require_single(name)
-        run = RunFolder.create(config, request.run or default_name(request.label, name))
+        if request.run is None:
+            run = RunFolder.create_beside(config, default_name(request.label, name), source=request.label)
+        else:
+            run = RunFolder.create(config, request.run, source=request.label)
         finish_stage(name, config, run, reporter, lambda: stage(run))
     finally:
         reporter.close()
         processes.close()
 
 
-def _picture(request: PictureRequest, config: "Config") -> "Picture | None":
+def _picture(request: PictureRequest, config: "Config", sample: str | None) -> "Picture | None":
     from shadowlab.data.images import load_picture
     from shadowlab.errors import UserError
 
     values = (request.object_image, request.mask, request.theta, request.phi, request.size)
     if all(value is None for value in values):
         return None
+    if sample is not None:
+        raise UserError("--sample and your own picture (--object --mask --theta --phi --size) exclude each other")
     if request.object_image is None or request.mask is None:
         raise UserError("your own picture needs both --object FILE and --mask FILE")
     if request.theta is None or request.phi is None or request.size is None:

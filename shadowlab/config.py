@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -44,8 +45,11 @@ class ModelConfig(Section):
 
     @property
     def vae_source(self) -> str:
-        """`vae` with `same` resolved."""
-        return self.weights if self.vae == "same" else self.vae
+        """`vae` with `same` resolved: in a hub's pipeline the VAE lies in `vae/`."""
+        if self.vae != "same":
+            return self.vae
+        on_hub = self.weights != "random" and not Path(self.weights).expanduser().exists()
+        return f"{self.weights}/vae" if on_hub else self.weights
 
 
 class DataConfig(Section):
@@ -153,10 +157,25 @@ class Config(Section):
         return self
 
     def model_hash(self) -> str:
-        """Names what the stages prove: the model, its image size and its precision. 12 hex digits."""
+        """Names what the stages prove: the model, its image size and its precision. 12 hex digits.
+
+        Local weights enter by content, not by path alone. Gradient checkpointing is left out: it changes no number.
+        """
         proven = {
-            "model": self.model.model_dump(mode="json"),
+            "model": self.model.model_dump(mode="json", exclude={"gradient_checkpointing"}),
+            "files": [_digest(source) for source in (self.model.weights, self.model.vae_source)],
             "image_size": self.data.image_size,
             "precision": self.precision,
         }
         return hashlib.sha256(json.dumps(proven, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _digest(source: str) -> str:
+    """Names, sizes and beginnings (the safetensors index and first tensors) of the files of a local folder."""
+    root = Path(source).expanduser()
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*")) if root.is_dir() else []:
+        if file.suffix in (".json", ".safetensors"):
+            with file.open("rb") as content:
+                digest.update(f"{file.relative_to(root)} {file.stat().st_size} ".encode() + content.read(1 << 20))
+    return digest.hexdigest()[:12]

@@ -27,7 +27,7 @@ class Reporter:
         self.as_json = as_json
         self._active = active
         self._gives_result = as_json and active
-        self.console = Console(stderr=as_json, quiet=not active, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=as_json, quiet=not active, highlight=False, soft_wrap=True, emoji=False)
         if not self.console.is_terminal:
             self.console.width = _PLAIN_WIDTH  # tables in a log file need not fit 80 columns
         self._log: TextIO | None = None
@@ -62,7 +62,7 @@ class Reporter:
     def table(self, table: Table) -> None:
         self.console.print(table)
         if self._log is not None:
-            Console(file=self._log, width=_PLAIN_WIDTH, highlight=False).print(table)
+            Console(file=self._log, width=_PLAIN_WIDTH, highlight=False, emoji=False).print(table)
 
     def start(self, title: str, total: int, done: int = 0) -> Self:
         """Begin a progress display; use as a context manager."""

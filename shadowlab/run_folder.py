@@ -52,11 +52,13 @@ class RunFolder:
         return self.path / "samples"
 
     @classmethod
-    def create(cls, config: Config, name: str) -> "RunFolder":
+    def create(cls, config: Config, name: str, source: str = "") -> "RunFolder":
         """A new folder for `name`, or one in which nothing came to a result (a failed start may be repeated).
 
         Raises:
             UserError: the name is not a plain folder name, or the folder has results or foreign files.
+
+        source: preset or file that the configuration came from; a resume must name the same one, or none.
         """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
             raise UserError(f"--run {name}: use letters, digits and . _ + - (it becomes a folder name)")
@@ -67,7 +69,7 @@ class RunFolder:
             for folder in SUBFOLDERS:
                 (path / folder).mkdir(parents=True, exist_ok=True)
             cls(path).save_config(config)
-            _write_json(path / "environment.json", environment(config))
+            _write_json(path / "environment.json", {"source": source, **environment(config)})
         except OSError as error:
             raise UserError(
                 f"{path}: cannot be written ({error.strerror}); choose another --set output_dir=DIR"
@@ -75,13 +77,13 @@ class RunFolder:
         return cls(path)
 
     @classmethod
-    def create_beside(cls, config: Config, name: str) -> "RunFolder":
+    def create_beside(cls, config: Config, name: str, source: str = "") -> "RunFolder":
         """`create`, under `name` or the first of `name-2`, `name-3` ... that is free."""
         number, candidate = 1, name
         while (path := Path(config.output_dir) / candidate).exists() and _has_results(path):
             number += 1
             candidate = f"{name}-{number}"
-        return cls.create(config, candidate)
+        return cls.create(config, candidate, source)
 
     @classmethod
     def reopen(cls, config: Config, name: str) -> "RunFolder":
@@ -100,6 +102,11 @@ class RunFolder:
         temporary = self.path / "config.tmp"
         temporary.write_text(dump_config(config), encoding="utf-8")
         temporary.replace(self.path / "config.yaml")
+
+    @property
+    def source(self) -> str:
+        """The `source` it was created with."""
+        return json.loads((self.path / "environment.json").read_text(encoding="utf-8")).get("source", "")
 
     def saved_config(self) -> Config:
         return load_config(file=self.path / "config.yaml")

@@ -162,7 +162,13 @@ def widen_conv_in(unet: UNet2DConditionModel, in_channels: int, rule: Widening) 
         if old.bias is not None and new.bias is not None:
             new.bias.copy_(old.bias)
     unet.conv_in = new
+    new.widened_from = old.in_channels
     unet.register_to_config(in_channels=in_channels)
+
+
+def was_widened(unet: UNet2DConditionModel) -> bool:
+    """Whether `widen_conv_in` made this conv_in, so that no weights of its new channels were loaded."""
+    return hasattr(unet.conv_in, "widened_from")
 
 
 def predict_velocity(unet: nn.Module, x_t: Tensor, t: Tensor, concatenated: Tensor, embedding: Tensor) -> Tensor:

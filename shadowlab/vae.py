@@ -89,12 +89,13 @@ class ShadowVae:
         """(B, 3, H, W) any float dtype in [-1, 1] -> (B, 4, h, w) float32: (posterior mode - shift) * scaling_factor.
 
         Raises:
-            UserError: wrong shape, H or W not a multiple of 8, or values that are not finite or out of range.
+            UserError: wrong shape, H or W not a multiple of 8, or, on the CPU, values not finite or out of range.
             StageFailedError: somebody converted the weights from float32.
         """
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % DOWNSCALE or images.shape[3] % DOWNSCALE:
             raise UserError(f"images {tuple(images.shape)}: expected (B, 3, H, W), H and W multiples of {DOWNSCALE}")
-        if not bool((images.detach().abs() <= 1.0 + 1e-3).all()):  # NaN fails this too
+        # On a GPU the question would stop the host; data are checked on the CPU, where they come from.
+        if images.device.type == "cpu" and not bool((images.detach().abs() <= 1.0 + 1e-3).all()):  # NaN fails too
             raise UserError("images must be finite and in [-1, 1]; rescale them before encoding")
 
         def mode(piece: Tensor) -> Tensor:
@@ -160,6 +161,8 @@ def load_vae(source: str, *, seed: int = 0) -> ShadowVae:
         MissingDependencyError: the hub id can be had neither from the network nor from the cache.
     """
     if source == "embedded":
+        if not EMBEDDED_FOLDER.is_dir():
+            raise MissingDependencyError("the embedded VAE is not in this installation; install shadowlab again")
         return _from_folder(EMBEDDED_FOLDER)
     if source == "random":
         with torch.random.fork_rng(devices=[]):
@@ -174,6 +177,11 @@ def load_vae(source: str, *, seed: int = 0) -> ShadowVae:
     if not _HUB_ID.fullmatch(source):
         raise UserError(f"VAE {source!r}: no such folder; give embedded, random, a folder or a hub id")
     return _from_hub(source)
+
+
+def embedded_parameters() -> int:
+    """Number of parameters of the embedded VAE, as its training reported it."""
+    return json.loads((EMBEDDED_FOLDER / "report.json").read_text(encoding="utf-8"))["num_parameters"]
 
 
 def _from_hub(source: str) -> ShadowVae:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+MAX_PSNR_DB = 100.0
+
 
 def rmse(p: Tensor, g: Tensor) -> Tensor:
     """Root mean squared error, (B, 1, H, W) -> (B,)."""
@@ -42,9 +44,9 @@ def soft_iou(p: Tensor, g: Tensor) -> Tensor:
 
 
 def psnr(p: Tensor, g: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB for data range 1; inf where the images are equal."""
+    """Peak signal-to-noise ratio in dB for data range 1, at most 100: equal images would give inf and spoil a mean."""
     values = [peak_signal_noise_ratio(p[i : i + 1], g[i : i + 1], data_range=1.0) for i in range(len(p))]
-    return torch.stack(values)
+    return torch.stack(values).clamp(max=MAX_PSNR_DB)
 
 
 def ssim(p: Tensor, g: Tensor) -> Tensor:

@@ -22,8 +22,14 @@ from shadowlab.seeding import normal
 from shadowlab.stages.check_report import Check, PathTable
 from shadowlab.stages.memory import SavedBytes
 from shadowlab.task import EncodedBatch, Task
-from shadowlab.unet import architecture_config, cross_attention_modules, predict_velocity
-from shadowlab.vae import LATENT_CHANNELS
+from shadowlab.unet import (
+    architecture_config,
+    cross_attention_modules,
+    predict_velocity,
+    remove_cross_attention,
+    was_widened,
+)
+from shadowlab.vae import LATENT_CHANNELS, embedded_parameters
 
 SDXL_UNET_PARAMETERS, SDXL_UNET_TENSORS = 2_019_019_844, 1_190
 SDXL_VAE_PARAMETERS = 83_653_863
@@ -103,58 +109,43 @@ def flow_reaches_data(encoded: EncodedBatch, seed: int) -> Check:
     )
 
 
-def expected_parameters(unet: UNet2DConditionModel, architecture: str, task: Task) -> int:
-    """Parameters of the base architecture, less cross-attention and text path, plus wider conv_in and projection."""
+def expected_parameters(unet: UNet2DConditionModel, config: Config, task: Task) -> int:
+    """Parameters of the configured base, less cross-attention and text path, plus wider conv_in and projection.
+
+    Random weights: from the architecture's published configuration. Loaded weights: from their own, changed already.
+    """
+    random = config.model.weights == "random"
     with torch.device("meta"):
-        base = UNet2DConditionModel.from_config(architecture_config(architecture))
-    count = sum(
-        p.numel()
-        for name, p in base.named_parameters()
-        if not any(part in name for part in (".attn2.", ".norm2.weight", ".norm2.bias", "add_embedding"))
-        or ".resnets." in name
-    )
-    width, embedding = base.conv_in.out_channels, base.time_embedding.linear_2.out_features
-    count += (task.in_channels - base.conv_in.in_channels) * width * 9
-    return count + (task.embedding_dim + 1) * embedding + (embedding + 1) * embedding
+        wanted = architecture_config(config.model.architecture) if random else unet.config
+        base = UNet2DConditionModel.from_config(wanted)
+    remove_cross_attention(base)
+    count = sum(p.numel() for name, p in base.named_parameters() if not name.startswith("add_embedding"))
+    if random:
+        width, embedding = base.conv_in.out_channels, base.time_embedding.linear_2.out_features
+        count += (task.in_channels - base.conv_in.in_channels) * width * 9
+        count += (task.embedding_dim + 1) * embedding + (embedding + 1) * embedding
+    return count
 
 
 def parameters(config: Config, unet: UNet2DConditionModel, task: Task) -> list[Check]:
-    """Exact counts: the published architecture's for SDXL, arithmetic on the base architecture otherwise."""
+    """Exact counts: the published ones for SDXL, arithmetic on the base configuration otherwise."""
     tensors = list(unet.parameters())
     count = sum(p.numel() for p in tensors)
     seen = f"{count:,} in {len(tensors):,} tensors"
-    is_sdxl = config.model.architecture == "sdxl"
-    if is_sdxl:
+    vae_count = task.vae.num_parameters
+    if config.model.architecture == "sdxl":
         wanted = f"{SDXL_UNET_PARAMETERS:,} in {SDXL_UNET_TENSORS:,} tensors"
         right = (count, len(tensors)) == (SDXL_UNET_PARAMETERS, SDXL_UNET_TENSORS)
+        vae_wanted: int | None = SDXL_VAE_PARAMETERS
     else:
-        expected = expected_parameters(unet, config.model.architecture, task)
+        expected = expected_parameters(unet, config, task)
         wanted, right = f"{expected:,}", count == expected
-        if config.model.weights != "random":  # a folder brings its own architecture
-            wanted, right = "any (the architecture comes with the weights)", count > 0
-    checks = [
-        Check(
-            "UNet parameters",
-            right,
-            wanted,
-            seen,
-            "model.weights is not of this architecture; check model.architecture",
-        )
-    ]
-    vae_count = task.vae.num_parameters
-    if is_sdxl:
-        checks.append(
-            Check(
-                "VAE parameters",
-                vae_count == SDXL_VAE_PARAMETERS,
-                f"{SDXL_VAE_PARAMETERS:,}",
-                f"{vae_count:,}",
-                "model.vae is not SDXL's; its latents would not be those that the UNet knows",
-            )
-        )
-    else:
-        small = vae_count * 4 < 2 * 1024**2 or config.model.vae != "embedded"
-        checks.append(Check("VAE parameters", small, "under 2 MiB embedded", f"{vae_count:,}", "reinstall shadowlab"))
+        vae_wanted = embedded_parameters() if config.model.vae_source == "embedded" else None
+    mend = "model.weights is not of this architecture; check model.architecture"
+    checks = [Check("UNet parameters", right, wanted, seen, mend)]
+    if vae_wanted is not None:
+        mend = "model.vae is another VAE; its latents would not be those that the UNet knows"
+        checks.append(Check("VAE parameters", vae_count == vae_wanted, f"{vae_wanted:,}", f"{vae_count:,}", mend))
     return checks
 
 
@@ -171,30 +162,21 @@ def cross_attention_is_gone(unet: UNet2DConditionModel) -> Check:
 
 @torch.no_grad()
 def new_channels_are_ignored(unet: UNet2DConditionModel, config: Config) -> Check:
-    """A zero-widened conv_in gives the base model's output whatever the new channels hold."""
+    """A freshly widened conv_in gives the base model's output whatever the new channels hold."""
+    name = "conv_in ignores the new channels at init"
     conv = unet.conv_in
-    weight = conv.weight[:, LATENT_CHANNELS:]
-    if bool((weight != 0).any()):
-        trained = config.model.weights != "random"
+    if not was_widened(unet):
+        norm = float(conv.weight[:, LATENT_CHANNELS:].norm())
+        seen = f"{conv.in_channels} channels came with the weights; norm of the new ones {norm:.3g}"
         return Check(
-            "conv_in ignores the new channels at init",
-            trained,
-            "zero weights, or weights that were trained with them",
-            f"norm {float(weight.norm()):.3g} in the {weight.shape[1]} new channels"
-            + (" (the loaded weights have them)" if trained else ""),
-            "widen conv_in with rule `zero` before training",
+            name, norm > 0, "widened just now, or trained new channels", seen, "train the weights, or widen them"
         )
     x = normal((1, conv.in_channels, 16, 16), config.seed, "widening").to(conv.weight)
     bare = x.clone()
     bare[:, LATENT_CHANNELS:] = 0
     change = float((conv(x) - conv(bare)).abs().amax())
-    return Check(
-        "conv_in ignores the new channels at init",
-        change == 0.0,
-        "change 0",
-        f"change {change:.3g}",
-        "conv_in's other weights or its bias are not finite: check the loaded weights",
-    )
+    mend = "widen conv_in with rule `zero`, before anything trains it"
+    return Check(name, change == 0.0, "change 0", f"change {change:.3g}", mend)
 
 
 @torch.no_grad()

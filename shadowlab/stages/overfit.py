@@ -20,7 +20,7 @@ from shadowlab.seeding import permutation
 from shadowlab.stages.result import StageResult
 from shadowlab.task import ShadowTask
 from shadowlab.training.processes import Processes
-from shadowlab.training.step import StepPlace, count_skips
+from shadowlab.training.step import StepPlace
 from shadowlab.training.telemetry import Telemetry
 from shadowlab.training.trainee import build_trainee, build_unet
 from shadowlab.vae import load_vae
@@ -60,14 +60,14 @@ def run_overfit(config: Config, run: RunFolder, processes: Processes, reporter: 
         | {"schedule": "cosine"}
     )
     unet = build_unet(config, task, processes.device)
-    trainee = build_trainee(config, unet, processes, optimizer, settings.max_steps)
+    trainee = build_trainee(config, unet, processes, optimizer, settings.max_steps, ema_decay=None)
     telemetry = Telemetry(run, trainee, config.diagnostics, kind="overfit")
     reporter.say(
         f"overfit: {settings.num_samples} samples of {dataset.name}, {sum(p.numel() for p in unet.parameters()):,} "
         f"parameters, {config.precision}, until R^2 >= {settings.min_r2} and soft IoU >= {settings.min_soft_iou}"
     )
     size = min(settings.batch_size, settings.num_samples)
-    step = skips = 0
+    step = 0
     try:
         result = grid.evaluate(unet, trainee.precision)
         with reporter.start("overfit", settings.max_steps):
@@ -76,7 +76,6 @@ def run_overfit(config: Config, run: RunFolder, processes: Processes, reporter: 
                 rows = torch.tensor(sample_indices(first, size, settings.num_samples, config.seed))
                 encoded = grid.encoded.select(rows).at_positions(torch.arange(first, first + size))
                 outcome = telemetry.step([encoded], StepPlace(step - 1, first, size))
-                skips = count_skips(skips, outcome, step, config.train.max_consecutive_skips)
                 judged = step % settings.evaluate_every == 0 or step == settings.max_steps
                 if judged:
                     result = grid.evaluate(unet, trainee.precision)
@@ -116,5 +115,7 @@ def _conclude(result: GridResult, step: int, config: Config, run: RunFolder, rep
             "--set overfit.learning_rate), layers without gradient (shadowlab check-forward), and the pictures "
             "(a blurred prediction: the conditions do not reach the model; a sharp wrong one: pairs are mixed up)"
         )
-    summary = {"steps": step, "criterion": {"r2": config.overfit.min_r2, "soft_iou": config.overfit.min_soft_iou}}
+    settings = config.overfit
+    criterion = {"r2": settings.min_r2, "soft_iou": settings.min_soft_iou, "num_samples": settings.num_samples}
+    summary = {"steps": step, "criterion": criterion}
     return StageResult("overfit", passed, summary | result.numbers(), message)

@@ -10,7 +10,8 @@ from shadowlab.config_files import dump_config, load_config
 from shadowlab.errors import UserError
 from shadowlab.run_folder import RunFolder
 
-# Sections and keys that decide weights or data order; all others may change on resume.
+# Sections and keys that decide weights or data order; all others may change on resume. Batch size, accumulation and
+# the number of processes may be exchanged for one another: their product is compared with the checkpoint's.
 _DECISIVE = (
     "seed",
     "precision",
@@ -19,30 +20,28 @@ _DECISIVE = (
     "data.image_size",
     "data.validation_fraction",
     "optimizer",
-    "train.batch_size",
-    "train.gradient_accumulation_steps",
     "train.ema_decay",
 )
 
 
 def resumed_config(
-    run: RunFolder,
-    *,
-    preset: str | None,
-    file: str | None,
-    options: Mapping[str, Any],
-    assignments: Sequence[str],
+    run: RunFolder, *, source: str | None, options: Mapping[str, Any], assignments: Sequence[str]
 ) -> Config:
-    """The saved configuration with `options` and `assignments` on top; a preset or file given again replaces it.
+    """The run's own configuration with `options` and `assignments` on top.
+
+    Args:
+        source: preset or file named on the command line, if any; it must be the one that the run began with.
 
     Raises:
-        UserError: a key differs that would change what the run computes; names it with both values.
+        UserError: another source, or a key differs that would change what the run computes; names both values.
     """
+    if source is not None and source != run.source:
+        raise UserError(
+            f"--resume: {run.path} began with {run.source or 'another configuration'}, not {source}; "
+            "leave --preset and --config out (the run's own config.yaml is used) or start anew with another --run"
+        )
     saved = run.saved_config()
-    if preset is None and file is None:
-        given = load_config(file=run.path / "config.yaml", options=options, assignments=assignments)
-    else:
-        given = load_config(preset=preset, file=file, options=options, assignments=assignments)
+    given = load_config(file=run.path / "config.yaml", options=options, assignments=assignments)
     before, after = _flat(saved), _flat(given)
     decisive = list(_DECISIVE)
     if given.optimizer.schedule == "cosine":

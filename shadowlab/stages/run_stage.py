@@ -43,10 +43,11 @@ def finish_stage(
         reporter.log_to(run.log)
     try:
         result = stage()
-    except (StageFailedError, NonFiniteError) as error:
+    except Exception as error:
         if write:
-            run.record_stage(name, passed=False, config=config, summary={"error": str(error)})
             reporter.note(f"{name} failed: {error}")
+            if isinstance(error, (StageFailedError, NonFiniteError)):
+                run.record_stage(name, passed=False, config=config, summary={"error": str(error)})
         raise
     if write:
         run.record_stage(name, passed=result.passed, config=config, summary=result.summary)
@@ -55,7 +56,7 @@ def finish_stage(
         document["error"] = result.message
     told = reporter.result(document)
     if not result.passed:
-        reporter.note(result.message)
+        reporter.note(f"{name} failed: {result.message}")
         failure = StageFailedError(result.message)
         failure.reported = told  # one JSON document, not two
         raise failure
@@ -109,9 +110,14 @@ def _run_required(
     processes: Processes,
     reporter: Reporter,
 ) -> Path:
-    folder = RunFolder.create(config, f"{run.path.name}-{name}")
+    folder = RunFolder.create_beside(config, f"{run.path.name}-{name}")
     alone = SingleProcess(processes.device)
     quiet = reporter.without_result()
-    finish_stage(name, config, folder, quiet, lambda: stage(config, folder, alone, quiet))
-    quiet.close()
+    try:
+        finish_stage(name, config, folder, quiet, lambda: stage(config, folder, alone, quiet))
+    except Exception:
+        reporter.note(f"{name} did not pass, so training did not begin; see {folder.log}")
+        raise
+    finally:
+        quiet.close()
     return folder.path

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ from shadowlab.task import EncodedBatch, ShadowTask, Task
 from shadowlab.training.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
 from shadowlab.training.loader import endless_batches, micro_batch_positions
 from shadowlab.training.processes import Processes
-from shadowlab.training.step import StepPlace, count_skips
+from shadowlab.training.step import StepPlace
 from shadowlab.training.telemetry import Telemetry
 from shadowlab.training.trainee import Trainee, build_trainee, build_unet
 from shadowlab.vae import load_vae
@@ -49,14 +50,17 @@ def run_train(
 
     # 2. Model and optimizer; conv_in is widened before the optimizer sees it.
     unet = build_unet(config, task, processes.device)
-    trainee = build_trainee(config, unet, processes, config.optimizer, settings.max_steps)
+    trainee = build_trainee(config, unet, processes, config.optimizer, settings.max_steps, ema_decay=settings.ema_decay)
 
     # 3. Where to begin.
-    step, position = _restore(run, trainee) if resume else (0, 0)
+    global_batch = settings.batch_size * settings.gradient_accumulation_steps * processes.count
+    identity = {"data": dataset.fingerprint(), "effective batch": global_batch, "model": config.model_hash()}
+    step, position = _restore(run, trainee, identity) if resume else (0, 0)
     if step >= settings.max_steps:
         reporter.say(f"{run.path} is complete at step {step}; give a larger --max-steps to train on")
         return StageResult("train", True, {"steps": step})
-    global_batch = settings.batch_size * settings.gradient_accumulation_steps * processes.count
+    if resume and processes.is_main:
+        run.save_config(config)
     batches = endless_batches(
         dataset,
         split.train,
@@ -78,7 +82,6 @@ def run_train(
     )
 
     # 4. The loop.
-    skips = 0
     try:
         first_result = result = _validate(grid, trainee, telemetry, reporter, run, step, write=not resume)
         with reporter.start("train", settings.max_steps, step):
@@ -88,12 +91,13 @@ def run_train(
                 waited = time.perf_counter() - started
                 outcome = telemetry.step(encoded, StepPlace(step, position, global_batch), waited_seconds=waited)
                 step, position = step + 1, position + global_batch
-                skips = count_skips(skips, outcome, step, settings.max_consecutive_skips)
                 if step % settings.validate_every == 0 or step == settings.max_steps:
                     result = _validate(grid, trainee, telemetry, reporter, run, step)
                 if step % config.checkpoint.every_steps == 0 or step == settings.max_steps:
-                    _save(config, run, trainee, step, position)
+                    _save(config, run, trainee, step, position, identity)
                 numbers = {"loss": outcome.loss, "grad norm": outcome.grad_norm, "lr": outcome.learning_rate}
+                if trainee.num_skipped:
+                    numbers["skipped"] = trainee.num_skipped
                 reporter.advance(step, settings.max_steps, numbers, log=step % settings.log_every == 0)
     finally:
         telemetry.close()
@@ -114,11 +118,18 @@ def _validation_grid(config: Config, task: Task, dataset: ShadowDataset, split: 
     )
 
 
-def _restore(run: RunFolder, trainee: Trainee) -> tuple[int, int]:
+def _restore(run: RunFolder, trainee: Trainee, identity: dict[str, Any]) -> tuple[int, int]:
     checkpoints = complete_checkpoints(run.checkpoints)
     if not checkpoints:
         raise UserError(f"{run.path}: has no complete checkpoint to resume from; start it again under another --run")
     state = load_checkpoint(checkpoints[-1], trainee)
+    for name, value in identity.items():
+        if state["identity"][name] != value:
+            raise UserError(
+                f"--resume: {name} was {state['identity'][name]} in {checkpoints[-1]} and is {value} now; take the "
+                "change back (effective batch = train.batch_size x train.gradient_accumulation_steps x processes), "
+                "or start anew with another --run"
+            )
     return state["step"], state["position"]
 
 
@@ -179,14 +190,14 @@ def averaged_weights(trainee: Trainee) -> Iterator[None]:
             torch._foreach_copy_([p.data for p in parameters], own)
 
 
-def _save(config: Config, run: RunFolder, trainee: Trainee, step: int, position: int) -> None:
+def _save(config: Config, run: RunFolder, trainee: Trainee, step: int, position: int, identity: dict[str, Any]) -> None:
     if trainee.processes.is_main:
         save_checkpoint(
             run.checkpoints,
             trainee,
             step=step,
             position=position,
-            model_hash=config.model_hash(),
+            identity=identity,
             keep_last=config.checkpoint.keep_last,
         )
     trainee.processes.wait()

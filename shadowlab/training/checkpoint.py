@@ -28,12 +28,13 @@ WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 
 def save_checkpoint(
-    folder: Path, trainee: Trainee, *, step: int, position: int, model_hash: str, keep_last: int
+    folder: Path, trainee: Trainee, *, step: int, position: int, identity: dict[str, Any], keep_last: int
 ) -> Path:
     """Write `folder/step-XXXXXXXX` and drop all but the newest `keep_last`. The caller lets one process do it.
 
     Args:
-        step: optimizer steps done. position: samples drawn by all processes.
+        step: optimizer steps done. position: samples drawn by all processes. identity: JSON values that must be the
+            same when the run is resumed (data, effective batch).
 
     Raises:
         StageFailedError: a parameter, EMA weight or optimizer state is not finite; nothing is written.
@@ -60,7 +61,7 @@ def save_checkpoint(
             "step": step,
             "position": position,
             "seed": trainee.seed,
-            "model_hash": model_hash,
+            "identity": identity,
             "ema_updates": trainee.ema.optimization_step if trainee.ema else None,
             "scaler": trainee.scaler.state_dict() if trainee.scaler else None,
         }

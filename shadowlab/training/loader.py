@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from shadowlab.data.dataset import ShadowDataset
 from shadowlab.data.order import sample_indices
 from shadowlab.data.sample import Batch, Sample, collate
+from shadowlab.errors import UserError
 
 
 def micro_batch_positions(
@@ -21,15 +22,24 @@ def micro_batch_positions(
     return [list(range(start, start + batch_size)) for start in starts]
 
 
-class _Subset(Dataset[Sample]):
+class _Subset(Dataset[Sample | UserError]):
     def __init__(self, dataset: ShadowDataset, indices: Sequence[int]) -> None:
         self._dataset, self._indices = dataset, list(indices)
 
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index: int) -> Sample:
-        return self._dataset[self._indices[index]]
+    def __getitem__(self, index: int) -> Sample | UserError:
+        """A bad sample's error is a value here: raised in a worker, it would come back wrapped in a traceback."""
+        try:
+            return self._dataset[self._indices[index]]
+        except UserError as error:
+            return error
+
+
+def _collate(items: Sequence[Sample | UserError]) -> Batch | UserError:
+    samples = [item for item in items if isinstance(item, Sample)]
+    return collate(samples) if len(samples) == len(items) else next(i for i in items if isinstance(i, UserError))
 
 
 class _EndlessSampler(Sampler[list[int]]):
@@ -57,7 +67,14 @@ def endless_batches(
     num_processes: int,
     num_workers: int,
 ) -> Iterator[Batch]:
-    """This process's micro-batches, from `first_position` on, for ever. Workers do not change the order."""
+    """This process's micro-batches, from `first_position` on, for ever. Workers do not change the order.
+
+    Raises:
+        UserError: a sample cannot be read; names it.
+    """
     sampler = _EndlessSampler(len(indices), seed, first_position, batch_size, accumulation, rank, num_processes)
-    loader = DataLoader(_Subset(dataset, indices), batch_sampler=sampler, collate_fn=collate, num_workers=num_workers)
-    return iter(loader)
+    subset = _Subset(dataset, indices)
+    for item in DataLoader(subset, batch_sampler=sampler, collate_fn=_collate, num_workers=num_workers):
+        if isinstance(item, UserError):
+            raise item
+        yield item

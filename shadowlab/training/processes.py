@@ -1,5 +1,6 @@
 """The processes of a run, through accelerate: which rank this is, its device, and what ranks tell each other."""
 
+import re
 from typing import Any
 
 import torch
@@ -9,6 +10,26 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shadowlab.errors import MissingDependencyError, UserError
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` (cuda where there is one), `cpu`, `cuda` or `cuda:N` as a device.
+
+    Raises:
+        UserError: the word names no device.
+        MissingDependencyError: CUDA, or that many GPUs, are absent.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise UserError(f"device {device}: use auto, cpu, cuda or cuda:N")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise MissingDependencyError(
+            f"device {device}: torch sees {torch.cuda.device_count()} CUDA devices; "
+            "use --device cpu or a smaller number"
+        )
+    return chosen
 
 
 class Processes:
@@ -23,18 +44,13 @@ class Processes:
     """
 
     def __init__(self, device: str) -> None:
-        kind = device.split(":")[0]
-        if kind not in ("auto", "cpu", "cuda"):
-            raise UserError(f"device {device}: use auto, cpu, cuda or cuda:N")
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise MissingDependencyError(f"device {device}: torch sees no CUDA device; use --device cpu")
-        use_cpu = kind == "cpu" or not torch.cuda.is_available()
+        chosen = pick_device(device)
         # PartialState is a process-wide singleton; a second command in one process starts afresh.
         PartialState._reset_state()
-        self._state = PartialState(cpu=use_cpu)
+        self._state = PartialState(cpu=chosen.type == "cpu")
         if ":" in device and self.count > 1:
             raise UserError(f"device {device}: {self.count} processes cannot share one GPU; use --device cuda")
-        self.device = torch.device(device) if ":" in device else self._state.device
+        self.device = chosen if ":" in device else self._state.device
 
     @property
     def rank(self) -> int:
@@ -57,7 +73,9 @@ class Processes:
         """The model for forward and backward: DistributedDataParallel where there are several processes."""
         if self.count == 1:
             return model
-        return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        return DistributedDataParallel(
+            model, device_ids=[self.device] if self.device.type == "cuda" else None, gradient_as_bucket_view=True
+        )
 
     def all_true(self, flag: Tensor) -> Tensor:
         """A boolean scalar that is true where it is true on every rank; stays on the device."""

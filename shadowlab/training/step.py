@@ -8,7 +8,7 @@ and t to the step, so the same step can be run again, to resume or to find out w
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -60,7 +60,9 @@ def training_step(
     The only host read is of (loss, gradient norm, finite flag), together, before the optimizer step.
 
     Raises:
-        NonFiniteError: loss or gradients are not finite on some rank; weights, optimizer and EMA are unchanged.
+        NonFiniteError: loss or gradients are not finite on some rank, or the scaler has skipped too many steps in a row
+            and the gradient is bad without scaling, too; weights, optimizer and EMA are unchanged.
+        StageFailedError: too many skips, and the unscaled gradient is finite.
     """
     optimizer, config = trainee.optimizer, trainee.learning_rate_config
     optimizer.zero_grad(set_to_none=True)
@@ -79,10 +81,15 @@ def training_step(
     if not host[3] and host[2] and trainee.scaler is not None:
         # float16 gradients overflowed at this scale: the scaler halves it, nothing moves. scaler.step is not asked:
         # it would step where every gradient is finite and only their norm is not.
+        trainee.skips_in_a_row += 1
+        trainee.num_skipped += 1
+        if trainee.skips_in_a_row >= trainee.max_skips_in_a_row:
+            raise _explain_skips(trainee, batches, place, loss=host[0], grad_norm=host[1])
         trainee.scaler.update()
         return StepOutcome(host[0], host[1], rate, skipped=True)
     if not host[2] or not host[3]:
         raise _explain(trainee, batches, place, loss=host[0], grad_norm=host[1])
+    trainee.skips_in_a_row = 0
 
     if parameter_statistics is not None:
         parameter_statistics.before_step()
@@ -102,21 +109,6 @@ def training_step(
     if parameter_statistics is not None:
         parameter_statistics.after_step()
     return StepOutcome(host[0], host[1], rate, skipped=False)
-
-
-def count_skips(skips: int, outcome: StepOutcome, step: int, limit: int) -> int:
-    """Steps in a row that the gradient scaler has skipped, `outcome` included.
-
-    Raises:
-        StageFailedError: `limit` is reached; the scaler would halve its scale for ever.
-    """
-    skips = skips + 1 if outcome.skipped else 0
-    if skips >= limit:
-        raise StageFailedError(
-            f"step {step}: the gradient scaler skipped {skips} steps in a row: gradients overflow float16 at every "
-            "scale; use --precision bf16 or fp32, or lower the learning rate"
-        )
-    return skips
 
 
 def forward_backward(trainee: Trainee, model: nn.Module, batches: Sequence[EncodedBatch], place: StepPlace) -> Tensor:
@@ -172,3 +164,17 @@ def _explain(
     named = f"\nsamples: {', '.join(ids)}" if ids else ""
     message = f"{head}{where}{finding}{named}\nloss {loss:.4g}, gradient norm {grad_norm:.4g}{tail}"
     return NonFiniteError(message, step=place.step, finding=finding, sample_ids=ids)
+
+
+def _explain_skips(
+    trainee: Trainee, batches: Sequence[EncodedBatch], place: StepPlace, *, loss: float, grad_norm: float
+) -> NonFiniteError | StageFailedError:
+    """The scaler would halve its scale for ever; repeated unscaled, the step tells overflow from a real fault."""
+    error = _explain(replace(trainee, scaler=None), batches, place, loss=loss, grad_norm=grad_norm)
+    if error.finding is not None:
+        return error
+    return StageFailedError(
+        f"step {place.step + 1}: the gradient scaler skipped {trainee.skips_in_a_row} steps in a row, though the "
+        "unscaled gradient is finite: gradients overflow float16 at every scale; use --precision bf16 or fp32, "
+        "or lower the learning rate"
+    )

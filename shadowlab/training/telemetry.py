@@ -54,6 +54,8 @@ class Telemetry:
         """
         number = place.step + 1
         due = _is_due(number, self._config.statistics_every)
+        scaler = self._trainee.scaler
+        scale = scaler.get_scale() if due and scaler is not None else 1.0  # before the step may change it
         started = time.perf_counter()
         try:
             if self._layers is None or not due:
@@ -73,10 +75,13 @@ class Telemetry:
             "step_seconds": time.perf_counter() - started,
             "data_wait_seconds": waited_seconds,
             "skipped": outcome.skipped,
+            "num_skipped": self._trainee.num_skipped,
         }
         if due and self._layers is not None:
-            layers = self._layers.collect()
-            record["layers"] = {n: {kind: s.to_dict() for kind, s in kinds.items()} for n, kinds in layers.items()}
+            record["layers"] = {
+                name: {kind: _unscaled(s.to_dict(), scale if kind == "gradient" else 1.0) for kind, s in kinds.items()}
+                for name, kinds in self._layers.collect().items()
+            }
             record["parameters"] = {n: asdict(p) for n, p in self._parameters.collect().items()}
         if _is_due(number, self._config.histograms_every):
             record["histograms"] = self._histograms()
@@ -124,6 +129,13 @@ class Telemetry:
         (folder / "verdict.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         (folder / "verdict.txt").write_text(f"{error}\n", encoding="utf-8")
         self._writer.write({"kind": "incident", **document})
+
+
+def _unscaled(statistics: dict[str, float | int], scale: float) -> dict[str, float | int]:
+    """Statistics of a gradient without the gradient scaler's factor."""
+    return {
+        key: value / scale if key in ("norm", "mean", "std", "max_abs") else value for key, value in statistics.items()
+    }
 
 
 def _is_due(number: int, every: int) -> bool:

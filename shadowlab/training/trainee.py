@@ -32,6 +32,9 @@ class Trainee:
     learning_rate_config: OptimizerConfig
     max_steps: int
     seed: int
+    max_skips_in_a_row: int
+    skips_in_a_row: int = 0
+    num_skipped: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -60,14 +63,20 @@ def build_unet(config: Config, task: Task, device: torch.device) -> UNet2DCondit
 
 
 def build_trainee(
-    config: Config, unet: UNet2DConditionModel, processes: Processes, optimizer_config: OptimizerConfig, max_steps: int
+    config: Config,
+    unet: UNet2DConditionModel,
+    processes: Processes,
+    optimizer_config: OptimizerConfig,
+    max_steps: int,
+    *,
+    ema_decay: float | None,
 ) -> Trainee:
     """Optimizer, EMA and scaler around a finished UNet. The UNet must not gain or lose parameters afterwards."""
     parameters = [p for p in unet.parameters() if p.requires_grad]
     precision = POLICIES[config.precision]
     ema = None
-    if config.train.ema_decay is not None:
-        ema = EMAModel(parameters, decay=config.train.ema_decay, foreach=True)
+    if ema_decay is not None:
+        ema = EMAModel(parameters, decay=ema_decay, foreach=True)
         ema.to(dtype=torch.float32)
     return Trainee(
         unet=unet,
@@ -86,6 +95,7 @@ def build_trainee(
         learning_rate_config=optimizer_config,
         max_steps=max_steps,
         seed=config.seed,
+        max_skips_in_a_row=config.train.max_consecutive_skips,
     )
 
 
