@@ -123,11 +123,12 @@ def _restore(run: RunFolder, trainee: Trainee, identity: dict[str, Any]) -> tupl
     if not checkpoints:
         raise UserError(f"{run.path}: has no complete checkpoint to resume from; start it again under another --run")
     state = load_checkpoint(checkpoints[-1], trainee)
+    saved = state.get("identity", {})
     for name, value in identity.items():
-        if state["identity"][name] != value:
+        if saved.get(name) != value:
             raise UserError(
-                f"--resume: {name} was {state['identity'][name]} in {checkpoints[-1]} and is {value} now; take the "
-                "change back (effective batch = train.batch_size x train.gradient_accumulation_steps x processes), "
+                f"--resume: {name} was {saved.get(name, 'not noted')} in {checkpoints[-1]} and is {value} now; take "
+                "the change back (effective batch = train.batch_size x train.gradient_accumulation_steps x processes), "
                 "or start anew with another --run"
             )
     return state["step"], state["position"]

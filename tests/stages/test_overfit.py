@@ -1,7 +1,6 @@
 """overfit as a stage: when it passes, when it fails, what it says and leaves behind."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,12 +10,10 @@ from shadowlab.config import Config
 from shadowlab.errors import StageFailedError, UserError
 from shadowlab.reporter import Reporter
 from shadowlab.run_folder import RunFolder
-from shadowlab.stages import overfit
 from shadowlab.stages.overfit import run_overfit
 from shadowlab.stages.result import StageResult
 from shadowlab.stages.run_stage import finish_stage
 from shadowlab.training.processes import SingleProcess
-from shadowlab.training.step import StepOutcome
 from tests import tiny
 
 
@@ -67,15 +64,3 @@ def test_it_learns(stage_folder: dict[str, Path], tmp_path: Path) -> None:
 def test_more_samples_than_there_are(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has 8 samples; --samples 9 is too many"):
         finished(tiny.stage_config(stage_folder, tmp_path, "overfit.num_samples=9"))
-
-
-def test_scaler_that_skips_for_ever(
-    stage_folder: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def skipped(*_: Any, **__: Any) -> StepOutcome:
-        return StepOutcome(1.0, float("inf"), 1e-3, skipped=True)
-
-    monkeypatch.setattr(overfit.Telemetry, "step", skipped)
-    words = ("precision=fp16", "train.max_consecutive_skips=3", "overfit.max_steps=50")
-    with pytest.raises(StageFailedError, match=r"step 3: the gradient scaler skipped 3 steps in a row.*bf16"):
-        finished(tiny.stage_config(stage_folder, tmp_path, *words))

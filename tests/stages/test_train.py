@@ -1,6 +1,7 @@
 """train as a stage: the gate before it, what a run leaves, and resuming bit for bit."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def test_a_longer_run_is_the_shorter_one_continued(
 ) -> None:
     config = tiny.stage_config(stage_folder, tmp_path, *SHORT, "train.max_steps=4")
     run = trained(config, "run")
-    longer = resumed_config(run, preset=None, file=None, options={"train.max_steps": 6}, assignments=[])
+    longer = resumed_config(run, source=None, options={"train.max_steps": 6}, assignments=[])
     trained(longer, "run", resume=True)
     wanted, got = saved_tensors(whole, 6), saved_tensors(run, 6)
     assert not [name for name in wanted if not torch.equal(wanted[name], got[name])]
@@ -125,10 +126,42 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_only(
     run = trained(config, "run")
     file = run.checkpoints / "step-00000004" / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:100])
-    longer = resumed_config(run, preset=None, file=None, options={"train.max_steps": 6}, assignments=[])
+    longer = resumed_config(run, source=None, options={"train.max_steps": 6}, assignments=[])
     trained(longer, "run", resume=True)
     wanted, got = saved_tensors(whole, 6), saved_tensors(run, 6)
     assert not [name for name in wanted if not torch.equal(wanted[name], got[name])]
+
+
+@pytest.mark.parametrize("name", ["effective batch", "data", "model"])
+def test_another_run_is_not_resumed(stage_folder: dict[str, Path], tmp_path: Path, name: str) -> None:
+    """The words of the configuration are the same; what they lead to is not."""
+    folders = dict(stage_folder)
+    for part in ("data", "unet"):
+        folders[part] = Path(shutil.copytree(stage_folder[part], tmp_path / part))
+    config = tiny.stage_config(folders, tmp_path / "runs", *SHORT, "train.max_steps=2")
+    run = trained(config, "run")
+    words = {"train.max_steps": 4}
+    if name == "effective batch":
+        words["train.batch_size"] = 1
+    elif name == "data":
+        metadata = folders["data"] / "metadata.json"
+        metadata.write_text(metadata.read_text().replace("15.0", "16.0"))
+    else:
+        tiny.save_hub_unet(folders["unet"], norm_eps=1e-6)
+    longer = resumed_config(run, source=None, options=words, assignments=[])
+    with pytest.raises(UserError, match=rf"--resume: {name} was .* and is .* now"):
+        trained(longer, "run", resume=True)
+
+
+def test_batch_and_accumulation_may_be_exchanged(
+    stage_folder: dict[str, Path], tmp_path: Path, whole: RunFolder
+) -> None:
+    """2 x 1 goes on as 1 x 2: the same samples with the same noise, sums in another order."""
+    run = trained(tiny.stage_config(stage_folder, tmp_path, *SHORT, "train.max_steps=4"), "run")
+    words = {"train.max_steps": 6, "train.batch_size": 1, "train.gradient_accumulation_steps": 2}
+    trained(resumed_config(run, source=None, options=words, assignments=[]), "run", resume=True)
+    losses = [[r["loss"] for r in read_records(r.metrics) if r["kind"] == "train"] for r in (whole, run)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_nothing_to_resume(stage_folder: dict[str, Path], tmp_path: Path) -> None:
@@ -215,7 +248,8 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def stage(name: str) -> Any:
         def run(*_: Any) -> StageResult:
             state["ran"].append(name)
-            return StageResult(name, state["passes"][name], {}, f"{name} failed: look there")
+            summary = {"criterion": {"r2": 0.95, "soft_iou": 0.8, "num_samples": 2}}
+            return StageResult(name, state["passes"][name], summary, f"{name} failed: look there")
 
         return run
 
@@ -239,6 +273,28 @@ def test_missing_stages_run_once_per_model(
     assert stages["ran"] == ["check-forward", "overfit"]
     prove(tiny.stage_config(stage_folder, tmp_path, "precision=bf16"), "third")
     assert stages["ran"] == ["check-forward", "overfit"] * 2
+
+
+def test_a_weaker_proof_is_none(stage_folder: dict[str, Path], tmp_path: Path, stages: dict[str, Any]) -> None:
+    prove(tiny.stage_config(stage_folder, tmp_path), "first")
+    prove(tiny.stage_config(stage_folder, tmp_path, "overfit.num_samples=1", "overfit.min_r2=0.5"), "easier")
+    assert stages["ran"] == ["check-forward", "overfit"]
+    prove(tiny.stage_config(stage_folder, tmp_path, "overfit.num_samples=3"), "harder")
+    assert stages["ran"] == ["check-forward", "overfit", "overfit"]
+
+
+def test_a_proof_without_its_criterion_is_none(
+    stage_folder: dict[str, Path], tmp_path: Path, stages: dict[str, Any]
+) -> None:
+    """Written by an earlier version: the stage runs again, without a traceback."""
+    config = tiny.stage_config(stage_folder, tmp_path)
+    prove(config, "first")
+    file = tmp_path / "first-overfit" / "stages.json"
+    old = json.loads(file.read_text())
+    del old["overfit"]["summary"]["criterion"]
+    file.write_text(json.dumps(old))
+    prove(config, "second")
+    assert stages["ran"] == ["check-forward", "overfit", "overfit"]
 
 
 def test_the_first_failing_stage_stops(stage_folder: dict[str, Path], tmp_path: Path, stages: dict[str, Any]) -> None:

@@ -20,9 +20,7 @@ from tests.training.test_step import assert_equal, everything, take_step
 
 
 def save(folder: Path, trainee: Trainee, step: int = 2, keep_last: int = 3) -> Path:
-    return save_checkpoint(
-        folder, trainee, step=step, position=4 * step, model_hash="0123456789ab", keep_last=keep_last
-    )
+    return save_checkpoint(folder, trainee, step=step, position=4 * step, identity={"a": 1}, keep_last=keep_last)
 
 
 @pytest.fixture
@@ -209,7 +207,7 @@ def test_another_model_is_refused(trainee: Trainee, hub_folder: Path, tmp_path: 
 
 def test_state_is_plain_json(trainee: Trainee, tmp_path: Path) -> None:
     state = json.loads((save(tmp_path, trainee) / "state.json").read_text())
-    assert state["model_hash"] == "0123456789ab"
+    assert state["identity"] == {"a": 1}
     assert state["ema_updates"] == 2
     assert state["scaler"] is None
 

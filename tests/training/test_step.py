@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from diagnostics.layers import LayerStatistics
 from diagnostics.nonfinite import NonFiniteError
 from diagnostics.parameters import ParameterStatistics
+from shadowlab.errors import StageFailedError
 from shadowlab.training.step import StepOutcome, StepPlace, flow_loss, forward_backward, training_step
 from shadowlab.training.trainee import Trainee
 from tests import tiny
@@ -91,6 +92,25 @@ def test_noise_belongs_to_the_position_and_t_to_the_place_in_the_step(hub_folder
     torch.testing.assert_close(turned, together[[3, 0]])
     assert not torch.allclose(elsewhere, alone)
     assert not torch.allclose(another_step, alone)
+
+
+def test_every_sample_has_its_own_noise_which_follows_it(hub_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With data at zero x_t is (1 - t) noise: one noise per position, whatever the step and the neighbours are."""
+    trainee = tiny.trainee_of(hub_folder)
+    seen: list[Tensor] = []
+
+    def watched(model: Any, x_t: Tensor, t: Tensor, concatenated: Tensor, embedding: Tensor) -> Tensor:
+        seen.append(x_t / (1 - t.view(-1, 1, 1, 1)))
+        return x_t
+
+    monkeypatch.setattr("shadowlab.training.step.predict_velocity", watched)
+    for positions, at in (([0, 1, 2, 3], place(0)), ([3, 1], StepPlace(9, 0, 4))):
+        batch = tiny.encoded_batch(positions)
+        batch.data.zero_()
+        flow_loss(trainee, trainee.model, batch, at)
+    first, again = seen
+    torch.testing.assert_close(again, first[[3, 1]])
+    assert torch.pdist(first.flatten(1)).min() > 1
 
 
 def test_the_loss_of_a_model_that_knows_the_velocity_is_zero(hub_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,6 +323,30 @@ def test_a_skipped_step_moves_nothing_even_where_only_the_norm_overflows(
     monkeypatch.setattr("shadowlab.training.step.total_norm", lambda norms: infinite)
     assert take_step(trainee, 1).skipped
     assert_equal(before, everything(trainee))
+
+
+def test_the_scaler_may_not_skip_for_ever(hub_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainee = tiny.trainee_of(hub_folder, "precision=fp16", "train.max_consecutive_skips=3")
+    with monkeypatch.context() as patch:
+        patch.setattr("shadowlab.training.step.total_norm", lambda norms: torch.tensor(float("inf")).double())
+        assert take_step(trainee, 0).skipped
+    assert not take_step(trainee, 1).skipped  # a good step between: the count begins again
+    monkeypatch.setattr("shadowlab.training.step.total_norm", lambda norms: torch.tensor(float("inf")).double())
+    assert [take_step(trainee, step).skipped for step in (2, 3)] == [True, True]
+    with pytest.raises(StageFailedError, match=r"skipped 3 steps in a row.*--precision bf16 or fp32"):
+        take_step(trainee, 4)
+    assert trainee.num_skipped == 4
+
+
+def test_a_real_fault_behind_skipped_steps_is_named(hub_folder: Path) -> None:
+    """A backward pass that is NaN at every scale looks like overflow to the scaler."""
+    trainee = tiny.trainee_of(hub_folder, "precision=fp16", "train.max_consecutive_skips=2")
+    trainee.unet.conv_act = nn.Sequential(nn.SiLU(), _InfiniteSlope())
+    assert take_step(trainee, 0).skipped
+    with pytest.raises(NonFiniteError) as caught:
+        take_step(trainee, 1)
+    assert caught.value.finding is not None
+    assert caught.value.finding.phase == "backward"
 
 
 @pytest.mark.parametrize("bad", ["data", "parameter"])
