@@ -24,12 +24,28 @@ def _sampled(parameter: Tensor) -> Tensor:
     x = dense(parameter)
     if x is None:
         return torch.zeros(0)
-    # In the order of memory, so that flattening a channels_last weight copies nothing.
-    flat = x.permute(sorted(range(x.ndim), key=lambda dim: -x.stride()[dim])).reshape(-1)
-    stride = max(1, -(-flat.numel() // MAX_SAMPLED_ELEMENTS))
-    while stride > 1 and math.gcd(stride, flat.numel()) > 1:
+    if not x.is_contiguous():  # in the order of memory, so that flattening a channels_last weight copies nothing
+        strides = x.stride()
+        x = x.permute(sorted(range(x.ndim), key=lambda dim: -strides[dim]))
+    flat = x.reshape(-1)
+    if flat.numel() <= MAX_SAMPLED_ELEMENTS:
+        return flat
+    stride = -(-flat.numel() // MAX_SAMPLED_ELEMENTS)
+    while math.gcd(stride, flat.numel()) > 1:
         stride += 1
     return flat[::stride]
+
+
+class _Snapshot:
+    """Samples of several parameters of one device, copied into one vector."""
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        samples = [_sampled(parameter) for parameter in parameters]
+        self.sizes = [sample.numel() for sample in samples]
+        self.values = _wide(torch.cat(samples))  # one kernel, not one a parameter; always a copy
+
+    def norms(self) -> list[Tensor]:
+        return _norms(list(self.values.split(self.sizes)))
 
 
 @dataclass(frozen=True)
@@ -62,7 +78,7 @@ class ParameterStatistics:
     def __init__(self, model: nn.Module) -> None:
         self._named = dict(model.named_parameters())
         self._gradient_norms: dict[str, Tensor] = {}
-        self._snapshots: dict[str, Tensor] | None = None
+        self._snapshots: list[tuple[list[str], _Snapshot]] | None = None
         self._changes: dict[str, Tensor] = {}  # norms of the samples' change
         self._weights: dict[str, Tensor] = {}  # norms of the samples before the step
         self._measured: list[str] = []
@@ -73,7 +89,10 @@ class ParameterStatistics:
         self._measured = list(trained)
         self._gradient_norms = gradient_norms(trained)
         self._changes, self._weights = {}, {}
-        self._snapshots = {name: _sampled(p).clone() for name, p in trained.items()}
+        kinds: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+        for name, p in trained.items():
+            kinds.setdefault((p.device, p.dtype), []).append(name)
+        self._snapshots = [(names, self._snapshot(names)) for names in kinds.values()]
 
     def after_step(self) -> None:
         """Call after `optimizer.step()`.
@@ -83,12 +102,11 @@ class ParameterStatistics:
         """
         if self._snapshots is None:
             raise RuntimeError("after_step without before_step: there are no weights to compare with")
-        old = {name: _wide(snapshot) for name, snapshot in self._snapshots.items()}
-        new = {name: _wide(_sampled(self._named[name])) for name in old}
-        # The difference of two neighbouring float32 is exact, so nothing is lost before the float64 norm.
-        changes = torch._foreach_sub(list(new.values()), list(old.values())) if old else []
-        self._changes = dict(zip(old, _norms(list(changes)), strict=True))
-        self._weights = dict(zip(old, _norms(list(old.values())), strict=True))
+        for names, old in self._snapshots:
+            change = self._snapshot(names)
+            change.values -= old.values  # exact for neighbouring numbers: nothing is lost before the float64 norm
+            self._changes |= dict(zip(names, change.norms(), strict=True))
+            self._weights |= dict(zip(names, old.norms(), strict=True))
         self._snapshots = None
 
     def collect(self) -> dict[str, ParameterRecord]:
@@ -104,6 +122,9 @@ class ParameterStatistics:
             )
             for name in measured
         }
+
+    def _snapshot(self, names: list[str]) -> _Snapshot:
+        return _Snapshot([self._named[name] for name in names])
 
 
 def gradient_norms(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:

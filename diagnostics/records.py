@@ -10,6 +10,11 @@ from typing import Any, BinaryIO
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
+def rounded(value: float) -> float:
+    """What a record keeps of a number: 7 significant digits, as many as float32 has. NaN and Inf as they are."""
+    return float(f"{value:.7g}") if math.isfinite(value) else value
+
+
 def encode(value: Any) -> Any:
     """JSON-ready copy of nested dicts, lists, tuples, strings, numbers, bools and None.
 
@@ -22,7 +27,7 @@ def encode(value: Any) -> Any:
     """
     if isinstance(value, float):
         if math.isfinite(value):
-            return float(f"{value:.7g}")
+            return rounded(value)
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, str):
         return f"\\{value}" if value.lstrip("\\") in _NONFINITE else value

@@ -18,8 +18,8 @@ _ROW = 4096  # longest run that a norm is summed over in one go: float32 lanes l
 
 
 class Moments(NamedTuple):
-    """Sums of one tensor: its element count and, on its device, (6,) float32 or float64
-    [smallest, largest, scale, sum, norm, count], the last three of the tensor times `scale`.
+    """Sums of one tensor: its element count and, on its device, six scalars of float32 or float64:
+    smallest, largest, scale, sum, norm and count, the last three of the tensor times `scale`.
 
     `scale` is 1 in the ordinary case, a factor against overflow and underflow of squares for extreme magnitudes, and
     0 where an element is not finite. `count` is of non-zeros after scaling, so with scale 0 (0 * inf is nan) it is
@@ -27,7 +27,7 @@ class Moments(NamedTuple):
     """
 
     num_elements: int
-    sums: Tensor | None
+    sums: tuple[Tensor, ...] | None
 
 
 def dense(tensor: Tensor) -> Tensor | None:
@@ -64,16 +64,16 @@ def moments(tensor: Tensor) -> Moments:
     # 1 inside the safe range; 0 for inf and nan; 1 for an all-zero tensor, whose quotient is inf
     scale = magnitude.clamp(*_SAFE_RANGE[y.dtype]).div_(magnitude).nan_to_num_(nan=0.0, posinf=1.0)
     y = y * scale if is_wide else y.mul_(scale)
-    y = y.as_strided((y.numel(),), (1,))  # a fresh result is dense: any order of its elements will do
     total, norm = y.sum(), _norm(y)
     num_nonzero = y.ne_(0).sum()  # y is ours; in place and summed as floats, 3 times faster than count_nonzero
-    return Moments(y.numel(), torch.stack([smallest, largest, scale, total, norm, num_nonzero]))
+    return Moments(y.numel(), (smallest, largest, scale, total, norm, num_nonzero))
 
 
-def _norm(flat: Tensor) -> Tensor:
-    """L2 norm of a vector by way of the norms of its rows."""
-    if flat.numel() <= 16 * _ROW:
-        return torch.linalg.vector_norm(flat)
+def _norm(fresh: Tensor) -> Tensor:
+    """L2 norm of the result of an elementwise operation, by way of the norms of rows where it is long."""
+    if fresh.numel() <= 16 * _ROW:
+        return torch.linalg.vector_norm(fresh)
+    flat = fresh.as_strided((fresh.numel(),), (1,))  # such results are dense, and any order of elements will do
     whole = flat.numel() // _ROW * _ROW
     rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1)
     return torch.linalg.vector_norm(torch.cat([rows, flat[whole:]]))
@@ -115,16 +115,16 @@ def summarize(groups: Sequence[Sequence[Moments]]) -> list[TensorStatistics]:
     return [_merged([(number, sums) for number, sums in (next(rows) for _ in group) if sums]) for group in groups]
 
 
-def _to_host(vectors: list[Tensor | None]) -> list[list[float]]:
-    """Each vector's numbers; an empty list for None."""
+def _to_host(sums: list[tuple[Tensor, ...] | None]) -> list[list[float]]:
+    """Each tensor's six numbers; an empty list for None."""
     kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for index, vector in enumerate(vectors):
-        if vector is not None:
-            kinds.setdefault((vector.device, vector.dtype), []).append(index)
-    values: list[list[float]] = [[] for _ in vectors]
+    for index, scalars in enumerate(sums):
+        if scalars is not None:
+            kinds.setdefault((scalars[0].device, scalars[0].dtype), []).append(index)
+    values: list[list[float]] = [[] for _ in sums]
     for indices in kinds.values():
-        fetched = torch.stack([v for v in (vectors[i] for i in indices) if v is not None]).tolist()
-        for index, row in zip(indices, fetched, strict=True):
+        numbers = torch.stack([scalar for index in indices for scalar in sums[index] or ()]).view(-1, 6).tolist()
+        for index, row in zip(indices, numbers, strict=True):
             values[index] = row
     return values
 

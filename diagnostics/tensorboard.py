@@ -8,6 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from diagnostics.parameters import Histogram
+from diagnostics.records import rounded
+
+_FLOAT32_MAX = 3.4028234663852886e38
 
 
 def block_of(name: str) -> str:
@@ -64,7 +67,7 @@ class TensorBoardView:
             return
         from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
-        values = [Summary.Value(tag=tag, simple_value=_single(value)) for tag, value in scalars(record)]
+        values = [Summary.Value(tag=tag, simple_value=_drawn(value)) for tag, value in scalars(record)]
         if values:
             self._writer.file_writer.add_summary(Summary(value=values), record["step"])
         for name, content in record.get("histograms", {}).items():
@@ -119,9 +122,9 @@ def rebuild(records: Iterable[Mapping[str, Any]], folder: Path) -> None:
         view.close()
 
 
-def _single(value: float) -> float:
-    """The value within float32, TensorBoard's type for scalars: a finite value beyond it is drawn at its limit."""
-    return value if not math.isfinite(value) else max(-_FLOAT32_MAX, min(_FLOAT32_MAX, float(value)))
-
-
-_FLOAT32_MAX = 3.4028234663852886e38
+def _drawn(value: float) -> float:
+    """The value as records keep it, so that a rebuilt view is the same, and within TensorBoard's float32: a finite
+    value beyond it is drawn at its limit."""
+    if not math.isfinite(value):
+        return value
+    return max(-_FLOAT32_MAX, min(_FLOAT32_MAX, rounded(float(value))))
