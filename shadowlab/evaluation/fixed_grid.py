@@ -69,6 +69,23 @@ class FixedGrid:
         """Judge `unet`; it is left in the mode it was in."""
         was_training = unet.training
         unet.eval()
+        try:
+            generated, losses = self._run(unet, precision)
+        finally:
+            unet.train(was_training)
+        pictures = [self._decode(latents) for latents in generated]
+        loss_by_t = {t: float(torch.cat(values).mean()) for t, values in losses.items()}
+        return GridResult(
+            loss=sum(loss_by_t.values()) / len(loss_by_t),
+            loss_by_t=loss_by_t,
+            r2=r_squared(torch.cat(generated), self.encoded.data.repeat(len(generated), 1, 1, 1)),
+            metrics=_mean_metrics([self.task.metrics(picture, self.batch) for picture in pictures]),
+            black_metrics=_mean_metrics([self.task.metrics(torch.zeros_like(pictures[0]), self.batch)]),
+            prediction=pictures[0],
+        )
+
+    def _run(self, unet: torch.nn.Module, precision: Precision) -> tuple[list[Tensor], dict[float, list[Tensor]]]:
+        """Latents (n, 4, h, w) generated from each noise, and the losses at each t."""
         generated: list[Tensor] = []
         losses: dict[float, list[Tensor]] = {t: [] for t in self._timesteps}
         for noise in self._noises:
@@ -81,17 +98,7 @@ class FixedGrid:
                     losses[t].append(loss_per_sample(predicted, velocity(eps, encoded.data)))
                 parts.append(integrate(_predict(unet, encoded, precision), eps, 1))
             generated.append(torch.cat(parts))
-        unet.train(was_training)
-        pictures = [self._decode(latents) for latents in generated]
-        loss_by_t = {t: float(torch.cat(values).mean()) for t, values in losses.items()}
-        return GridResult(
-            loss=sum(loss_by_t.values()) / len(loss_by_t),
-            loss_by_t=loss_by_t,
-            r2=r_squared(torch.cat(generated), self.encoded.data.repeat(len(generated), 1, 1, 1)),
-            metrics=_mean_metrics([self.task.metrics(picture, self.batch) for picture in pictures]),
-            black_metrics=_mean_metrics([self.task.metrics(torch.zeros_like(pictures[0]), self.batch)]),
-            prediction=pictures[0],
-        )
+        return generated, losses
 
     def _decode(self, latents: Tensor) -> Tensor:
         return torch.cat([self.task.decode(part) for part in latents.split(self._chunk)])

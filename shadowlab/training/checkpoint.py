@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -132,9 +131,7 @@ def _is_complete(path: Path) -> bool:
 def _save_ema(folder: Path, trainee: Trainee) -> None:
     assert trainee.ema is not None
     folder.mkdir(parents=True)
-    with torch.device("meta"):
-        shell = UNet2DConditionModel.from_config(trainee.unet.config)
-    shell.save_config(folder)
+    trainee.unet.save_config(folder)
     averaged = zip(trainee.parameters(), trainee.ema.shadow_params, strict=True)
     save_file({name: tensor.contiguous() for name, tensor in averaged}, folder / WEIGHTS_NAME, {"format": "pt"})
 

@@ -1,0 +1,100 @@
+"""The fixed grid: numbers that can be compared, so nothing but the weights may change them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from shadowlab.data.dataset import open_dataset
+from shadowlab.data.sample import Batch, collate
+from shadowlab.evaluation import fixed_grid
+from shadowlab.evaluation.fixed_grid import FixedGrid
+from shadowlab.precision import POLICIES
+from shadowlab.task import ShadowTask
+from shadowlab.vae import load_vae
+from tests import tiny
+
+FP32 = POLICIES["fp32"]
+
+
+@pytest.fixture(scope="module")
+def task(stage_folder: dict[str, Path]) -> ShadowTask:
+    return ShadowTask(load_vae(str(stage_folder["vae"])))
+
+
+@pytest.fixture(scope="module")
+def samples(stage_folder: dict[str, Path]) -> list[Any]:
+    dataset = open_dataset(stage_folder["data"], tiny.SIDE * 8)
+    return [dataset[i] for i in range(4)]
+
+
+def grid(task: ShadowTask, batch: Batch, *, seed: int = 0, chunk: int = 4) -> FixedGrid:
+    return FixedGrid(task, batch, timesteps=(0.0, 0.5, 0.9), num_noises=2, seed=seed, chunk=chunk)
+
+
+def test_the_same_weights_give_the_same_numbers(task: ShadowTask, samples: list[Any], hub_folder: Path) -> None:
+    unet = tiny.shadow_unet(hub_folder)
+    first = grid(task, collate(samples)).evaluate(unet, FP32)
+    torch.manual_seed(5)
+    again = grid(task, collate(samples)).evaluate(unet, FP32)
+    assert first.numbers() == again.numbers()
+    other_noise = grid(task, collate(samples), seed=1).evaluate(unet, FP32)
+    assert other_noise.loss != first.loss
+
+
+def test_chunks_and_order_do_not_matter(task: ShadowTask, samples: list[Any], hub_folder: Path) -> None:
+    """Noise follows a sample's id, not its row."""
+    unet = tiny.shadow_unet(hub_folder)
+    wanted = grid(task, collate(samples)).evaluate(unet, FP32).numbers()
+    for batch, chunk in ((collate(samples), 3), (collate(samples[::-1]), 4)):
+        assert grid(task, batch, chunk=chunk).evaluate(unet, FP32).numbers() == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_as_it_was(
+    task: ShadowTask, samples: list[Any], hub_folder: Path, monkeypatch: pytest.MonkeyPatch, training: bool
+) -> None:
+    unet = tiny.shadow_unet(hub_folder).train(training)
+    result = grid(task, collate(samples)).evaluate(unet, FP32)
+    assert unet.training is training
+    assert all(p.grad is None for p in unet.parameters())
+    assert not result.prediction.requires_grad
+
+    def interrupted(*_: Any) -> Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fixed_grid, "predict_velocity", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        grid(task, collate(samples)).evaluate(unet, FP32)
+    assert unet.training is training
+
+
+def test_a_model_that_knows_the_answer(
+    task: ShadowTask, samples: list[Any], hub_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss 0, R^2 1, and pictures that are the VAE's own round trip. The untrained VAE's latents tell samples apart."""
+    judge = grid(task, collate(samples))
+    data = judge.encoded.data
+
+    def oracle(model: Any, x_t: Tensor, t: Tensor, concatenated: Tensor, embedding: Tensor) -> Tensor:
+        return (data - x_t) / (1 - t.view(-1, 1, 1, 1))
+
+    monkeypatch.setattr(fixed_grid, "predict_velocity", oracle)
+    result = judge.evaluate(tiny.shadow_unet(hub_folder), FP32)
+    assert result.loss < 1e-8
+    assert result.r2 == pytest.approx(1.0, abs=1e-4)
+    torch.testing.assert_close(result.prediction, task.decode(data), rtol=0, atol=1e-4)
+
+
+def test_loss_is_the_mean_over_t_and_black_is_reported(task: ShadowTask, samples: list[Any], hub_folder: Path) -> None:
+    result = grid(task, collate(samples)).evaluate(tiny.shadow_unet(hub_folder), FP32)
+    assert list(result.loss_by_t) == [0.0, 0.5, 0.9]
+    assert result.loss == pytest.approx(sum(result.loss_by_t.values()) / 3)
+    numbers = result.numbers()
+    assert numbers["black_soft_iou"] == 0.0
+    shadows = torch.stack([sample.shadow for sample in samples])
+    black = shadows.square().flatten(1).mean(dim=1).sqrt().mean()
+    assert numbers["black_rmse"] == pytest.approx(float(black), rel=1e-5)
+    assert {"loss", "r2", "soft_iou", "rmse", "zncc", "psnr", "ssim", "loss_t0", "loss_t0.5"} <= set(numbers)
