@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cli import commands
-from cli.errors import reports_errors
+from cli.errors import reports_errors, run_reporting_usage
 
 app = typer.Typer(
     name="shadowlab",
@@ -155,7 +155,7 @@ def data_render(
     meshes: Annotated[Path | None, typer.Option(help="Folder of OBJ, PLY or GLB files.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Render training samples with Mitsuba 3 (pip install "shadowlab[render]")."""
+    """Render training samples with Mitsuba 3 (pip install mitsuba trimesh)."""
     commands.data_render(
         out=out, objects=objects, lights=lights, size=size, spp=spp, seed=seed, meshes=meshes, as_json=as_json
     )
@@ -172,8 +172,19 @@ def data_check(
     commands.data_check(path, image_size=image_size, as_json=as_json)
 
 
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from shadowlab import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 def main() -> None:
-    app()
+    run_reporting_usage(app)
 
 
 if __name__ == "__main__":

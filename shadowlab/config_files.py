@@ -18,6 +18,9 @@ from shadowlab.errors import UserError
 
 DEFAULT_PRESET = "tiny"
 
+# Dedicated options whose name is not that of their key.
+_OPTIONS = {"overfit.num_samples": "--samples", "data.path": "--data"}
+
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-4 as a number (YAML 1.2) and refuses a key given twice."""
@@ -80,7 +83,7 @@ def load_config(
     origins: dict[str, str] = {}
     _merge_file(_find(str(file) if file is not None else preset or DEFAULT_PRESET), merged, origins, ())
     for key, value in (options or {}).items():
-        _assign(merged, origins, key, value, f"--{key.rsplit('.', 1)[-1].replace('_', '-')}")
+        _assign(merged, origins, key, value, _OPTIONS.get(key, f"--{key.rsplit('.', 1)[-1].replace('_', '-')}"))
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals or not key:

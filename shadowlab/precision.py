@@ -8,8 +8,9 @@
 | fp16      | float32            | float16 autocast           | yes             |
 | fp16-pure | float16            | float16                    | no              |
 
-t, its embedding, the light embedding and the norms are computed in float32 under every policy, and so are loss,
-EMA and VAE, which never enter autocast.
+t, the embeddings of t and of the light, and the norms are computed in float32 under every policy, and so are loss,
+EMA and VAE, which never enter autocast. One exception: under fp16-pure diffusers rounds the sinusoids of t to float16
+between the two float32 modules that make and use them.
 """
 
 from collections.abc import Callable

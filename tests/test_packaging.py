@@ -1,11 +1,15 @@
 """The built wheel, alone in an environment, run from a folder that would shadow our packages."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -29,6 +33,25 @@ def test_wheel_holds_presets_and_embedded_files(wheel: Path) -> None:
         if file.is_file():
             assert str(file.relative_to(ROOT)) in names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"shadowlab", "cli", "diagnostics"}
+
+
+def test_every_imported_package_is_declared() -> None:
+    """What the code imports is a dependency of its own, not one that happens to come with another package."""
+    imported = set()
+    for package in ("shadowlab", "cli", "diagnostics"):
+        for file in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    imported |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                    imported.add(node.module.split(".")[0])
+    foreign = imported - set(sys.stdlib_module_names) - {"shadowlab", "cli", "diagnostics"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = [*project["dependencies"], *project["optional-dependencies"]["render"]]
+    declared = {re.split(r"[<>=\[ ]", requirement)[0].lower() for requirement in requirements}
+    distributions = metadata.packages_distributions()
+    undeclared = {name for name in foreign if not {d.lower() for d in distributions[name]} & declared}
+    assert not undeclared
 
 
 @pytest.mark.slow

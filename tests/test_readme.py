@@ -17,7 +17,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Appended to a command: fewer steps and no criterion, nothing that changes what the command means.
 SHORTER = {
     "overfit": "--max-steps 2 --set overfit.min_r2=-1e9 --set overfit.min_soft_iou=0 --set validation.num_noises=1",
-    "train": "--set validation.num_samples=2 --set validation.num_noises=1 --set train.batch_size=2",
+    "train": "--set overfit.min_r2=-1e9 --set overfit.min_soft_iou=0 "
+    "--set validation.num_samples=2 --set validation.num_noises=1 --set train.batch_size=2",
 }
 
 

@@ -120,7 +120,8 @@ def trainee_of(weights: Path, *assignments: str, processes: Processes | None = N
     unet = copy.deepcopy(_loaded(str(weights)))
     POLICIES[config.precision].prepare(unet)
     alone = processes or SingleProcess(torch.device("cpu"))
-    return build_trainee(config, unet, alone, config.optimizer, config.train.max_steps, ema_decay=config.train.ema_decay)
+    settings = config.train
+    return build_trainee(config, unet, alone, config.optimizer, settings.max_steps, ema_decay=settings.ema_decay)
 
 
 def encoded_batch(positions: Sequence[int], seed: int = 0) -> EncodedBatch:

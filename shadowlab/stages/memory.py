@@ -13,8 +13,8 @@ def memory_items(
 ) -> dict[str, float]:
     """Item -> GiB for one process of the configured run.
 
-    Weights, gradients and optimizer states are counted exactly. Activations are estimated: what autograd saved in
-    the gradient check, scaled to the configured image and batch size.
+    Weights, gradients and optimizer states are counted exactly. Activations are estimated from what autograd saves
+    for small samples; with gradient checkpointing the block that is being recomputed comes on top.
     """
     weight_bytes = sum(p.numel() * p.element_size() for p in unet.parameters())
     trained = [p for p in unet.parameters() if p.requires_grad]
@@ -24,6 +24,7 @@ def memory_items(
         "gradients": trained_bytes,
         "AdamW moments": 2 * trained_bytes,
         "EMA (float32)": sum(p.numel() for p in trained) * 4 if config.train.ema_decay is not None else 0,
+        "weights set aside while the EMA is judged": trained_bytes if config.train.ema_decay is not None else 0,
         "VAE weights (float32)": vae_parameters * 4,
         "activations (estimated)": activation_bytes_per_sample * config.train.batch_size,
     }

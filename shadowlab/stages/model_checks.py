@@ -33,7 +33,7 @@ from shadowlab.vae import LATENT_CHANNELS, embedded_parameters
 
 SDXL_UNET_PARAMETERS, SDXL_UNET_TENSORS = 2_019_019_844, 1_190
 SDXL_VAE_PARAMETERS = 83_653_863
-_GRADIENT_LATENT = 32  # side of the latents for gradient and light response
+_GRADIENT_LATENT = 16  # side of the latents for gradient and light response
 _MIN_ROUND_TRIP_DB = 20.0
 _MIN_RESPONSE = 1e-6  # relative change of the output; float32 rounding is 6e-8
 
@@ -251,10 +251,8 @@ def _note_bad_output(found: list[str], name: str, module: nn.Module, inputs: Any
         found.append(name)
 
 
-def gradients(
-    config: Config, unet: UNet2DConditionModel, task: Task, encoded: EncodedBatch
-) -> tuple[list[Check], float]:
-    """Finite gradients reach every trainable tensor. Also: bytes that autograd saves for a full-size sample.
+def gradients(config: Config, unet: UNet2DConditionModel, encoded: EncodedBatch) -> list[Check]:
+    """Finite gradients reach every trainable tensor.
 
     Each gradient is measured and dropped as it comes, so that no second copy of the weights is ever held.
     """
@@ -275,7 +273,7 @@ def gradients(
     named = {name: p for name, p in unet.named_parameters() if p.requires_grad}
     handles = [p.register_post_accumulate_grad_hook(note(name)) for name, p in named.items()]
     scaler = torch.amp.GradScaler(device.type) if precision.scales_gradients else None
-    with SavedBytes(unet) as saved, precision.autocast(device):
+    with precision.autocast(device):
         x_t = interpolate(noise, small.data, t)
         predicted = predict_velocity(unet, x_t, t, small.concatenated, small.embedding)
     loss = loss_per_sample(predicted, velocity(noise, small.data)).mean()
@@ -286,7 +284,6 @@ def gradients(
     unreached = [name for name in named if name not in norms]
     zero = [name for name, norm in norms.items() if float(norm) == 0.0]
     bad = [name for name, norm in norms.items() if not bool(norm.isfinite())]
-    per_sample = saved.total * encoded.data.shape[-1] ** 2 / small.data.shape[-1] ** 2
     missing = unreached + zero
     return [
         Check(
@@ -303,7 +300,26 @@ def gradients(
             f"{len(bad)} tensors{', first ' + bad[0] if bad else ''}",
             "use --precision bf16 or fp32, or look at the largest activations",
         ),
-    ], float(per_sample)
+    ]
+
+
+def activation_bytes(config: Config, unet: UNet2DConditionModel, encoded: EncodedBatch) -> float:
+    """Bytes that autograd saves for one sample at the configured size.
+
+    Measured at two small sizes: what grows with the area is activations, what does not (autocast's copies of the
+    weights, the time embedding) is not multiplied.
+    """
+    precision, device = POLICIES[config.precision], encoded.data.device
+    saved = {}
+    for side in (_GRADIENT_LATENT // 2, _GRADIENT_LATENT):
+        small = _resized(encoded.select(slice(0, 1)), side)
+        t = torch.full((1,), 0.5, device=device)
+        with SavedBytes(unet) as counted, precision.autocast(device):
+            predict_velocity(unet, small.data, t, small.concatenated, small.embedding)
+        saved[side] = counted.total
+    low, high = saved
+    per_area = (saved[high] - saved[low]) / (high**2 - low**2)
+    return saved[low] + per_area * (encoded.data.shape[-1] ** 2 - low**2)
 
 
 def light_response(config: Config, unet: UNet2DConditionModel, encoded: EncodedBatch, batch: Batch) -> list[Check]:
@@ -348,8 +364,11 @@ def light_response(config: Config, unet: UNet2DConditionModel, encoded: EncodedB
 
 
 def _shrunk(encoded: EncodedBatch) -> EncodedBatch:
-    """The sample with its latents area-averaged to at most 32 x 32."""
-    side = min(_GRADIENT_LATENT, encoded.data.shape[-1])
+    """The sample with its latents area-averaged to at most 16 x 16."""
+    return _resized(encoded, min(_GRADIENT_LATENT, encoded.data.shape[-1]))
+
+
+def _resized(encoded: EncodedBatch, side: int) -> EncodedBatch:
     resize = torch.nn.functional.adaptive_avg_pool2d
     return EncodedBatch(
         ids=encoded.ids,

@@ -14,7 +14,7 @@ from shadowlab.errors import MissingDependencyError, UserError
 from shadowlab.render.dataset import render_dataset
 from shadowlab.render.scene import BACKGROUND
 
-pytest.importorskip("mitsuba", reason='rendering is optional: pip install "shadowlab[render]"')
+pytest.importorskip("mitsuba", reason='rendering is optional: pip install mitsuba trimesh')
 
 EMBEDDED = Path(__file__).parents[2] / "shadowlab" / "assets" / "renders"
 SMALL = {"num_objects": 2, "lights_per_object": 2, "image_size": 24, "samples_per_pixel": 9, "seed": 11}

@@ -16,8 +16,8 @@ from shadowlab.render.placement import MAX_HEIGHT
 from shadowlab.render.scene import SceneObject, mitsuba
 from shadowlab.render.shapes import PLAIN_GREY, Part
 
-pytest.importorskip("mitsuba", reason='rendering is optional: pip install "shadowlab[render]"')
-trimesh = pytest.importorskip("trimesh", reason='meshes are optional: pip install "shadowlab[render]"')
+pytest.importorskip("mitsuba", reason='rendering is optional: pip install mitsuba trimesh')
+trimesh = pytest.importorskip("trimesh", reason='meshes are optional: pip install mitsuba trimesh')
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "meshes"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of real meshes is not beside the checkout")
