@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
@@ -56,6 +56,12 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def eagerly() -> AbstractContextManager[Any]:
+    """Compiled modules run eagerly inside: torch.compile does not notice hooks that come after compilation."""
+    # Only where something was compiled: importing the compiler takes seconds.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
 class LayerStatistics:
     """Measures each leaf module's output and the gradient of the loss by that output.
 
@@ -68,8 +74,8 @@ class LayerStatistics:
     (pytorch#61519). Under activation checkpointing the repeated forward is not counted twice. Several calls of a
     module (gradient accumulation, shared layers) and several tensors of an output are measured as one tensor.
     Measured are floating and complex outputs (see `statistics.dense` for sparse, complex and sharded ones).
-    Compiled modules run eagerly inside `recording`: torch.compile does not notice hooks that come after it. Their
-    numbers then differ from compiled steps by rounding.
+    Compiled modules run eagerly inside `recording`: torch.compile does not notice hooks that come after it. What
+    they compute then differs by rounding from a compiled step, here alone does watching change a number.
 
         statistics = LayerStatistics(model)
         with statistics.recording():
@@ -109,12 +115,10 @@ class LayerStatistics:
             yield
             return
         self._recording = recording = object()
-        # Only where something was compiled: importing the compiler takes seconds.
-        eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
         try:
             for name, module in leaf_modules(self._model).items():
                 self._handles.append(module.register_forward_hook(partial(self._after_forward, name, recording)))
-            with eager:
+            with eagerly():
                 yield
         finally:
             self._stop()
@@ -122,7 +126,8 @@ class LayerStatistics:
     def collect(self) -> dict[str, dict[str, TensorStatistics]]:
         """Name -> {"activation": ..., "gradient": ...} in the order of execution, and forget. One transfer to the host.
 
-        A layer whose output received no gradient has no "gradient" entry; one that did not run, or returned no
+        A layer whose output received no gradient has no "gradient" entry, nor has one that returned a view of its
+        input which was then changed in place (autograd drops that view). One that did not run, or returned no
         floating tensor, is absent. Gradients are those of the loss that was differentiated: scaled, if it was.
         """
         groups = {(name, "activation"): parts for name, parts in self._activations.items()}

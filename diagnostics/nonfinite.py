@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diagnostics.evidence import evidence, has_nan, is_bad, is_ceiling, is_harmful
-from diagnostics.layers import unwrapped
+from diagnostics.layers import eagerly, unwrapped
 from diagnostics.module_watch import Birth, ModuleWatch
 from diagnostics.statistics import dense
 
@@ -110,7 +110,7 @@ def locate_first_nonfinite(
 
     Buffers that the pass changes (running means) are put back. Gradients are left as `forward_backward` leaves
     them, added to what was there: clear them before and after. Restoring random generators is the caller's.
-    Many host reads; the graph is walked in Python. Compiled modules must be given uncompiled.
+    Many host reads; the graph is walked in Python. Compiled modules run eagerly.
     """
     model = unwrapped(model)
     named = batch or {}
@@ -120,7 +120,7 @@ def locate_first_nonfinite(
     sizes = {tensor.shape[0] for tensor in named.values() if tensor.ndim}
     watch = ModuleWatch(model, sizes.pop() if len(sizes) == 1 else None)
     try:
-        with _buffers_kept(model):
+        with _buffers_kept(model), eagerly():
             loss = forward_backward()
     finally:
         watch.remove()

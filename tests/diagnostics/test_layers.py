@@ -65,6 +65,17 @@ class TestValues:
         assert 0.2 < seen["c"]["activation"].fraction_zero < 0.8
         assert seen["b"]["gradient"].fraction_zero >= seen["c"]["activation"].fraction_zero
 
+    def test_in_place_change_of_a_view(self):
+        """Autograd drops the view, and with it what was to be measured; nothing breaks, the others are seen."""
+        model = nn.Sequential(nn.Linear(3, 4), nn.Unflatten(1, (2, 2)), nn.ReLU(inplace=True), nn.Linear(2, 1))
+        seen = record(model, torch.randn(2, 3))
+        assert [set(kinds) for kinds in seen.values()] == [
+            {"activation", "gradient"},
+            {"activation"},
+            {"activation", "gradient"},
+            {"activation", "gradient"},
+        ]
+
     def test_order_is_that_of_execution(self):
         assert list(record(net(), torch.randn(2, 3))) == ["b", "c", "a"]
 

@@ -185,6 +185,14 @@ class TestRepeatedModules:
         assert (found.phase, found.place, found.kind, found.samples) == ("backward", "0", "gradient of weight", ())
 
 
+def test_compiled_model_is_searched_eagerly():
+    """Backend `eager` needs no C++ compiler."""
+    bare = nn.Sequential(nn.Linear(4, 4), Lambda(lambda x: x.abs() * 3e38 * 1e3))
+    model = torch.compile(bare, backend="eager")
+    model(data())
+    assert facts(locate(model, data())) == ("forward", "1", "inf", (0, 1, 2))
+
+
 class TestLeftBehind:
     def test_buffers_gradients_and_randomness(self):
         torch.manual_seed(0)
