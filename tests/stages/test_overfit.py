@@ -51,7 +51,7 @@ def test_it_stops_when_the_criterion_is_met(stage_folder: dict[str, Path], tmp_p
 
 @pytest.mark.slow
 def test_it_learns(stage_folder: dict[str, Path], tmp_path: Path) -> None:
-    """The loss on the fixed grid falls clearly below 1, which is what a model that says nothing pays for the noise alone."""
+    """The loss on the fixed grid falls clearly below 1: what a silent model pays for the noise alone."""
     words = ("overfit.max_steps=40", "overfit.learning_rate=5e-3", "overfit.evaluate_every=20", "overfit.min_r2=-1e9")
     config = tiny.stage_config(stage_folder, tmp_path, *words, "overfit.min_soft_iou=1")
     with pytest.raises(StageFailedError):

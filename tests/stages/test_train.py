@@ -311,6 +311,13 @@ def test_the_first_failing_stage_stops(stage_folder: dict[str, Path], tmp_path: 
     assert stages["ran"] == ["check-forward", "check-forward", "overfit", "overfit"]
 
 
+def test_the_real_first_stage_stops_a_vae_that_was_never_trained(stage_folder: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(StageFailedError, match="VAE gives the shadow map back: expected PSNR >= 20 dB"):
+        prove(tiny.stage_config(stage_folder, tmp_path), "run")
+    assert RunFolder(tmp_path / "run-check-forward").stages()["check-forward"]["passed"] is False
+    assert not (tmp_path / "run-overfit").exists()
+
+
 def test_skipping_is_loud(
     stage_folder: dict[str, Path], tmp_path: Path, stages: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
