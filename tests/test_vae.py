@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from shadowlab.data.dataset import open_dataset
 from shadowlab.errors import MissingDependencyError, StageFailedError, UserError
-from shadowlab.stages.train_vae import measure_vae
+from shadowlab.stages.vae_quality import measure_vae
 from shadowlab.vae import CONFIG_NAME, EMBEDDED_FOLDER, SDXL_CONFIG, WEIGHTS_NAME, ShadowVae, load_vae, mask_to_latent
 
 TINY = {**SDXL_CONFIG, "block_out_channels": (4, 4, 4, 4), "layers_per_block": 1, "norm_num_groups": 2}

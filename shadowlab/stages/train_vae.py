@@ -22,18 +22,17 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from shadowlab.data.dataset import ShadowDataset, open_dataset
+from shadowlab.data.dataset import open_dataset
 from shadowlab.data.order import sample_indices
 from shadowlab.data.sample import Sample
 from shadowlab.data.split import split_by_object
 from shadowlab.errors import StageFailedError, UserError
-from shadowlab.evaluation.metrics import psnr, soft_iou
 from shadowlab.seeding import derive_seed, generator, normal
-from shadowlab.vae import DOWNSCALE, LATENT_CHANNELS, WEIGHTS_NAME, ShadowVae, load_vae
+from shadowlab.stages.vae_quality import VaeQuality, measure_vae
+from shadowlab.vae import DOWNSCALE, LATENT_CHANNELS, WEIGHTS_NAME, load_vae
 
 REPORT_NAME = "report.json"
 VALIDATION_FRACTION = 0.1  # of the objects
-NOISE_SHARE = 0.05  # noise variance over latent variance, at which robustness is measured
 
 SMALL_CONFIG: dict[str, Any] = {
     "in_channels": 3,
@@ -59,33 +58,6 @@ _MAX_SHIFT = 8  # pixels: one latent cell, so that edges meet every phase of the
 _NUM_SCALING_SAMPLES = 512  # training samples whose latents set the scale
 _MAX_GRAD_NORM = 1.0
 _WARMUP_SHARE = 0.05
-_MAX_PSNR = 100.0  # dB counted for a picture that comes back exactly, instead of infinity
-
-
-@dataclass(frozen=True)
-class VaeQuality:
-    """Reconstruction on given samples, without gradients, posterior mode. PSNR in dB for range 1, mean per image.
-
-    Attributes:
-        num_samples: samples measured.
-        shadow_psnr_db: shadow maps, after `decode_shadow`.
-        shadow_soft_iou: sum min / sum max of shadow maps, mean per image.
-        noisy_shadow_soft_iou: the same with Gaussian noise of 5 % of the latents' variance added before decoding.
-        background_error: mean of the reconstruction where the true shadow is exactly 0.
-        object_psnr_db: object images on their constant background.
-        latent_mean, latent_std: of scaled shadow latents.
-        latent_abs_max: largest absolute scaled shadow latent.
-    """
-
-    num_samples: int
-    shadow_psnr_db: float
-    shadow_soft_iou: float
-    noisy_shadow_soft_iou: float
-    background_error: float
-    object_psnr_db: float
-    latent_mean: float
-    latent_std: float
-    latent_abs_max: float
 
 
 @dataclass(frozen=True)
@@ -96,7 +68,7 @@ class VaeReport:
         data, fingerprint: name and digest of the data set.
         steps, seed, batch_size, learning_rate, image_size: as asked for.
         num_train_objects, held_out_objects: the split by object.
-        first_loss, last_loss: mean over the first and last tenth of the steps.
+        first_loss, last_loss: mean over the first tenth of the steps (windows) and the last (whole pictures).
         num_parameters, file_bytes: of the autoencoder, of its safetensors file.
         shadow_latent_std, latent_std: unscaled, of the training shadows, and of shadows and objects together.
         scaling_factor: 1 / shadow_latent_std, since the flow's data are shadow latents.
@@ -228,37 +200,6 @@ def train_vae(
         )
 
     return _write(model, out, measure)
-
-
-@torch.no_grad()
-def measure_vae(vae: ShadowVae, dataset: ShadowDataset, indices: Sequence[int], *, seed: int = 0) -> VaeQuality:
-    """Encode and decode samples `indices` of `dataset` (at least one) and compare; see `VaeQuality`."""
-    pieces: dict[str, list[Tensor]] = {name: [] for name in ("psnr", "iou", "noisy", "black", "object", "latent")}
-    for i in indices:
-        sample = dataset[i]
-        shadow, picture = sample.shadow[None], sample.object_image[None]
-        latent = vae.encode_shadow(shadow)
-        decoded = vae.decode_shadow(latent).cpu()
-        noise = normal(latent.shape, seed, "vae-robustness", i).to(latent.device) * math.sqrt(NOISE_SHARE)
-        returned = vae.decode(vae.encode(picture)).cpu()
-        pieces["psnr"].append(psnr(decoded, shadow).clamp(max=_MAX_PSNR))
-        pieces["iou"].append(soft_iou(decoded, shadow))
-        pieces["noisy"].append(soft_iou(vae.decode_shadow(latent + noise).cpu(), shadow))  # scaled latents: variance 1
-        pieces["black"].append(decoded[shadow == 0])
-        pieces["object"].append(psnr(((returned + 1) / 2).clamp(0, 1), (picture + 1) / 2).clamp(max=_MAX_PSNR))
-        pieces["latent"].append(latent.cpu().flatten())
-    value = {name: torch.cat(parts).double() for name, parts in pieces.items()}
-    return VaeQuality(
-        num_samples=len(indices),
-        shadow_psnr_db=float(value["psnr"].mean()),
-        shadow_soft_iou=float(value["iou"].mean()),
-        noisy_shadow_soft_iou=float(value["noisy"].mean()),
-        background_error=float(value["black"].mean()) if len(value["black"]) else 0.0,
-        object_psnr_db=float(value["object"].mean()),
-        latent_mean=float(value["latent"].mean()),
-        latent_std=float(value["latent"].std()),
-        latent_abs_max=float(value["latent"].abs().max()),
-    )
 
 
 def _schedule(step: int, steps: int) -> float:
