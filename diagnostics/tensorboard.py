@@ -24,7 +24,8 @@ def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
     KIND/KEY                              numbers of the record itself; KIND is its `kind`, or `train`
     BLOCK/activation_STATISTIC/MODULE     `layers`: norm, mean, std, max_abs, fraction_zero, num_nonfinite
-    BLOCK/gradient_STATISTIC/MODULE       likewise, of the gradient by the module's output
+    BLOCK/gradient_STATISTIC/MODULE       likewise, of the gradient by the module's output; where none arrives in a
+                                          record that has gradients, norm alone, drawn as 0: the module is cut off
     BLOCK/parameter_gradient_norm/NAME    `parameters`
     BLOCK/update_ratio/NAME               `parameters`
     nonfinite/NAME                        `histograms`: how many values are NaN or Inf and so in no bin
@@ -33,8 +34,12 @@ def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for key, value in record.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool) and key != "step":
             yield f"{kind}/{key}", value
-    for name, parts in record.get("layers", {}).items():
+    layers = record.get("layers", {})
+    has_gradients = any("gradient" in parts for parts in layers.values())
+    for name, parts in layers.items():
         block = block_of(name)
+        if has_gradients and "gradient" not in parts:
+            yield f"{block}/gradient_norm/{name}", 0.0
         for part, statistics in parts.items():
             for statistic, value in statistics.items():
                 yield f"{block}/{part}_{statistic}/{name}", value

@@ -18,7 +18,7 @@ from shadowlab.precision import POLICIES
 from shadowlab.reporter import Reporter
 from shadowlab.run_folder import RunFolder
 from shadowlab.seeding import permutation
-from shadowlab.stages import model_checks
+from shadowlab.stages import model_checks, structure_checks
 from shadowlab.stages.check_report import Check, PathTable, checks_table
 from shadowlab.stages.memory import memory_items
 from shadowlab.stages.result import StageResult
@@ -68,9 +68,9 @@ def run_check_forward(
 
     reporter.say(f"check-forward on {about}: building {config.model.architecture} from {config.model.weights} ...")
     unet = build_unet(config, task, processes.device)
-    checks += model_checks.parameters(config, unet, task)
-    checks.append(model_checks.cross_attention_is_gone(unet))
-    checks.append(model_checks.new_channels_are_ignored(unet, config))
+    checks += structure_checks.parameters(config, unet, task)
+    checks.append(structure_checks.cross_attention_is_gone(unet))
+    checks.append(structure_checks.new_channels_are_ignored(unet, config))
     checks += model_checks.forward(config, unet, encoded, path)
     checks += model_checks.gradients(config, unet, encoded)
     checks += model_checks.light_response(config, unet, encoded, batch)
