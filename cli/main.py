@@ -121,7 +121,7 @@ def train(
 def train_vae(
     data: Annotated[Path, typer.Option(help="Folder data set with shadow maps and object images.")],
     out: Annotated[Path, typer.Option(help="New folder for the autoencoder, in diffusers' layout.")],
-    steps: Annotated[int, typer.Option(min=1)] = 6000,
+    steps: Annotated[int, typer.Option(min=1)] = 800,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     learning_rate: Annotated[float, typer.Option(min=0)] = 2e-3,
     image_size: Annotated[int, typer.Option(min=8)] = 128,

@@ -280,7 +280,7 @@ def test_shipped_vae_is_small() -> None:
 def test_shipped_vae_on_the_shipped_renders() -> None:
     """None of these objects was in its training data, which was rendered with another seed."""
     dataset = open_dataset("embedded", 128)
-    quality = measure_vae(load_vae("embedded"), dataset, range(len(dataset)))
+    quality = measure_vae(load_vae("embedded"), dataset, range(0, len(dataset), 3))
     assert quality.shadow_psnr_db >= 30.0
     assert quality.shadow_soft_iou >= 0.92
     assert quality.noisy_shadow_soft_iou >= 0.85
