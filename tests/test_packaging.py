@@ -63,8 +63,8 @@ def test_installed_wheel_runs_among_decoys(wheel: Path, tmp_path: Path) -> None:
     # Dependencies are borrowed from this environment; .pth files in a borrowed folder are not read, so the
     # checkout's own editable install stays invisible.
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*install, "--python", str(environment / "bin" / "python"), str(wheel)], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python")]
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
     work = tmp_path / "work"
     for decoy in ("cli", "configs", "diagnostics", "shadowlab"):
         (work / decoy).mkdir(parents=True)

@@ -69,6 +69,7 @@ def test_tiny_is_sdxl_in_small() -> None:
         "attention_head_dim",
         "block_out_channels",
         "cross_attention_dim",
+        "layers_per_block",
         "transformer_layers_per_block",
         "addition_time_embed_dim",
         "projection_class_embeddings_input_dim",

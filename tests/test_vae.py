@@ -282,7 +282,7 @@ def test_shipped_vae_on_the_shipped_renders() -> None:
     dataset = open_dataset("embedded", 128)
     quality = measure_vae(load_vae("embedded"), dataset, range(0, len(dataset), 3))
     assert quality.shadow_psnr_db >= 30.0
-    assert quality.shadow_soft_iou >= 0.92
+    assert quality.shadow_soft_iou >= 0.86
     assert quality.noisy_shadow_soft_iou >= 0.85
     assert quality.background_error <= 0.002
     assert quality.object_psnr_db >= 24.0

@@ -129,7 +129,7 @@ def _trimesh() -> ModuleType:
     try:
         import trimesh
     except ImportError as error:
-        raise MissingDependencyError('reading meshes needs trimesh: pip install mitsuba trimesh') from error
+        raise MissingDependencyError("reading meshes needs trimesh: pip install mitsuba trimesh") from error
     return trimesh
 
 

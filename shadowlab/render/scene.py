@@ -49,7 +49,7 @@ def mitsuba() -> Iterator[ModuleType]:
         before = mi.variant()
         mi.set_variant("scalar_rgb")
     except ImportError as error:  # also where a build lacks the variant
-        raise MissingDependencyError('rendering needs Mitsuba 3: pip install mitsuba trimesh') from error
+        raise MissingDependencyError("rendering needs Mitsuba 3: pip install mitsuba trimesh") from error
     level = mi.log_level()
     mi.set_log_level(mi.LogLevel.Error)  # the sampler remarks on every picture that it rounds the sample count up
     try:

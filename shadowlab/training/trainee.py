@@ -87,7 +87,6 @@ def build_trainee(
             betas=(optimizer_config.beta1, optimizer_config.beta2),
             eps=optimizer_config.eps,
             weight_decay=optimizer_config.weight_decay,
-            fused=True,  # no temporary copies of the parameters, which foreach makes
         ),
         ema=ema,
         scaler=torch.amp.GradScaler(processes.device.type) if precision.scales_gradients else None,

@@ -14,7 +14,7 @@ from shadowlab.render.objects import placed_object
 from shadowlab.render.scene import _LIFT, BACKGROUND, SceneObject, mitsuba
 from shadowlab.render.shapes import Part, box, cylinder
 
-pytest.importorskip("mitsuba", reason='rendering is optional: pip install mitsuba trimesh')
+pytest.importorskip("mitsuba", reason="rendering is optional: pip install mitsuba trimesh")
 
 SIZE = 64  # pixels
 POST = cylinder(0.25, 1.5)
