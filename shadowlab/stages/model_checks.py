@@ -25,9 +25,10 @@ from shadowlab.stages.check_report import Check, PathTable
 from shadowlab.stages.memory import SavedBytes
 from shadowlab.task import EncodedBatch, Task
 from shadowlab.unet import predict_velocity
-from shadowlab.vae import LATENT_CHANNELS
+from shadowlab.vae import DOWNSCALE, LATENT_CHANNELS
 
 _GRADIENT_LATENT = 16  # side of the latents for gradient and light response
+_DECODED_LATENT = 64  # side of the latents that the VAE decodes: at 1024 pixels it costs more than the whole UNet
 _MIN_ROUND_TRIP_DB = 20.0
 _MIN_RESPONSE = 1e-6  # relative change of the output; float32 rounding is 6e-8
 
@@ -47,8 +48,15 @@ def background_is_constant(batch: Batch) -> Check:
 
 def vae(task: Task, batch: Batch, encoded: EncodedBatch, path: PathTable, *, trained: bool) -> list[Check]:
     """Latents finite, decoded range right, weights frozen in float32; a `trained` VAE gives the map back."""
-    decoded = task.decode(encoded.data).cpu()
-    path.add("VAE", "decoded shadow map", decoded, "(B, 1, H, W)", (0, 1))
+    side = encoded.data.shape[-1]
+    start, kept = max(0, side - _DECODED_LATENT) // 2, min(side, _DECODED_LATENT)
+    decoded = task.decode(encoded.data[..., start : start + kept, start : start + kept].contiguous()).cpu()
+    if kept == side:
+        path.add("VAE", "decoded shadow map", decoded, "(B, 1, H, W)", (0, 1))
+    else:
+        path.add(
+            "VAE", "decoded shadow map, centre", decoded, f"(B, 1, {kept * DOWNSCALE}, {kept * DOWNSCALE})", (0, 1)
+        )
     parameters = list(task.vae.autoencoder.parameters())
     frozen = all(not p.requires_grad and p.dtype == torch.float32 for p in parameters)
     latents = torch.cat([encoded.data, encoded.concatenated[:, :LATENT_CHANNELS]])
@@ -71,7 +79,8 @@ def vae(task: Task, batch: Batch, encoded: EncodedBatch, path: PathTable, *, tra
         ),
     ]
     if trained:
-        quality = float(psnr(decoded, task.target(batch)).amin())
+        pixels = slice(start * DOWNSCALE, (start + kept) * DOWNSCALE)
+        quality = float(psnr(decoded, task.target(batch)[..., pixels, pixels].cpu()).amin())
         checks.append(
             Check(
                 "VAE gives the shadow map back",
@@ -259,10 +268,9 @@ def light_response(config: Config, unet: UNet2DConditionModel, encoded: EncodedB
     t = torch.full((1,), 0.5, device=device)
     x_t = interpolate(noise, small.data, t)
     unet.requires_grad_(False)
-    outputs = []
     with torch.no_grad(), precision.autocast(device):
-        for row in range(4):
-            outputs.append(predict_velocity(unet, x_t, t, small.concatenated, embedding[row : row + 1]))
+        x, times, conditions = (tensor.expand(4, *tensor.shape[1:]) for tensor in (x_t, t, small.concatenated))
+        outputs = predict_velocity(unet, x, times, conditions, embedding)
     asked = embedding[:1].clone().requires_grad_()
     with precision.autocast(device):
         predicted = predict_velocity(unet, x_t, t, small.concatenated, asked)
