@@ -50,7 +50,7 @@ class Precision:
     def prepare(self, unet: nn.Module) -> nn.Module:
         """Cast the weights and put the float32 islands in place. Call before the optimizer is built."""
         if self.weights_dtype != torch.float32:
-            unet.to(self.weights_dtype)
+            nn.Module.to(unet, self.weights_dtype)  # diffusers' own `to` warns of what the next lines do
         if self.autocast_dtype is not None or self.weights_dtype != torch.float32:
             for name, module in unet.named_modules():
                 if name in ("time_embedding", "class_embedding") or isinstance(module, (nn.GroupNorm, nn.LayerNorm)):

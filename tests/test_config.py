@@ -264,6 +264,13 @@ def test_another_run_of_the_same_model_does_not(assignment: str) -> None:
     assert load_config(assignments=[assignment]).model_hash() == load_config().model_hash()
 
 
+def test_the_same_vae_is_the_one_beside_the_weights(tmp_path: Path) -> None:
+    """On the hub a pipeline's VAE lies in vae/; a local folder is searched by the loader; random goes with random."""
+    for weights, wanted in (("owner/name", "owner/name/vae"), (str(tmp_path), str(tmp_path)), ("random", "random")):
+        config = load_config(assignments=[f"model.weights={weights}", "model.vae=same"])
+        assert config.model.vae_source == wanted
+
+
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_config().train.max_steps = 5  # type: ignore[misc]

@@ -1,7 +1,7 @@
 """train: the run itself. One readable loop; what a step is stands in shadowlab/training/step.py."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -87,8 +87,9 @@ def run_train(
         with reporter.start("train", settings.max_steps, step):
             while step < settings.max_steps:
                 started = time.perf_counter()
-                encoded = _next_micro_batches(batches, task, config, processes, position)
+                micro_batches = [next(batches) for _ in range(settings.gradient_accumulation_steps)]
                 waited = time.perf_counter() - started
+                encoded = _encode(micro_batches, task, config, processes, position)
                 outcome = telemetry.step(encoded, StepPlace(step, position, global_batch), waited_seconds=waited)
                 step, position = step + 1, position + global_batch
                 if step % settings.validate_every == 0 or step == settings.max_steps:
@@ -134,14 +135,14 @@ def _restore(run: RunFolder, trainee: Trainee, identity: dict[str, Any]) -> tupl
     return state["step"], state["position"]
 
 
-def _next_micro_batches(
-    batches: Iterator[Batch], task: Task, config: Config, processes: Processes, position: int
+def _encode(
+    batches: Sequence[Batch], task: Task, config: Config, processes: Processes, position: int
 ) -> list[EncodedBatch]:
     settings = config.train
     places = micro_batch_positions(
         position, settings.batch_size, settings.gradient_accumulation_steps, processes.rank, processes.count
     )
-    return [task.encode(next(batches), torch.tensor(positions)) for positions in places]
+    return [task.encode(batch, torch.tensor(p)) for batch, p in zip(batches, places, strict=True)]
 
 
 def _validate(

@@ -1,5 +1,6 @@
 """Which samples a step reads is arithmetic: processes, accumulation, workers and interruptions do not change it."""
 
+import shutil
 from itertools import islice
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shadowlab.data.dataset import ShadowDataset, open_dataset
+from shadowlab.errors import UserError
 from shadowlab.training.loader import endless_batches, micro_batch_positions
 
 
@@ -90,3 +92,28 @@ def test_only_the_given_part_of_the_data_set_is_read(dataset: ShadowDataset) -> 
     )
     for batch in islice(batches, 3):
         assert set(batch.ids) == {dataset.ids[i] for i in (1, 4, 6)}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_breaks_during_the_run_is_named(
+    stage_folder: dict[str, Path], tmp_path: Path, workers: int
+) -> None:
+    """Also from a worker process, where an exception would come back as a wrapped traceback."""
+    shutil.copytree(stage_folder["data"], tmp_path / "data")
+    dataset = open_dataset(str(tmp_path / "data"), 32)
+    file = tmp_path / "data" / "masks" / f"{dataset.ids[2]}.png"
+    file.write_bytes(file.read_bytes()[:60])
+    batches = endless_batches(
+        dataset,
+        range(4),
+        seed=0,
+        first_position=0,
+        batch_size=2,
+        accumulation=1,
+        rank=0,
+        num_processes=1,
+        num_workers=workers,
+    )
+    with pytest.raises(UserError, match=dataset.ids[2]) as caught:
+        list(islice(batches, 4))
+    assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
