@@ -1,5 +1,6 @@
-"""What each command calls. Heavy imports happen here, after the arguments are parsed."""
+"""What each command calls. Heavy imports happen here, after arguments and configuration are found to be right."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,10 +74,12 @@ def options(
 
 
 def check_forward(request: Request, *, sample: str | None, picture: PictureRequest) -> None:
+    config = _config(request)
+    _check_picture(picture, sample)
+
     from shadowlab.stages.check_forward import run_check_forward
 
-    config = _config(request)
-    shown = _picture(picture, config, sample)
+    shown = _picture(picture, config)
     processes, reporter = _start(config, request)
     _stage(
         "check-forward",
@@ -89,9 +92,10 @@ def check_forward(request: Request, *, sample: str | None, picture: PictureReque
 
 
 def overfit(request: Request) -> None:
+    config = _config(request)
+
     from shadowlab.stages.overfit import run_overfit
 
-    config = _config(request)
     processes, reporter = _start(config, request)
     _stage(
         "overfit",
@@ -104,12 +108,15 @@ def overfit(request: Request) -> None:
 
 
 def train(request: Request, *, resume: bool, skip_stages: bool) -> None:
+    config = _config(request)
+
+    from shadowlab.data.dataset import resolve_path
+    from shadowlab.errors import InterruptedRunError
     from shadowlab.run_folder import RunFolder, default_name, latest_training_run
     from shadowlab.stages.resume import resumed_config
     from shadowlab.stages.run_stage import finish_stage, prove_required_stages
     from shadowlab.stages.train import run_train
 
-    config = _config(request)
     run = None
     if resume:
         run = RunFolder.reopen(config, request.run or latest_training_run(config, request.label))
@@ -121,6 +128,7 @@ def train(request: Request, *, resume: bool, skip_stages: bool) -> None:
         )
     processes, reporter = _start(config, request, resumed=run)
     try:
+        resolve_path(config.data.path)  # a wrong path must not wait for the stages
         if run is None:
             name = request.run or processes.share(default_name(request.label, "train"))
             if processes.is_main:
@@ -139,9 +147,23 @@ def train(request: Request, *, resume: bool, skip_stages: bool) -> None:
             write=processes.is_main,
         )
         reporter.say(f"look at it: tensorboard --logdir {run.tensorboard}")
+    except (KeyboardInterrupt, InterruptedRunError) as stop:
+        if run is None:
+            raise
+        stopped = str(stop) or "interrupted"
+        reporter.note(stopped)
+        raise InterruptedRunError(f"{stopped}; go on with: {_resuming(config, run, skip_stages)}") from None
     finally:
         reporter.close()
         processes.close()
+
+
+def _resuming(config: "Config", run: "RunFolder", skip_stages: bool) -> str:
+    """The command that goes on with `run`; config.yaml in it holds all other options."""
+    words = ["shadowlab", "train", "--run", run.path.name, "--resume"]
+    if config.output_dir != type(config)().output_dir:
+        words += ["--set", f"output_dir={config.output_dir}"]
+    return shlex.join([*words, *(["--skip-stages"] if skip_stages else [])])
 
 
 def train_vae(
@@ -180,6 +202,36 @@ def train_vae(
     reporter.result(asdict(report))
 
 
+def why(path: str, *, device: str | None, only: list[str], counterfactuals: bool, as_json: bool) -> None:
+    from shadowlab.reporter import Reporter
+    from shadowlab.stages.why import find_incident, run_why
+
+    incident = find_incident(path)
+    run_why(incident, Reporter(as_json=as_json), device=device, only=only, counterfactuals=counterfactuals)
+
+
+def drill(name: str | None, *, run_all: bool, as_json: bool) -> None:
+    from shadowlab.drill.run import find_drills, list_drills, report_drill, run_drill
+    from shadowlab.errors import UserError
+    from shadowlab.reporter import Reporter
+
+    if name is not None and run_all:
+        raise UserError("give a drill's name or --all, not both")
+    drills = find_drills(name)
+    reporter = Reporter(as_json=as_json)
+    if name is None and not run_all:
+        list_drills(drills, reporter)
+        return
+    results = []
+    for one in drills:
+        results.append(run_drill(one))
+        report_drill(results[-1], reporter)
+    passed = all(result.passed for result in results)
+    reporter.result({"passed": passed, "drills": [result.to_json() for result in results]})
+    if not passed:
+        raise typer.Exit(1)
+
+
 def data_render(
     *, out: Path, objects: int | None, lights: int, size: int, spp: int, seed: int, meshes: Path | None, as_json: bool
 ) -> None:
@@ -205,21 +257,45 @@ def data_render(
 def data_check(path: str, *, image_size: int | None, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from shadowlab.data.check import check_dataset
+    from shadowlab.data.check import check_dataset, listing
     from shadowlab.reporter import Reporter
 
     reporter = Reporter(as_json=as_json)
     report = check_dataset(path, image_size)
-    for notice in report.notices:
-        reporter.warn(notice)
-    for problem in report.problems:
-        reporter.say(f"{problem.sample}: {problem.message}", style="red")
+    for line in listing(report.notices):
+        reporter.warn(line)
+    for line in listing([str(problem) for problem in report.problems]):
+        reporter.say(line, style="red")
     found = f"{_count(report.num_samples, 'sample')} of {_count(report.num_objects, 'object')}"
     verdict = f"{found}, {_count(len(report.problems), 'problem')}"
     reporter.say(f"{path}: {verdict}")
     reporter.result({"passed": not report.problems, **asdict(report)})
     if report.problems:
         raise typer.Exit(2)
+
+
+def bench_faults(*, peers: bool, only: list[str] | None, as_json: bool) -> None:
+    from shadowlab.bench.faults import format_report, run_faults
+    from shadowlab.reporter import Reporter
+
+    reporter = Reporter(as_json=as_json)
+    report = run_faults(only, peers=peers)
+    reporter.say(format_report(report))
+    reporter.result(report.to_json())
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def bench_overhead(*, rounds: int, trips: int, parameters: float, device: str, as_json: bool) -> None:
+    from shadowlab.bench.overhead import format_table, measure_overhead
+    from shadowlab.reporter import Reporter
+    from shadowlab.training.processes import pick_device
+
+    reporter = Reporter(as_json=as_json)
+    place = str(pick_device(device))
+    report = measure_overhead(parameters, repeats=rounds, trips=trips, device=place, on_row=reporter.say)
+    reporter.say(format_table(report))
+    reporter.result(report.to_json())
 
 
 def _count(number: int, noun: str) -> str:
@@ -247,6 +323,10 @@ def _start(config: "Config", request: Request, resumed: "RunFolder | None" = Non
         reporter.say(f"resuming {resumed.path} with its own config.yaml and the options given now")
     elif request.is_default:
         reporter.say("preset tiny: SDXL's topology in small, on a CPU, without network; the real model: --preset sdxl")
+    if processes.device.type == "cpu" and config.precision != "fp32":
+        reporter.warn(
+            f"--precision {config.precision} on a CPU is several times slower than fp32; good for its numerics alone"
+        )
     return processes, reporter
 
 
@@ -268,19 +348,38 @@ def _stage(
         processes.close()
 
 
-def _picture(request: PictureRequest, config: "Config", sample: str | None) -> "Picture | None":
-    from shadowlab.data.images import load_picture
+def _check_picture(request: PictureRequest, sample: str | None) -> None:
+    """Raise UserError unless the options of the user's own picture are all given, or none of them."""
     from shadowlab.errors import UserError
 
-    values = (request.object_image, request.mask, request.theta, request.phi, request.size)
-    if all(value is None for value in values):
-        return None
+    light = (request.theta, request.phi, request.size)
+    files = (request.object_image, request.mask)
+    if all(value is None for value in (*light, *files)):
+        return
     if sample is not None:
-        raise UserError("--sample and your own picture (--object --mask --theta --phi --size) exclude each other")
-    if request.object_image is None or request.mask is None:
+        raise UserError(
+            "--sample and your own picture (--object --mask --theta --phi --size) exclude each other: a sample has its "
+            f"light in metadata.json; {_OTHER_LIGHT}"
+        )
+    if all(value is None for value in files):
+        raise UserError(
+            f"--theta --phi --size are the light of your own picture: add --object FILE --mask FILE; {_OTHER_LIGHT}"
+        )
+    if any(value is None for value in files):
         raise UserError("your own picture needs both --object FILE and --mask FILE")
-    if request.theta is None or request.phi is None or request.size is None:
+    if any(value is None for value in light):
         raise UserError("your own picture needs its light: --theta 0..45 --phi 0..360 --size 2..8")
-    return load_picture(
-        request.object_image, request.mask, request.theta, request.phi, request.size, config.data.image_size
-    )
+
+
+_OTHER_LIGHT = (
+    "to see a sample under another light, name its files: --object DATA/objects/ID.png --mask DATA/masks/ID.png"
+)
+
+
+def _picture(request: PictureRequest, config: "Config") -> "Picture | None":
+    from shadowlab.data.images import load_picture
+
+    image, mask, theta, phi, size = request.object_image, request.mask, request.theta, request.phi, request.size
+    if image is None or mask is None or theta is None or phi is None or size is None:
+        return None
+    return load_picture(image, mask, theta, phi, size, config.data.image_size)

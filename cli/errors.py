@@ -11,29 +11,46 @@ import typer
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Print the message of a known error and exit with its code: 1 check failed, 2 usage, 3 environment."""
+    """Print the message of a known error and exit: 1 check failed, 2 usage, 3 environment, 130 interrupted."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        from shadowlab.errors import InterruptedRunError, UserError
+
+        as_json = bool(kwargs.get("as_json"))
+        try:
+            command(*args, **kwargs)
+        except UserError as error:
+            _print(f"error: {error}", as_json=as_json and not error.reported)
+            raise typer.Exit(error.exit_code) from None
+        except (KeyboardInterrupt, InterruptedRunError) as stop:
+            if os.environ.get("RANK", "0") == "0":  # every process was told to stop
+                _print(str(stop) or "interrupted", as_json=as_json)
+            raise typer.Exit(130) from None
+        except Exception as error:
+            message, code = _of_torch(error)
+            _print(f"error: {message}", as_json=as_json)
+            raise typer.Exit(code) from None
+
+    return wrapped
+
+
+def _of_torch(error: Exception) -> tuple[str, int]:
+    """Message and exit code of an error that a running stage can meet; any other is raised again.
+
+    Imported here: a wrong option must not wait for torch.
+    """
+    if "torch" in sys.modules:
         import torch
 
         from diagnostics.nonfinite import NonFiniteError
-        from shadowlab.errors import UserError
 
-        try:
-            command(*args, **kwargs)
-        except (UserError, NonFiniteError) as error:
-            _print(str(error), as_json=bool(kwargs.get("as_json")) and not getattr(error, "reported", False))
-            raise typer.Exit(error.exit_code) from None
-        except torch.OutOfMemoryError as error:
+        if isinstance(error, NonFiniteError):
+            return str(error), error.exit_code
+        if isinstance(error, torch.OutOfMemoryError):
             mend = "use a smaller train.batch_size or model.gradient_checkpointing=true"
-            _print(f"out of memory ({str(error).split('.')[0]}); {mend}", as_json=bool(kwargs.get("as_json")))
-            raise typer.Exit(3) from None
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
-            raise typer.Exit(130) from None
-
-    return wrapped
+            return f"out of memory ({str(error).split('.')[0]}); {mend}", 3
+    raise error
 
 
 def run_reporting_usage(app: typer.Typer) -> None:
@@ -42,7 +59,7 @@ def run_reporting_usage(app: typer.Typer) -> None:
         code = app(standalone_mode=False)
     except _USAGE_ERRORS as error:
         message = error.format_message() or "no command given; see shadowlab --help"
-        _print(" ".join(message.split()), as_json="--json" in sys.argv)
+        _print(f"error: {' '.join(message.split())}", as_json="--json" in sys.argv)
         sys.exit(2)
     except typer.Abort:
         sys.exit(130)
@@ -53,7 +70,7 @@ def run_reporting_usage(app: typer.Typer) -> None:
 _USAGE_ERRORS: Any = typer.BadParameter.__mro__[2]
 
 
-def _print(message: str, *, as_json: bool) -> None:
-    typer.echo(f"error: {message}", err=True)
+def _print(text: str, *, as_json: bool) -> None:
+    typer.echo(text, err=True)
     if as_json and os.environ.get("RANK", "0") == "0":
-        sys.stdout.write(json.dumps({"passed": False, "error": message}) + "\n")
+        sys.stdout.write(json.dumps({"passed": False, "error": text.removeprefix("error: ")}) + "\n")

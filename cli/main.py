@@ -5,9 +5,10 @@ torch is imported inside the commands, so that --help answers at once.
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from cli import commands
 from cli.errors import reports_errors, run_reporting_usage
@@ -16,16 +17,42 @@ from cli.errors import reports_errors, run_reporting_usage
 # that SDXL takes at 1024 x 1024.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
+
+class _Command(TyperCommand):
+    """A command whose flags are shown without a type: `--json <bool>` looks as if it took a value."""
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:
+        return _flags_without_type(super().get_params(ctx))
+
+
+class _Group(TyperGroup):
+    """The same for a group of commands."""
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:
+        return _flags_without_type(super().get_params(ctx))
+
+
+def _flags_without_type(parameters: list[Any]) -> list[Any]:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
+
+
 app = typer.Typer(
     name="shadowlab",
+    cls=_Group,
     help="Debugging-first training of the SDXL shadow generator.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-data_app = typer.Typer(help="Make and examine data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Make and examine data sets.", cls=_Group, no_args_is_help=True)
 app.add_typer(data_app, name="data")
+bench_app = typer.Typer(help="Measure the diagnostics: right verdicts, and what watching costs.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
+_PRESETS = "the preset's"  # the default of an option that only overrides
 Preset = Annotated[str | None, typer.Option(help="Preset: tiny (default), sdxl, sdxl-4xh100.", show_default=False)]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file, or a preset's name.")]
 Assignments = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be given again.")]
@@ -39,7 +66,7 @@ Data = Annotated[str | None, typer.Option(help="Data set: a folder, a tar, or `e
 Weights = Annotated[str | None, typer.Option(help="`random`, a folder in diffusers' layout, or a hub id.")]
 
 
-@app.command("check-forward")
+@app.command("check-forward", cls=_Command)
 @reports_errors
 def check_forward(
     preset: Preset = None,
@@ -52,12 +79,18 @@ def check_forward(
     allow_unsafe: Unsafe = False,
     data: Data = None,
     weights: Weights = None,
-    sample: Annotated[str | None, typer.Option(help="Id of a sample of the data set.")] = None,
-    object_image: Annotated[Path | None, typer.Option("--object", help="Your own picture of an object.")] = None,
-    mask: Annotated[Path | None, typer.Option(help="Its mask.")] = None,
-    theta: Annotated[float | None, typer.Option(help="Polar angle of the light, 0 to 45 degrees.")] = None,
-    phi: Annotated[float | None, typer.Option(help="Azimuth of the light, 0 to 360 degrees.")] = None,
-    size: Annotated[float | None, typer.Option(help="Side of the square light, 2 to 8.")] = None,
+    sample: Annotated[
+        str | None, typer.Option(help="Id of a sample of the data set; its light is in metadata.json.")
+    ] = None,
+    object_image: Annotated[
+        Path | None, typer.Option("--object", help="Your own picture of an object, PNG or JPEG; needs the four below.")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="Its mask: white = object.")] = None,
+    theta: Annotated[
+        float | None, typer.Option(help="With --object: polar angle of the light, 0 to 45 degrees.")
+    ] = None,
+    phi: Annotated[float | None, typer.Option(help="With --object: azimuth of the light, 0 to 360 degrees.")] = None,
+    size: Annotated[float | None, typer.Option(help="With --object: side of the square light, 2 to 8.")] = None,
     as_json: Json = False,
 ) -> None:
     """Prove that the model as configured is the model that was meant."""
@@ -69,7 +102,7 @@ def check_forward(
     commands.check_forward(request, sample=sample, picture=picture)
 
 
-@app.command()
+@app.command(cls=_Command)
 @reports_errors
 def overfit(
     preset: Preset = None,
@@ -82,8 +115,8 @@ def overfit(
     allow_unsafe: Unsafe = False,
     data: Data = None,
     weights: Weights = None,
-    samples: Annotated[int | None, typer.Option(help="Samples to memorise.")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps at most.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Samples to memorise.", show_default=_PRESETS)] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps at most.", show_default=_PRESETS)] = None,
     as_json: Json = False,
 ) -> None:
     """Memorise a handful of samples, judged on a fixed grid and on generated shadows."""
@@ -94,7 +127,7 @@ def overfit(
     commands.overfit(commands.Request(preset, config, options, assignments or [], run, as_json))
 
 
-@app.command()
+@app.command(cls=_Command)
 @reports_errors
 def train(
     preset: Preset = None,
@@ -107,7 +140,7 @@ def train(
     allow_unsafe: Unsafe = False,
     data: Data = None,
     weights: Weights = None,
-    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default=_PRESETS)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue --run, or the preset's newest run.")] = False,
     skip_stages: Annotated[bool, typer.Option("--skip-stages", help="Do not ask for passed stages.")] = False,
     as_json: Json = False,
@@ -121,7 +154,37 @@ def train(
     commands.train(request, resume=resume, skip_stages=skip_stages)
 
 
-@app.command("train-vae")
+@app.command(cls=_Command)
+@reports_errors
+def why(
+    path: Annotated[str, typer.Argument(help="A run folder or its name (newest incident), or an incident folder.")],
+    device: Device = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Run this counterfactual alone; may be given again: again, float32, bfloat16, eps, clip, scale, "
+            "attention, samples, weights, repair, operator."
+        ),
+    ] = None,
+    no_counterfactuals: Annotated[bool, typer.Option("--no-counterfactuals", help="Print the verdict alone.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say why a step met NaN or Inf, and what would have helped: the step is repeated with one thing changed."""
+    commands.why(path, device=device, only=only or [], counterfactuals=not no_counterfactuals, as_json=as_json)
+
+
+@app.command(cls=_Command)
+@reports_errors
+def drill(
+    name: Annotated[str | None, typer.Argument(help="The fault to put in; without it they are listed.")] = None,
+    run_all: Annotated[bool, typer.Option("--all", help="Run every one.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put a known fault into the tiny shadow model and see what the verdict looks like."""
+    commands.drill(name, run_all=run_all, as_json=as_json)
+
+
+@app.command("train-vae", cls=_Command)
 @reports_errors
 def train_vae(
     data: Annotated[Path, typer.Option(help="Folder data set with shadow maps and object images.")],
@@ -148,7 +211,7 @@ def train_vae(
     )
 
 
-@data_app.command("render")
+@data_app.command("render", cls=_Command)
 @reports_errors
 def data_render(
     out: Annotated[Path, typer.Option(help="New folder for the data set.")],
@@ -166,7 +229,7 @@ def data_render(
     )
 
 
-@data_app.command("check")
+@data_app.command("check", cls=_Command)
 @reports_errors
 def data_check(
     path: Annotated[str, typer.Argument(help="A folder, a tar, or `embedded`.")],
@@ -175,6 +238,30 @@ def data_check(
 ) -> None:
     """Examine every sample and list all that is wrong."""
     commands.data_check(path, image_size=image_size, as_json=as_json)
+
+
+@bench_app.command("faults", cls=_Command)
+@reports_errors
+def bench_faults(
+    peers: Annotated[bool, typer.Option("--peers", help="Beside them the tools that users pick today.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="Name of a case; may be given again.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score `explain` on the fault corpus of a checkout: every field of every verdict, and false alarms."""
+    commands.bench_faults(peers=peers, only=only, as_json=as_json)
+
+
+@bench_app.command("overhead", cls=_Command)
+@reports_errors
+def bench_overhead(
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; the figures are medians of ratios.")] = 11,
+    trips: Annotated[int, typer.Option(min=0, help="Faults to time from trip to verdict, of each kind.")] = 3,
+    parameters: Annotated[float, typer.Option(min=1e4, help="Size of the SDXL-shaped UNet.")] = 80e6,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Measure what watching costs, against a bare step and the tools that users pick today."""
+    commands.bench_overhead(rounds=rounds, trips=trips, parameters=parameters, device=device, as_json=as_json)
 
 
 @app.callback(invoke_without_command=True)

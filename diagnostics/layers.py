@@ -5,13 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from diagnostics.statistics import Moments, TensorStatistics, moments, summarize
+from diagnostics.statistics import Sample, TensorStatistics, sample, summarize
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -62,11 +62,21 @@ def eagerly() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
+class _Output(NamedTuple):
+    """The tensor that was measured last, and the layers that returned it: Dropout with p=0 hands its input through."""
+
+    tensor: Tensor
+    version: int | None
+    sample: Sample | None  # None where the forward was a repetition
+    names: list[str]
+
+
 class LayerStatistics:
     """Measures each leaf module's output and the gradient of the loss by that output.
 
-    Inside `with statistics.recording():` nothing is read on the host: each call leaves one small vector on its
-    device, and `collect` fetches all of them at once. Outside `recording` the model carries no hook, so it is
+    Inside `with statistics.recording():` nothing is read on the host: each call leaves a sample of its output on its
+    device (16 KiB of a large float32 tensor, 64 KiB at most), and `collect` computes and fetches all statistics at
+    once; see `TensorStatistics` for what of them is exact. Outside `recording` the model carries no hook, so it is
     copied, pickled and compiled as if nobody watched.
     Nothing is changed: outputs and gradients pass through as they are.
 
@@ -89,8 +99,9 @@ class LayerStatistics:
         self._attached = True
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._recording: object | None = None  # identity of the current recording: hooks of earlier ones stay silent
-        self._activations: dict[str, list[Moments]] = {}
-        self._gradients: dict[str, list[Moments]] = {}
+        self._last: _Output | None = None
+        self._activations: dict[str, list[Sample]] = {}
+        self._gradients: dict[str, list[Sample]] = {}
 
     def attach(self) -> None:
         """Let the next `recording` measure (the state after construction)."""
@@ -139,7 +150,7 @@ class LayerStatistics:
         return result
 
     def _stop(self) -> None:
-        self._recording = None
+        self._recording = self._last = None
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -147,15 +158,31 @@ class LayerStatistics:
     def _after_forward(self, name: str, recording: object, module: nn.Module, inputs: Any, output: Any) -> None:
         if self._recording is not recording:
             return
-        repeated = in_backward()
         for tensor in tensors_in(output):
-            if not repeated and not tensor.is_meta:
-                self._activations.setdefault(name, []).append(moments(tensor))
-            if tensor.requires_grad:
-                handle = tensor.register_hook(partial(self._after_backward, name, recording))
-                if tensor.is_leaf:  # a parameter handed through: it outlives the graph, and so would the hook
-                    self._handles.append(handle)
+            last = self._last
+            if last is not None and tensor is last.tensor and last.version == _version(tensor) is not None:
+                last.names.append(name)
+            else:
+                last = self._last = self._measured(tensor, name, recording)
+            if last.sample is not None:
+                self._activations.setdefault(name, []).append(last.sample)
 
-    def _after_backward(self, name: str, recording: object, gradient: Tensor) -> None:
+    def _measured(self, tensor: Tensor, name: str, recording: object) -> _Output:
+        repeated = in_backward() or tensor.is_meta
+        seen = _Output(tensor, _version(tensor), None if repeated else sample(tensor), [name])
+        if tensor.requires_grad:
+            handle = tensor.register_hook(partial(self._after_backward, seen.names, recording))
+            if tensor.is_leaf:  # a parameter handed through: it outlives the graph, and so would the hook
+                self._handles.append(handle)
+        return seen
+
+    def _after_backward(self, names: list[str], recording: object, gradient: Tensor) -> None:
         if self._recording is recording:
-            self._gradients.setdefault(name, []).append(moments(gradient))
+            part = sample(gradient)
+            for name in names:
+                self._gradients.setdefault(name, []).append(part)
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Changes with every operation in place; None where nobody counts them."""
+    return None if tensor.is_inference() else tensor._version

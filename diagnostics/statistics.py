@@ -1,12 +1,13 @@
-"""Statistics of one tensor, computed where the tensor lives and read later.
+"""Statistics of one tensor, prepared where the tensor lives and computed later.
 
-A step leaves one vector of sums a tensor on its device; division, merging and the one transfer to the host come
-after the step, so that nothing in it waits for the device.
+A step leaves a sample of each tensor, and of large ones the extremes, on its device. The arithmetic, batched over all
+tensors, merging and the transfer to the host come after the step, so that nothing in it waits for the device.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -14,20 +15,18 @@ from torch import Tensor
 
 # Magnitudes whose squares neither overflow nor vanish when summed; others are scaled into this range first.
 _SAFE_RANGE = {torch.float32: (2.0**-40, 2.0**40), torch.float64: (2.0**-400, 2.0**400)}
-_ROW = 4096  # longest run that a norm is summed over in one go: float32 lanes lose 1e-4 over ten million elements
+MAX_EXACT_ELEMENTS = 16_384
+_NUM_RUNS, _RUN = 512, 8  # what is read of larger tensors: runs of neighbours, since a cache line costs as one element
+_BATCH = 2**18  # elements that are summarized in one go: 1 MiB, small enough for a processor's cache
 
 
-class Moments(NamedTuple):
-    """Sums of one tensor: its element count and, on its device, six scalars of float32 or float64:
-    smallest, largest, scale, sum, norm and count, the last three of the tensor times `scale`.
-
-    `scale` is 1 in the ordinary case, a factor against overflow and underflow of squares for extreme magnitudes, and
-    0 where an element is not finite. `count` is of non-zeros after scaling, so with scale 0 (0 * inf is nan) it is
-    the count of the non-finite: one pass gives the zeros of a healthy tensor and the bad elements of a sick one.
-    """
+class Sample(NamedTuple):
+    """What a step keeps of a tensor: how many elements it has, some or all of them, on its device and in
+    its type, and, where it is some, the smallest and the largest of all (nan where there is one)."""
 
     num_elements: int
-    sums: tuple[Tensor, ...] | None
+    values: Tensor | None
+    extremes: tuple[Tensor, Tensor] | None
 
 
 def dense(tensor: Tensor) -> Tensor | None:
@@ -36,7 +35,7 @@ def dense(tensor: Tensor) -> Tensor | None:
     Sparse: the values that are stored. Complex: real and imaginary parts, (..., 2). DTensor: the local shard.
     Meta tensors hold nothing.
     """
-    x = tensor.detach()
+    x = tensor.detach() if tensor.requires_grad else tensor
     if type(x) is not Tensor and hasattr(x, "to_local"):
         x = x.to_local()
     if x.is_meta:
@@ -48,45 +47,55 @@ def dense(tensor: Tensor) -> Tensor | None:
     return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
-def moments(tensor: Tensor) -> Moments:
-    """Sums of a floating or complex tensor of any shape, empty included. No host synchronisation, input unchanged.
-
-    Half types are summed in float32, float32 in float32, float64 in float64. The transient cost is one copy of the
-    tensor in that type.
-    """
+def sample(tensor: Tensor) -> Sample:
+    """Copy what the statistics of a floating or complex tensor need. No host synchronisation, input unchanged."""
     x = dense(tensor)
-    if x is None or x.numel() == 0:
-        return Moments(0, None)
-    is_wide = x.dtype in _SAFE_RANGE
-    y = x if is_wide else x.float()
-    smallest, largest = torch.aminmax(y)  # on the CPU ten times faster than an infinity norm; passes nan on
-    magnitude = torch.maximum(smallest.neg(), largest)
-    # 1 inside the safe range; 0 for inf and nan; 1 for an all-zero tensor, whose quotient is inf
-    scale = magnitude.clamp(*_SAFE_RANGE[y.dtype]).div_(magnitude).nan_to_num_(nan=0.0, posinf=1.0)
-    y = y * scale if is_wide else y.mul_(scale)
-    total, norm = y.sum(), _norm(y)
-    num_nonzero = y.ne_(0).sum()  # y is ours; in place and summed as floats, 3 times faster than count_nonzero
-    return Moments(y.numel(), (smallest, largest, scale, total, norm, num_nonzero))
+    num_elements = 0 if x is None else x.numel()
+    if x is None or num_elements == 0:
+        return Sample(0, None, None)
+    if not x.is_contiguous():
+        x = _contiguous(x)
+    if num_elements <= MAX_EXACT_ELEMENTS:
+        return Sample(num_elements, x.view(-1).clone(), None)
+    values = torch.as_strided_copy(x, *_grid(num_elements))
+    return Sample(num_elements, values, torch.aminmax(x if x.itemsize > 1 else x.float()))  # passes nan on
 
 
-def _norm(fresh: Tensor) -> Tensor:
-    """L2 norm of the result of an elementwise operation, by way of the norms of rows where it is long."""
-    if fresh.numel() <= 16 * _ROW:
-        return torch.linalg.vector_norm(fresh)
-    flat = fresh.as_strided((fresh.numel(),), (1,))  # such results are dense, and any order of elements will do
-    whole = flat.numel() // _ROW * _ROW
-    rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1)
-    return torch.linalg.vector_norm(torch.cat([rows, flat[whole:]]))
+def _contiguous(x: Tensor) -> Tensor:
+    """The same elements in the order of memory: of a transposed or channels_last tensor nothing is copied."""
+    strides = x.stride()
+    return x.permute(sorted(range(x.ndim), key=lambda dim: -strides[dim])).contiguous()
+
+
+@cache
+def _grid(num_elements: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Shape and strides of the sample of a large tensor.
+
+    The stride between runs shares no divisor with the element count, hence none with any dimension: one that divides
+    a row would always read the same columns, one that is a multiple of 9 always begin at the same tap of a kernel.
+    """
+    stride = math.ceil(num_elements / _NUM_RUNS * 1.0618)  # not just 1 beyond a row: that would sweep it only once
+    while math.gcd(stride, num_elements) > 1:
+        stride += 1
+    return ((num_elements - _RUN) // stride + 1, _RUN), (stride, 1)
 
 
 @dataclass(frozen=True)
 class TensorStatistics:
     """Statistics of one tensor, or of several as if concatenated.
 
-    norm: L2. std: the population's; its error is about 1e-3 of |mean| for float32 and half types (it comes from
-    norm and mean, so it says nothing of a spread a thousand times smaller than the mean), and it is exactly 0 for
-    constant tensors. max_abs: largest magnitude. fraction_zero: of exact zeros; in tensors that reach beyond 1e12
-    what is 1e-45 of the largest counts as zero. num_nonfinite: NaN and Inf, exact up to 2**24.
+    norm: L2. std: the population's, exactly 0 for constant tensors. max_abs: largest magnitude. fraction_zero: of
+    exact zeros; in tensors that reach beyond 1e12 what is 1e-45 of the largest counts as zero. num_nonfinite: NaN and
+    Inf.
+
+    Tensors of up to 16,384 elements are measured whole. Of larger ones
+
+    - max_abs is exact, and so is whether num_nonfinite is 0: a single NaN anywhere is noticed;
+    - the rest are estimates from up to 4,096 elements, 512 evenly spread runs of 8 neighbours. Typical errors: mean
+      1/60 of std, fraction_zero 0.008 at most, norm and std 1% for normal values; sqrt((k - 1) / 16,000) of
+      themselves for values of kurtosis k, so 8% for k = 100; all up to 3 times that where neighbours are alike.
+      Rare values may be missed: a fraction_zero of 0 says "fewer than about 1 in 1,000". num_nonfinite is scaled up
+      from the sample, and 1 where the sample holds none. Never is norm < max_abs, nor std beyond half the range.
 
     Where num_nonfinite > 0, norm and max_abs are inf or nan, mean is inf, -inf or nan, std and fraction_zero are nan.
     An empty tensor gives zeros. Extreme finite values overflow nothing: norm is inf only beyond float64's range.
@@ -102,56 +111,117 @@ class TensorStatistics:
     @classmethod
     def of(cls, tensor: Tensor) -> "TensorStatistics":
         """Statistics of one tensor, read at once: a host synchronisation."""
-        return summarize([[moments(tensor)]])[0]
+        return summarize([[sample(tensor)]])[0]
 
     def to_dict(self) -> dict[str, float | int]:
         return dict(vars(self))
 
 
-def summarize(groups: Sequence[Sequence[Moments]]) -> list[TensorStatistics]:
-    """Statistics of each group, as if its tensors were concatenated. One transfer for each device and dtype."""
-    flat = [part for group in groups for part in group]
-    rows = iter(zip((part.num_elements for part in flat), _to_host([part.sums for part in flat]), strict=True))
-    return [_merged([(number, sums) for number, sums in (next(rows) for _ in group) if sums]) for group in groups]
+def summarize(groups: Sequence[Sequence[Sample]]) -> list[TensorStatistics]:
+    """Statistics of each group, as if its tensors were concatenated. One transfer for each device and type."""
+    held = [(part, owner) for owner, group in enumerate(groups) for part in group if part.values is not None]
+    with torch.no_grad():
+        rows = _to_host([part for part, _ in held])
+        owners = torch.tensor([owner for _, owner in held], dtype=torch.long, device="cpu")
+        columns = _merged(rows, owners, len(groups))
+    return [
+        TensorStatistics(norm, mean, std, max_abs, fraction_zero, int(num_bad))
+        for norm, mean, std, max_abs, fraction_zero, num_bad in columns.tolist()
+    ]
 
 
-def _to_host(sums: list[tuple[Tensor, ...] | None]) -> list[list[float]]:
-    """Each tensor's six numbers; an empty list for None."""
-    kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for index, scalars in enumerate(sums):
-        if scalars is not None:
-            kinds.setdefault((scalars[0].device, scalars[0].dtype), []).append(index)
-    values: list[list[float]] = [[] for _ in sums]
-    for indices in kinds.values():
-        numbers = torch.stack([scalar for index in indices for scalar in sums[index] or ()]).view(-1, 6).tolist()
-        for index, row in zip(indices, numbers, strict=True):
-            values[index] = row
-    return values
+class _Rows(NamedTuple):
+    """Numbers of N tensors, each (N,), float64, on the host. Of a tensor that is not finite only its extremes and
+    num_nonfinite mean something."""
+
+    num_elements: Tensor
+    smallest: Tensor
+    largest: Tensor
+    mean: Tensor
+    norm: Tensor
+    std: Tensor
+    num_zero: Tensor
+    num_nonfinite: Tensor
 
 
-def _merged(rows: list[tuple[int, list[float]]]) -> TensorStatistics:
-    total = sum(number for number, _ in rows)
-    if total == 0:
-        return TensorStatistics(0.0, 0.0, 0.0, 0.0, 0.0, 0)
-    smallest = _extreme(min, (sums[0] for _, sums in rows))
-    largest = _extreme(max, (sums[1] for _, sums in rows))
-    max_abs = _extreme(max, (abs(smallest), abs(largest)))
-    if not math.isfinite(max_abs):
-        num_bad = sum(int(sums[5]) for _, sums in rows if sums[2] == 0)
-        mean = smallest + largest  # inf - inf and nan come out as they would in the sum
-        return TensorStatistics(max_abs, mean, math.nan, max_abs, math.nan, num_bad)
-    mean = sum(sums[3] / number / sums[2] * (number / total) for number, sums in rows)
-    norm = math.hypot(*(sums[4] / sums[2] for _, sums in rows))
-    root_mean_square = math.hypot(*(sums[4] / math.sqrt(total) / sums[2] for _, sums in rows))
-    # sqrt((r - m)(r + m)), in halves against overflow; rounding can make r < |m|. No spread exceeds half the range.
-    apart, together = root_mean_square / 2 - abs(mean) / 2, root_mean_square / 2 + abs(mean) / 2
-    std = 2 * math.sqrt(max(apart, 0.0)) * math.sqrt(together)
-    std = min(std, largest / 2 - smallest / 2)
-    num_zero = total - sum(sums[5] for _, sums in rows)
-    return TensorStatistics(norm, mean, std, max_abs, max(num_zero, 0.0) / total, 0)
+def _to_host(parts: list[Sample]) -> _Rows:
+    kinds: dict[tuple[bool, int, torch.dtype, torch.device], list[int]] = {}
+    for index, (_, values, extremes) in enumerate(parts):
+        if values is not None:
+            key = (extremes is None, values.numel(), values.dtype, values.device)
+            kinds.setdefault(key, []).append(index)
+    orders: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    tables: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for (_, size, *_), indices in kinds.items():
+        num_rows = max(1, _BATCH // size)
+        for start in range(0, len(indices), num_rows):
+            batch = indices[start : start + num_rows]
+            table = _measured([parts[index] for index in batch])
+            orders.setdefault((table.device, table.dtype), []).extend(batch)
+            tables.setdefault((table.device, table.dtype), []).append(table)
+    found = torch.empty(8, len(parts), dtype=torch.float64, device="cpu")
+    for kind, order in orders.items():
+        found[:, order] = torch.cat(tables[kind], dim=1).cpu().double()
+    size, smallest, largest, scale, mean, norm, std, num_nonzero = found
+    number = torch.tensor([part.num_elements for part in parts], dtype=torch.float64, device="cpu")
+    share = number / size
+    num_bad = torch.where(scale == 0, (num_nonzero * share).round().clamp(min=1), 0)
+    num_zero = (size - num_nonzero) * share
+    norm = norm / scale * share.sqrt()
+    return _Rows(number, smallest, largest, mean / scale, norm, std / scale, num_zero, num_bad)
 
 
-def _extreme(choose: Callable[[list[float]], float], values: Iterable[float]) -> float:
-    """The least or greatest value, but nan where there is one: Python's own comparison forgets it."""
-    listed = list(values)
-    return math.nan if any(math.isnan(value) for value in listed) else choose(listed)
+def _measured(parts: list[Sample]) -> Tensor:
+    """What a batch of K tensors of one size, type and device gives, (8, K), float32 or float64, on that device.
+
+    Rows: sample size, smallest, largest, scale; mean, norm, std and count of non-zeros of the sample times `scale`,
+    which is 1 in the ordinary case, a factor against overflow and underflow of squares for extreme magnitudes, and 0
+    where an element is not finite. The count is taken after scaling, so with scale 0 (0 * inf is nan) it is that of
+    the non-finite: one pass gives the zeros of a healthy tensor and the bad elements of a sick one.
+    """
+    values = torch.stack([part.values for part in parts if part.values is not None]).flatten(1)  # (K, size), ours
+    if values.dtype not in _SAFE_RANGE:
+        values = values.float()
+    extremes = [part.extremes for part in parts if part.extremes is not None]
+    if extremes:
+        smallest, largest = (torch.stack(ends).to(values) for ends in zip(*extremes, strict=True))
+    else:
+        smallest, largest = values.amin(1), values.amax(1)  # on the CPU ten times faster than aminmax
+    magnitude = torch.maximum(smallest.neg(), largest)
+    # 1 inside the safe range; 0 for inf and nan; 1 for an all-zero tensor, whose quotient is inf
+    scale = magnitude.clamp(*_SAFE_RANGE[values.dtype]).div_(magnitude).nan_to_num_(nan=0.0, posinf=1.0)
+    values.mul_(scale[:, None])
+    mean, norm = values.mean(1), torch.linalg.vector_norm(values, dim=1)
+    size = values.shape[1]
+    std = torch.linalg.vector_norm(values - mean[:, None], dim=1) / math.sqrt(size)
+    num_nonzero = values.ne_(0).sum(1)  # in place and summed as floats, 3 times faster than count_nonzero
+    return torch.stack([torch.full_like(mean, size), smallest, largest, scale, mean, norm, std, num_nonzero])
+
+
+def _merged(rows: _Rows, owners: Tensor, num_groups: int) -> Tensor:
+    """The fields of TensorStatistics, (groups, 6). Summed is in units of a group's largest: no square overflows."""
+    info = torch.finfo(torch.float64)
+
+    def total(values: Tensor) -> Tensor:
+        return values.new_zeros(num_groups).index_add_(0, owners, values)
+
+    def extreme(values: Tensor, which: str) -> Tensor:  # nan where there is one, 0 of nothing
+        return values.new_zeros(num_groups).scatter_reduce_(0, owners, values, which, include_self=False)
+
+    number = total(rows.num_elements)
+    weight = rows.num_elements / number[owners]
+    smallest, largest = extreme(rows.smallest, "amin"), extreme(rows.largest, "amax")
+    max_abs = torch.maximum(smallest.neg(), largest)
+    mean = total(rows.mean * weight).clamp(smallest, largest)
+    peak = extreme(rows.norm, "amax").clamp(info.tiny, info.max)  # clamped: 0 / 0 and inf / inf would be nan
+    norm = (total((rows.norm / peak[owners]).square()).sqrt() * peak).maximum(max_abs)
+    reach = largest / 2 - smallest / 2  # no standard deviation exceeds it
+    unit = reach.clamp(min=info.tiny)[owners]
+    inside = (rows.std / unit).clamp(max=1)
+    offset = 2 * ((rows.mean / 2 - mean[owners] / 2) / unit).clamp(-1, 1)
+    std = reach * total((inside.square() + offset.square()) * weight).sqrt().clamp(max=1)
+    fraction_zero = (total(rows.num_zero) / number.clamp(min=1)).clamp(0, 1)
+    is_bad = ~max_abs.isfinite()
+    norm, mean = norm.where(~is_bad, max_abs), mean.where(~is_bad, smallest + largest)
+    std, fraction_zero = std.where(~is_bad, math.nan), fraction_zero.where(~is_bad, math.nan)
+    return torch.stack([norm, mean, std, max_abs, fraction_zero, total(rows.num_nonfinite)], dim=1)

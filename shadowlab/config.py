@@ -5,17 +5,23 @@
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from shadowlab.errors import UserError
+
 PrecisionName = Literal["fp32", "tf32", "bf16", "fp16", "fp16-pure"]
 PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+LearningRate = Annotated[float, Field(gt=0, le=10)]  # AdamW moves every weight by about this much at each step
+
+MIN_IMAGE_SIZE = 32
+MAX_IMAGE_SIZE = 4096
 
 
 class Section(BaseModel):
@@ -43,6 +49,16 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
+    @field_validator("weights", "vae")
+    @classmethod
+    def _place_can_be_asked_for(cls, value: str) -> str:
+        """An unknown ~user or a name too long for the file system; an absent folder may still be a hub id."""
+        try:
+            Path(value).expanduser().exists()
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"no such folder ({error}); write the path out") from None
+        return value
+
     @property
     def vae_source(self) -> str:
         """`vae` with `same` resolved: in a hub's pipeline the VAE lies in `vae/`."""
@@ -56,21 +72,33 @@ class DataConfig(Section):
     path: str = "embedded"
     """`embedded`, a folder (objects/ masks/ shadows/ metadata.json), or the benchmark's tar."""
     image_size: Annotated[int, Field(gt=0, multiple_of=8)] = 128
-    """Side of the square images in pixels; latents are an eighth of it."""
+    """Side of the square images in pixels, 32 to 4096; latents are an eighth of it."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the objects, not of the images, kept for validation."""
     num_workers: Count = 0
     """Loader processes; the order of samples does not depend on it."""
 
+    @field_validator("image_size")
+    @classmethod
+    def _size_can_be_trained(cls, value: int) -> int:
+        if value < MIN_IMAGE_SIZE:
+            raise ValueError(
+                f"must be at least {MIN_IMAGE_SIZE}: latents are an eighth of it, the UNet halves them twice, and its "
+                "norms need more than one value"
+            )
+        if value > MAX_IMAGE_SIZE:
+            raise ValueError(f"must be at most {MAX_IMAGE_SIZE}: attention over more latents fits no memory")
+        return value
+
 
 class OptimizerConfig(Section):
     """AdamW (Loshchilov and Hutter, 2019)."""
 
-    learning_rate: PositiveFloat = 1e-5
+    learning_rate: LearningRate = 1e-5
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999
-    eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.01
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.01
     max_grad_norm: PositiveFloat | None = 1.0
     """Global gradient norm above which gradients are scaled down; null leaves them alone."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -111,7 +139,7 @@ class OverfitConfig(Section):
     num_samples: PositiveInt = 16
     max_steps: PositiveInt = 2000
     batch_size: PositiveInt = 16
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: LearningRate = 1e-3
     warmup_steps: Count = 20
     evaluate_every: PositiveInt = 50
     min_r2: Annotated[float, Field(le=1)] = 0.95
@@ -147,6 +175,15 @@ class Config(Section):
     overfit: OverfitConfig = OverfitConfig()
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()
 
+    @field_validator("output_dir")
+    @classmethod
+    def _folder_can_be_asked_for(cls, value: str) -> str:
+        try:
+            Path(value).exists()
+        except OSError as error:  # a name too long for the file system, a folder that may not be entered
+            raise ValueError(f"cannot be read ({error.strerror}); choose another folder") from None
+        return value
+
     @model_validator(mode="after")
     def _unsafe_is_asked_for(self) -> "Config":
         if self.precision == "fp16-pure" and not self.allow_unsafe:
@@ -171,11 +208,23 @@ class Config(Section):
 
 
 def _digest(source: str) -> str:
-    """Names, sizes and beginnings (the safetensors index and first tensors) of the files of a local folder."""
+    """Names and contents of the weights and configurations in a local folder. 12 hex digits."""
     root = Path(source).expanduser()
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*")) if root.is_dir() else []:
-        if file.suffix in (".json", ".safetensors"):
-            with file.open("rb") as content:
-                digest.update(f"{file.relative_to(root)} {file.stat().st_size} ".encode() + content.read(1 << 20))
+        if file.suffix not in (".json", ".safetensors") or file.is_dir():
+            continue
+        try:
+            status = file.stat()
+            content = _file_digest(file, status.st_mtime_ns, status.st_size)
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror}); mend the file or take it out") from None
+        digest.update(f"{file.relative_to(root)} {content} ".encode())
     return digest.hexdigest()[:12]
+
+
+@cache
+def _file_digest(file: Path, mtime_ns: int, size: int) -> str:
+    """SHA-256 of the whole file, read once in a process for as long as its time and size stay."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

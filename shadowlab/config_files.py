@@ -18,6 +18,8 @@ from shadowlab.errors import UserError
 
 DEFAULT_PRESET = "tiny"
 
+_TOO_DEEP = "nested too deeply, or an alias holds itself (`&a {key: *a}`); write the values out"
+
 # Dedicated options whose name is not that of their key.
 _OPTIONS = {"overfit.num_samples": "--samples", "data.path": "--data"}
 
@@ -89,10 +91,12 @@ def load_config(
         if not equals or not key:
             raise UserError(f"--set {text}: write it as section.key=value, for example --set optimizer.eps=1e-6")
         try:
-            parsed = yaml.load(value, _Loader)
+            leaves = list(_leaves({key.strip(): yaml.load(value, _Loader)}))
         except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"--set {text}: the value is not YAML ({_one_line(error)})") from None
-        for leaf, part in _leaves({key.strip(): parsed}):
+        except RecursionError:
+            raise UserError(f"--set {text}: {_TOO_DEEP}") from None
+        for leaf, part in leaves:
             _assign(merged, origins, leaf, part, f"--set {text}")
     return _validate(merged, origins)
 
@@ -106,8 +110,11 @@ def _find(name: str) -> Path:
     if name in preset_names():
         return presets_folder() / f"{name}.yaml"
     path = Path(name)
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:  # a name too long for the file system, a folder that may not be entered
+        raise UserError(f"{name}: cannot be read ({error.strerror}); give another file") from None
     close = difflib.get_close_matches(name, preset_names(), 1)
     hint = f"; did you mean `{close[0]}`?" if close else ""
     raise UserError(f"{name}: neither a file nor a preset ({', '.join(preset_names())}){hint}")
@@ -123,8 +130,10 @@ def _merge_file(path: Path, merged: dict[str, Any], origins: dict[str, str], cha
         raise UserError(f"{path}: cannot be read ({_one_line(error)})") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-01
         raise UserError(f"{path}: not readable as YAML ({_one_line(error)})") from None
-    if content is None:
-        content = {}
+    except RecursionError:
+        raise UserError(f"{path}: {_TOO_DEEP}") from None
+    if content is None or content == {}:
+        raise UserError(f"{path}: no settings in it; write some, for example `base: [tiny]`, or leave the file out")
     if not isinstance(content, dict):
         raise UserError(f"{path}: must be a mapping of sections, for example `train: {{max_steps: 100}}`")
     bases = content.pop("base", [])
@@ -137,7 +146,11 @@ def _merge_file(path: Path, merged: dict[str, Any], origins: dict[str, str], cha
         except UserError as error:
             raise UserError(f"{path}: base {error}") from None
         _merge_file(found, merged, origins, (*chain, path))
-    for key, value in _leaves(content):
+    try:
+        leaves = list(_leaves(content))
+    except RecursionError:
+        raise UserError(f"{path}: {_TOO_DEEP}") from None
+    for key, value in leaves:
         _assign(merged, origins, key, value, str(path))
 
 
@@ -151,11 +164,16 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _assign(merged: dict[str, Any], origins: dict[str, str], key: str, value: Any, origin: str) -> None:
     *sections, last = key.split(".")
+    section = _section(key)
+    if section is not None and not isinstance(value, Mapping):
+        example = next(iter(section.model_fields))
+        got = "" if origin.startswith("--set") else f"; got {value!r}"
+        raise UserError(f"{origin}: {key} is a section; set one of its keys, e.g. {key}.{example}=...{got}")
     node = merged
-    for section in sections:
-        child = node.get(section)
+    for name in sections:
+        child = node.get(name)
         if not isinstance(child, dict):
-            child = node[section] = {}
+            child = node[name] = {}
         node = child
     if value == {} and isinstance(node.get(last), dict):
         return  # an empty section changes nothing; it does not take the bases' settings away
@@ -174,11 +192,22 @@ def _validate(merged: dict[str, Any], origins: dict[str, str]) -> Config:
             origin = next((origins[k] for k in origins if key.startswith(f"{k}.")), "configuration")
         if first["type"] == "extra_forbidden":
             raise UserError(f"{origin}: {_unknown_key(key)}") from None
-        message = first["msg"].removeprefix("Value error, ")
+        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        if first["type"] in ("tuple_type", "list_type"):
+            message = f"must be a list: write [{first['input']}]"
         if not key:
             raise UserError(message) from None
         got = "" if isinstance(first["input"], dict) else f"; got {first['input']!r}"
-        raise UserError(f"{origin}: {key}: {message}{got}") from None
+        is_option = origin.startswith("--") and not origin.startswith("--set ")
+        place = origin if is_option else f"{origin}: {key}"  # --samples says it all
+        raise UserError(f"{place}: {message}{got}") from None
+
+
+def _section(key: str) -> type[BaseModel] | None:
+    """The section that `key` names, if it names one and no value."""
+    field = Config.model_fields.get(key)
+    annotation = field.annotation if field else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
 def _unknown_key(key: str) -> str:

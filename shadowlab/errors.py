@@ -14,7 +14,15 @@ class MissingDependencyError(UserError):
     exit_code = 3
 
 
+class StageStoppedError(UserError):
+    """A stage that was under way met data that cannot be read. stages.json tells of it."""
+
+
 class StageFailedError(UserError):
     """A numerical or stage check failed. The message says what was expected, what was seen, what to do."""
 
     exit_code = 1
+
+
+class InterruptedRunError(Exception):
+    """Ctrl-C stopped a run in an orderly way. The message says what is saved."""

@@ -8,6 +8,7 @@ import json
 import platform
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -23,6 +24,11 @@ from shadowlab.config_files import dump_config, load_config
 from shadowlab.errors import UserError
 
 SUBFOLDERS = ("tensorboard", "checkpoints", "samples", "incidents", "reports")
+MAX_NAME = 150  # characters; file systems take 255, and required stages append theirs
+_MAX_LABEL = 100
+
+# What stage_passed and --resume read of an entry of stages.json.
+_ENTRY = {"passed": bool, "model_hash": str, "finished": str, "summary": dict}
 
 
 @dataclass(frozen=True)
@@ -60,12 +66,12 @@ class RunFolder:
 
         source: preset or file that the configuration came from; a resume must name the same one, or none.
         """
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
-            raise UserError(f"--run {name}: use letters, digits and . _ + - (it becomes a folder name)")
-        path = Path(config.output_dir) / name
-        if path.exists() and (not path.is_dir() or _has_results(path)):
-            raise UserError(f"{path} holds results already; choose another --run, or continue training with --resume")
+        path = Path(config.output_dir) / _checked(name)
         try:
+            if path.exists() and (not path.is_dir() or _has_results(path)):
+                raise UserError(
+                    f"{path} holds results already; choose another --run, or continue training with --resume"
+                )
             for folder in SUBFOLDERS:
                 (path / folder).mkdir(parents=True, exist_ok=True)
             cls(path).save_config(config)
@@ -90,12 +96,14 @@ class RunFolder:
         """The folder of an earlier run.
 
         Raises:
-            UserError: there is none.
+            UserError: there is none, or its stages.json is damaged, which must not come out at the end of a stage.
         """
-        path = Path(config.output_dir) / name
+        path = Path(config.output_dir) / _checked(name)
         if not (path / "config.yaml").is_file():
             raise UserError(f"{path} is not a run folder; `ls {config.output_dir}` shows those there are")
-        return cls(path)
+        run = cls(path)
+        run.stages()
+        return run
 
     def save_config(self, config: Config) -> None:
         """Replace config.yaml: what a resumed run continues with."""
@@ -105,8 +113,16 @@ class RunFolder:
 
     @property
     def source(self) -> str:
-        """The `source` it was created with."""
-        return json.loads((self.path / "environment.json").read_text(encoding="utf-8")).get("source", "")
+        """The `source` it was created with.
+
+        Raises:
+            UserError: environment.json is absent or damaged.
+        """
+        file = self.path / "environment.json"
+        source = _read_json(file, "leave --preset and --config out to resume without it").get("source", "")
+        if not isinstance(source, str):
+            raise UserError(f"{file}: `source` is no text; leave --preset and --config out to resume without it")
+        return source
 
     def saved_config(self) -> Config:
         return load_config(file=self.path / "config.yaml")
@@ -129,13 +145,15 @@ class RunFolder:
         Raises:
             UserError: stages.json was damaged.
         """
-        file = self.path / "stages.json"
+        file, mend = self.path / "stages.json", "remove the file to run the stages again"
         if not file.exists():
             return {}
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            raise UserError(f"{file}: not JSON; remove the file to run the stages again") from None
+        stages = _read_json(file, mend)
+        for name, entry in stages.items():
+            for key, kind in _ENTRY.items():
+                if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
+                    raise UserError(f"{file}: {name}.{key} is absent or no {kind.__name__}; {mend}")
+        return stages
 
 
 def default_name(preset: str, stage: str) -> str:
@@ -145,17 +163,31 @@ def default_name(preset: str, stage: str) -> str:
 
 def _plain(label: str) -> str:
     """`label`, which may be any file's name, as the beginning of a run's name."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", label).lstrip("._+-") or "run"
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", label).lstrip("._+-")[:_MAX_LABEL] or "run"
 
 
-def stage_passed(config: Config, stage: str) -> Path | None:
+def _checked(name: str) -> str:
+    """`name`, if it can be a folder's below output_dir; else UserError."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
+        raise UserError(f"--run {name}: use letters, digits and . _ + - (it becomes a folder name)")
+    if len(name) > MAX_NAME:
+        raise UserError(f"--run {name[:20]}...: {len(name)} characters, at most {MAX_NAME}; choose a shorter name")
+    return name
+
+
+def stage_passed(config: Config, stage: str, *, on_unreadable: Callable[[str], None]) -> Path | None:
     """The newest run below output_dir in which `stage` passed for this model configuration, if any.
 
-    An overfit with a weaker criterion or fewer samples than configured does not count.
+    An overfit with a weaker criterion or fewer samples than configured does not count. A stages.json that cannot be
+    read proves nothing: `on_unreadable` is told, and the search goes on.
     """
     found, model_hash = [], config.model_hash()
     for file in Path(config.output_dir).glob("*/stages.json"):
-        result = RunFolder(file.parent).stages().get(stage)
+        try:
+            result = RunFolder(file.parent).stages().get(stage)
+        except UserError as error:
+            on_unreadable(f"proves nothing: {error}")
+            continue
         if result and result["passed"] and result["model_hash"] == model_hash and _as_strict(config, stage, result):
             found.append((result["finished"], file.parent))
     return max(found)[1] if found else None
@@ -164,10 +196,12 @@ def stage_passed(config: Config, stage: str) -> Path | None:
 def _as_strict(config: Config, stage: str, result: dict[str, Any]) -> bool:
     if stage != "overfit":
         return True
-    wanted, criterion = config.overfit, result["summary"].get("criterion", {})
+    wanted, criterion = config.overfit, result["summary"].get("criterion")
     least = {"r2": wanted.min_r2, "soft_iou": wanted.min_soft_iou, "num_samples": wanted.num_samples}
     # An earlier version may have written less: then it proves nothing.
-    return all(name in criterion and criterion[name] >= value for name, value in least.items())
+    return isinstance(criterion, dict) and all(
+        isinstance(criterion.get(name), int | float) and criterion[name] >= value for name, value in least.items()
+    )
 
 
 def _has_results(path: Path) -> bool:
@@ -208,6 +242,19 @@ def environment(config: Config) -> dict[str, Any]:
         "model_hash": config.model_hash(),
         "command": sys.argv[1:],
     }
+
+
+def _read_json(file: Path, mend: str) -> dict[str, Any]:
+    """The JSON object in `file`; raises UserError that ends with `mend`."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); {mend}") from None
+    except (ValueError, RecursionError):  # neither JSON nor UTF-8, or nested thousandfold
+        raise UserError(f"{file}: not JSON; {mend}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: not a JSON object; {mend}")
+    return content
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

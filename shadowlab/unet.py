@@ -102,6 +102,12 @@ def _pretrained(weights: str) -> UNet2DConditionModel:
     if missing or info["mismatched_keys"] or info["unexpected_keys"]:
         bad = missing or info["mismatched_keys"] or info["unexpected_keys"]
         raise UserError(f"{weights}: weights do not fit config.json, first at {bad[0]}; take both from one source")
+    for name, module in unet.named_modules():
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            raise UserError(
+                f"{weights}: config.json has dropout {module.p:g} (at {name}), drawn from global randomness: no run "
+                "could be repeated or resumed; set `dropout` to 0.0 there"
+            )
     for name, tensor in unet.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise UserError(

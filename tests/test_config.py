@@ -1,6 +1,7 @@
 """The configuration: what wins, what is refused and with which words, what a stage's proof depends on."""
 
 import math
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -33,9 +34,10 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), max_size
         "=",
     ]
 )
+PLACES = TEXTS.filter(lambda text: text == "~" or not text.startswith("~"))  # ~name is a user, who must exist
 POSITIVE = st.integers(1, 10**9)
 FRACTION = st.floats(0, 1, exclude_max=True)
-RATE = st.floats(1e-300, 1e300, allow_subnormal=False)
+RATE = st.floats(1e-300, 1.0, allow_subnormal=False)
 
 
 def write(path: Path, text: str) -> Path:
@@ -60,8 +62,8 @@ def configs(draw: st.DrawFn) -> Config:
         "precision": draw(st.sampled_from(get_args(PrecisionName))),
         "allow_unsafe": True,
         "output_dir": draw(TEXTS),
-        "model": {"weights": draw(TEXTS), "vae": draw(TEXTS), "gradient_checkpointing": draw(st.booleans())},
-        "data": {"path": draw(TEXTS), "image_size": 8 * draw(POSITIVE)},
+        "model": {"weights": draw(PLACES), "vae": draw(PLACES), "gradient_checkpointing": draw(st.booleans())},
+        "data": {"path": draw(TEXTS), "image_size": 8 * draw(st.integers(4, 512))},
         "optimizer": {
             "learning_rate": draw(RATE),
             "beta2": draw(FRACTION),
@@ -151,6 +153,18 @@ def test_scientific_numbers_are_numbers(tmp_path: Path, text: str) -> None:
         ("optimizer: {learning_rate: .inf}", ["optimizer.learning_rate"]),
         ("optimizer: {eps: 0}", ["optimizer.eps", "greater than 0"]),
         ("data: {image_size: 100}", ["data.image_size", "multiple of 8"]),
+        ("data: {image_size: 8}", ["data.image_size", "at least 32", "an eighth"]),
+        ("data: {image_size: 80000}", ["data.image_size", "at most 4096"]),
+        ("optimizer: {learning_rate: 1e300}", ["optimizer.learning_rate", "10"]),
+        ("overfit: {learning_rate: 1e300}", ["overfit.learning_rate", "10"]),
+        ("optimizer: {eps: 1e300}", ["optimizer.eps", "1"]),
+        ("optimizer: {weight_decay: 1e300}", ["optimizer.weight_decay", "100"]),
+        ("train: &a {max_steps: *a}", ["an alias holds itself", "write the values out"]),
+        ("a: " + "[" * 5000, ["nested too deeply"]),
+        ("model: {weights: ~nosuch/x}", ["model.weights", "no such folder", "write the path out"]),
+        ("model: {vae: ~nosuch/x}", ["model.vae", "no such folder", "write the path out"]),
+        ("output_dir: " + "x" * 300, ["output_dir", "File name too long"]),
+        ("model: {vae: " + "x" * 300 + "}", ["model.vae", "File name too long"]),
         ("validation: {timesteps: [0.5, 1.0]}", ["validation.timesteps.1", "less than 1"]),
         ("validation: {timesteps: []}", ["validation.timesteps"]),
         ("diagnostics: {histogram_parameters: [a, 5]}", ["diagnostics.histogram_parameters.1", "string"]),
@@ -193,8 +207,12 @@ def test_a_wrong_key_of_a_base_names_the_base(tmp_path: Path) -> None:
         ("seed={{a}}", "not YAML"),
         ("output_dir=2026-13-01", "not YAML"),
         ("seed=", "None"),
+        ("optimizer=3", "optimizer is a section; set one of its keys, e.g. optimizer.learning_rate=..."),
+        ("validation.timesteps=0.5", "must be a list: write [0.5]"),
         ("seed.a=1", "seed"),
         ("train..a=1", "`train.` is not an option"),
+        ("train=&a {max_steps: *a}", "an alias holds itself"),
+        ("model.vae=~nosuch/x", "model.vae: no such folder"),
     ],
 )
 def test_a_refused_set_repeats_what_was_typed(text: str, fragment: str) -> None:
@@ -204,7 +222,14 @@ def test_a_refused_set_repeats_what_was_typed(text: str, fragment: str) -> None:
 
 
 def test_a_refused_option_is_named() -> None:
-    assert "--max-steps" in refused(options={"train.max_steps": -1})
+    assert refused(options={"train.max_steps": -1}) == "--max-steps: must be greater than 0; got -1"
+    assert refused(options={"overfit.num_samples": 0}) == "--samples: must be greater than 0; got 0"
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "{}"])
+def test_an_empty_file_is_refused(tmp_path: Path, text: str) -> None:
+    file = write(tmp_path / "run.yaml", text)
+    assert f"{file}: no settings in it" in refused(file=file)
 
 
 @pytest.mark.parametrize("chain", [["a"], ["b", "a"]])
@@ -262,6 +287,37 @@ def test_another_model_needs_another_proof(assignment: str) -> None:
 )
 def test_another_run_of_the_same_model_does_not(assignment: str) -> None:
     assert load_config(assignments=[assignment]).model_hash() == load_config().model_hash()
+
+
+def test_local_weights_enter_the_proof_to_their_last_byte(tmp_path: Path) -> None:
+    """Weights differ behind the first MiB, too."""
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    file.parent.mkdir()
+    config = load_config(assignments=[f"model.weights={tmp_path}"])
+    content = bytearray(3 << 20)
+    hashes = []
+    for place in (None, 0, len(content) - 1):
+        if place is not None:
+            content[place] = 1
+        file.write_bytes(content)
+        os.utime(file, ns=(len(hashes), len(hashes)))  # file systems may be coarse
+        hashes.append(config.model_hash())
+    assert len(set(hashes)) == 3
+    assert config.model_hash() == hashes[-1]
+
+
+def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    config = load_config(assignments=[f"model.weights={tmp_path}"])
+    first = config.model_hash()
+    monkeypatch.setattr(Path, "open", lambda *_, **__: pytest.fail("read again"))
+    assert config.model_hash() == first
+
+
+def test_weights_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"model\.safetensors: cannot be read \(No such file"):
+        load_config(assignments=[f"model.weights={tmp_path}"]).model_hash()
 
 
 def test_the_same_vae_is_the_one_beside_the_weights(tmp_path: Path) -> None:

@@ -255,6 +255,12 @@ def test_weights_of_a_failed_run(tmp_path: Path, value: float) -> None:
     assert "conv_out.bias holds non-finite values" in str(refused(tmp_path))
 
 
+def test_dropout_is_refused(tmp_path: Path) -> None:
+    """It would draw from the global generator, and no step could be repeated."""
+    tiny.save_hub_unet(tmp_path, dropout=0.1)
+    assert "config.json has dropout 0.1" in str(refused(tmp_path))
+
+
 def test_a_missing_tensor_is_not_made_up(tmp_path: Path) -> None:
     tiny.save_hub_unet(tmp_path)
     change_weights(tmp_path, "mid_block.resnets.0.conv1.weight", None)

@@ -37,7 +37,6 @@ _KEY = re.compile(r"(?P<track>\w+)_(?P<number>[0-9]+)")
 class BenchmarkDataset(IndexedDataset):
     """Samples of the benchmark. `notices` starts with the warning against training on it."""
 
-    is_benchmark = True
     notice = NOTICE
 
     def __init__(self, path: str | Path, image_size: int) -> None:

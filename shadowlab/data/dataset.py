@@ -38,10 +38,6 @@ class ShadowDataset(Protocol):
     def notices(self) -> list[str]:
         """Remarks that the caller should print, one line each."""
 
-    @property
-    def is_benchmark(self) -> bool:
-        """Whether these are the paper's test images."""
-
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> Sample:
@@ -83,7 +79,11 @@ def resolve_path(path: str | Path) -> Path:
             )
         return EMBEDDED_PATH
     root = Path(path)
-    if not root.exists():
+    try:
+        exists = root.exists()
+    except OSError as error:  # a name too long for the file system, a folder that may not be entered
+        raise UserError(f"{one_line(str(path))}: cannot be read ({error.strerror}); give {LAYOUTS}") from error
+    if not exists:
         raise UserError(f"{one_line(str(path))}: no such data set; give {LAYOUTS}")
     if _is_benchmark(root) or _looks_like_folder(root):
         return root

@@ -7,6 +7,7 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -19,7 +20,19 @@ BACKGROUND = 0.0  # grey 0.5 of [0, 1], in the [-1, 1] terms of the object image
 MASK_THRESHOLD = 0.5
 MIN_SIDE = 8  # one latent pixel
 MAX_PIXELS = 89_478_485  # pillow's own warning level: a quarter gigabyte of RGB
+_STRIP_PIXELS = 1 << 20  # turned to float32 at a time: a large picture never exists in float32
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+# (offset, bytes, name): pictures that are not read. Lossy or many-paged ones make bad masks and shadow maps.
+_OTHER_FORMATS = (
+    (8, b"WEBP", "a WebP"),
+    (0, b"GIF8", "a GIF"),
+    (0, b"BM", "a BMP"),
+    (0, b"II*\0", "a TIFF"),
+    (0, b"MM\0*", "a TIFF"),
+    (4, b"ftypavif", "an AVIF"),
+    (4, b"ftypheic", "a HEIC"),
+)
+_NEITHER = "not a PNG or JPEG picture; export it again"
 _COLOUR_TOLERANCE = 8 / 255  # what JPEG does to a grey picture
 
 # What pillow's PNG, JPEG and EXIF readers raise on damaged bytes; fuzzed in tests/data/test_decoding.py.
@@ -59,14 +72,17 @@ def decode(data: bytes, where: str) -> Image.Image:
         header.verify()  # checksums of every PNG chunk; `load` alone does not look at those of the pixels
         image = _open(data)
         image.load()
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
     except Image.DecompressionBombError as error:
         raise UserError(
             f"{where}: too many pixels (decompression bomb; at most {MAX_PIXELS:,}); scale the picture down"
         ) from error
     except UnidentifiedImageError as error:
-        what = "truncated or damaged picture" if data.startswith(_SIGNATURES) else "not a PNG or JPEG picture"
-        raise UserError(f"{where}: {what}; export it again") from error
+        if data.startswith(_SIGNATURES):
+            raise UserError(f"{where}: truncated or damaged picture; export it again") from error
+        other = next((name for at, mark, name in _OTHER_FORMATS if data[at:].startswith(mark)), None)
+        what = f"{other} picture, not a PNG or JPEG picture; convert it to PNG" if other else _NEITHER
+        raise UserError(f"{where}: {what}") from error
     except _DAMAGE as error:
         raise UserError(f"{where}: truncated or damaged picture ({error}); export it again") from error
     if min(image.size) < MIN_SIDE:
@@ -74,6 +90,13 @@ def decode(data: bytes, where: str) -> Image.Image:
             f"{where}: {image.width} x {image.height} pixels; each side must have at least {MIN_SIDE} pixels"
         )
     return image
+
+
+def _strips(image: Image.Image) -> Iterator[Image.Image]:
+    """The picture from top to bottom, some rows at a time."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def _channels(image: Image.Image) -> tuple[Tensor, Tensor | None]:
@@ -92,7 +115,7 @@ def _channels(image: Image.Image) -> tuple[Tensor, Tensor | None]:
 
 def _grey(colour: Tensor, where: str, role: str) -> Tensor:
     """(3 or 1, H, W) -> (1, H, W); a coloured picture is refused."""
-    spread = (colour.amax(dim=0) - colour.amin(dim=0)).max().item()
+    spread = (colour.amax(dim=0) - colour.amin(dim=0)).max().item() if len(colour) > 1 else 0
     if spread > _COLOUR_TOLERANCE:
         raise UserError(
             f"{where}: the {role} is coloured (channels differ by {round(spread * 255)} of 255); save it as grey"
@@ -100,11 +123,18 @@ def _grey(colour: Tensor, where: str, role: str) -> Tensor:
     return colour[:1] if spread == 0 else colour.mean(dim=0, keepdim=True)
 
 
+def object_strips(image: Image.Image) -> Iterator[Tensor]:
+    """A decoded object image from top to bottom, (3, some rows, W) float32 in [-1, 1] each; transparent parts are
+    blended over the background."""
+    for strip in _strips(image):
+        colour, alpha = _channels(strip)
+        rgb = (colour * 2 - 1).expand(3, -1, -1)
+        yield rgb if alpha is None else rgb * alpha + BACKGROUND * (1 - alpha)
+
+
 def read_object(data: bytes, where: str) -> Tensor:
-    """The object image, (3, H, W) float32 in [-1, 1]; transparent parts are blended over the background."""
-    colour, alpha = _channels(decode(data, where))
-    image = (colour * 2 - 1).expand(3, -1, -1)
-    return image.contiguous() if alpha is None else image * alpha + BACKGROUND * (1 - alpha)
+    """The object image, (3, H, W) float32 in [-1, 1]."""
+    return torch.cat(list(object_strips(decode(data, where))), dim=1)
 
 
 def read_mask(data: bytes, where: str) -> Tensor:
@@ -116,29 +146,39 @@ def read_mask(data: bytes, where: str) -> Tensor:
     An empty mask shows no object. A full one takes no background away, so that the object image would show its own
     shadow. Both are refused.
     """
-    colour, alpha = _channels(decode(data, where))
-    if alpha is not None:
-        colour = torch.where(alpha > 0, colour, 0.0)  # the colour of an invisible pixel means nothing
-    grey = _grey(colour, where, "mask")
-    if alpha is None or alpha.min() == 1:
-        soft = grey
-    elif grey[alpha > 0].unique().numel() <= 1:
-        soft = alpha
-    else:
-        soft = grey
-        if not torch.equal(grey >= MASK_THRESHOLD, alpha >= MASK_THRESHOLD):
-            raise UserError(
-                f"{where}: grey values and alpha show different masks; save it as grey without alpha, white = object"
-            )
-    mask = (soft >= MASK_THRESHOLD).float()
-    if not mask.any():
+    by_grey, by_alpha, brightest = [], [], []  # the mask that each shows, strip by strip; (grey, alpha) at their most
+    shown, least_alpha = [], 1.0  # grey values of visible pixels: least and greatest of each strip
+    for strip in _strips(decode(data, where)):
+        colour, alpha = _channels(strip)
+        if alpha is None:
+            alpha = torch.ones_like(colour[:1])
+        else:
+            colour = torch.where(alpha > 0, colour, 0.0)  # the colour of an invisible pixel means nothing
+        grey = _grey(colour, where, "mask")
+        by_grey.append(grey >= MASK_THRESHOLD)
+        by_alpha.append(alpha >= MASK_THRESHOLD)
+        brightest.append((grey.max().item(), alpha.max().item()))
+        least_alpha = min(least_alpha, alpha.min().item())
+        visible = grey[alpha > 0]
+        shown += [visible.min().item(), visible.max().item()] if visible.numel() else []
+    grey_mask, alpha_mask = torch.cat(by_grey, dim=1), torch.cat(by_alpha, dim=1)
+    alpha_decides = least_alpha < 1 and len(set(shown)) <= 1
+    if least_alpha < 1 and not alpha_decides and not torch.equal(grey_mask, alpha_mask):
         raise UserError(
-            f"{where}: empty mask: its brightest value is {round(soft.max().item() * 255)} of 255 and 128 counts as "
+            f"{where}: grey values and alpha show different masks; save it as grey without alpha, white = object"
+        )
+    mask = alpha_mask if alpha_decides else grey_mask
+    if not mask.any():
+        most = max(alpha if alpha_decides else grey for grey, alpha in brightest)
+        if 0 < most < 1.5 / 255:
+            raise UserError(f"{where}: a 0/1 mask (empty mask: 128 of 255 counts as object): multiply by 255")
+        raise UserError(
+            f"{where}: empty mask: its brightest value is {round(most * 255)} of 255 and 128 counts as "
             "object; save the object as white"
         )
     if mask.all():
         raise UserError(f"{where}: full mask: it marks every pixel as object; save the background as black")
-    return mask
+    return mask.float()
 
 
 def read_shadow(data: bytes, where: str) -> Tensor:

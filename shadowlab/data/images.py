@@ -7,13 +7,15 @@ would mix pixels from outside the mask (among them the object's own shadow) into
 composite removes them beforehand, the second makes the background exactly constant outside the resized mask.
 """
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shadowlab.data.decoding import BACKGROUND, MASK_THRESHOLD, read_mask, read_object
+from shadowlab.config import MAX_IMAGE_SIZE
+from shadowlab.data.decoding import BACKGROUND, MASK_THRESHOLD, decode, object_strips, read_mask
 from shadowlab.data.index import FileSource, one_line
 from shadowlab.data.sample import Picture
 from shadowlab.errors import UserError
@@ -21,9 +23,11 @@ from shadowlab.light import check_light
 
 
 def check_image_size(image_size: int) -> None:
-    """Raise UserError unless `image_size` is a positive multiple of 8, the VAE's reduction."""
+    """Raise UserError unless `image_size` is a positive multiple of 8, the VAE's reduction, of at most 4096."""
     if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 8 or image_size % 8:
         raise UserError(f"image_size = {image_size} must be a positive multiple of 8, such as 512")
+    if image_size > MAX_IMAGE_SIZE:
+        raise UserError(f"image_size = {image_size} must be at most {MAX_IMAGE_SIZE}")
 
 
 def composite(rgb: Tensor, mask: Tensor, background: float = BACKGROUND) -> Tensor:
@@ -43,15 +47,34 @@ def fit_square(image: Tensor, image_size: int, fill: float) -> Tensor:
     Antialiased bilinear, whose weights are positive: values stay within those of the file.
     """
     height, width = image.shape[-2:]
+    return _fit_strips([image], height, width, image_size, fill)
+
+
+def _fit_strips(strips: Iterable[Tensor], height: int, width: int, image_size: int, fill: float) -> Tensor:
+    """`fit_square` of an image that comes from top to bottom in strips (C, some rows, W).
+
+    Columns are resized strip by strip and rows at last, as torch does it within one call: the same numbers.
+    """
     longer = max(height, width)
     new_height = max(round(height * image_size / longer), 1)
     new_width = max(round(width * image_size / longer), 1)
-    if (new_height, new_width) != (height, width):
-        low, high = image.aminmax()
-        image = F.interpolate(image[None], (new_height, new_width), mode="bilinear", antialias=True)[0]
-        image = image.clamp(low, high)  # the rounding of the weights alone
+    narrow: list[Tensor] = []
+    lows, highs = [], []
+    for strip in strips:
+        low, high = strip.aminmax()
+        lows.append(low)
+        highs.append(high)
+        narrow.append(_resize(strip, strip.shape[-2], new_width))
+    image = _resize(torch.cat(narrow, dim=1), new_height, new_width)
+    image = image.clamp(min(lows), max(highs))  # the rounding of the weights alone
     rows, columns = image_size - new_height, image_size - new_width
     return F.pad(image, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2), value=fill)
+
+
+def _resize(image: Tensor, height: int, width: int) -> Tensor:
+    if image.shape[-2:] == (height, width):
+        return image
+    return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
 
 
 def fit_object(rgb: Tensor, mask: Tensor, image_size: int, where: str) -> tuple[Tensor, Tensor]:
@@ -69,13 +92,27 @@ def fit_object(rgb: Tensor, mask: Tensor, image_size: int, where: str) -> tuple[
     Raises:
         UserError: the object is so small that nothing of its mask is left at this size.
     """
+    return _fit_object_strips([rgb], mask, image_size, where)
+
+
+def _fit_object_strips(strips: Iterable[Tensor], mask: Tensor, image_size: int, where: str) -> tuple[Tensor, Tensor]:
+    """`fit_object` of an object image that comes from top to bottom in strips (3, some rows, W)."""
     small_mask = (fit_square(mask, image_size, 0.0) >= MASK_THRESHOLD).float()
     if not small_mask.any():
         raise UserError(
             f"{where}: the mask is empty at {image_size} x {image_size}; crop to the object or raise image_size"
         )
-    small_rgb = fit_square(composite(rgb, mask), image_size, BACKGROUND)
+    height, width = mask.shape[-2:]
+    small_rgb = _fit_strips(_composited(strips, mask), height, width, image_size, BACKGROUND)
     return composite(small_rgb, small_mask), small_mask
+
+
+def _composited(strips: Iterable[Tensor], mask: Tensor) -> Iterator[Tensor]:
+    top = 0
+    for strip in strips:
+        bottom = top + strip.shape[-2]
+        yield composite(strip, mask[:, top:bottom])
+        top = bottom
 
 
 def load_picture(
@@ -103,20 +140,23 @@ def load_picture(
     object_path, mask_path = Path(object_path), Path(mask_path)
     where = one_line(str(object_path))
     check_light(theta, phi, size, where)
-    rgb = read_object(_read_file(object_path), where)
+    image = decode(_read_file(object_path), where)
     mask = read_mask(_read_file(mask_path), one_line(str(mask_path)))
-    if rgb.shape[-2:] != mask.shape[-2:]:
+    if image.size != (mask.shape[-1], mask.shape[-2]):
         raise UserError(
-            f"{where}: {rgb.shape[-1]} x {rgb.shape[-2]} pixels, but its mask {one_line(str(mask_path))} has "
+            f"{where}: {image.width} x {image.height} pixels, but its mask {one_line(str(mask_path))} has "
             f"{mask.shape[-1]} x {mask.shape[-2]}; give a mask of the same size"
         )
-    object_image, small_mask = fit_object(rgb, mask, image_size, where)
+    object_image, small_mask = _fit_object_strips(object_strips(image), mask, image_size, where)
     light = torch.tensor([theta, phi, size], dtype=torch.float32)
     return Picture(id=object_path.stem, object_image=object_image, mask=small_mask, light=light)
 
 
 def _read_file(path: Path) -> bytes:
     where = one_line(str(path))
-    if not path.is_file():  # also refuses pipes and devices, which would block
-        raise UserError(f"{where}: no such file" if not path.exists() else f"{where}: not a file")
-    return FileSource(path, where, path.stat().st_size).read()
+    try:
+        if not path.is_file():  # also refuses pipes and devices, which would block
+            raise UserError(f"{where}: no such file" if not path.exists() else f"{where}: not a file")
+        return FileSource(path, where, path.stat().st_size).read()
+    except OSError as error:  # a name too long for the file system, a folder that may not be entered
+        raise UserError(f"{where}: cannot be read ({error.strerror}); check the path") from error

@@ -13,6 +13,8 @@ ROLES: tuple[Role, ...] = ("object", "mask", "shadow")
 
 Light = tuple[float, float, float]  # theta degrees, phi degrees, size scene units
 
+MAX_FILE_BYTES = 1 << 30  # the largest picture that is decoded has 0.7 GiB of pixels, uncompressed
+
 
 def one_line(text: str) -> str:
     """`text` with line breaks, control characters and undecodable bytes written as escapes."""
@@ -64,6 +66,7 @@ class FileSource:
 
     def read(self) -> bytes:
         try:
+            _check_bytes(self.name, self.path.stat().st_size)
             return self.path.read_bytes()
         except OSError as error:
             raise UserError(f"{self.name}: cannot be read ({error.strerror}); check the file") from error
@@ -79,6 +82,7 @@ class SliceSource:
     offset: int
 
     def read(self) -> bytes:
+        _check_bytes(self.name, self.size)
         try:
             with self.path.open("rb") as file:
                 file.seek(self.offset)
@@ -88,6 +92,14 @@ class SliceSource:
         if len(data) != self.size:
             raise UserError(f"{self.name}: {self.path.name} ends inside this member; fetch it again")
         return data
+
+
+def _check_bytes(name: str, size: int) -> None:
+    """Raise UserError before memory is asked for what cannot be a picture or its metadata."""
+    if size > MAX_FILE_BYTES:
+        raise UserError(
+            f"{name}: {size / 2**30:,.1f} GiB, at most {MAX_FILE_BYTES / 2**30:g} are read; replace it by the picture"
+        )
 
 
 @dataclass(frozen=True)

@@ -17,19 +17,15 @@ class IndexedDataset:
         ids: sample ids, sorted.
         object_ids: object id of each sample, in the order of `ids`.
         notices: remarks that the caller should print.
-        is_benchmark: whether these are the paper's test images.
     """
-
-    is_benchmark = False
 
     def __init__(self, name: str, path: Path, index: Index, image_size: int) -> None:
         """Args: image_size: S, pixels, a multiple of 8. Raises UserError with the first problem of the index."""
         check_image_size(image_size)
         if index.problems:
-            others = len(index.problems) - 1
-            more = f" (and {others} more problem{'s' if others > 1 else ''})" if others else ""
-            where = one_line(str(path))
-            raise UserError(f"{where}: {index.problems[0]}{more}; `shadowlab data check {where}` lists all")
+            where, others = one_line(str(path)), len(index.problems) - 1
+            more = f" (and at least {others} more)" if others else ""
+            raise UserError(f"{where}: {index.problems[0]}{more}; for all run: shadowlab data check {where}")
         self.name = name
         self.path = path
         self.image_size = image_size
@@ -46,7 +42,8 @@ class IndexedDataset:
         entry = self._index.entries[i]
         pictures, problems = decode_entry(entry)
         if pictures is None:
-            raise UserError(f"{problems[0]} (sample of {one_line(str(self.path))})")
+            where = one_line(str(self.path))
+            raise UserError(f"{problems[0]} (sample of {where}; for all problems run: shadowlab data check {where})")
         try:
             return make_sample(entry, pictures, self.image_size)
         except UserError as error:

@@ -14,6 +14,7 @@ from shadowlab.data.dataset import open_dataset
 from shadowlab.data.sample import Batch, Picture, collate
 from shadowlab.errors import UserError
 from shadowlab.evaluation.pictures import save_picture
+from shadowlab.light import RANGES
 from shadowlab.precision import POLICIES
 from shadowlab.reporter import Reporter
 from shadowlab.run_folder import RunFolder
@@ -21,11 +22,12 @@ from shadowlab.seeding import permutation
 from shadowlab.stages import model_checks, structure_checks
 from shadowlab.stages.check_report import Check, PathTable, checks_table
 from shadowlab.stages.memory import memory_items
+from shadowlab.stages.preflight import preflight
 from shadowlab.stages.result import StageResult
 from shadowlab.task import ShadowTask
-from shadowlab.training.processes import Processes
-from shadowlab.training.trainee import build_unet
-from shadowlab.vae import load_vae
+from shadowlab.training.processes import Processes, SingleProcess
+from shadowlab.training.trainee import build_trainee, build_unet
+from shadowlab.vae import LATENT_CHANNELS, load_vae
 
 _MANY_PIXELS = 512 * 512
 
@@ -48,22 +50,24 @@ def run_check_forward(
     POLICIES[config.precision].apply_to_backend(processes.device)  # before the VAE computes anything
     batch, about = _batch(config, sample, picture, reporter)
     path = PathTable()
-    path.add("input", "object image", batch.object_image, "(B, 3, H, W)", (-1, 1))
-    path.add("input", "mask", batch.mask, "(B, 1, H, W)", (0, 1))
-    path.add("input", "shadow map", batch.shadow, "(B, 1, H, W)", (0, 1))
-    path.add("input", "light (theta, phi, size)", batch.light, "(B, 3)", (0, 360))
+    _add_inputs(path, batch)
     save_picture(
         torch.cat([(batch.object_image[0] + 1) / 2, batch.mask[0].expand(3, -1, -1)], dim=2), run.samples / "input.png"
     )
 
     # The VAE comes first and its activations are gone before the UNet is built: the peaks do not add up.
     task = ShadowTask(load_vae(config.model.vae_source, seed=config.seed).to(processes.device))
-    checks: list[Check] = [model_checks.background_is_constant(batch)]
+    checks: list[Check] = [model_checks.background_is_constant(batch), model_checks.vae_is_frozen(task)]
+    if not checks[-1].passed:  # nothing that it encodes would mean anything
+        return _conclude(about, checks, path, {}, reporter)
     encoded = task.encode(batch)
-    path.add("condition", "light embedding", encoded.embedding, "(B, 768)", None)
-    path.add("condition", "object latent + mask", encoded.concatenated, "(B, 5, h, w)", None)
-    path.add("VAE", "shadow latent (data)", encoded.data, "(B, 4, h, w)", None)
+    object_latent, mask = encoded.concatenated[:, :LATENT_CHANNELS], encoded.concatenated[:, LATENT_CHANNELS:]
+    path.add("condition", "light embedding", encoded.embedding, "(B, 768)", model_checks.EMBEDDING_LIMITS)
+    path.add("condition", "object latent", object_latent, "(B, 4, h, w)", model_checks.LATENT_LIMITS)
+    path.add("condition", "latent mask", mask, "(B, 1, h, w)", (0, 1))
+    path.add("VAE", "shadow latent (data)", encoded.data, "(B, 4, h, w)", model_checks.LATENT_LIMITS)
     checks += model_checks.vae(task, batch, encoded, path, trained=config.model.vae_source != "random")
+    checks += model_checks.conditions(task, batch, encoded)
     checks.append(model_checks.flow_reaches_data(encoded, config.seed))
 
     reporter.say(f"check-forward on {about}: building {config.model.architecture} from {config.model.weights} ...")
@@ -71,18 +75,32 @@ def run_check_forward(
     checks += structure_checks.parameters(config, unet, task)
     checks.append(structure_checks.cross_attention_is_gone(unet))
     checks.append(structure_checks.new_channels_are_ignored(unet, config))
-    checks += model_checks.forward(config, unet, encoded, path)
-    checks += model_checks.gradients(config, unet, encoded)
-    checks += model_checks.light_response(config, unet, encoded, batch)
+    # The training step's own loss is judged; a trainee without EMA or optimizer state costs nothing.
+    alone = SingleProcess(processes.device)
+    trainee = build_trainee(config, unet, alone, config.optimizer, config.train.max_steps, ema_decay=None)
+    trainee.watch.detach()
+    checks += preflight(trainee, config)
+    checks += model_checks.forward(trainee, encoded, path)
+    checks += model_checks.gradients(trainee, encoded)
+    checks += model_checks.light_response(trainee, encoded, batch)
     checks.append(path.check())
     memory = memory_items(config, unet, task.vae.num_parameters, model_checks.activation_bytes(config, unet, encoded))
 
-    reporter.table(path.table())
-    reporter.table(checks_table(checks))
     total = sum(memory.values())
     listed = ", ".join(f"{name} {size:.2f}" for name, size in memory.items())
     reporter.say(f"memory to train, GiB per process at batch {config.train.batch_size}: {listed}; total {total:.2f}")
-    failed = [check for check in checks if not check.passed]
+    return _conclude(about, checks, path, memory | {"total": total}, reporter)
+
+
+def _conclude(
+    about: str, checks: list[Check], path: PathTable, memory_gib: dict[str, float], reporter: Reporter
+) -> StageResult:
+    reporter.table(path.table())
+    reporter.table(checks_table(checks))
+    failed = [check for check in checks if not check.passed and not check.tolerated]
+    for check in checks:
+        if check.tolerated and not check.passed:
+            reporter.warn(f"{check.name}: {check.seen}; {check.mend}")
     message = "; ".join(f"{check.name}: expected {check.expected}, saw {check.seen}; {check.mend}" for check in failed)
     if not failed:
         reporter.say(f"check-forward passed: {len(checks)} checks", style="green")
@@ -90,9 +108,17 @@ def run_check_forward(
         "sample": about,
         "path": path.rows_as_dicts(),
         "checks": [asdict(check) for check in checks],
-        "memory_gib": memory | {"total": total},
+        "memory_gib": memory_gib,
     }
     return StageResult("check-forward", not failed, summary, message)
+
+
+def _add_inputs(path: PathTable, batch: Batch) -> None:
+    path.add("input", "object image", batch.object_image, "(B, 3, H, W)", (-1, 1))
+    path.add("input", "mask", batch.mask, "(B, 1, H, W)", (0, 1))
+    path.add("input", "shadow map", batch.shadow, "(B, 1, H, W)", (0, 1))
+    for column, (name, limits) in enumerate(RANGES.items()):
+        path.add("input", f"light {name}", batch.light[:, column], "(B)", limits)
 
 
 def _batch(config: Config, sample: str | None, picture: Picture | None, reporter: Reporter) -> tuple[Batch, str]:

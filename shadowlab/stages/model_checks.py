@@ -1,11 +1,13 @@
-"""The checks of check-forward on what the model does: VAE, flow, forward, gradients, light.
+"""The checks of check-forward on what the model does: VAE, conditions, flow, forward, gradients, light.
 
-Each returns Check objects; none raises for a wrong model.
+Each returns Check objects; none raises for a wrong model. Loss and gradients are those of the training step itself.
 
 Legend: B batch, h w latents.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,19 +19,25 @@ from diagnostics.layers import LayerStatistics
 from shadowlab.config import Config
 from shadowlab.data.sample import Batch
 from shadowlab.evaluation.metrics import psnr
-from shadowlab.flow import integrate, interpolate, loss_per_sample, velocity
-from shadowlab.light import PHI_RANGE, SCALAR_DIM, SIZE_RANGE, THETA_RANGE, embed_light
+from shadowlab.flow import integrate, interpolate, velocity
+from shadowlab.light import RANGES, SCALAR_DIM, embed_light
 from shadowlab.precision import POLICIES
 from shadowlab.seeding import normal
 from shadowlab.stages.check_report import Check, PathTable
 from shadowlab.stages.memory import SavedBytes
 from shadowlab.task import EncodedBatch, Task
+from shadowlab.training.step import StepPlace, flow_loss
+from shadowlab.training.trainee import Trainee
 from shadowlab.unet import predict_velocity
 from shadowlab.vae import DOWNSCALE, LATENT_CHANNELS
 
 _GRADIENT_LATENT = 16  # side of the latents for gradient and light response
 _DECODED_LATENT = 64  # side of the latents that the VAE decodes: at 1024 pixels it costs more than the whole UNet
+_CONDITION_SIDE = 128  # pixels of the centre that is encoded again and again with one input changed
 _MIN_ROUND_TRIP_DB = 20.0
+LATENT_LIMITS = (-30.0, 30.0)  # scaled latents have about unit deviation; SDXL's without scaling_factor reach 50
+NOISY_LIMITS = (-40.0, 40.0)  # the same between noise and data
+EMBEDDING_LIMITS = (-math.sqrt(SCALAR_DIM / 2), math.sqrt(SCALAR_DIM / 2))  # norm of each scalar's vector
 _MIN_RESPONSE = 1e-6  # relative change of the output; float32 rounding is 6e-8
 
 
@@ -46,8 +54,102 @@ def background_is_constant(batch: Batch) -> Check:
     )
 
 
+def vae_is_frozen(task: Task) -> Check:
+    """Asked before it encodes anything: a VAE in half refuses to."""
+    parameters = list(task.vae.autoencoder.parameters())
+    trainable = sum(p.requires_grad for p in parameters)
+    dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
+    return Check(
+        "VAE is frozen in float32",
+        trainable == 0 and dtypes == ["float32"],
+        "no trainable tensor, all float32",
+        f"{trainable} trainable of {len(parameters)}, {', '.join(dtypes)}",
+        "do not pass the VAE to the optimizer or to .half()",
+    )
+
+
+def conditions(task: Task, batch: Batch, encoded: EncodedBatch) -> list[Check]:
+    """Each input reaches its own part of what the model sees, and no other: above all, the target none of it.
+
+    The object image comes composited with its mask, so the mask itself moves the mask's channel alone.
+    """
+    centre = _centre(batch, _CONDITION_SIDE)
+    before = _parts(task.encode(centre))
+    changed = {
+        "shadow map": replace(centre, shadow=_other(centre.shadow, 0.5)),
+        "object image": replace(centre, object_image=_other(centre.object_image, 0.0)),
+        "mask": replace(centre, mask=1 - centre.mask),
+        "light": replace(centre, light=_other_light(centre.light)),
+    }
+    moved = {}
+    for name, other in changed.items():
+        after = _parts(task.encode(other))
+        moved[name] = [part for part in before if not torch.equal(before[part], after[part])]
+    wrong = [f"{name} -> {', '.join(moved[name]) or 'nothing'}" for name in _PLACES if moved[name] != [_PLACES[name]]]
+    leaked = [part for part in moved["shadow map"] if part != "data"]
+    wanted = torch.cat([embed_light(row[None]) for row in batch.light.cpu()])
+    off = float((encoded.embedding.cpu().float() - wanted).abs().amax())
+    return [
+        Check(
+            "the target does not reach the conditions",
+            not leaked,
+            "object latent, mask and light bit-equal under another shadow map",
+            f"moved: {', '.join(leaked) or 'none'}",
+            "the answer is in the input: take the shadow map out of what Task.encode concatenates and embeds",
+        ),
+        Check(
+            "each input has its own channels",
+            not wrong,
+            "object latent in 0-3, mask in 4, light in the embedding",
+            "; ".join(wrong) or "the same",
+            "Task.encode must join [object latent, mask] in this order: it is in the weights of every checkpoint",
+        ),
+        Check(
+            "each sample has its own light",
+            off <= 1e-5,
+            "embedding of row i = embed_light(light of row i)",
+            f"off by {off:.3g} at most",
+            "rows are exchanged, or another embedding is used: see embed_light and Task.encode",
+        ),
+    ]
+
+
+_PLACES = {"shadow map": "data", "object image": "object latent", "mask": "mask", "light": "light embedding"}
+
+
+def _parts(encoded: EncodedBatch) -> dict[str, Tensor]:
+    return {
+        "data": encoded.data,
+        "object latent": encoded.concatenated[:, :LATENT_CHANNELS],
+        "mask": encoded.concatenated[:, LATENT_CHANNELS:],
+        "light embedding": encoded.embedding,
+    }
+
+
+def _centre(batch: Batch, side: int) -> Batch:
+    """The central square of at most `side` pixels."""
+    size = batch.mask.shape[-1]
+    kept = min(size, side)
+    start = (size - kept) // 2 // DOWNSCALE * DOWNSCALE
+    window = (..., slice(start, start + kept), slice(start, start + kept))
+    return replace(batch, object_image=batch.object_image[window], mask=batch.mask[window], shadow=batch.shadow[window])
+
+
+def _other(picture: Tensor, middle: float) -> Tensor:
+    """Another picture everywhere, in the range of (0, 1) or (-1, 1) around `middle`."""
+    step = 0.5 if middle else 1.0
+    return torch.where(picture > middle, picture - step, picture + step)
+
+
+def _other_light(light: Tensor) -> Tensor:
+    """(B, 3) -> (B, 3): each value a quarter of its range beyond the middle, on the other side of it."""
+    low, high = torch.tensor(list(RANGES.values()), dtype=light.dtype, device=light.device).unbind(dim=1)
+    middle, quarter = (low + high) / 2, (high - low) / 4
+    return torch.where(light <= middle, middle + quarter, middle - quarter)
+
+
 def vae(task: Task, batch: Batch, encoded: EncodedBatch, path: PathTable, *, trained: bool) -> list[Check]:
-    """Latents finite, decoded range right, weights frozen in float32; a `trained` VAE gives the map back."""
+    """Latents finite, decoded range right; a `trained` VAE gives the map back."""
     side = encoded.data.shape[-1]
     start, kept = max(0, side - _DECODED_LATENT) // 2, min(side, _DECODED_LATENT)
     decoded = task.decode(encoded.data[..., start : start + kept, start : start + kept].contiguous()).cpu()
@@ -57,8 +159,6 @@ def vae(task: Task, batch: Batch, encoded: EncodedBatch, path: PathTable, *, tra
         path.add(
             "VAE", "decoded shadow map, centre", decoded, f"(B, 1, {kept * DOWNSCALE}, {kept * DOWNSCALE})", (0, 1)
         )
-    parameters = list(task.vae.autoencoder.parameters())
-    frozen = all(not p.requires_grad and p.dtype == torch.float32 for p in parameters)
     latents = torch.cat([encoded.data, encoded.concatenated[:, :LATENT_CHANNELS]])
     dtypes = {encoded.data.dtype, encoded.concatenated.dtype}
     finite, largest = bool(latents.isfinite().all()), float(latents.abs().amax())
@@ -69,13 +169,6 @@ def vae(task: Task, batch: Batch, encoded: EncodedBatch, path: PathTable, *, tra
             "finite, float32",
             f"largest magnitude {largest:.3g}, std {float(latents.std()):.3g}, {', '.join(sorted(map(str, dtypes)))}",
             "the VAE must run in float32 (SDXL's overflows float16); check its weights and the picture's range",
-        ),
-        Check(
-            "VAE is frozen in float32",
-            frozen,
-            "no trainable tensor, all float32",
-            f"{sum(p.requires_grad for p in parameters)} trainable of {len(parameters)}, {parameters[0].dtype}",
-            "do not pass the VAE to the optimizer or to .half()",
         ),
     ]
     if trained:
@@ -113,17 +206,15 @@ def flow_reaches_data(encoded: EncodedBatch, seed: int) -> Check:
 
 
 @torch.no_grad()
-def forward(config: Config, unet: UNet2DConditionModel, encoded: EncodedBatch, path: PathTable) -> list[Check]:
-    """One forward pass at the configured size and precision, every leaf module measured."""
-    precision, device = POLICIES[config.precision], encoded.data.device
-    noise = normal(encoded.data.shape, config.seed, "check").to(device)
-    t = torch.linspace(0.1, 0.9, len(encoded.ids), device=device)
-    x_t = interpolate(noise, encoded.data, t)
-    path.add("UNet", "t", t, "(B)", (0, 1))
-    path.add("UNet", "x_t", x_t, "(B, 4, h, w)", None)
-    path.add("UNet", "input [x_t, object, mask]", torch.cat([x_t, encoded.concatenated], 1), "(B, 9, h, w)", None)
+def forward(trainee: Trainee, encoded: EncodedBatch, path: PathTable) -> list[Check]:
+    """The training loss once, at the configured size and precision, every leaf module measured.
+
+    t is not taken from the step's word: it follows from where its x_t lies between the noise and the data.
+    """
+    unet, precision = trainee.unet, trainee.precision
     seen: dict[str, Tensor] = {}
     handles = [
+        unet.register_forward_hook(lambda m, i, o: seen.update(input=i[0], velocity=o.sample)),
         unet.time_proj.register_forward_hook(lambda m, i, o: seen.update(timesteps=i[0], sinusoids=o)),
         unet.time_embedding.register_forward_hook(lambda m, i, o: seen.update(embedding=o)),
     ]
@@ -135,31 +226,46 @@ def forward(config: Config, unet: UNet2DConditionModel, encoded: EncodedBatch, p
     ]
     layers = LayerStatistics(unet)
     unet.eval()
-    with layers.recording(), precision.autocast(device):
-        predicted = predict_velocity(unet, x_t, t, encoded.concatenated, encoded.embedding)
+    with layers.recording():
+        losses = flow_loss(trainee, unet, encoded, StepPlace(0, 0, len(encoded.ids)))
     unet.train()
     layers.detach()
     for handle in handles:
         handle.remove()
+    weights, low = precision.weights_dtype, precision.autocast_dtype or precision.weights_dtype
+    x_t = seen["input"][:, :LATENT_CHANNELS]
+    path.add("UNet", "x_t", x_t, "(B, 4, h, w)", NOISY_LIMITS, weights)
+    path.add("UNet", "input [x_t, object, mask]", seen["input"], "(B, 9, h, w)", NOISY_LIMITS, weights)
     path.add("UNet", "timestep 1000 (1 - t)", seen["timesteps"], "(B)", (0, 1000))
-    path.add("UNet", "time embedding", seen["embedding"], "(B, D)", None)
-    path.add("UNet", "velocity", predicted, "(B, 4, h, w)", None)
-    path.add("loss", "loss per sample", loss_per_sample(predicted, velocity(noise, encoded.data)), "(B)", None)
+    path.add("UNet", "time embedding", seen["embedding"], "(B, D)", None, weights)
+    path.add("UNet", "velocity", seen["velocity"], "(B, 4, h, w)", None, low)
+    path.add("loss", "loss per sample", losses, "(B)", (0, math.inf))
     measured = {name: kinds["activation"] for name, kinds in layers.collect().items()}
     bad = [name for name, statistics in measured.items() if statistics.num_nonfinite]
     largest = max(measured, key=lambda name: measured[name].max_abs)
-    low = precision.weights_dtype if precision.autocast_dtype is None else precision.autocast_dtype
     dtypes = {name: str(seen[name].dtype).removeprefix("torch.") for name in ("timesteps", "sinusoids", "embedding")}
-    wanted = 1000.0 * (1.0 - t)
-    off = float((seen["timesteps"].float() - wanted).abs().amax())
+    noise = torch.stack([normal(encoded.data.shape[1:], trainee.seed, "noise", p) for p in encoded.positions.tolist()])
+    line = (encoded.data.cpu() - noise).double()
+    t = ((x_t.cpu().double() - noise) * line).flatten(1).sum(dim=1) / line.square().flatten(1).sum(dim=1)
+    wanted, timesteps = 1000.0 * (1.0 - t), seen["timesteps"].cpu().double()
+    off = float((timesteps - wanted).abs().amax())
+    target_loss = (seen["velocity"].cpu().double() - line).square().flatten(1).mean(dim=1)
+    is_the_flows = torch.isclose(losses.cpu().double(), target_loss, rtol=1e-3, equal_nan=True)  # NaN is told below
     islands = ("timesteps", "sinusoids") if precision.weights_dtype != torch.float32 else tuple(dtypes)
     return [
         Check(
             "timesteps are 1000 (1 - t)",
-            off < 1e-3,
-            f"{float(wanted[0]):g} at t = {float(t[0]):g}",
-            f"{float(seen['timesteps'].flatten()[0]):g}, off by {off:.3g} at most",
+            off < (0.05 if weights == torch.float32 else 5.0),  # x_t rounded to a half type
+            f"{float(wanted[0]):.4g} at t = {float(t[0]):.4g}",
+            f"{float(timesteps.flatten()[0]):.4g}, off by {off:.3g} at most",
             "SDXL's embedding knows 0 .. 999 with 999 = noise: unscaled or reversed, every t looks alike or backwards",
+        ),
+        Check(
+            "the training loss is the flow's",
+            bool(is_the_flows.all()),
+            f"mean (velocity - (data - noise))^2 = {float(target_loss[0]):.4g}",
+            f"{float(losses[0]):.4g}",
+            "flow_loss in shadowlab/training/step.py compares with something else, such as the reversed velocity",
         ),
         Check(
             "t and its embedding are float32",
@@ -169,7 +275,7 @@ def forward(config: Config, unet: UNet2DConditionModel, encoded: EncodedBatch, p
             "half types lose integers above 256 or 2048: keep t and its embedding out of autocast",
         ),
         Check(
-            f"forward is finite in {config.precision}",
+            f"forward is finite in {precision.name}",
             not bad,
             f"0 of {len(measured)} layers with non-finite values",
             f"{len(bad)} layers{', first ' + first_bad[0] if first_bad else ''}; "
@@ -184,15 +290,12 @@ def _note_bad_output(found: list[str], name: str, module: nn.Module, inputs: Any
         found.append(name)
 
 
-def gradients(config: Config, unet: UNet2DConditionModel, encoded: EncodedBatch) -> list[Check]:
-    """Finite gradients reach every trainable tensor.
+def gradients(trainee: Trainee, encoded: EncodedBatch) -> list[Check]:
+    """Finite gradients of the training loss reach every trainable tensor.
 
     Each gradient is measured and dropped as it comes, so that no second copy of the weights is ever held.
     """
-    precision, device = POLICIES[config.precision], encoded.data.device
     small = _shrunk(encoded.select(slice(0, 1)))
-    noise = normal(small.data.shape, config.seed, "check").to(device)
-    t = torch.full((1,), 0.5, device=device)
     norms: dict[str, Tensor] = {}
 
     def note(name: str) -> Callable[[Tensor], None]:
@@ -203,15 +306,11 @@ def gradients(config: Config, unet: UNet2DConditionModel, encoded: EncodedBatch)
 
         return hook
 
-    named = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    named = trainee.parameters()
     handles = [p.register_post_accumulate_grad_hook(note(name)) for name, p in named.items()]
-    scaler = torch.amp.GradScaler(device.type) if precision.scales_gradients else None
-    with precision.autocast(device):
-        x_t = interpolate(noise, small.data, t)
-        predicted = predict_velocity(unet, x_t, t, small.concatenated, small.embedding)
-    loss = loss_per_sample(predicted, velocity(noise, small.data)).mean()
+    loss = flow_loss(trainee, trainee.unet, small, StepPlace(0, 0, 1)).mean()
     # A calibrated scale: the initial 65536 overflows float16 by design and only says that calibration is due.
-    (loss * (1024.0 if scaler is not None else 1.0)).backward()
+    (loss * (1024.0 if trainee.scaler is not None else 1.0)).backward()
     for handle in handles:
         handle.remove()
     unreached = [name for name in named if name not in norms]
@@ -227,7 +326,7 @@ def gradients(config: Config, unet: UNet2DConditionModel, encoded: EncodedBatch)
             "these never learn: something detaches them (no_grad, .item(), a removed path) or float16 underflows",
         ),
         Check(
-            f"gradients are finite in {config.precision}",
+            f"gradients are finite in {trainee.precision.name}",
             not bad,
             "0 tensors with non-finite gradient",
             f"{len(bad)} tensors{', first ' + bad[0] if bad else ''}",
@@ -255,33 +354,31 @@ def activation_bytes(config: Config, unet: UNet2DConditionModel, encoded: Encode
     return saved[low] + per_area * (encoded.data.shape[-1] ** 2 - low**2)
 
 
-def light_response(config: Config, unet: UNet2DConditionModel, encoded: EncodedBatch, batch: Batch) -> list[Check]:
-    """Output and gradient answer to each of theta, phi and size."""
-    precision, device = POLICIES[config.precision], encoded.data.device
+def light_response(trainee: Trainee, encoded: EncodedBatch, batch: Batch) -> list[Check]:
+    """The output, and the gradient of the training loss, answer to each of theta, phi and size."""
+    unet, device = trainee.unet, trainee.device
     small = _shrunk(encoded.select(slice(0, 1)))
     light = batch.light[:1].cpu().repeat(4, 1)
-    for row, (column, (low, high)) in enumerate(enumerate((THETA_RANGE, PHI_RANGE, SIZE_RANGE)), start=1):
-        middle = (low + high) / 2
-        light[row, column] = middle + (high - low) / 4 if light[row, column] <= middle else middle - (high - low) / 4
+    light[[1, 2, 3], [0, 1, 2]] = _other_light(light[:1])[0]
     embedding = embed_light(light).to(device)
-    noise = normal(small.data.shape, config.seed, "check").to(device)
+    noise = normal(small.data.shape, trainee.seed, "check").to(device)
     t = torch.full((1,), 0.5, device=device)
-    x_t = interpolate(noise, small.data, t)
     unet.requires_grad_(False)
-    with torch.no_grad(), precision.autocast(device):
-        x, times, conditions = (tensor.expand(4, *tensor.shape[1:]) for tensor in (x_t, t, small.concatenated))
-        outputs = predict_velocity(unet, x, times, conditions, embedding)
+    with torch.no_grad(), trainee.precision.autocast(device):
+        x_t = interpolate(noise, small.data, t)
+        x, times, others = (tensor.expand(4, *tensor.shape[1:]) for tensor in (x_t, t, small.concatenated))
+        outputs = predict_velocity(unet, x, times, others, embedding)
     asked = embedding[:1].clone().requires_grad_()
-    with precision.autocast(device):
-        predicted = predict_velocity(unet, x_t, t, small.concatenated, asked)
-    loss_per_sample(predicted, velocity(noise, small.data)).mean().backward()
+    loss = flow_loss(trainee, unet, replace(small, embedding=asked), StepPlace(0, 0, 1)).mean()
+    if loss.requires_grad:
+        loss.backward()
     unet.requires_grad_(True)
-    assert asked.grad is not None
+    answer = torch.zeros_like(asked) if asked.grad is None else asked.grad
     scale = float(outputs[0].norm()) or 1.0  # a silent model answers with 0, not with a division by it
     checks = []
     for row, name in enumerate(("theta", "phi", "size"), start=1):
         change = float((outputs[row] - outputs[0]).norm()) / scale
-        gradient = float(asked.grad[:, (row - 1) * SCALAR_DIM : row * SCALAR_DIM].norm())
+        gradient = float(answer[:, (row - 1) * SCALAR_DIM : row * SCALAR_DIM].norm())
         checks.append(
             Check(
                 f"output and gradient answer to {name}",

@@ -63,10 +63,11 @@ def run_overfit(config: Config, run: RunFolder, processes: Processes, reporter: 
     trainee = build_trainee(config, unet, processes, optimizer, settings.max_steps, ema_decay=None)
     telemetry = Telemetry(run, trainee, config.diagnostics, kind="overfit")
     reporter.say(
-        f"overfit: {settings.num_samples} samples of {dataset.name}, {sum(p.numel() for p in unet.parameters()):,} "
-        f"parameters, {config.precision}, until R^2 >= {settings.min_r2} and soft IoU >= {settings.min_soft_iou}"
+        f"overfit: {settings.num_samples} sample{'s' if settings.num_samples > 1 else ''} of {dataset.name}, "
+        f"{sum(p.numel() for p in unet.parameters()):,} parameters, {config.precision}, "
+        f"until R^2 >= {settings.min_r2} and soft IoU >= {settings.min_soft_iou}"
     )
-    size = min(settings.batch_size, settings.num_samples)
+    size = settings.batch_size  # fewer samples come several times in a step, each time with other noise and t
     step = 0
     try:
         result = grid.evaluate(unet, trainee.precision)

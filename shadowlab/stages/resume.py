@@ -1,12 +1,13 @@
 """What a resumed run is configured as: what it was, with the changes asked for, if they do not make it another run."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from shadowlab.config import Config
-from shadowlab.config_files import dump_config, load_config
+from shadowlab.config_files import dump_config, load_config, preset_names
 from shadowlab.errors import UserError
 from shadowlab.run_folder import RunFolder
 
@@ -25,12 +26,19 @@ _DECISIVE = (
 
 
 def resumed_config(
-    run: RunFolder, *, source: str | None, options: Mapping[str, Any], assignments: Sequence[str]
+    run: RunFolder,
+    *,
+    source: str | None,
+    options: Mapping[str, Any],
+    assignments: Sequence[str],
+    file: str | Path | None = None,
 ) -> Config:
-    """The run's own configuration with `options` and `assignments` on top.
+    """The run's own configuration, or what `file` says now, with `options` and `assignments` on top.
 
     Args:
         source: preset or file named on the command line, if any; it must be the one that the run began with.
+        file: what --config was given. A file may have been edited since: what it says counts like options given now.
+            A preset's name stands for the run's own configuration.
 
     Raises:
         UserError: another source, or a key differs that would change what the run computes; names both values.
@@ -41,18 +49,27 @@ def resumed_config(
             "leave --preset and --config out (the run's own config.yaml is used) or start anew with another --run"
         )
     saved = run.saved_config()
-    given = load_config(file=run.path / "config.yaml", options=options, assignments=assignments)
+    own = file is None or str(file) in preset_names()
+    base = run.path / "config.yaml" if own or file is None else file
+    given = load_config(file=base, options=options, assignments=assignments)
     before, after = _flat(saved), _flat(given)
     decisive = list(_DECISIVE)
     if given.optimizer.schedule == "cosine":
         decisive.append("train.max_steps")  # the cosine ends there
     for key, value in after.items():
         if before[key] != value and any(key == name or key.startswith(f"{name}.") for name in decisive):
+            mend = "take the option back" if own else f"take it back in {file}, or give it as an option"
             raise UserError(
                 f"--resume: {key} was {before[key]!r} in {run.path} and is {value!r} now, which would make it another "
-                "run; take the option back, or start anew with another --run"
+                f"run; {mend}, or start anew with another --run"
             )
     return given
+
+
+def changes(before: Config, after: Config) -> list[str]:
+    """`key old -> new` of every key that differs."""
+    old, new = _flat(before), _flat(after)
+    return [f"{key} {old[key]!r} -> {value!r}" for key, value in new.items() if old[key] != value]
 
 
 def _flat(config: Config) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 import json
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from diagnostics.nonfinite import NonFiniteError
 from shadowlab.config import Config
-from shadowlab.errors import StageFailedError
+from shadowlab.errors import InterruptedRunError, StageFailedError, StageStoppedError
 from shadowlab.reporter import Reporter
 from shadowlab.run_folder import RunFolder, stage_passed
 from shadowlab.stages.check_forward import run_check_forward
@@ -43,13 +44,15 @@ def finish_stage(
         reporter.log_to(run.log)
     try:
         result = stage()
+    except InterruptedRunError:
+        raise  # no failure: nothing is recorded
     except Exception as error:
         if write:
             reporter.note(f"{name} failed: {error}")
-            if isinstance(error, (StageFailedError, NonFiniteError)):
+            if isinstance(error, (StageFailedError, StageStoppedError, NonFiniteError)):
                 run.record_stage(name, passed=False, config=config, summary={"error": str(error)})
         raise
-    if write:
+    if write and not result.idle:
         run.record_stage(name, passed=result.passed, config=config, summary=result.summary)
     document = {"stage": name, "passed": result.passed, "run": str(run.path), **result.summary}
     if not result.passed:
@@ -60,7 +63,7 @@ def finish_stage(
         failure = StageFailedError(result.message)
         failure.reported = told  # one JSON document, not two
         raise failure
-    reporter.say(f"{name}: passed ({run.path})", style="bold green")
+    reporter.say(f"{name}: {'nothing to do' if result.idle else 'passed'} ({run.path})", style="bold green")
     return result
 
 
@@ -88,8 +91,9 @@ def prove_required_stages(
         processes.wait()
         return
     proofs: dict[str, str] = {}
+    warn = cache(reporter.warn)  # each damaged neighbour once, not once a stage
     for name, stage in REQUIRED_STAGES.items():
-        passed_in = stage_passed(config, name)
+        passed_in = stage_passed(config, name, on_unreadable=warn)
         if passed_in is None:
             reporter.say(f"train needs {name} first; running it")
             passed_in = _run_required(name, stage, config, run, processes, reporter)

@@ -1,5 +1,6 @@
 """train: the run itself. One readable loop; what a step is stands in shadowlab/training/step.py."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,15 +12,17 @@ from shadowlab.config import Config
 from shadowlab.data.dataset import ShadowDataset, open_dataset
 from shadowlab.data.sample import Batch, collate
 from shadowlab.data.split import Split, split_by_object
-from shadowlab.errors import UserError
+from shadowlab.errors import InterruptedRunError, StageFailedError, StageStoppedError, UserError
 from shadowlab.evaluation.fixed_grid import FixedGrid, GridResult
 from shadowlab.evaluation.pictures import comparison_grid, save_picture
 from shadowlab.precision import POLICIES
 from shadowlab.reporter import Reporter
 from shadowlab.run_folder import RunFolder
 from shadowlab.stages.result import StageResult
+from shadowlab.stages.resume import changes
 from shadowlab.task import EncodedBatch, ShadowTask, Task
 from shadowlab.training.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
+from shadowlab.training.interruption import Interruption
 from shadowlab.training.loader import endless_batches, micro_batch_positions
 from shadowlab.training.processes import Processes
 from shadowlab.training.step import StepPlace
@@ -31,22 +34,27 @@ from shadowlab.vae import load_vae
 def run_train(
     config: Config, run: RunFolder, processes: Processes, reporter: Reporter, *, resume: bool = False
 ) -> StageResult:
-    """Train to `train.max_steps`, from the newest complete checkpoint of `run` with `resume`.
+    """Train to `train.max_steps`, with `resume` from the newest complete checkpoint of `run`, if it came to one.
+
+    The first Ctrl-C ends the loop after the running step, on every process after the same one, and saves.
 
     Raises:
-        UserError: data, weights or checkpoint cannot be read, or `resume` finds no checkpoint.
+        UserError: data, weights or checkpoint cannot be read, or every checkpoint of `run` is damaged.
+        InterruptedRunError: Ctrl-C; the message names the step that was saved.
+        StageStoppedError: a sample cannot be read in the middle of the run; every process raises it.
         NonFiniteError: loss or gradients are not finite; the last checkpoint stays.
-        StageFailedError: weights turned non-finite in a step, or the gradient scaler skips for ever.
+        StageFailedError: weights turned non-finite in a step, or validation is not finite.
     """
     # 1. Data: split by object, and a fixed grid of held-out samples.
     settings = config.train
     POLICIES[config.precision].apply_to_backend(processes.device)  # before the VAE computes anything
-    dataset = open_dataset(config.data.path, config.data.image_size)
-    for notice in dataset.notices:
-        reporter.warn(notice)
-    split = split_by_object(dataset.object_ids, config.data.validation_fraction, config.seed)
-    task = ShadowTask(load_vae(config.model.vae_source, seed=config.seed).to(processes.device))
-    grid = _validation_grid(config, task, dataset, split)
+    with processes.together():
+        dataset = open_dataset(config.data.path, config.data.image_size)
+        for notice in dataset.notices:
+            reporter.warn(notice)
+        split = split_by_object(dataset.object_ids, config.data.validation_fraction, config.seed)
+        task = ShadowTask(load_vae(config.model.vae_source, seed=config.seed).to(processes.device))
+        grid = _validation_grid(config, task, dataset, split)
 
     # 2. Model and optimizer; conv_in is widened before the optimizer sees it.
     unet = build_unet(config, task, processes.device)
@@ -55,12 +63,13 @@ def run_train(
     # 3. Where to begin.
     global_batch = settings.batch_size * settings.gradient_accumulation_steps * processes.count
     identity = {"data": dataset.fingerprint(), "effective batch": global_batch, "model": config.model_hash()}
-    step, position = _restore(run, trainee, identity) if resume else (0, 0)
+    fresh = not resume or not any(run.checkpoints.glob("step-*"))  # a resumed run, too, may have come to nothing
+    if resume and fresh:
+        reporter.say(f"{run.path} has no checkpoint yet: it starts from the beginning")
+    step, position = (0, 0) if fresh else _restore(run, trainee, identity)
     if step >= settings.max_steps:
         reporter.say(f"{run.path} is complete at step {step}; give a larger --max-steps to train on")
-        return StageResult("train", True, {"steps": step})
-    if resume and processes.is_main:
-        run.save_config(config)
+        return StageResult("train", True, {"steps": step, "nothing_to_do": True}, idle=True)
     batches = endless_batches(
         dataset,
         split.train,
@@ -72,7 +81,12 @@ def run_train(
         num_processes=processes.count,
         num_workers=config.data.num_workers,
     )
-    telemetry = Telemetry(run, trainee, config.diagnostics, kind="train", resumed_at=step)
+    with processes.together():
+        telemetry = _telemetry(config, run, trainee, resumed_at=-1 if fresh else step)
+    if resume and processes.is_main:
+        for change in changes(run.saved_config(), config):
+            reporter.say(f"changed on resume: {change}")
+        run.save_config(config)
     reporter.say(
         f"train: {len(split.train)} samples ({len(split.validation)} held out), "
         f"{sum(p.numel() for p in unet.parameters()):,} parameters, "
@@ -83,23 +97,27 @@ def run_train(
 
     # 4. The loop.
     try:
-        first_result = result = _validate(grid, trainee, telemetry, reporter, run, step, write=not resume)
-        with reporter.start("train", settings.max_steps, step):
+        first_result = result = _validate(grid, trainee, telemetry, reporter, run, step, write=fresh)
+        with reporter.start("train", settings.max_steps, step), Interruption(speaks=processes.is_main) as interruption:
             while step < settings.max_steps:
                 started = time.perf_counter()
-                micro_batches = [next(batches) for _ in range(settings.gradient_accumulation_steps)]
-                waited = time.perf_counter() - started
+                with processes.together():
+                    micro_batches = _read(batches, settings.gradient_accumulation_steps, step)
+                    waited = time.perf_counter() - started
                 encoded = _encode(micro_batches, task, config, processes, position)
                 outcome = telemetry.step(encoded, StepPlace(step, position, global_batch), waited_seconds=waited)
                 step, position = step + 1, position + global_batch
                 if step % settings.validate_every == 0 or step == settings.max_steps:
                     result = _validate(grid, trainee, telemetry, reporter, run, step)
-                if step % config.checkpoint.every_steps == 0 or step == settings.max_steps:
+                stopping = step < settings.max_steps and processes.any_true(interruption.asked)
+                if step % config.checkpoint.every_steps == 0 or step == settings.max_steps or stopping:
                     _save(config, run, trainee, step, position, identity)
                 numbers = {"loss": outcome.loss, "grad norm": outcome.grad_norm, "lr": outcome.learning_rate}
-                if trainee.num_skipped:
-                    numbers["skipped"] = trainee.num_skipped
+                if trainee.watch.num_skipped:
+                    numbers["skipped"] = trainee.watch.num_skipped
                 reporter.advance(step, settings.max_steps, numbers, log=step % settings.log_every == 0)
+                if stopping:
+                    raise InterruptedRunError(f"interrupted after step {step}: saved")
     finally:
         telemetry.close()
     return _conclude(first_result, result, step, run, reporter)
@@ -135,6 +153,21 @@ def _restore(run: RunFolder, trainee: Trainee, identity: dict[str, Any]) -> tupl
     return state["step"], state["position"]
 
 
+def _telemetry(config: Config, run: RunFolder, trainee: Trainee, *, resumed_at: int) -> Telemetry:
+    try:
+        return Telemetry(run, trainee, config.diagnostics, kind="train", resumed_at=resumed_at)
+    except (OSError, ValueError) as error:  # ValueError: a damaged line of metrics.jsonl; it names file and line
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def _read(batches: Iterator[Batch], count: int, step: int) -> list[Batch]:
+    """The micro-batches of the 0-based step."""
+    try:
+        return [next(batches) for _ in range(count)]
+    except UserError as error:
+        raise StageStoppedError(f"step {step + 1}: {error}") from error
+
+
 def _encode(
     batches: Sequence[Batch], task: Task, config: Config, processes: Processes, position: int
 ) -> list[EncodedBatch]:
@@ -158,11 +191,15 @@ def _validate(
     """Judge the averaged weights (the raw ones where there is no EMA). Every rank does: no rank waits for another.
 
     write: False right after a resume, where the run has this step's record already.
+
+    Raises:
+        StageFailedError: a loss or a prediction is not finite.
     """
     with averaged_weights(trainee):
         result = grid.evaluate(trainee.unet, trainee.precision)
     if write:
         telemetry.write({"kind": "validation", "step": step, **result.numbers()})
+    _require_finite(result, grid.batch.ids, step)
     if write and trainee.processes.is_main:
         target = grid.task.target(grid.batch)
         picture = comparison_grid(grid.batch, target, result.prediction)
@@ -174,6 +211,19 @@ def _validate(
         f"(all black {result.black_metrics['rmse']:.4f})"
     )
     return result
+
+
+def _require_finite(result: GridResult, ids: Sequence[str], step: int) -> None:
+    bad = [f"grid loss at t = {t:g} is {loss}" for t, loss in result.loss_by_t.items() if not math.isfinite(loss)]
+    finite = result.prediction.isfinite().flatten(1).all(dim=1).tolist()
+    bad += [f"prediction for {name} is not finite" for name, good in zip(ids, finite, strict=True) if not good]
+    if bad:
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise StageFailedError(
+            f"validation at step {step}: {bad[0]}{more}; the weights judged are the EMA's where there is one: look at "
+            "the largest activations in TensorBoard, lower optimizer.learning_rate, or go on from the last checkpoint "
+            "with --precision fp32 under another --run"
+        )
 
 
 @contextmanager
@@ -193,16 +243,16 @@ def averaged_weights(trainee: Trainee) -> Iterator[None]:
 
 
 def _save(config: Config, run: RunFolder, trainee: Trainee, step: int, position: int, identity: dict[str, Any]) -> None:
-    if trainee.processes.is_main:
-        save_checkpoint(
-            run.checkpoints,
-            trainee,
-            step=step,
-            position=position,
-            identity=identity,
-            keep_last=config.checkpoint.keep_last,
-        )
-    trainee.processes.wait()
+    with trainee.processes.together():
+        if trainee.processes.is_main:
+            save_checkpoint(
+                run.checkpoints,
+                trainee,
+                step=step,
+                position=position,
+                identity=identity,
+                keep_last=config.checkpoint.keep_last,
+            )
 
 
 def _conclude(first: GridResult, last: GridResult, step: int, run: RunFolder, reporter: Reporter) -> StageResult:

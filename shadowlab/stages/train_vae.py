@@ -11,7 +11,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from safetensors import SafetensorError
 from torch import Tensor
 
 from shadowlab.data.dataset import open_dataset
@@ -58,6 +60,7 @@ _MAX_SHIFT = 8  # pixels: one latent cell, so that edges meet every phase of the
 _NUM_SCALING_SAMPLES = 512  # training samples whose latents set the scale
 _MAX_GRAD_NORM = 1.0
 _WARMUP_SHARE = 0.05
+_MAX_LEARNING_RATE = 10.0
 
 
 @dataclass(frozen=True)
@@ -116,69 +119,70 @@ def train_vae(
         steps: optimizer steps, at least 1.
         seed: weights, batches, augmentation and noise are functions of it.
         batch_size: pictures a step, half of them shadow maps, half object images; at least 2.
-        learning_rate: peak of AdamW's, after warm-up over 5 % of the steps; falls to 0 along a cosine.
+        learning_rate: peak of AdamW's, at most 10, after warm-up over 5 % of the steps; falls to 0 along a cosine.
         image_size: S, pixels, a multiple of 8.
         on_log: called about every hundredth of the steps, and after the first and last, with step, loss, its terms,
             grad_norm, learning_rate and seconds.
         device: where to train, such as `cpu` or `cuda`.
 
     Raises:
-        UserError: `out` holds something, a number is out of range, or the data set cannot be used.
+        UserError: `out` holds something or cannot be written (found before training), a number is out of range, or
+            the data set cannot be used.
         StageFailedError: loss or gradient is not finite; raised before the optimizer's step, nothing is written.
     """
-    if steps < 1 or batch_size < 2 or not 0.0 < learning_rate < math.inf:
+    if steps < 1 or batch_size < 2 or not 0.0 < learning_rate <= _MAX_LEARNING_RATE:
         raise UserError(
             f"train-vae: steps {steps}, batch size {batch_size}, learning rate {learning_rate}: "
-            "expected steps >= 1, batch size >= 2, a positive learning rate"
+            f"expected steps >= 1, batch size >= 2, a positive learning rate of at most {_MAX_LEARNING_RATE:g}"
         )
-    out = Path(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out}: already exists and is not an empty folder; give another --out or remove it")
     dataset = open_dataset(data, image_size)
     split = split_by_object(dataset.object_ids, VALIDATION_FRACTION, seed)
     read = lru_cache(maxsize=1024)(dataset.__getitem__)
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "vae-weights"))
-        model: Any = AutoencoderKL(**SMALL_CONFIG, sample_size=image_size)
-    model.to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    half = max(DOWNSCALE, image_size // 2 // DOWNSCALE * DOWNSCALE)
-    start, losses = time.monotonic(), []
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * _schedule(step, steps)
-        side = half if step < _WINDOW_STEPS * steps else image_size
-        shadows, objects = _batch(read, split.train, step, batch_size, side, seed)
-        terms = _losses(model, shadows.to(device), objects.to(device), step, seed)
-        optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), _MAX_GRAD_NORM)
-        values = {name: float(term.detach()) for name, term in {**terms, "grad_norm": norm}.items()}
-        bad = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            raise StageFailedError(
-                f"train-vae: {bad[0]} at step {step}, expected a finite number; lower --learning-rate ({learning_rate})"
-            )
-        optimizer.step()
-        losses.append(values["loss"])
-        if on_log is not None and (step % max(1, steps // 100) == 0 or step == steps - 1):
-            rate = optimizer.param_groups[0]["lr"]
-            on_log({"step": step, **values, "learning_rate": rate, "seconds": time.monotonic() - start})
-    seconds = time.monotonic() - start
+    with _new_folder(out) as folder:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "vae-weights"))
+            model: Any = AutoencoderKL(**SMALL_CONFIG, sample_size=image_size)
+        model.to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+        half = max(DOWNSCALE, image_size // 2 // DOWNSCALE * DOWNSCALE)
+        start, losses = time.monotonic(), []
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * _schedule(step, steps)
+            side = half if step < _WINDOW_STEPS * steps else image_size
+            shadows, objects = _batch(read, split.train, step, batch_size, side, seed)
+            terms = _losses(model, shadows.to(device), objects.to(device), step, seed)
+            optimizer.zero_grad(set_to_none=True)
+            terms["loss"].backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), _MAX_GRAD_NORM)
+            values = {name: float(term.detach()) for name, term in {**terms, "grad_norm": norm}.items()}
+            bad = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]
+            if bad:
+                raise StageFailedError(
+                    f"train-vae: {bad[0]} at step {step}, expected a finite number; "
+                    f"lower --learning-rate ({learning_rate})"
+                )
+            optimizer.step()
+            losses.append(values["loss"])
+            if on_log is not None and (step % max(1, steps // 100) == 0 or step == steps - 1):
+                rate = optimizer.param_groups[0]["lr"]
+                on_log({"step": step, **values, "learning_rate": rate, "seconds": time.monotonic() - start})
+        seconds = time.monotonic() - start
 
-    model.eval()
-    samples = [read(i) for i in split.train[:_NUM_SCALING_SAMPLES]]
-    shadow_maps = [sample.shadow.expand(3, -1, -1) * 2.0 - 1.0 for sample in samples]
-    _balance(model, _modes(model, shadow_maps))
-    both = _modes(model, shadow_maps + [sample.object_image for sample in samples])
-    shadow_std, both_std = float(both[: len(samples)].std()), float(both.std())
-    model.register_to_config(scaling_factor=1.0 / shadow_std)
-    tenth = max(1, steps // 10)
+        model.eval()
+        samples = [read(i) for i in split.train[:_NUM_SCALING_SAMPLES]]
+        shadow_maps = [sample.shadow.expand(3, -1, -1) * 2.0 - 1.0 for sample in samples]
+        _balance(model, _modes(model, shadow_maps))
+        both = _modes(model, shadow_maps + [sample.object_image for sample in samples])
+        shadow_std, both_std = float(both[: len(samples)].std()), float(both.std())
+        model.register_to_config(scaling_factor=1.0 / shadow_std)
+        tenth = max(1, steps // 10)
 
-    def measure(folder: Path) -> VaeReport:
+        with _writing(out):
+            model.save_pretrained(folder, safe_serialization=True)
         vae = load_vae(str(folder)).to(device)
-        return VaeReport(
+        report = VaeReport(
             data=dataset.name,
             fingerprint=dataset.fingerprint(),
             steps=steps,
@@ -198,8 +202,9 @@ def train_vae(
             held_out=measure_vae(vae, dataset, split.validation, seed=seed),
             seconds=seconds,
         )
-
-    return _write(model, out, measure)
+        with _writing(out):
+            (folder / REPORT_NAME).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    return report
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -298,15 +303,30 @@ def _balance(model: Any, latents: Tensor) -> None:
     out_of.weight /= factor.view(1, -1, 1, 1)
 
 
-def _write(model: Any, out: Path, measure: Callable[[Path], VaeReport]) -> VaeReport:
-    """Write beside `out`, measure what was written, then rename: a reader never sees half a folder."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its name when the block is through: a reader never sees half of it.
+
+    It is made at once: where nothing can be written, no time is lost on training.
+    """
+    place = Path(os.path.realpath(out))
+    with _writing(out):
+        if os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir())):
+            raise UserError(f"{out}: already exists and is not an empty folder; give another --out or remove it")
+        temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+        temporary.mkdir(parents=True)
     try:
-        model.save_pretrained(temporary, safe_serialization=True)
-        report = measure(temporary)
-        (temporary / REPORT_NAME).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, out)
+        yield temporary
+        with _writing(out):
+            os.replace(temporary, place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return report
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Inside, what the disk refuses is a UserError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--out {out}: cannot be written ({error}); give another place or free the disk") from error

@@ -63,6 +63,7 @@ def save_checkpoint(
             "identity": identity,
             "ema_updates": trainee.ema.optimization_step if trainee.ema else None,
             "scaler": trainee.scaler.state_dict() if trainee.scaler else None,
+            "skips": {"in_a_row": trainee.watch.skips_in_a_row, "total": trainee.watch.num_skipped},
         }
         (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         sizes = {str(p.relative_to(temporary)): p.stat().st_size for p in sorted(temporary.rglob("*")) if p.is_file()}
@@ -108,6 +109,8 @@ def load_checkpoint(path: Path, trainee: Trainee) -> dict[str, Any]:
         _restore_optimizer(trainee, load_file(path / "optimizer.safetensors"), path)
         if trainee.scaler is not None and state["scaler"]:
             trainee.scaler.load_state_dict(state["scaler"])
+        skips = state["skips"]
+        trainee.watch.skips_in_a_row, trainee.watch.num_skipped = skips["in_a_row"], skips["total"]
     except (OSError, SafetensorError, ValueError, KeyError) as error:  # ValueError: neither JSON nor UTF-8
         raise UserError(
             f"{path}: damaged checkpoint ({type(error).__name__}: {error}); remove it to use the one before"

@@ -1,5 +1,6 @@
 """Batches by position: which samples a process reads in a step is arithmetic, not state."""
 
+import signal
 from collections.abc import Iterator, Sequence
 
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -42,6 +43,11 @@ def _collate(items: Sequence[Sample | UserError]) -> Batch | UserError:
     return collate(samples) if len(samples) == len(items) else next(i for i in items if isinstance(i, UserError))
 
 
+def _leave_interrupts_to_the_loop(_: int) -> None:
+    """A terminal's Ctrl-C reaches the workers too; the step that is finished first still needs their samples."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class _EndlessSampler(Sampler[list[int]]):
     def __init__(self, length: int, seed: int, first: int, batch_size: int, accumulation: int, rank: int, count: int):
         self._length, self._seed = length, seed
@@ -74,7 +80,14 @@ def endless_batches(
     """
     sampler = _EndlessSampler(len(indices), seed, first_position, batch_size, accumulation, rank, num_processes)
     subset = _Subset(dataset, indices)
-    for item in DataLoader(subset, batch_sampler=sampler, collate_fn=_collate, num_workers=num_workers):
+    loader = DataLoader(
+        subset,
+        batch_sampler=sampler,
+        collate_fn=_collate,
+        num_workers=num_workers,
+        worker_init_fn=_leave_interrupts_to_the_loop,
+    )
+    for item in loader:
         if isinstance(item, UserError):
             raise item
         yield item

@@ -1,6 +1,8 @@
 """The processes of a run, through accelerate: which rank this is, its device, and what ranks tell each other."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,6 +53,8 @@ class Processes:
         if ":" in device and self.count > 1:
             raise UserError(f"device {device}: {self.count} processes cannot share one GPU; use --device cuda")
         self.device = chosen if ":" in device else self._state.device
+        # What ranks tell each other of files goes over the CPU: no GPU is waited for.
+        self._cpu_group = torch.distributed.new_group(backend="gloo") if self.count > 1 else None
 
     @property
     def rank(self) -> int:
@@ -85,6 +89,14 @@ class Processes:
         torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MIN)
         return value.bool()
 
+    def any_true(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank; every rank gets the same answer. Between CPUs: no accelerator waits."""
+        if self.count == 1:
+            return flag
+        value = torch.tensor(flag, dtype=torch.int32)
+        torch.distributed.all_reduce(value, group=self._cpu_group)
+        return bool(value)
+
     def mean(self, value: Tensor) -> Tensor:
         """Mean of a tensor over ranks."""
         if self.count == 1:
@@ -100,6 +112,27 @@ class Processes:
     def share(self, value: Any) -> Any:
         """The first rank's value, on every rank."""
         return self.gather([value])[0]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A UserError inside, on any rank, is raised on every rank: none is left waiting for the others.
+
+        Every rank must come here; inside must be no collective.
+        """
+        error: UserError | None = None
+        try:
+            yield
+        except UserError as own:
+            error = own
+        if self.count > 1:
+            failed = torch.tensor(error is not None, dtype=torch.int32)
+            torch.distributed.all_reduce(failed, group=self._cpu_group)
+            if failed:
+                errors: list[UserError | None] = [None] * self.count
+                torch.distributed.all_gather_object(errors, error, group=self._cpu_group)
+                error = next(error for error in errors if error is not None)
+        if error is not None:
+            raise error
 
     def wait(self) -> None:
         self._state.wait_for_everyone()

@@ -6,18 +6,17 @@ A step is a pure function of (weights, batch, seed, step): noise belongs to a sa
 and t to the step, so the same step can be run again, to resume or to find out what went wrong in it.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diagnostics.nonfinite import NonFiniteError, NonFiniteFinding, all_finite, locate_first_nonfinite
+from diagnostics.nonfinite import all_finite
 from diagnostics.parameters import ParameterStatistics, gradient_norms, total_norm
-from shadowlab.errors import StageFailedError
 from shadowlab.flow import interpolate, loss_per_sample, stratified_times, velocity
 from shadowlab.seeding import generator, normal
 from shadowlab.task import EncodedBatch
@@ -55,15 +54,28 @@ def training_step(
     *,
     parameter_statistics: ParameterStatistics | None = None,
 ) -> StepOutcome:
-    """Forward, backward, finite check, clip, optimizer, EMA over the micro-batches of one step.
+    """Forward, backward, finite check, clip, optimizer, EMA over the micro-batches of one step, under watch.
 
-    The only host read is of (loss, gradient norm, finite flag), together, before the optimizer step.
+    The only host read is of (loss, gradient norm, finite flags), together, before the optimizer step.
 
     Raises:
-        NonFiniteError: loss or gradients are not finite on some rank, or the scaler has skipped too many steps in a row
-            and the gradient is bad without scaling, too; weights, optimizer and EMA are unchanged.
-        StageFailedError: too many skips, and the unscaled gradient is finite.
+        NonFiniteError: something is not finite on some rank, or the scaler has skipped too many steps in a row. It
+            says where that was born; weights, optimizer and EMA are unchanged.
     """
+    named = [batch.tensors() | {"ids": batch.ids, "positions": batch.positions} for batch in batches]
+    return trainee.watch.step(
+        lambda: _step(trainee, batches, place, parameter_statistics),
+        batch=named[0] if len(named) == 1 else named,
+        step_index=place.step,
+    )
+
+
+def _step(
+    trainee: Trainee,
+    batches: Sequence[EncodedBatch],
+    place: StepPlace,
+    parameter_statistics: ParameterStatistics | None,
+) -> StepOutcome:
     optimizer, config = trainee.optimizer, trainee.learning_rate_config
     optimizer.zero_grad(set_to_none=True)
     losses = forward_backward(trainee, trainee.model, batches, place)
@@ -79,17 +91,10 @@ def training_step(
     rate = learning_rate(config, place.step, trainee.max_steps)
 
     if not host[3] and host[2] and trainee.scaler is not None:
-        # float16 gradients overflowed at this scale: the scaler halves it, nothing moves. scaler.step is not asked:
-        # it would step where every gradient is finite and only their norm is not.
-        trainee.skips_in_a_row += 1
-        trainee.num_skipped += 1
-        if trainee.skips_in_a_row >= trainee.max_skips_in_a_row:
-            raise _explain_skips(trainee, batches, place, loss=host[0], grad_norm=host[1])
+        # float16 gradients overflowed at this scale: the scaler halves it, nothing moves.
         trainee.scaler.update()
         return StepOutcome(host[0], host[1], rate, skipped=True)
-    if not host[2] or not host[3]:
-        raise _explain(trainee, batches, place, loss=host[0], grad_norm=host[1])
-    trainee.skips_in_a_row = 0
+    trainee.watch.note(loss=host[0] if host[2] else math.nan, grad_norm=host[1] if host[3] else math.inf)
 
     if parameter_statistics is not None:
         parameter_statistics.before_step()
@@ -99,11 +104,9 @@ def training_step(
         torch._foreach_mul_([p.grad for p in parameters.values() if p.grad is not None], scale)
     for group in optimizer.param_groups:
         group["lr"] = rate
+    optimizer.step()  # not scaler.step, which reads on the host what has been read above
     if trainee.scaler is not None:
-        trainee.scaler.step(optimizer)
         trainee.scaler.update()
-    else:
-        optimizer.step()
     if trainee.ema is not None:
         trainee.ema.step(parameters.values())
     if parameter_statistics is not None:
@@ -138,43 +141,3 @@ def flow_loss(trainee: Trainee, model: nn.Module, batch: EncodedBatch, place: St
     with trainee.precision.autocast(device):
         predicted = predict_velocity(model, x_t, t, batch.concatenated, batch.embedding)
     return loss_per_sample(predicted, velocity(noise, batch.data))
-
-
-def _explain(
-    trainee: Trainee, batches: Sequence[EncodedBatch], place: StepPlace, *, loss: float, grad_norm: float
-) -> NonFiniteError:
-    """Run the step again, on the bare UNet, under hooks. Each rank looks at its own samples; all agree at the end."""
-    found: list[tuple[int, NonFiniteFinding, tuple[str, ...]]] = []
-    for batch in batches:
-        trainee.optimizer.zero_grad(set_to_none=True)
-        again = partial(forward_backward, trainee, trainee.unet, [batch], place)
-        finding = locate_first_nonfinite(trainee.unet, again, batch=batch.tensors())
-        if finding is not None:
-            found.append((trainee.processes.rank, finding, tuple(batch.ids[i] for i in finding.samples)))
-            break
-    found = trainee.processes.gather(found)
-    trainee.optimizer.zero_grad(set_to_none=True)
-    head = f"step {place.step + 1}, before optimizer.step(): "
-    tail = "\nWeights, optimizer and EMA are unchanged; nothing was saved."
-    if not found:
-        reason = f"loss {loss:.4g}, gradient norm {grad_norm:.4g}, but the same step was finite when repeated"
-        return NonFiniteError(f"{head}{reason}{tail}", step=place.step, finding=None, sample_ids=())
-    rank, finding, ids = found[0]
-    where = f"rank {rank}: " if trainee.processes.count > 1 else ""
-    named = f"\nsamples: {', '.join(ids)}" if ids else ""
-    message = f"{head}{where}{finding}{named}\nloss {loss:.4g}, gradient norm {grad_norm:.4g}{tail}"
-    return NonFiniteError(message, step=place.step, finding=finding, sample_ids=ids)
-
-
-def _explain_skips(
-    trainee: Trainee, batches: Sequence[EncodedBatch], place: StepPlace, *, loss: float, grad_norm: float
-) -> NonFiniteError | StageFailedError:
-    """The scaler would halve its scale for ever; repeated unscaled, the step tells overflow from a real fault."""
-    error = _explain(replace(trainee, scaler=None), batches, place, loss=loss, grad_norm=grad_norm)
-    if error.finding is not None:
-        return error
-    return StageFailedError(
-        f"step {place.step + 1}: the gradient scaler skipped {trainee.skips_in_a_row} steps in a row, though the "
-        "unscaled gradient is finite: gradients overflow float16 at every scale; use --precision bf16 or fp32, "
-        "or lower the learning rate"
-    )

@@ -1,7 +1,6 @@
 """Training steps under observation: metrics.jsonl first, TensorBoard from the same record."""
 
 import fnmatch
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from diagnostics.layers import LayerStatistics
 from diagnostics.nonfinite import NonFiniteError
 from diagnostics.parameters import ParameterStatistics, histogram
 from diagnostics.records import RecordWriter, encode
@@ -17,6 +15,7 @@ from diagnostics.tensorboard import TensorBoardView
 from shadowlab.config import DiagnosticsConfig
 from shadowlab.run_folder import RunFolder
 from shadowlab.task import EncodedBatch
+from shadowlab.training.capture import capture_step
 from shadowlab.training.step import StepOutcome, StepPlace, training_step
 from shadowlab.training.trainee import Trainee
 
@@ -35,7 +34,7 @@ class Telemetry:
         self, run: RunFolder, trainee: Trainee, config: DiagnosticsConfig, *, kind: str, resumed_at: int = 0
     ) -> None:
         self._run, self._trainee, self._config, self._kind = run, trainee, config, kind
-        self._layers = LayerStatistics(trainee.unet) if config.statistics_every else None
+        trainee.watch.incidents = run.path / "incidents"
         self._parameters = ParameterStatistics(trainee.unet)
         self._writer: RecordWriter | None = None
         self._view: TensorBoardView | None = None
@@ -53,18 +52,24 @@ class Telemetry:
             NonFiniteError: as `training_step`, after the finding is written to incidents/.
         """
         number = place.step + 1
-        due = _is_due(number, self._config.statistics_every)
+        watch = self._trainee.watch
+        due = watch.is_due(place.step)
         scaler = self._trainee.scaler
         scale = scaler.get_scale() if due and scaler is not None else 1.0  # before the step may change it
         started = time.perf_counter()
         try:
-            if self._layers is None or not due:
-                outcome = training_step(self._trainee, batches, place)
-            else:
-                with self._layers.recording():
-                    outcome = training_step(self._trainee, batches, place, parameter_statistics=self._parameters)
+            statistics = self._parameters if due else None
+            outcome = training_step(self._trainee, batches, place, parameter_statistics=statistics)
         except NonFiniteError as error:
-            self._write_incident(error, number)
+            kept = None
+            if error.incident is not None:  # on the rank that wrote it
+                kept = capture_step(error.incident, self._run, self._trainee, place, kind=self._kind)
+                hint = f"state before the step: {kept}\nwhat would have helped: shadowlab why {error.incident}"
+                error.args = (f"{error}\n{hint}",)
+            self._trainee.processes.wait()  # every rank comes here; none may end the run while another writes
+            if self._writer is not None:
+                document = {"kind": "incident", "step": number, "verdict": error.verdict.to_json(), "state": kept}
+                self._writer.write(encode(document))
             raise
         record: dict[str, Any] = {
             "kind": self._kind,
@@ -75,12 +80,12 @@ class Telemetry:
             "step_seconds": time.perf_counter() - started,
             "data_wait_seconds": waited_seconds,
             "skipped": outcome.skipped,
-            "num_skipped": self._trainee.num_skipped,
+            "num_skipped": watch.num_skipped,
         }
-        if due and self._layers is not None:
+        if due:
             record["layers"] = {
                 name: {kind: _unscaled(s.to_dict(), scale if kind == "gradient" else 1.0) for kind, s in kinds.items()}
-                for name, kinds in self._layers.collect().items()
+                for name, kinds in watch.layers.items()
             }
             record["parameters"] = {n: asdict(p) for n, p in self._parameters.collect().items()}
         if _is_due(number, self._config.histograms_every):
@@ -102,8 +107,7 @@ class Telemetry:
 
     def close(self) -> None:
         """Take the hooks off and close the files."""
-        if self._layers is not None:
-            self._layers.detach()
+        self._trainee.watch.detach()
         if self._writer is not None and self._view is not None:
             self._writer.close()
             self._view.close()
@@ -118,17 +122,6 @@ class Telemetry:
                 if parameter.grad is not None:
                     content[f"histogram_gradient/{name}"] = asdict(histogram(parameter.grad))
         return content
-
-    def _write_incident(self, error: NonFiniteError, number: int) -> None:
-        if self._writer is None:
-            return
-        folder = self._run.path / "incidents" / f"step-{number:08d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        finding = error.finding.to_json() if error.finding is not None else None
-        document = encode({"step": number, "finding": finding, "sample_ids": error.sample_ids})
-        (folder / "verdict.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        (folder / "verdict.txt").write_text(f"{error}\n", encoding="utf-8")
-        self._writer.write({"kind": "incident", **document})
 
 
 def _unscaled(statistics: dict[str, float | int], scale: float) -> dict[str, float | int]:

@@ -8,6 +8,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from torch import nn
 
+from diagnostics.watch import Watch
 from shadowlab.config import Config, OptimizerConfig
 from shadowlab.precision import POLICIES, Precision
 from shadowlab.task import Task
@@ -32,9 +33,7 @@ class Trainee:
     learning_rate_config: OptimizerConfig
     max_steps: int
     seed: int
-    max_skips_in_a_row: int
-    skips_in_a_row: int = 0
-    num_skipped: int = 0
+    watch: Watch
 
     @property
     def device(self) -> torch.device:
@@ -78,16 +77,17 @@ def build_trainee(
     if ema_decay is not None:
         ema = EMAModel(parameters, decay=ema_decay, foreach=True)
         ema.to(dtype=torch.float32)
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=optimizer_config.learning_rate,
+        betas=(optimizer_config.beta1, optimizer_config.beta2),
+        eps=optimizer_config.eps,
+        weight_decay=optimizer_config.weight_decay,
+    )
     return Trainee(
         unet=unet,
         model=processes.wrap(unet),
-        optimizer=torch.optim.AdamW(
-            parameters,
-            lr=optimizer_config.learning_rate,
-            betas=(optimizer_config.beta1, optimizer_config.beta2),
-            eps=optimizer_config.eps,
-            weight_decay=optimizer_config.weight_decay,
-        ),
+        optimizer=optimizer,
         ema=ema,
         scaler=torch.amp.GradScaler(processes.device.type) if precision.scales_gradients else None,
         precision=precision,
@@ -95,7 +95,14 @@ def build_trainee(
         learning_rate_config=optimizer_config,
         max_steps=max_steps,
         seed=config.seed,
-        max_skips_in_a_row=config.train.max_consecutive_skips,
+        watch=Watch(
+            unet,
+            optimizer,
+            statistics_every=config.diagnostics.statistics_every,
+            incidents=None,
+            averages=ema.shadow_params if ema is not None else (),
+            max_consecutive_skips=config.train.max_consecutive_skips,
+        ),
     )
 
 

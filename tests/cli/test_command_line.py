@@ -1,6 +1,9 @@
 """The command line as a user meets it: first line, exit codes, one-line errors, JSON, run folders."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from cli.main import app
 from tests.data.malformed import make_all
+from tests.data.sound import make_folder, write_metadata
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +58,9 @@ def test_first_line_names_the_default_preset_and_the_way_to_the_real_one() -> No
         (["--run", "../escape"], 2, ["--run", "../escape"]),
         (["--sample", "unknown"], 2, ["unknown", "no such id"]),
         (["--object", "a.png"], 2, ["--mask"]),
+        (["--theta", "30"], 2, ["--object FILE --mask FILE", "DATA/objects/ID.png"]),
+        (["--sample", "x", "--theta", "30"], 2, ["exclude each other", "metadata.json", "DATA/objects/ID.png"]),
+        (["--set", "optimizer=3"], 2, ["optimizer is a section", "optimizer.learning_rate=..."]),
         (["--object", "a.png", "--mask", "b.png", "--theta", "1", "--phi", "2"], 2, ["--size"]),
         (["--object", "a.png", "--mask", "b.png", "--theta", "1", "--phi", "2", "--size", "3"], 2, ["a.png"]),
     ],
@@ -64,6 +71,62 @@ def test_wrong_usage_is_one_line_with_the_mend(arguments: list[str], code: int, 
     line = error_line(result)
     for fragment in fragments:
         assert fragment in line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--preset", "tinny"],
+        ["train", "--set", "optimizer=3"],
+        ["overfit", "--samples", "0"],
+        ["check-forward", "--theta", "30"],
+    ],
+)
+def test_a_configuration_error_does_not_wait_for_torch(words: list[str]) -> None:
+    script = (
+        "import sys; from cli.main import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as stop:\n    assert stop.code == 2\n"
+        "assert not {'torch', 'diffusers', 'accelerate', 'numpy'} & set(sys.modules)\n"
+        "print('light')"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, env=environment)
+    assert done.stdout == "light\n", done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["check-forward"], ["overfit"], ["train"], ["data"], ["data", "check"]])
+def test_help_gives_flags_no_value_and_says_whose_defaults_hold(words: list[str]) -> None:
+    result = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "100", "TERMINAL_WIDTH": "100"})
+    assert result.exit_code == 0
+    assert "bool" not in result.output.lower()
+    presets = {"overfit": 2, "train": 1}.get(" ".join(words), 0)
+    assert result.output.count("[default: (the preset's)]") == presets
+
+
+def test_train_looks_for_the_data_before_anything_is_made() -> None:
+    result = shadowlab("train", "--data", "nope")
+    assert result.exit_code == 2
+    assert "nope: no such data set" in error_line(result)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(("precision", "warnings"), [("fp32", 0), ("bf16", 1)])
+def test_half_precision_on_a_cpu_is_slow_and_says_so(precision: str, warnings: int) -> None:
+    result = shadowlab("check-forward", "--device", "cpu", "--precision", precision, "--data", "absent")
+    assert result.stdout.count("several times slower than fp32") == warnings
+
+
+def test_a_complete_run_has_nothing_to_do(stage_folder: dict[str, Path]) -> None:
+    words = ["train", "--skip-stages", "--run", "short", "--max-steps", "1", "--weights", str(stage_folder["unet"])]
+    words += ["--data", str(stage_folder["data"]), "--set", f"model.vae={stage_folder['vae']}"]
+    words += ["--set", "data.image_size=32", "--set", "validation.num_samples=2", "--set", "train.batch_size=2"]
+    assert "train: passed" in shadowlab(*words).stdout
+    again = shadowlab(*words, "--resume")
+    assert again.exit_code == 0
+    assert "train: nothing to do" in again.stdout
+    assert "train: passed" not in again.stdout
+    assert json.loads(shadowlab(*words, "--resume", "--json").stdout)["nothing_to_do"] is True
 
 
 def test_hub_weights_without_network_are_an_environment_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +195,30 @@ def test_training_on_a_malformed_set_is_refused_in_one_line(tmp_path: Path) -> N
     assert case.sample in error_line(result)
 
 
+def test_data_check_counts_what_is_alike_and_json_names_all(tmp_path: Path) -> None:
+    make_folder(tmp_path / "set", num_samples=8)
+    write_metadata(tmp_path / "set", {})
+    result = shadowlab("data", "check", str(tmp_path / "set"))
+    assert result.exit_code == 2
+    lines = result.stdout.splitlines()
+    assert sum("masks/" in line for line in lines) == 4
+    assert "and 5 more like: img_00000: masks/img_00000.png: no entry" in result.stdout
+    document = json.loads(shadowlab("data", "check", "--json", str(tmp_path / "set")).stdout)
+    named = {problem["sample"] for problem in document["problems"]}
+    assert named >= {f"img_{i:05d}" for i in range(8)}
+    assert len(document["problems"]) == 1 + 3 * 8
+
+
+def test_data_check_warns_without_failing(tmp_path: Path) -> None:
+    make_folder(tmp_path / "set", num_samples=2)
+    result = shadowlab("data", "check", "--json", str(tmp_path / "set"))
+    assert result.exit_code == 0
+    assert "all samples show one object" in json.loads(result.stdout)["notices"][0]
+    assert "warning: all samples show one object" in result.stderr
+
+
 def test_data_check_passes_the_embedded_set() -> None:
     result = shadowlab("data", "check", "embedded")
     assert result.exit_code == 0, result.stdout
     assert "0 problems" in result.stdout
+    assert "warning" not in result.stdout

@@ -117,7 +117,7 @@ def picture_faults() -> list[tuple[str, str, bytes, str]]:
         ("mask_size_differs", "mask", encode(mask_picture(side=2 * SIDE)), "sizes differ"),
         ("shadow_size_differs", "shadow", encode(shadow_picture(1, side=SIDE + 1)), "sizes differ"),
         ("empty_mask", "mask", encode(Image.new("L", (SIDE, SIDE), 0)), "empty mask"),
-        ("mask_of_zeros_and_ones", "mask", encode(ones), "brightest value is 1 of 255"),
+        ("mask_of_zeros_and_ones", "mask", encode(ones), "a 0/1 mask"),
         ("full_mask", "mask", encode(Image.new("L", (SIDE, SIDE), 255)), "full mask"),
         ("coloured_mask", "mask", encode(object_picture(7)), "mask is coloured"),
         ("ambiguous_mask", "mask", grey_and_alpha_differ(), "grey values and alpha"),

@@ -88,7 +88,6 @@ def test_pictures_are_those_of_the_members(tar: Path) -> None:
 
 def test_notices_warn_of_training_on_it(tar: Path) -> None:
     dataset = BenchmarkDataset(tar, 32)
-    assert dataset.is_benchmark
     assert dataset.notices[0] == dataset.notice
     assert "CC-BY-NC-4.0" in dataset.notice
     assert "13 of the benchmark's 555 samples" in dataset.notices[1]

@@ -1,12 +1,13 @@
 """The full check: it lists everything, and agrees with what training accepts."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from shadowlab.data.check import check_dataset
+from shadowlab.data.check import check_dataset, listing
 from shadowlab.data.dataset import open_dataset
 from shadowlab.data.index import Problem
 from shadowlab.errors import UserError
@@ -62,6 +63,61 @@ def test_what_is_only_odd_is_a_notice(tmp_path: Path) -> None:
     open_dataset(tmp_path, 32)[1]  # training reads it
 
 
+def inverted(path: Path, role: str, samples: range) -> None:
+    for i in samples:
+        file = path / f"{role}s/img_{i:05d}.png"
+        file.write_bytes(encode(Image.fromarray(255 - np.asarray(Image.open(file)))))
+
+
+def test_inverted_masks_are_noticed(tmp_path: Path) -> None:
+    make_folder(tmp_path, num_samples=6)
+    inverted(tmp_path, "mask", range(1, 5))
+    report = check_dataset(tmp_path)
+    assert report.problems == []
+    [notice] = report.notices
+    assert notice.startswith("4 of 6 masks (img_00001, img_00002, img_00003, ...) mark most of the picture")
+    assert "white = object; save 255 - value" in notice
+
+
+@pytest.mark.parametrize("which", ["large", "cut off"])
+def test_a_large_object_is_no_inverted_mask(tmp_path: Path, which: str) -> None:
+    make_folder(tmp_path, num_samples=4)
+    mask = np.zeros((32, 32), np.uint8)
+    mask[slice(1, 31) if which == "large" else slice(16, 32), slice(1, 31) if which == "large" else slice(0, 32)] = 255
+    (tmp_path / "masks/img_00000.png").write_bytes(encode(Image.fromarray(mask)))
+    assert check_dataset(tmp_path).notices == []
+
+
+@pytest.mark.parametrize(("count", "noticed"), [(6, True), (4, True), (3, False)])
+def test_mostly_white_shadow_maps_are_noticed(tmp_path: Path, count: int, noticed: bool) -> None:
+    make_folder(tmp_path, num_samples=6)
+    for i in range(6):
+        shadow = np.zeros((32, 32), np.uint8)
+        shadow[20:26, 5 + i : 20] = 200  # another one for each, so that none are duplicates
+        (tmp_path / f"shadows/img_{i:05d}.png").write_bytes(encode(Image.fromarray(shadow)))
+    assert check_dataset(tmp_path).notices == []
+    inverted(tmp_path, "shadow", range(count))
+    notices = check_dataset(tmp_path).notices
+    assert [notice.startswith(f"{count} of 6 shadow maps (img_00000, ") for notice in notices] == [True] * noticed
+    assert not noticed or "255 = full shadow" in notices[0]
+
+
+def test_a_single_object_cannot_be_split(tmp_path: Path) -> None:
+    make_folder(tmp_path, num_samples=2)
+    [notice] = check_dataset(tmp_path).notices
+    assert "all samples show one object, obj_0000: train cannot split them" in notice
+
+
+def test_listing_shows_three_of_a_kind_and_counts_the_others() -> None:
+    lines = [f"cup{i}: masks/cup{i}.png: coloured (by {i} of 255)" for i in range(6)] + ["metadata.json: other"]
+    assert listing(lines) == [
+        *lines[:3],
+        "metadata.json: other",
+        "and 3 more like: cup0: masks/cup0.png: coloured (by 0 of 255)",
+    ]
+    assert listing(lines[2:5]) == lines[2:5]
+
+
 def test_near_duplicates_survive_another_export_but_other_shadows_do_not_count(tmp_path: Path) -> None:
     make_folder(tmp_path, num_samples=4)
     pictures = {}
@@ -85,6 +141,29 @@ def test_with_an_image_size_what_gets_lost_there_is_a_problem(tmp_path: Path) ->
     lines = [str(problem) for problem in check_dataset(tmp_path, image_size=8).problems]
     assert len(lines) == 1
     assert lines[0].startswith("img_00000: masks/img_00000.png: the mask is empty at 8 x 8")
+
+
+def test_a_file_too_large_for_a_picture_is_not_read(tmp_path: Path) -> None:
+    """8 TB with nothing in them: a slip of `truncate`, or malice."""
+    make_folder(tmp_path)
+    os.truncate(tmp_path / "shadows/img_00001.png", 8 << 40)
+    lines = [str(problem) for problem in check_dataset(tmp_path).problems]
+    assert lines == [
+        "img_00001: shadows/img_00001.png: 8,192.0 GiB, at most 1 are read; replace it by the picture",
+    ]
+    with pytest.raises(UserError, match="img_00001: shadows/img_00001.png: 8,192.0 GiB"):
+        open_dataset(tmp_path, 32)[1]
+
+
+def test_a_size_that_no_memory_holds(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    with pytest.raises(UserError, match="image_size = 80000 must be at most 4096"):
+        check_dataset(tmp_path, 80000)
+
+
+def test_a_path_too_long_for_a_file_system() -> None:
+    with pytest.raises(UserError, match="File name too long"):
+        open_dataset("x" * 300, 32)
 
 
 def test_check_refuses_what_is_no_data_set(tmp_path: Path) -> None:

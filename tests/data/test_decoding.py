@@ -173,6 +173,19 @@ def _seeds() -> list[bytes]:
     return seeds
 
 
+@pytest.mark.parametrize("levels", [np.uint8, np.uint16])
+def test_a_mask_of_zeros_and_ones_is_told_as_such(levels: type) -> None:
+    ones = Image.fromarray((np.asarray(mask_picture()) > 0).astype(levels))
+    with pytest.raises(UserError, match="x: a 0/1 mask .*: multiply by 255"):
+        read_mask(encode(ones), "x")
+
+
+@pytest.mark.parametrize(("kind", "name"), [("WEBP", "a WebP"), ("GIF", "a GIF"), ("BMP", "a BMP"), ("TIFF", "a TIFF")])
+def test_another_format_is_named_and_what_is_read(kind: str, name: str) -> None:
+    with pytest.raises(UserError, match=f"x: {name} picture, not a PNG or JPEG picture; convert it to PNG"):
+        read_object(encode(object_picture(1), kind), "x")
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # pillow's, on damaged EXIF that it can do without
 @settings(max_examples=300)
 @given(

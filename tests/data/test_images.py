@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from shadowlab.data import decoding, images
 from shadowlab.data.decoding import BACKGROUND
 from shadowlab.data.images import check_image_size, composite, fit_object, fit_square, load_picture
 from shadowlab.errors import UserError
@@ -157,6 +159,36 @@ def test_load_picture_refuses_a_mask_of_another_size(picture_files: tuple[Path, 
     mask_path.write_bytes(encode(mask_picture(side=24)))
     with pytest.raises(UserError, match=r"vase.png: 48 x 48 pixels, but its mask .*mask.png has 24 x 24"):
         load_picture(object_path, mask_path, 1, 2, 3, 32)
+
+
+@given(seeds, st.integers(8, 40), st.integers(8, 40), image_sizes)
+def test_a_picture_in_strips_gives_the_same_numbers(seed: int, height: int, width: int, image_size: int) -> None:
+    """A large picture is resized strip by strip: it never exists as a whole in float32."""
+    rgb = torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    mask = torch.ones(1, height, width)
+    mask[:, height // 2 :, width // 2 :] = 0
+    whole = fit_object(rgb, mask, image_size, "x")
+    for rows in (1, 3, height):
+        parts = images._fit_object_strips(rgb.split(rows, dim=1), mask, image_size, "x")
+        assert torch.equal(parts[0], whole[0])
+        assert torch.equal(parts[1], whole[1])
+
+
+@given(seeds, st.integers(8, 200), image_sizes)
+def test_columns_then_rows_are_torchs_own_resize(seed: int, side: int, image_size: int) -> None:
+    image = torch.rand(1, side, side, generator=torch.Generator().manual_seed(seed))
+    at_once = F.interpolate(image[None], (image_size, image_size), mode="bilinear", antialias=True)[0]
+    assert torch.equal(fit_square(image, image_size, 0.0), at_once.clamp(*image.aminmax()))
+
+
+def test_a_large_picture_is_read_like_a_small_one(
+    picture_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load_picture(*picture_files, theta=1, phi=2, size=3, image_size=32)
+    monkeypatch.setattr(decoding, "_STRIP_PIXELS", 100)  # strips of two rows
+    strips = load_picture(*picture_files, theta=1, phi=2, size=3, image_size=32)
+    assert torch.equal(strips.object_image, whole.object_image)
+    assert torch.equal(strips.mask, whole.mask)
 
 
 REAL = [(path.parent / "img.jpg", path) for path in sorted(SHARED.glob("photos/*/mask*.png"))]

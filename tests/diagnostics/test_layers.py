@@ -90,6 +90,15 @@ class TestValues:
             for kind, values in kinds.items():
                 assert parts[name][kind].to_dict() == pytest.approx(values.to_dict(), rel=1e-5, abs=1e-7)
 
+    def test_layers_that_hand_their_input_through(self):
+        """Measured once, for every layer that returned it; changed in place, it is measured again."""
+        model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.0), nn.Identity(), nn.ReLU(inplace=True), nn.Linear(4, 2))
+        seen = record(model, torch.randn(64, 3))
+        assert list(seen) == ["0", "1", "2", "3", "4"]
+        assert seen["0"] == seen["1"] == seen["2"]
+        assert seen["0"]["activation"].fraction_zero == 0.0 < seen["3"]["activation"].fraction_zero
+        assert all(set(kinds) == {"activation", "gradient"} for kinds in seen.values())
+
     def test_shared_module_is_named_once_and_merged(self):
         class Shared(nn.Module):
             def __init__(self) -> None:

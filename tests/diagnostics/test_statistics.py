@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diagnostics import TensorStatistics
-from diagnostics.statistics import dense, moments, summarize
+from diagnostics.statistics import dense, sample, summarize
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 quick = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -61,8 +61,7 @@ def assert_matches(seen: TensorStatistics, tensor: Tensor) -> None:
     if math.isfinite(expected["norm"]):
         assert seen.norm == pytest.approx(expected["norm"], rel=close, abs=0)
     assert seen.mean == pytest.approx(expected["mean"], rel=close, abs=largest * close)
-    # documented: lost below 1e-3 of |mean| (float64: 1e-6)
-    assert seen.std == pytest.approx(expected["std"], rel=close, abs=abs(seen.mean) * (1e-3 if close > 1e-9 else 1e-6))
+    assert seen.std == pytest.approx(expected["std"], rel=close, abs=abs(seen.mean) * close)
     if largest < 1e12:  # documented: beyond, the smallest count as zero
         assert seen.fraction_zero == expected["fraction_zero"]
     assert seen.num_nonfinite == 0
@@ -89,7 +88,7 @@ def test_bad_values_are_counted_and_show(tensor: Tensor):
 @given(st.lists(tensors(), min_size=1, max_size=4))
 def test_merge_is_the_concatenation(parts: list[Tensor]):
     whole = torch.cat([part.double().flatten() for part in parts])
-    (seen,) = summarize([[moments(part) for part in parts]])
+    (seen,) = summarize([[sample(part) for part in parts]])
     expected = reference(whole)
     assert seen.max_abs == expected["max_abs"]
     if math.isfinite(expected["norm"]):
@@ -100,11 +99,11 @@ def test_merge_is_the_concatenation(parts: list[Tensor]):
 
 def test_merge_of_good_and_bad():
     good, bad = torch.tensor([1.0, 2.0]), torch.tensor([math.inf, 0.0, -1.0])
-    (seen,) = summarize([[moments(good), moments(bad), moments(torch.zeros(0))]])
+    (seen,) = summarize([[sample(good), sample(bad), sample(torch.zeros(0))]])
     assert (seen.num_nonfinite, seen.norm, seen.mean) == (1, math.inf, math.inf)
-    (both,) = summarize([[moments(bad), moments(-bad)]])
+    (both,) = summarize([[sample(bad), sample(-bad)]])
     assert math.isnan(both.mean) and both.max_abs == math.inf and both.num_nonfinite == 2
-    (sick,) = summarize([[moments(good), moments(torch.tensor([math.nan]))]])  # nan after a number, and before
+    (sick,) = summarize([[sample(good), sample(torch.tensor([math.nan]))]])  # nan after a number, and before
     assert math.isnan(sick.max_abs) and math.isnan(sick.norm)
 
 
@@ -127,22 +126,106 @@ def test_constants_have_no_spread(value: float):
 
 
 def test_mean_large_and_spread_small():
-    """What cancellation leaves: right down to 1e-3 of the mean in float32, never nan."""
+    """Deviations are taken from the mean: nothing cancels but the digits that the type itself has lost."""
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(100_000, generator=generator, dtype=torch.float64)
-    for ratio in (1.0, 1e-1, 1e-2):
+    noise = torch.randn(16_000, generator=generator, dtype=torch.float64)
+    for ratio in (1.0, 1e-2, 1e-4, 1e-6):
         x = (1.0 + ratio * noise).float()
-        assert TensorStatistics.of(x).std == pytest.approx(float(x.double().std(correction=0)), rel=2e-2)
-    for ratio in (1e-4, 1e-6):
-        assert 0.0 <= TensorStatistics.of((1.0 + ratio * noise).float()).std < 1e-3
+        assert TensorStatistics.of(x).std == pytest.approx(float(x.double().std(correction=0)), rel=1e-2)
 
 
-def test_sums_of_a_large_tensor_keep_their_digits():
-    """float32 lanes alone lose 1e-4 here."""
-    x = torch.rand(3_000_001, generator=torch.Generator().manual_seed(1)) + 1
-    seen = TensorStatistics.of(x)
-    assert seen.norm == pytest.approx(float(torch.linalg.vector_norm(x.double())), rel=2e-6)
-    assert seen.mean == pytest.approx(float(x.double().mean()), rel=1e-6)
+SIZES = [16_385, 65_536, 92_160, 524_288, 1_000_003]
+
+
+@st.composite
+def large(draw) -> Tensor:
+    """Of random layout, type and distribution, all of kurtosis below 6; some with zeros."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    x = torch.randn(draw(st.sampled_from(SIZES)), generator=generator)
+    x = x.relu() if draw(st.booleans()) else x + draw(st.sampled_from([0.0, 0.5, -3.0]))
+    x = (x * draw(st.sampled_from([1e-30, 1e-3, 1.0, 1e3, 1e30]))).to(draw(st.sampled_from(DTYPES)))
+    if x.numel() % 64 == 0 and draw(st.booleans()):
+        x = x.view(4, -1, 4, 4).to(memory_format=torch.channels_last)
+    return x.view(-1, 2).T if x.numel() % 2 == 0 and x.ndim == 1 and draw(st.booleans()) else x
+
+
+@settings(quick, max_examples=25)
+@given(large())
+def test_estimates_of_large_tensors(tensor: Tensor):
+    """Exact: max_abs, whether finite. Estimated: the rest, within 5 of the documented standard errors."""
+    seen, x = TensorStatistics.of(tensor), tensor.double()
+    assert seen.max_abs == float(x.abs().max()) or not math.isfinite(seen.max_abs)
+    if not x.isfinite().all():  # float16 does not hold 1e30
+        assert seen.num_nonfinite > 0
+        return
+    std = float(x.std(correction=0))
+    assert seen.num_nonfinite == 0
+    assert seen.norm == pytest.approx(float(torch.linalg.vector_norm(x)), rel=0.1)
+    assert seen.mean == pytest.approx(float(x.mean()), abs=std * 0.08)
+    assert seen.std == pytest.approx(std, rel=0.1)
+    assert seen.fraction_zero == pytest.approx(float((x == 0).double().mean()), abs=0.04)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_bad_element_anywhere_is_noticed(dtype: torch.dtype, value: float):
+    generator = torch.Generator().manual_seed(0)
+    for size in (16_385, 65_536):
+        x = torch.ones(size, dtype=dtype)
+        for index in [0, 1, size - 2, size - 1, *torch.randint(size, (60,), generator=generator).tolist()]:
+            x[index] = value
+            seen = TensorStatistics.of(x)
+            # scaled up where the sample holds it
+            assert 1 <= seen.num_nonfinite <= 6 * size // 16_384
+            assert seen.max_abs == abs(value) or (math.isnan(value) and math.isnan(seen.max_abs))
+            x[index] = 1
+
+
+def test_bad_elements_of_a_large_tensor_are_scaled_up():
+    x = torch.ones(100, 1000)
+    x[:, ::4] = math.nan
+    assert TensorStatistics.of(x).num_nonfinite == pytest.approx(25_000, rel=0.1)
+    assert TensorStatistics.of(torch.full((100_000,), math.inf)).num_nonfinite == 100_000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_outlier_of_a_large_tensor(dtype: torch.dtype):
+    """The sample misses it, yet no number contradicts another."""
+    x = torch.ones(65_536, dtype=dtype)
+    for outlier in (1e6, -torch.finfo(dtype).max):
+        x[12_345] = outlier
+        seen = TensorStatistics.of(x)
+        assert seen.max_abs == seen.norm == abs(outlier)
+        assert seen.num_nonfinite == 0
+        assert math.isfinite(seen.mean) and math.isfinite(seen.std)
+
+
+def test_no_row_or_kernel_tap_is_favoured():
+    """A column of zeros in any dimension is seen in its proportion."""
+    for shape in ((512, 3, 3, 64), (64, 32, 32), (4, 4096, 16), (1000, 100)):
+        for dim, size in enumerate(shape):
+            x = torch.ones(shape)
+            x.select(dim, size // 2).zero_()
+            assert TensorStatistics.of(x).fraction_zero == pytest.approx(1 / size, abs=0.02)
+
+
+def test_merge_of_whole_and_sampled():
+    generator = torch.Generator().manual_seed(2)
+    parts = [torch.randn(size, generator=generator) + shift for size, shift in ((100, 50.0), (90_000, 0.0), (9_000, 1))]
+    whole = torch.cat(parts).double()
+    (seen,) = summarize([[sample(part) for part in parts]])
+    assert seen.max_abs == float(whole.abs().max())
+    assert seen.norm == pytest.approx(float(whole.norm()), rel=0.05)
+    assert seen.mean == pytest.approx(float(whole.mean()), abs=0.08)
+    assert seen.std == pytest.approx(float(whole.std(correction=0)), rel=0.05)
+
+
+def test_gradually_larger_tensors_change_no_kind_of_answer():
+    """Both sides of the limit between measured and sampled."""
+    for size in (16_383, 16_384, 16_385):
+        assert TensorStatistics.of(torch.full((size,), 2.0)) == TensorStatistics(
+            pytest.approx(2 * math.sqrt(size), rel=1e-6), 2.0, 0.0, 2.0, 0.0, 0
+        )
 
 
 @pytest.mark.parametrize(
@@ -176,8 +259,9 @@ def test_few_operators_and_no_boolean_temporary(dtype: torch.dtype):
             return result
 
     with Operators():
-        moments(torch.ones(2, 3, 4, dtype=dtype))
-    assert len(results) <= 15
+        sample(torch.ones(2, 3, 4, dtype=dtype))
+        sample(torch.ones(100_000, dtype=dtype))
+    assert len(results) <= 8
     assert not any(isinstance(x, Tensor) and x.dtype is torch.bool for x in results)
 
 
@@ -204,14 +288,14 @@ class TestUnusualTensors:
 
     def test_needs_no_grad_and_makes_none(self):
         x = torch.ones(3, requires_grad=True)
-        part = moments(x * 2)
-        assert part.sums is not None
-        assert not any(scalar.requires_grad for scalar in part.sums)
+        part = sample(x * 2)
+        assert part.values is not None
+        assert not any(scalar.requires_grad for scalar in part.values)
 
     def test_under_autocast_and_inference(self):
         x = torch.full((9,), 1e20)
         with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
-            part = moments(x)
+            part = sample(x)
         assert summarize([[part]])[0].norm == pytest.approx(3e20)
 
     def test_to_dict_names_every_statistic(self):

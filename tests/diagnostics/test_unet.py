@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diagnostics import LayerStatistics, locate_first_nonfinite
+from diagnostics import LayerStatistics, explain
 from diagnostics.layers import leaf_modules
-from tests.diagnostics.test_faults import BadBackward
 
 diffusers = pytest.importorskip("diffusers")
 MODULES = (
@@ -34,6 +33,20 @@ def unet() -> nn.Module:
     )
 
 
+class BadBackward(torch.autograd.Function):
+    """A kernel whose backward is NaN for the second sample."""
+
+    @staticmethod
+    def forward(context: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(context: object, gradient: Tensor) -> Tensor:
+        bad = gradient.clone()
+        bad[1] = torch.nan
+        return bad
+
+
 def loss_of(unet: nn.Module) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     x, text = torch.randn(3, 4, 8, 8, generator=generator), torch.randn(3, 2, 8, generator=generator)
@@ -58,7 +71,7 @@ def test_faults_are_named(unet: nn.Module, checkpointing: bool, precision: torch
     def search():
         unet.zero_grad()
         with torch.autocast("cpu", precision, enabled=precision is not None):
-            return locate_first_nonfinite(unet, lambda: loss_of(unet))
+            return explain(lambda: loss_of(unet), model=unet)
 
     assert search() is None
     for name in MODULES:
@@ -68,7 +81,8 @@ def test_faults_are_named(unet: nn.Module, checkpointing: bool, precision: torch
             found = search()
             handle.remove()
             assert found is not None
-            assert (found.phase, found.place, found.samples) == (phase, name, (1,))
+            assert (found.phase, found.module, found.samples) == (phase, name, (1,))
+            assert found.source.startswith(__file__)
 
 
 def test_every_leaf_has_both_statistics(unet: nn.Module):

@@ -1,5 +1,6 @@
 """The fixed grid: numbers that can be compared, so nothing but the weights may change them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,33 @@ def test_chunks_and_order_do_not_matter(task: ShadowTask, samples: list[Any], hu
     wanted = grid(task, collate(samples)).evaluate(unet, FP32).numbers()
     for batch, chunk in ((collate(samples), 3), (collate(samples[::-1]), 4)):
         assert grid(task, batch, chunk=chunk).evaluate(unet, FP32).numbers() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_every_sample_and_every_draw_has_noise_of_its_own(
+    task: ShadowTask, samples: list[Any], hub_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen where the model sees it: at t = 0 x_t is the noise. One noise for all would flatter or slander a model."""
+    seen: list[Tensor] = []
+    original = fixed_grid.predict_velocity
+
+    def spy(model: Any, x_t: Tensor, t: Tensor, concatenated: Tensor, embedding: Tensor) -> Tensor:
+        if not seen or float(t[0]) == 0.0:
+            seen.append(x_t.clone())
+        return original(model, x_t, t, concatenated, embedding)
+
+    monkeypatch.setattr(fixed_grid, "predict_velocity", spy)
+    batch = collate(samples)
+    same = replace(batch, ids=[*batch.ids[:3], "another"])  # the last sample under another name
+    FixedGrid(task, batch, timesteps=(0.0,), num_noises=3, seed=0, chunk=4).evaluate(tiny.shadow_unet(hub_folder), FP32)
+    drawn = seen[::2]  # each noise is judged and then generated from
+    assert len(seen) == 6 and all(torch.equal(a, b) for a, b in zip(drawn, seen[1::2], strict=True))
+    noises = torch.cat(drawn).flatten(1)
+    assert len(noises) == 12
+    assert torch.cdist(noises, noises).add(torch.eye(12) * 9).min() > 1.0  # no two alike, of 12
+    assert abs(float(noises.mean())) < 0.15 and float(noises.std()) == pytest.approx(1.0, abs=0.1)
+    seen.clear()
+    FixedGrid(task, same, timesteps=(0.0,), num_noises=1, seed=0, chunk=4).evaluate(tiny.shadow_unet(hub_folder), FP32)
+    assert torch.equal(seen[0][:3], drawn[0][:3]) and not torch.equal(seen[0][3], drawn[0][3])
 
 
 @pytest.mark.parametrize("training", [True, False])

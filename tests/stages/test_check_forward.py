@@ -17,12 +17,16 @@ from shadowlab.reporter import Reporter
 from shadowlab.run_folder import RunFolder
 from shadowlab.stages import check_forward, model_checks
 from shadowlab.stages.check_forward import run_check_forward
+from shadowlab.stages.check_report import PathTable
 from shadowlab.stages.result import StageResult
 from shadowlab.task import EncodedBatch, ShadowTask
+from shadowlab.training import step
 from shadowlab.training.processes import SingleProcess
+from shadowlab.vae import ShadowVae, load_vae
 from tests import tiny
 
 Change = Callable[[Any], None]
+PATH = "shapes, dtypes and ranges along the path"
 
 
 @pytest.fixture
@@ -175,7 +179,7 @@ def test_pictures_in_the_wrong_range(config: Config, monkeypatch: pytest.MonkeyP
         return replace(batch, mask=batch.mask * 255)
 
     monkeypatch.setattr(check_forward, "collate", dark)
-    assert "mask in [0, 255]" in failed(checked(config))["shapes and ranges along the path"]["seen"]
+    assert "mask in [0, 255]" in failed(checked(config))[PATH]["seen"]
 
 
 @pytest.mark.parametrize("sabotage", ["velocity", "interpolate"])
@@ -186,7 +190,19 @@ def test_a_reversed_flow(config: Config, monkeypatch: pytest.MonkeyPatch, sabota
     else:
         original = model_checks.interpolate
         monkeypatch.setattr(model_checks, "interpolate", lambda noise, data, t: original(data, noise, t))
-    assert "the true velocity leads from noise to data" in failed(checked(config))
+    assert set(failed(checked(config))) == {"the true velocity leads from noise to data"}
+
+
+def test_a_reversed_target_of_the_training_loss(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The formulas of flow.py are right and the training step uses them wrongly."""
+    monkeypatch.setattr(step, "velocity", lambda noise, data: noise - data)
+    assert set(failed(checked(config))) == {"the training loss is the flow's"}
+
+
+def test_a_reversed_line_in_the_training_step(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = step.interpolate
+    monkeypatch.setattr(step, "interpolate", lambda noise, data, t: original(data, noise, t))
+    assert set(failed(checked(config))) == {"timesteps are 1000 (1 - t)"}
 
 
 @pytest.mark.parametrize("formula", ["t", "1000 t"])
@@ -197,20 +213,180 @@ def test_a_wrong_timestep(config: Config, monkeypatch: pytest.MonkeyPatch, formu
     def predict(unet: Any, x_t: Tensor, t: Tensor, concatenated: Tensor, embedding: Tensor) -> Tensor:
         return unet(torch.cat([x_t, concatenated], dim=1), scale * t, None, class_labels=embedding).sample
 
-    monkeypatch.setattr(model_checks, "predict_velocity", predict)
+    monkeypatch.setattr(step, "predict_velocity", predict)
     assert set(failed(checked(config))) == {"timesteps are 1000 (1 - t)"}
 
 
-def test_a_vae_in_half(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SDXL's overflows float16: it must be found even where this picture does not."""
+def encode_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[EncodedBatch], EncodedBatch]) -> None:
+    """Sabotage what the task makes of a batch."""
     original = ShadowTask.encode
+    monkeypatch.setattr(ShadowTask, "encode", lambda *arguments: change(original(*arguments)))
 
-    def halved(self: ShadowTask, batch: Batch, positions: Any = None) -> EncodedBatch:
-        encoded = original(self, batch, positions)
-        return replace(encoded, data=encoded.data.half())
 
-    monkeypatch.setattr(ShadowTask, "encode", halved)
-    assert "VAE latents are finite" in failed(checked(config))
+@pytest.mark.parametrize("sabotage", ["half weights", "trainable"])
+def test_a_vae_that_is_not_frozen_in_float32(config: Config, monkeypatch: pytest.MonkeyPatch, sabotage: str) -> None:
+    """A half VAE refuses to encode: it must be told before, as a check."""
+
+    def load(*arguments: Any, **named: Any) -> ShadowVae:
+        loaded = load_vae(*arguments, **named)
+        if sabotage == "trainable":
+            loaded.autoencoder.requires_grad_(True)
+        else:
+            loaded.autoencoder.decoder.half()
+        return loaded
+
+    monkeypatch.setattr(check_forward, "load_vae", load)
+    checks = failed(checked(config))
+    assert set(checks) == {"VAE is frozen in float32"}
+    seen = checks["VAE is frozen in float32"]["seen"]
+    assert "float16, float32" in seen if sabotage == "half weights" else not seen.startswith("0 trainable")
+
+
+def test_latents_in_half(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SDXL's overflows float16: it must be found even where this picture does not."""
+    encode_with(monkeypatch, lambda encoded: replace(encoded, data=encoded.data.half()))
+    names = failed(checked(config))
+    assert {"VAE latents are finite", PATH} <= set(names)
+    assert "shadow latent (data) is float16, not float32" in names[PATH]["seen"]
+
+
+@pytest.mark.parametrize("part", ["data", "concatenated"])
+def test_latents_that_are_not_finite(config: Config, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    def overflow(encoded: EncodedBatch) -> EncodedBatch:
+        tensor = encoded.tensors()[part].clone()
+        tensor[0, 0, 0, 0] = float("inf")
+        return replace(encoded, **{part: tensor})
+
+    encode_with(monkeypatch, overflow)
+    assert {"VAE latents are finite", PATH} <= set(failed(checked(config)))
+
+
+def test_latents_without_their_scale(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode_with(monkeypatch, lambda encoded: replace(encoded, data=encoded.data * 1e4))
+    assert "shadow latent (data) in [" in failed(checked(config))[PATH]["seen"]
+
+
+# --- what the model is told ---------------------------------------------------------------------------------------
+
+
+def test_the_target_among_the_conditions(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model would learn to copy, with a splendid loss."""
+
+    def leak(encoded: EncodedBatch) -> EncodedBatch:
+        return replace(encoded, concatenated=torch.cat([encoded.data, encoded.concatenated[:, 4:]], dim=1))
+
+    encode_with(monkeypatch, leak)
+    checks = failed(checked(config))
+    assert "moved: object latent" in checks["the target does not reach the conditions"]["seen"]
+    assert "shadow map -> data, object latent" in checks["each input has its own channels"]["seen"]
+
+
+def test_the_target_in_the_embedding(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leak(encoded: EncodedBatch) -> EncodedBatch:
+        return replace(encoded, embedding=encoded.embedding + 1e-6 * encoded.data.mean(dim=(1, 2, 3))[:, None])
+
+    encode_with(monkeypatch, leak)
+    assert "moved: light embedding" in failed(checked(config))["the target does not reach the conditions"]["seen"]
+
+
+def test_the_mask_before_the_object(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invisible at init, where the new channels weigh nothing, and later in no loss; checkpoints do not interchange."""
+
+    def swap(encoded: EncodedBatch) -> EncodedBatch:
+        return replace(encoded, concatenated=encoded.concatenated.roll(1, dims=1))
+
+    encode_with(monkeypatch, swap)
+    checks = failed(checked(config))
+    assert "mask -> object latent" in checks["each input has its own channels"]["seen"]
+    assert "the target does not reach the conditions" not in checks
+
+
+def test_lights_exchanged_between_samples(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode_with(monkeypatch, lambda encoded: replace(encoded, embedding=encoded.embedding.flip(0)))
+    assert set(failed(checked(config))) == {"each sample has its own light"}
+
+
+# --- the path table -----------------------------------------------------------------------------------------------
+
+
+def test_a_light_out_of_its_own_range() -> None:
+    """300 is a good phi and no theta; the three have limits of their own."""
+    path, picture = PathTable(), torch.zeros(1, 3, 8, 8)
+    light = torch.tensor([[300.0, 300.0, 300.0]])
+    check_forward._add_inputs(path, Batch(["a"], picture, picture[:, :1], picture[:, :1], light))
+    seen = path.check().seen
+    assert "light theta in [300, 300]" in seen and "light size in [300, 300]" in seen and "light phi" not in seen
+
+
+def test_a_wrong_shape_and_a_wrong_dtype() -> None:
+    path = PathTable()
+    path.add("input", "picture", torch.zeros(2, 3, 16, 16), "(B, 3, H, W)", (0, 1))
+    path.add("VAE", "latents", torch.zeros(2, 4, 2, 2), "(B, 4, h, w)", (0, 1))
+    assert path.check().passed
+    path.add("loss", "loss", torch.zeros(3, dtype=torch.float64), "(B)", (0, 1))
+    check = path.check()
+    assert not check.passed
+    assert check.seen == "loss is float64, not float32; loss (3,) is not (B)"
+
+
+def test_latents_that_are_not_an_eighth() -> None:
+    path = PathTable()
+    path.add("input", "picture", torch.zeros(1, 3, 32, 32), "(B, 3, H, W)", None)
+    path.add("VAE", "latents", torch.zeros(1, 4, 8, 8), "(B, 4, h, w)", None)
+    assert path.check().seen == "latent height 8 is not an eighth of 32"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16-pure"])
+def test_every_row_says_its_dtype(stage_folder: dict[str, Path], tmp_path: Path, precision: str) -> None:
+    config = tiny.stage_config(stage_folder, tmp_path, f"precision={precision}", "allow_unsafe=true")
+    path = {row["tensor"]: row["dtype"] for row in checked(config).summary["path"]}
+    assert path["timestep 1000 (1 - t)"] == path["loss per sample"] == path["light embedding"] == "float32"
+    assert path["velocity"] == {"fp32": "float32", "bf16": "bfloat16", "fp16-pure": "float16"}[precision]
+    assert path["input [x_t, object, mask]"] == ("float16" if precision == "fp16-pure" else "float32")
+
+
+# --- float32 islands, light, widening ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["timesteps", "sinusoids", "embedding", "light"])
+def test_t_or_its_embedding_in_half(config: Config, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    def half_output(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output.half()
+
+    if place == "timesteps":
+
+        def predict(unet: Any, x_t: Tensor, t: Tensor, concatenated: Tensor, embedding: Tensor) -> Tensor:
+            timesteps = (1000 * (1 - t)).half()
+            return unet(torch.cat([x_t, concatenated], dim=1), timesteps, None, class_labels=embedding).sample
+
+        monkeypatch.setattr(step, "predict_velocity", predict)
+    elif place == "sinusoids":
+        build_with(monkeypatch, lambda unet: unet.time_proj.register_forward_hook(half_output))
+    elif place == "embedding":
+        build_with(monkeypatch, lambda unet: unet.time_embedding.register_forward_hook(half_output))
+    else:
+        encode_with(monkeypatch, lambda encoded: replace(encoded, embedding=encoded.embedding.half()))
+    assert "t and its embedding are float32" in failed(checked(config))
+
+
+def test_the_light_is_cut_off_from_the_gradient(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output answers and every weight learns, but nothing would flow back into the light."""
+
+    def cut(unet: Any) -> None:
+        unet.class_embedding.register_forward_pre_hook(lambda module, inputs: (inputs[0].detach(),))
+
+    build_with(monkeypatch, cut)
+    checks = failed(checked(config))
+    assert set(checks) == {f"output and gradient answer to {name}" for name in ("theta", "phi", "size")}
+    assert checks["output and gradient answer to phi"]["seen"].endswith("gradient 0.00e+00")
+
+
+def test_loaded_channels_that_never_learned(stage_folder: dict[str, Path], tmp_path: Path) -> None:
+    """Nine channels in the file, five of them zero: no widening here and now that would excuse it."""
+    tiny.shadow_unet(stage_folder["unet"]).save_pretrained(tmp_path / "nine")
+    config = tiny.stage_config({**stage_folder, "unet": tmp_path / "nine"}, tmp_path / "runs")
+    check = failed(checked(config))["conv_in ignores the new channels at init"]
+    assert "9 channels came with the weights; norm of the new ones 0" in check["seen"]
 
 
 def test_another_architecture_than_said(stage_folder: dict[str, Path], tmp_path: Path) -> None:
@@ -244,9 +420,30 @@ def test_every_failure_says_what_to_do(config: Config, monkeypatch: pytest.Monke
 def test_memory_is_counted_exactly(config: Config) -> None:
     memory = checked(config).summary["memory_gib"]
     weights = sum(p.numel() for p in tiny.shadow_unet(config.model.weights).parameters()) * 4 / 1024**3
-    assert memory["UNet weights"] == memory["gradients"] == memory["EMA (float32)"] == pytest.approx(weights)
+    for item in ("UNet weights", "gradients", "EMA (float32)", "weights set aside while the EMA is judged"):
+        assert memory[item] == pytest.approx(weights), item
     assert memory["AdamW moments"] == pytest.approx(2 * weights)
+    assert memory["VAE weights (float32)"] == pytest.approx(load_vae(config.model.vae).num_parameters * 4 / 1024**3)
     assert memory["total"] == pytest.approx(sum(value for name, value in memory.items() if name != "total"))
+
+
+def test_activations_grow_with_batch_and_picture(stage_folder: dict[str, Path], tmp_path: Path) -> None:
+    """At least what the first convolution leaves; in proportion to the batch; more for larger pictures."""
+
+    def activations(*words: str) -> float:
+        result = checked(tiny.stage_config(stage_folder, tmp_path, *words))
+        return result.summary["memory_gib"]["activations (estimated)"]
+
+    one = activations("train.batch_size=1")
+    width = tiny.HUB_CONFIG["block_out_channels"][0]
+    assert one > width * tiny.SIDE**2 * 4 / 1024**3
+    assert activations("train.batch_size=3") == pytest.approx(3 * one)
+    assert activations("train.batch_size=1", f"data.image_size={16 * tiny.SIDE}") > 2 * one
+
+
+def test_memory_without_an_ema(stage_folder: dict[str, Path], tmp_path: Path) -> None:
+    memory = checked(tiny.stage_config(stage_folder, tmp_path, "train.ema_decay=null")).summary["memory_gib"]
+    assert memory["EMA (float32)"] == memory["weights set aside while the EMA is judged"] == 0
 
 
 def test_defaults_need_no_network() -> None:

@@ -1,6 +1,8 @@
 """overfit as a stage: when it passes, when it fails, what it says and leaves behind."""
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +12,12 @@ from shadowlab.config import Config
 from shadowlab.errors import StageFailedError, UserError
 from shadowlab.reporter import Reporter
 from shadowlab.run_folder import RunFolder
+from shadowlab.stages import overfit
 from shadowlab.stages.overfit import run_overfit
 from shadowlab.stages.result import StageResult
 from shadowlab.stages.run_stage import finish_stage
 from shadowlab.training.processes import SingleProcess
+from shadowlab.training.step import StepOutcome
 from tests import tiny
 
 
@@ -59,6 +63,29 @@ def test_it_learns(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     losses = [r["loss"] for r in read_records(tmp_path / "overfit" / "metrics.jsonl") if r["kind"] == "fixed_grid"]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.9
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_few_samples_fill_the_batch(
+    stage_folder: dict[str, Path], tmp_path: Path, num_samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each comes several times in a step, with other noise and t: one sample alone gives gradients of pure noise."""
+    seen: list[tuple[list[str], list[int], int]] = []
+    original = overfit.Telemetry.step
+
+    def noting(self: Any, batches: Any, place: Any) -> StepOutcome:
+        seen.append((batches[0].ids, batches[0].positions.tolist(), place.global_batch))
+        return original(self, batches, place)
+
+    monkeypatch.setattr(overfit.Telemetry, "step", noting)
+    words = (f"overfit.num_samples={num_samples}", "overfit.batch_size=8", "overfit.min_r2=-1e9")
+    finished(tiny.stage_config(stage_folder, tmp_path, *words, "overfit.min_soft_iou=0"))
+    assert [positions for _, positions, _ in seen] == [list(range(8)), list(range(8, 16))]
+    for ids, _, global_batch in seen:
+        counts = Counter(ids)
+        assert len(counts) == num_samples
+        assert max(counts.values()) - min(counts.values()) <= 1 + (num_samples > 1)
+        assert global_batch == len(ids)
 
 
 def test_more_samples_than_there_are(stage_folder: dict[str, Path], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What may change on --resume and what would make it another run."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from shadowlab.config_files import load_config
 from shadowlab.errors import UserError
 from shadowlab.run_folder import RunFolder, default_name, latest_training_run
-from shadowlab.stages.resume import resumed_config
+from shadowlab.stages.resume import changes, resumed_config
 
 
 @pytest.fixture
@@ -67,6 +68,65 @@ def test_only_its_own_source_may_be_named(run: RunFolder) -> None:
     assert resumed(run, source="tiny") == run.saved_config()
     with pytest.raises(UserError, match=r"--resume: .* began with tiny, not sdxl; leave --preset and --config out"):
         resumed(run, source="sdxl")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A configuration of the user's own, from which a run was started."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"base: [tiny]\noutput_dir: {tmp_path}\nseed: 3\ntrain: {{max_steps: 9}}\n")
+    RunFolder.create(load_config(file=file), "own", "mine")
+    return file
+
+
+def from_file(file: Path, *assignments: str) -> object:
+    run = RunFolder(file.parent / "own")
+    return resumed_config(run, source="mine", options={}, assignments=assignments, file=file)
+
+
+def test_an_edited_file_counts_like_options(file: Path) -> None:
+    """Ignored, the run would go on with numbers that nobody asked for."""
+    run = RunFolder(file.parent / "own")
+    assert from_file(file) == run.saved_config()
+    file.write_text(file.read_text().replace("max_steps: 9", "max_steps: 20, log_every: 1"))
+    given = from_file(file)
+    assert given == load_config(file=file)
+    assert changes(run.saved_config(), load_config(file=file)) == ["train.max_steps 9 -> 20", "train.log_every 10 -> 1"]
+    assert from_file(file, "train.max_steps=30") == load_config(file=file, assignments=["train.max_steps=30"])
+
+
+def test_an_edited_file_that_makes_it_another_run_is_refused(file: Path) -> None:
+    file.write_text(file.read_text().replace("seed: 3", "seed: 4"))
+    with pytest.raises(UserError, match=rf"--resume: seed was 3 in .* and is 4 now.*take it back in {file}"):
+        from_file(file)
+
+
+def test_a_preset_by_the_name_of_config_is_no_file(run: RunFolder) -> None:
+    """`--config tiny` was the run's beginning; options of that time stay."""
+    assert resumed_config(run, source="tiny", options={}, assignments=[], file="tiny") == run.saved_config()
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{", '{"source": 5}'])
+def test_a_lost_environment_is_named_where_it_is_needed(run: RunFolder, content: str | None) -> None:
+    file = run.path / "environment.json"
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(content)
+    assert resumed(run) == run.saved_config()
+    with pytest.raises(UserError, match=r"environment\.json: .*; leave --preset and --config out") as caught:
+        resumed(run, source="tiny")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [RunFolder.create, RunFolder.reopen])
+def test_a_name_too_long_for_a_folder(tmp_path: Path, make: Callable[..., RunFolder]) -> None:
+    config = load_config(assignments=[f"output_dir={tmp_path}"])
+    with pytest.raises(UserError, match=r"--run xxx.*: 300 characters, at most 150") as caught:
+        make(config, "x" * 300)
+    assert len(str(caught.value)) < 200
+    assert make == RunFolder.reopen or make(config, "x" * 150).path.is_dir()
+    assert RunFolder.create(config, default_name("y" * 240, "train")).path.is_dir()
 
 
 def test_the_newest_run_with_a_checkpoint_is_found(tmp_path: Path) -> None:

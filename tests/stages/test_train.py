@@ -1,7 +1,9 @@
 """train as a stage: the gate before it, what a run leaves, and resuming bit for bit."""
 
 import json
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,12 @@ from torch import Tensor
 from diagnostics.nonfinite import NonFiniteError
 from diagnostics.records import read_records
 from shadowlab.config import Config
-from shadowlab.errors import StageFailedError, UserError
+from shadowlab.data.dataset import ShadowDataset, open_dataset
+from shadowlab.data.sample import Sample, collate
+from shadowlab.data.split import split_by_object
+from shadowlab.errors import StageFailedError, StageStoppedError, UserError
+from shadowlab.evaluation.fixed_grid import FixedGrid, GridResult
+from shadowlab.precision import POLICIES
 from shadowlab.reporter import Reporter
 from shadowlab.run_folder import RunFolder
 from shadowlab.stages import run_stage, train
@@ -21,8 +28,10 @@ from shadowlab.stages.result import StageResult
 from shadowlab.stages.resume import resumed_config
 from shadowlab.stages.run_stage import finish_stage, prove_required_stages
 from shadowlab.stages.train import run_train
+from shadowlab.task import ShadowTask
 from shadowlab.training.processes import SingleProcess
 from shadowlab.training.step import StepOutcome
+from shadowlab.vae import load_vae
 from tests import tiny
 
 ALONE = SingleProcess(torch.device("cpu"))
@@ -81,11 +90,12 @@ def test_records_are_complete_and_in_order(whole: RunFolder) -> None:
     assert len(records[1]["parameters"]) > 50  # the first step is observed in full
 
 
-@pytest.mark.parametrize("stop", [2, 3])
+@pytest.mark.parametrize("stop", [0, 1, 2, 3])
 def test_resuming_changes_nothing(
     stage_folder: dict[str, Path], tmp_path: Path, whole: RunFolder, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed after `stop` steps (3 is between checkpoints): weights, EMA, moments, records, as if nothing had been."""
+    """Killed after `stop` steps (0 and 1: before the first checkpoint, 3: between two): weights, EMA, moments and
+    records are as if nothing had been."""
     config = tiny.stage_config(stage_folder, tmp_path, *SHORT, "train.max_steps=6")
     original = train.Telemetry.step
     done: list[int] = []
@@ -168,15 +178,21 @@ def test_nothing_to_resume(stage_folder: dict[str, Path], tmp_path: Path) -> Non
     config = tiny.stage_config(stage_folder, tmp_path)
     with pytest.raises(UserError, match="is not a run folder"):
         trained(config, "absent", resume=True)
-    RunFolder.create(config, "empty")
+    run = RunFolder.create(config, "damaged")
+    (run.checkpoints / "step-00000002").mkdir()
     with pytest.raises(UserError, match="has no complete checkpoint to resume from"):
-        trained(config, "empty", resume=True)
+        trained(config, "damaged", resume=True)
 
 
 def test_a_finished_run_is_left_alone(whole: RunFolder) -> None:
-    before = (whole.metrics.read_bytes(), [path.stat().st_mtime_ns for path in whole.checkpoints.rglob("*")])
+    def state() -> tuple[Any, ...]:
+        times = [path.stat().st_mtime_ns for path in whole.checkpoints.rglob("*")]
+        return whole.metrics.read_bytes(), (whole.path / "stages.json").read_bytes(), times
+
+    before = state()
     trained(whole.saved_config(), whole.path.name, resume=True)
-    assert (whole.metrics.read_bytes(), [path.stat().st_mtime_ns for path in whole.checkpoints.rglob("*")]) == before
+    assert state() == before
+    assert "first_validation_loss" in whole.stages()["train"]["summary"]
 
 
 def test_a_folder_with_results_is_not_used_again(whole: RunFolder) -> None:
@@ -235,6 +251,126 @@ def test_validation_leaves_the_weights_alone(stage_folder: dict[str, Path], tmp_
     run = trained(tiny.stage_config(stage_folder, tmp_path, *words), "run")
     wanted, got = saved_tensors(whole, 6), saved_tensors(run, 6)
     assert not [name for name in wanted if not torch.equal(wanted[name], got[name])]
+
+
+# --- what is trained on and what is judged ------------------------------------------------------------------------
+
+
+class _Recording:
+    """A data set that notes whose pictures are read."""
+
+    def __init__(self, inner: ShadowDataset) -> None:
+        self.inner, self.read = inner, list[int]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, i: int) -> Sample:
+        self.read.append(i)
+        return self.inner[i]
+
+
+def test_held_out_objects_judge_the_averaged_weights(
+    stage_folder: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps of whole epochs: every object that training may see is seen, and none of those that judge."""
+    datasets: list[_Recording] = []
+
+    def recording(*arguments: Any) -> Any:
+        datasets.append(_Recording(open_dataset(*arguments)))
+        return datasets[0]
+
+    monkeypatch.setattr(train, "open_dataset", recording)
+    words = ("train.batch_size=8", "train.max_steps=2", "optimizer.learning_rate=1e-2", "optimizer.warmup_steps=0")
+    config = tiny.stage_config(stage_folder, tmp_path, *words)
+    run = trained(config, "run")
+
+    dataset = datasets[0]
+    split = split_by_object(dataset.object_ids, config.data.validation_fraction, config.seed)
+    for_grid, for_steps = dataset.read[:2], dataset.read[2:]  # validation.num_samples=2, then the loader
+    objects = [{dataset.object_ids[i] for i in part} for part in (for_grid, for_steps)]
+    assert objects[0] == {dataset.object_ids[i] for i in split.validation}
+    assert objects[1] == {dataset.object_ids[i] for i in split.train}
+    assert not objects[0] & objects[1]
+
+    grid = FixedGrid(
+        ShadowTask(load_vae(config.model.vae)),
+        collate([dataset[i] for i in for_grid]),
+        timesteps=config.validation.timesteps,
+        num_noises=config.validation.num_noises,
+        seed=config.seed,
+        chunk=8,
+    )
+    losses = {
+        part: grid.evaluate(tiny.shadow_unet(run.checkpoints / "step-00000002" / part), POLICIES["fp32"]).loss
+        for part in ("ema", "unet")
+    }
+    recorded = [r["loss"] for r in read_records(run.metrics) if r["kind"] == "validation"]
+    assert recorded[-1] == pytest.approx(losses["ema"], rel=1e-5)
+    assert abs(losses["unet"] - losses["ema"]) > 1e-3 * losses["ema"]  # or the line above would prove nothing
+
+
+@pytest.mark.parametrize("what", ["loss", "prediction"])
+def test_a_validation_that_is_not_finite_fails(
+    stage_folder: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The training loss may be finite where the averaged weights are not: NaN is no smaller than anything."""
+    original = FixedGrid.evaluate
+
+    def spoiled(self: FixedGrid, unet: Any, precision: Any) -> GridResult:
+        result = original(self, unet, precision)
+        if what == "loss":
+            return replace(result, loss=math.nan, loss_by_t={**result.loss_by_t, 0.5: math.nan})
+        result.prediction[1, 0, 3, 3] = math.nan
+        return result
+
+    config = tiny.stage_config(stage_folder, tmp_path, *SHORT, "train.max_steps=3")
+    monkeypatch.setattr(FixedGrid, "evaluate", spoiled)
+    with pytest.raises(StageFailedError, match="validation at step 0") as caught:
+        trained(config, "run")
+    assert caught.value.exit_code == 1
+    assert ("grid loss at t = 0.5 is nan" if what == "loss" else "prediction for img_") in str(caught.value)
+    assert RunFolder(tmp_path / "run").stages()["train"]["passed"] is False
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_a_damaged_record_is_named_on_resume(stage_folder: dict[str, Path], tmp_path: Path) -> None:
+    run = trained(tiny.stage_config(stage_folder, tmp_path, *SHORT, "train.max_steps=2"), "run")
+    lines = run.metrics.read_bytes().splitlines(keepends=True)
+    run.metrics.write_bytes(b"".join([lines[0], b"\x00 no json\n", *lines[2:]]))
+    longer = resumed_config(run, source=None, options={"train.max_steps": 4}, assignments=[])
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: not a JSON record") as caught:
+        trained(longer, "run", resume=True)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    assert run.saved_config().train.max_steps == 2  # a refused resume changes nothing
+
+
+def test_a_changed_option_is_told_on_resume(
+    stage_folder: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(tiny.stage_config(stage_folder, tmp_path, *SHORT, "train.max_steps=2"), "run")
+    longer = resumed_config(run, source=None, options={"train.max_steps": 3}, assignments=[])
+    run_train(longer, run, ALONE, Reporter(), resume=True)
+    assert "changed on resume: train.max_steps 2 -> 3" in capsys.readouterr().out.splitlines()
+    assert run.saved_config() == longer
+
+
+def test_a_sample_that_breaks_during_the_run_stops_the_stage(stage_folder: dict[str, Path], tmp_path: Path) -> None:
+    """Exit 2, and stages.json tells of it: the run had begun."""
+    folders = {**stage_folder, "data": Path(shutil.copytree(stage_folder["data"], tmp_path / "data"))}
+    config = tiny.stage_config(folders, tmp_path / "runs", *SHORT, "train.max_steps=6")
+    dataset = open_dataset(folders["data"], tiny.SIDE * 8)
+    victim = dataset.ids[split_by_object(dataset.object_ids, config.data.validation_fraction, config.seed).train[0]]
+    file = folders["data"] / "shadows" / f"{victim}.png"
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(StageStoppedError, match=rf"step \d: {victim}") as caught:
+        trained(config, "run")
+    assert caught.value.exit_code == 2
+    assert victim in RunFolder(tmp_path / "runs" / "run").stages()["train"]["summary"]["error"]
 
 
 # --- the gate ----------------------------------------------------------------------------------------------------
@@ -327,13 +463,63 @@ def test_skipping_is_loud(
     assert "warning: --skip-stages: check-forward and overfit are not asked for" in capsys.readouterr().out
 
 
-def test_a_damaged_proof_is_named(stage_folder: dict[str, Path], tmp_path: Path, stages: dict[str, Any]) -> None:
+DAMAGE = {
+    "not JSON": "{",
+    "not UTF-8": b"\xff\xfe",
+    "nested": "[" * 100_000,
+    "a list": "[]",
+    "an entry that is none": '{"overfit": 5}',
+    "missing keys": '{"overfit": {"passed": true}}',
+    "wrong types": '{"overfit": {"passed": "yes", "model_hash": 1, "finished": null, "summary": []}}',
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_neighbour_proves_nothing_and_blocks_nothing(
+    stage_folder: dict[str, Path],
+    tmp_path: Path,
+    stages: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    damage: str,
+) -> None:
     config = tiny.stage_config(stage_folder, tmp_path)
-    run = prove(config, "first")
-    (tmp_path / "first-overfit" / "stages.json").write_text("{")
-    with pytest.raises(UserError, match=r"first-overfit.stages\.json: not JSON; remove the file"):
-        prove(config, "second")
-    assert run.path.exists()
+    prove(config, "first")
+    damaged(tmp_path / "first-overfit" / "stages.json", damage)
+    prove_required_stages(config, RunFolder.create(config, "second"), ALONE, Reporter(), skip=False)
+    assert stages["ran"] == ["check-forward", "overfit", "overfit"]
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1  # not once a stage
+    assert "proves nothing" in warnings[0] and str(tmp_path / "first-overfit" / "stages.json") in warnings[0]
+
+
+@pytest.mark.parametrize("criterion", [[], {"r2": "0.99", "soft_iou": 1, "num_samples": 99}])
+def test_a_criterion_of_a_wrong_type_proves_nothing(
+    stage_folder: dict[str, Path], tmp_path: Path, stages: dict[str, Any], criterion: Any
+) -> None:
+    config = tiny.stage_config(stage_folder, tmp_path)
+    prove(config, "first")
+    file = tmp_path / "first-overfit" / "stages.json"
+    old = json.loads(file.read_text())
+    old["overfit"]["summary"]["criterion"] = criterion
+    file.write_text(json.dumps(old))
+    prove(config, "second")
+    assert stages["ran"] == ["check-forward", "overfit", "overfit"]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_its_own_damaged_file_is_told_before_anything_runs(
+    stage_folder: dict[str, Path], tmp_path: Path, damage: str
+) -> None:
+    config = tiny.stage_config(stage_folder, tmp_path)
+    damaged(RunFolder.create(config, "run").path / "stages.json", damage)
+    with pytest.raises(UserError, match=r"run.stages\.json: .*; remove the file to run the stages again") as caught:
+        RunFolder.reopen(config, "run")
+    assert "\n" not in str(caught.value)
+
+
+def damaged(file: Path, damage: str) -> None:
+    content = DAMAGE[damage]
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def test_a_failed_stage_gives_one_json_document(

@@ -143,7 +143,8 @@ def test_takes_an_empty_folder(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"steps": 0}, {"batch_size": 1}, {"learning_rate": 0.0}, {"learning_rate": math.nan}]
+    "changes",
+    [{"steps": 0}, {"batch_size": 1}, {"learning_rate": 0.0}, {"learning_rate": math.nan}, {"learning_rate": 1e300}],
 )
 def test_numbers_out_of_range(data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="expected steps >= 1, batch size >= 2, a positive learning rate"):
@@ -178,6 +179,33 @@ def test_an_interrupted_write_leaves_nothing(data: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(module, "measure_vae", broken)
     with pytest.raises(OSError, match="No space"):
+        train(data, tmp_path / "vae", steps=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("out", ["file/vae", "x" * 300, "link"])
+def test_a_place_that_cannot_be_written_is_told_before_training(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("link")  # a loop
+    monkeypatch.setattr(module, "_batch", lambda *_: pytest.fail("training began"))
+    with pytest.raises(UserError, match=r"--out .*: cannot be written|already exists") as caught:
+        train(data, tmp_path / out)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("victim", ["save_pretrained", "write_text", "replace"])
+def test_a_disk_that_fills_up_in_the_end(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    owner: Any = {"save_pretrained": module.AutoencoderKL, "write_text": Path, "replace": module.os}[victim]
+    monkeypatch.setattr(owner, victim, full)
+    with pytest.raises(UserError, match=r"--out .*No space left on device.*free the disk"):
         train(data, tmp_path / "vae", steps=1)
     assert list(tmp_path.iterdir()) == []
 

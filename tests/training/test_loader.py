@@ -1,6 +1,7 @@
 """Which samples a step reads is arithmetic: processes, accumulation, workers and interruptions do not change it."""
 
 import shutil
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shadowlab.data.dataset import ShadowDataset, open_dataset
+from shadowlab.data.sample import Batch
 from shadowlab.errors import UserError
 from shadowlab.training.loader import endless_batches, micro_batch_positions
 
@@ -29,29 +31,39 @@ def dataset(stage_folder: dict[str, Path]) -> ShadowDataset:
     return open_dataset(stage_folder["data"], 32)
 
 
-def ids(
+def stream(
     dataset: ShadowDataset,
-    num_steps: int,
+    indices: Sequence[int],
     *,
+    seed: int = 0,
+    batch_size: int = 1,
     accumulation: int = 1,
+    rank: int = 0,
     processes: int = 1,
     first: int = 0,
     workers: int = 0,
+) -> Iterator[Batch]:
+    return endless_batches(
+        dataset,
+        indices,
+        seed=seed,
+        first_position=first,
+        batch_size=batch_size,
+        accumulation=accumulation,
+        rank=rank,
+        num_processes=processes,
+        num_workers=workers,
+    )
+
+
+def ids(
+    dataset: ShadowDataset, num_steps: int, *, accumulation: int = 1, processes: int = 1, **settings: int
 ) -> list[set[str]]:
-    """Ids of each step, all processes together. 2 samples a micro-batch, 4 x that a step."""
+    """Ids of each step, all processes together; 1 sample a micro-batch."""
     steps: list[set[str]] = [set() for _ in range(num_steps)]
+    shared = {"seed": 3, "accumulation": accumulation, "processes": processes, **settings}
     for rank in range(processes):
-        batches = endless_batches(
-            dataset,
-            range(len(dataset)),
-            seed=3,
-            first_position=first,
-            batch_size=1,
-            accumulation=accumulation,
-            rank=rank,
-            num_processes=processes,
-            num_workers=workers,
-        )
+        batches = stream(dataset, range(len(dataset)), rank=rank, **shared)
         for number, batch in enumerate(islice(batches, num_steps * accumulation)):
             steps[number // accumulation] |= set(batch.ids)
     return steps
@@ -79,18 +91,7 @@ def test_workers_do_not_change_the_order(dataset: ShadowDataset) -> None:
 
 
 def test_only_the_given_part_of_the_data_set_is_read(dataset: ShadowDataset) -> None:
-    batches = endless_batches(
-        dataset,
-        [1, 4, 6],
-        seed=0,
-        first_position=0,
-        batch_size=3,
-        accumulation=1,
-        rank=0,
-        num_processes=1,
-        num_workers=0,
-    )
-    for batch in islice(batches, 3):
+    for batch in islice(stream(dataset, [1, 4, 6], batch_size=3), 3):
         assert set(batch.ids) == {dataset.ids[i] for i in (1, 4, 6)}
 
 
@@ -103,17 +104,6 @@ def test_a_file_that_breaks_during_the_run_is_named(
     dataset = open_dataset(str(tmp_path / "data"), 32)
     file = tmp_path / "data" / "masks" / f"{dataset.ids[2]}.png"
     file.write_bytes(file.read_bytes()[:60])
-    batches = endless_batches(
-        dataset,
-        range(4),
-        seed=0,
-        first_position=0,
-        batch_size=2,
-        accumulation=1,
-        rank=0,
-        num_processes=1,
-        num_workers=workers,
-    )
     with pytest.raises(UserError, match=dataset.ids[2]) as caught:
-        list(islice(batches, 4))
+        list(islice(stream(dataset, range(4), batch_size=2, workers=workers), 4))
     assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)

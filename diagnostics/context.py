@@ -1,0 +1,212 @@
+"""Where in a training step the program is: module, phase so far, optimizer, autograd."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import _disable_current_modes
+
+from diagnostics.frames import creation_record, marks, user_line
+from diagnostics.layers import tensors_in, unwrapped
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an operator ran. milestone: the last part of the step that was finished or begun before it: `start`,
+    `model`, `backward` or `optimizer`. issued_at: the user's own line where that differs from `source`.
+    num_model_calls: how often the model had been called."""
+
+    milestone: str
+    in_backward: bool
+    in_model: bool
+    in_optimizer: bool
+    marks: frozenset[str]
+    module: str | None
+    source: str | None
+    issued_at: str | None
+    num_model_calls: int = 0
+
+
+@dataclass
+class _Call:
+    name: str
+    is_model: bool
+    task: int  # autograd's graph task when the call began; -1 outside backward
+
+
+class StepContext:
+    """Follows a step through global hooks on modules and optimizers. `active` puts them on and takes them off."""
+
+    def __init__(self, models: list[nn.Module], optimizers: list[Any]) -> None:
+        self.milestone = "start"
+        self.scale: float | None = None  # of a gradient scaler that was used
+        self.num_model_calls = 0
+        self._optimizers = optimizers
+        self._optimizer_depth = 0
+        self._calls: list[_Call] = []
+        self._names: dict[int, str] = {}
+        self._listed = bool(models)
+        self._model_ids: set[int] = set()
+        self._kept: list[nn.Module] = []  # ids in `_names` stay valid
+        taken: set[str] = set()
+        for model in models:
+            bare = unwrapped(model)
+            self._model_ids.update(id(module) for module in model.modules())
+            self._name(bare, f"{type(bare).__name__}." if taken else "", taken)
+
+    def module_name(self, module: nn.Module) -> str:
+        """Dotted name in its model; one that is not in a listed model is named by the class of its root."""
+        if id(module) not in self._names:
+            bare = unwrapped(module)
+            kind = type(bare).__name__
+            self._name(bare, f"{kind}.", {name for name, _ in bare.named_modules()})
+            self._names.setdefault(id(module), self._names[id(bare)])
+            self._kept.append(module)
+        return self._names[id(module)]
+
+    def _name(self, root: nn.Module, prefix: str, taken: set[str]) -> None:
+        self._kept.append(root)
+        for name, module in root.named_modules():
+            plain = name.replace("_orig_mod.", "")
+            self._names.setdefault(id(module), (prefix + plain).rstrip(".") if plain in taken else plain)
+        taken.update(name.replace("_orig_mod.", "") for name, _ in root.named_modules())
+
+    @property
+    def in_model(self) -> bool:
+        return any(call.is_model for call in self._calls)
+
+    @property
+    def module(self) -> str | None:
+        return self._calls[-1].name if self._calls else None
+
+    def place(self) -> Place:
+        """Of the operator that is being dispatched."""
+        task = torch._C._current_graph_task_id()
+        recomputed = bool(self._calls) and self._calls[-1].task != -1
+        in_backward = task != -1 and not recomputed
+        issued_at = user_line()
+        source, module = issued_at, self.module
+        if in_backward:
+            record = creation_record(torch._C._current_autograd_node())
+            if record is not None and record.source is not None:
+                source, module = record.source, record.module
+        return Place(
+            milestone=self.milestone,
+            in_backward=in_backward,
+            in_model=self.in_model and not in_backward,
+            in_optimizer=self._optimizer_depth > 0,
+            marks=marks(),
+            module=module,
+            source=source,
+            issued_at=issued_at if issued_at != source else None,
+            num_model_calls=self.num_model_calls,
+        )
+
+    def saw_backward(self) -> None:
+        """Called for every operator that runs inside autograd."""
+        if not self._calls or self._calls[-1].task == -1:
+            self.milestone = "backward"
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for handle in (
+                register_module_forward_pre_hook(self._enter),
+                register_module_forward_hook(self._leave, always_call=True),
+                register_optimizer_step_pre_hook(self._before_optimizer),
+                register_optimizer_step_post_hook(self._after_optimizer),
+            ):
+                stack.callback(handle.remove)
+            stack.enter_context(self._noting_scale())
+            stack.enter_context(self._noting_roots())
+            for optimizer in self._optimizers:
+                if not isinstance(optimizer, torch.optim.Optimizer):
+                    stack.enter_context(self._wrapped_step(optimizer))
+            yield
+
+    @contextmanager
+    def _noting_scale(self) -> Iterator[None]:
+        """A gradient scaler may be anywhere in the caller's loop; its class is where all of them are seen."""
+        original = torch.amp.GradScaler.scale
+
+        def scale(scaler: torch.amp.GradScaler, outputs: Any) -> Any:
+            scaled = original(scaler, outputs)
+            with _disable_current_modes():
+                self.scale = scaler.get_scale() if scaler.is_enabled() else None
+            return scaled
+
+        torch.amp.GradScaler.scale = scale  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            torch.amp.GradScaler.scale = original  # type: ignore[method-assign]
+
+    @contextmanager
+    def _noting_roots(self) -> Iterator[None]:
+        """What backward starts from is a loss, whether the step returns it or not."""
+        original = torch.autograd.backward
+
+        def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+            roots = list(tensors_in(tensors))
+            self.on_backward(roots)
+            return original(tensors, *args, **kwargs)
+
+        torch.autograd.backward = backward
+        try:
+            yield
+        finally:
+            torch.autograd.backward = original
+
+    @contextmanager
+    def _wrapped_step(self, optimizer: Any) -> Iterator[None]:
+        """The same for an optimizer that is not torch's: its `step` is shadowed on the instance."""
+        original = optimizer.step
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            self._before_optimizer()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._after_optimizer()
+
+        optimizer.step = step
+        try:
+            yield
+        finally:
+            del optimizer.step
+
+    def _enter(self, module: nn.Module, inputs: Any) -> None:
+        name = self.module_name(module)
+        if self._listed:
+            is_model = id(module) in self._model_ids or any(id(m) in self._model_ids for m in module.children())
+        else:
+            is_model = next(module.parameters(), None) is not None
+        self._calls.append(_Call(name, is_model, torch._C._current_graph_task_id()))
+        if is_model and not any(call.is_model for call in self._calls[:-1]):
+            self.num_model_calls += torch._C._current_graph_task_id() == -1
+            self.on_model_call(inputs)
+
+    def on_model_call(self, inputs: Iterable[Any]) -> None:
+        """For a subclass or an owner that wants to see what enters the model."""
+
+    def on_backward(self, roots: list[Tensor]) -> None:
+        """Likewise what backward starts from."""
+
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if not self._calls:
+            return
+        call = self._calls.pop()
+        if call.is_model and call.task == -1 and not any(outer.is_model for outer in self._calls):
+            self.milestone = "model"
+
+    def _before_optimizer(self, *_: Any) -> None:
+        self._optimizer_depth += 1
+
+    def _after_optimizer(self, *_: Any) -> None:
+        self._optimizer_depth -= 1
+        self.milestone = "optimizer"

@@ -1,0 +1,45 @@
+"""One operator, or one leaf, whose values are not finite."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from diagnostics.context import Place
+from diagnostics.reference import Before
+
+
+@dataclass
+class Event:
+    """An operator that returned non-finite values, or a leaf that had them.
+
+    harm_parents: nodes that the harmful output came from; empty where it was born here. turned: legitimate infinities
+    that became harmful here. rows: indices along the first dimension with harmful elements.
+    """
+
+    number: int
+    op: str
+    place: Place | None
+    leaf: str | None = None  # kind of a leaf: parameter, buffer, optimizer state, gradient, data, constant, unseen
+    name: str | None = None  # of a leaf
+    namespace: str = "aten"
+    harm_parents: set[int] = field(default_factory=set)
+    turned: set[int] = field(default_factory=set)
+    passed: set[int] = field(default_factory=set)  # parents of the legitimate infinities in the output
+    shape: tuple[int, ...] = ()
+    dtype: torch.dtype | None = None
+    value: str = "nan"
+    index: tuple[int, ...] = ()
+    slot: int = 0  # which of the operator's outputs
+    rows: tuple[int, ...] = ()
+    from_batch: bool = False
+    from_model: bool = False
+    from_gradient: bool = False
+    num_from_gradient: int = 0  # how many operands were computed from gradients
+    is_mask: bool = False  # a leaf of -inf and nothing positive
+    is_allocation: bool = False
+    written: list[int] = field(default_factory=list)  # storages that now hold the values
+    judgement: Any = None  # of a birth: see `ieee`
+    call: Before | None = None  # of one of the first births: operands as they were before the call
+    children: list[int] = field(default_factory=list)
+    absorbers: list[str] = field(default_factory=list)

@@ -1,0 +1,296 @@
+"""One training step under op-level tracing: where the first non-finite value on the path to a sink was born."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from diagnostics.context import StepContext
+from diagnostics.events import Event
+from diagnostics.findings import Facts
+from diagnostics.frames import recording_creations
+from diagnostics.layers import eagerly, tensors_in, unwrapped
+from diagnostics.origin import Origin, Sink, find_origin
+from diagnostics.provenance import bad_flags, harmful, is_inexact, is_legitimate, nodes_in, strided
+from diagnostics.step_batch import StepBatch
+from diagnostics.tracer import Tracer
+from diagnostics.verdict import Verdict
+
+_TRIED_SINKS = 8
+
+
+def explain(
+    step: Callable[[], Any],
+    *,
+    model: nn.Module | Sequence[nn.Module] | None = None,
+    optimizer: Any = None,
+    batch: Any = None,
+) -> Verdict | None:
+    """Run `step()` once under tracing (contract C4).
+
+    Args:
+        step: forward, backward, and as much of clipping, optimizer step and averaging as the caller's loop does. It
+            may return the loss (a tensor, a number, or a container whose scalars are losses).
+        model: a module or several. Without it every module with parameters counts as model.
+        optimizer: names its states. Any object with a `step` method.
+        batch: names tensors (mapping or nested sequences), so that a bad sample can be named; a sequence of B strings
+            in it gives the samples' ids, B being the tensors' first dimension.
+
+    Returns:
+        The origin, or None where no non-finite value reached the returned loss, a parameter's gradient, the clip
+        norm, a parameter, a buffer, an optimizer state or a weight average.
+
+    Raises:
+        what `step` raises, where no finding explains it. Weights are changed as the step changes them.
+    """
+    return Explanation(listed(model), optimizer, batch).run(step)
+
+
+def listed(model: nn.Module | Sequence[nn.Module] | None) -> list[nn.Module]:
+    """The models of an argument that takes none, one or several."""
+    if model is None or isinstance(model, nn.Module):
+        return [] if model is None else [model]
+    return list(model)
+
+
+class Explanation:
+    """The tracing of one step. `run` may be called once. Afterwards `culprit` is the call to be reproduced."""
+
+    def __init__(self, models: list[nn.Module], optimizer: Any, batch: Any) -> None:
+        self._models = [unwrapped(model) for model in models]
+        several = isinstance(optimizer, (list, tuple))
+        self._optimizers = list(optimizer) if several else [] if optimizer is None else [optimizer]
+        self._context = StepContext(models, self._optimizers)
+        self._context.on_model_call = self._note_inputs  # type: ignore[method-assign]
+        self._context.on_backward = self._note_roots  # type: ignore[method-assign]
+        self._tracer = Tracer(self._context)
+        self._sinks: list[Sink] = []
+        self._parameters = {name: p for m in self._models for name, p in _named(m.named_parameters())}
+        self._names = dict(self._name_storages())
+        self._gradients: set[int] = set()  # storages of parameters' gradients
+        self._batch = StepBatch(batch)
+        self._add_leaves(self._batch.tensors)
+        self.culprit: Any = None
+        self._stop: type[BaseException] | None = None
+        self._settled: Verdict | None = None
+        self.tolerates_scaler = True  # False: a gradient scaler's overflows are findings, too
+
+    # Before the step
+
+    def _add_leaves(self, batch: list[tuple[str, Tensor]]) -> None:
+        add, memory = self._tracer.add_leaf, self._tracer.memory
+        for name, parameter in self._parameters.items():
+            add("parameter", name, parameter, infinity_is_harm=True)
+            if parameter.grad is not None:
+                add("gradient", f"{name}.grad", parameter.grad, infinity_is_harm=True)
+                self._note_gradient(parameter.grad)
+        for name, buffer in self._buffers():
+            add("buffer", name, buffer, infinity_is_harm=False)
+        for model in self._models:
+            for path, module in model.named_modules():
+                for key, value in vars(module).items():
+                    if isinstance(value, Tensor):
+                        add("attribute", f"{path}.{key}".lstrip("."), value, infinity_is_harm=False)
+        for name, value in self._states():
+            add("optimizer state", name, value, infinity_is_harm=value.numel() > 1)
+        for name, tensor in batch:
+            add("data", name, tensor, infinity_is_harm=False)
+            values = strided(tensor)
+            if values is not None:
+                memory.storage(values).from_batch = True
+
+    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
+        for model in self._models:
+            yield from _named(model.named_buffers())
+
+    def _states(self) -> Iterator[tuple[str, Tensor]]:
+        """Optimizer states as `<parameter>.<state>`."""
+        names = {id(parameter): name for name, parameter in self._parameters.items()}
+        states = [item for one in self._optimizers for item in getattr(one, "state", {}).items()]
+        for i, (parameter, state) in enumerate(states):
+            if isinstance(state, Mapping):
+                for key, value in state.items():
+                    if isinstance(value, Tensor):
+                        yield f"{names.get(id(parameter), i)}.{key}", value
+
+    def _name_storages(self) -> Iterator[tuple[int, str]]:
+        for name, tensor in [*self._buffers(), *self._parameters.items()]:
+            values = strided(tensor)
+            if values is not None:
+                yield values.untyped_storage()._cdata, name
+
+    def _note_inputs(self, inputs: Iterable[Any]) -> None:
+        with _disable_current_modes():
+            for tensor in tensors_in(inputs):
+                values = strided(tensor)
+                if values is None:
+                    continue
+                if self._batch.size is None and values.ndim:
+                    self._batch.size = len(values)
+                if self._tracer.memory.known(values) is None:
+                    self._tracer.add_leaf("data", None, values, infinity_is_harm=False)
+                self._tracer.memory.storage(values).from_batch = True
+
+    def _note_gradient(self, gradient: Tensor) -> None:
+        values = strided(gradient)
+        if values is not None:
+            self._tracer.memory.storage(values).from_gradient = True
+            self._gradients.add(values.untyped_storage()._cdata)
+
+    # The step
+
+    def run(self, step: Callable[[], Any], stop: type[BaseException] | None = None) -> Verdict | None:
+        """Trace a step.
+
+        stop: raised by a caller that ends the step early; what was seen until then is judged. It is also raised here
+            once the origin is known beyond doubt, for the rest of the step teaches nothing.
+        """
+        self._stop = stop
+        failure: Exception | None = None
+        result = None
+        with ExitStack() as stack:
+            stack.enter_context(self._context.active())
+            for name, parameter in self._parameters.items():
+                if parameter.requires_grad and parameter.is_leaf:
+                    hook = parameter.register_post_accumulate_grad_hook(self._gradient_hook(name))
+                    stack.callback(hook.remove)
+            stack.enter_context(recording_creations(lambda: self._context.module))
+            stack.enter_context(eagerly())
+            try:
+                with self._tracer:
+                    result = step()
+            except Exception as error:  # the finding may explain it; else it is raised again below
+                failure = error
+            except BaseException as error:
+                if stop is None or not isinstance(error, stop):
+                    raise
+        if self._settled is not None:
+            return self._settled
+        self._collect_sinks(result)
+        verdict = self._verdict()
+        if verdict is None and failure is not None:
+            harm = [event for event in self._tracer.events[1:] if event.leaf is None and event.value]
+            if harm:
+                self._sinks.append(Sink("failure", type(failure).__name__, {harmful(harm[-1].number)}))
+                verdict = self._verdict()
+            if verdict is None:
+                raise failure
+        return verdict
+
+    def _gradient_hook(self, name: str) -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
+            if parameter.grad is not None:
+                with _disable_current_modes():
+                    self._note_gradient(parameter.grad)
+                    values = strided(parameter.grad)
+                    if values is not None:
+                        self._names[values.untyped_storage()._cdata] = name
+                    self._add_sink("gradient", name, parameter.grad)
+                    self._settle()
+
+        return hook
+
+    def _note_roots(self, roots: list[Tensor]) -> None:
+        with _disable_current_modes():
+            for root in roots:
+                self._add_sink("loss" if self._context.scale is None else "scaled loss", None, root)
+            self._settle()
+
+    def _settle(self) -> None:
+        """Stop tracing where no later operator can change the verdict: the earliest harm of all has reached a sink."""
+        first = self._tracer.first_harm
+        if self._settled is not None or first is None or not self._sinks or self._context.scale is not None:
+            return
+        if self._batch.is_sequence or len(self._sinks) > _TRIED_SINKS:
+            return
+        origin = find_origin(self._tracer.events, self._sinks, scale=None)
+        if origin is not None and origin.event.number <= first:
+            self._settled = self._describe(origin)
+            self._tracer.is_finished = True
+            if self._stop is not None:
+                raise self._stop
+
+    # After the step
+
+    def _add_sink(self, kind: str, name: str | None, tensor: Tensor) -> None:
+        values = strided(tensor)
+        if values is None or not is_inexact(values) or not bad_flags([values])[0]:
+            return
+        nodes = nodes_in([self._tracer.memory.shadow(values)])
+        if not nodes:
+            event = Event(len(self._tracer.events), "unseen", None, leaf="unseen", name=name)
+            self._tracer.events.append(event)
+            nodes = {harmful(event.number)}
+        self._sinks.append(Sink(kind, name, nodes))
+
+    def _collect_sinks(self, result: Any) -> None:
+        if isinstance(result, Tensor):
+            self._add_sink("loss", None, result)
+        elif isinstance(result, float) and (result != result or result in (float("inf"), float("-inf"))):
+            if self._tracer.last_bad_read:
+                self._sinks.append(Sink("loss", None, self._tracer.last_bad_read))
+        else:
+            for tensor in tensors_in(result):
+                if tensor.numel() == 1:
+                    self._add_sink("loss", None, tensor)
+        for name, parameter in self._parameters.items():
+            if parameter.grad is not None:
+                self._add_sink("gradient", name, parameter.grad)
+            self._add_sink("parameter", name, parameter)
+        for kind, tensors in (("buffer", self._buffers()), ("optimizer state", self._states())):
+            for name, tensor in tensors:
+                self._add_sink(kind, name, tensor)
+        shapes = {tuple(parameter.shape) for parameter in self._parameters.values()}
+        for event in self._tracer.events[1:]:
+            if event.place is None or event.leaf is not None:
+                continue
+            if self._is_clip_norm(event):
+                self._sinks.append(Sink("clip norm", None, {harmful(event.number)}))
+            elif self._is_average(event, shapes):
+                self._sinks.append(Sink("average", None, {harmful(event.number)}))
+        self._sinks.sort(key=lambda sink: "loss" not in sink.kind)  # paths to the loss are the easiest to read
+        legitimate_kinds = ("buffer", "optimizer state")
+        for sink in self._sinks:
+            if sink.kind in legitimate_kinds:
+                sink.nodes = {node for node in sink.nodes if not is_legitimate(node)}
+
+    @staticmethod
+    def _is_clip_norm(event: Event) -> bool:
+        place = event.place
+        if place is None or event.shape != () or place.in_backward or place.in_optimizer or place.in_model:
+            return False
+        by_hand = place.milestone == "backward" and event.from_gradient and "scaler" not in place.marks
+        return "clip" in place.marks or by_hand
+
+    def _is_average(self, event: Event, shapes: set[tuple[int, ...]]) -> bool:
+        place = event.place
+        if place is None or place.in_backward or place.in_optimizer or place.in_model:
+            return False
+        if "ema" not in place.marks and not (place.milestone == "optimizer" and event.shape in shapes):
+            return False
+        return any(self._tracer.memory.is_alive(storage) for storage in event.written)
+
+    def _verdict(self) -> Verdict | None:
+        scale = self._context.scale if self.tolerates_scaler else None
+        origin = find_origin(self._tracer.events, self._sinks, scale=scale)
+        return None if origin is None else self._describe(origin)
+
+    def _describe(self, origin: Origin) -> Verdict:
+        self.culprit = origin.event.call
+        facts = Facts(
+            events=self._tracer.events,
+            batch=self._batch,
+            names=self._names,
+            gradients=self._gradients,
+            parameter_names=set(self._parameters),
+            shapes={tuple(parameter.shape) for parameter in self._parameters.values()},
+            num_model_calls=self._context.num_model_calls,
+        )
+        return facts.describe(origin)
+
+
+def _named(pairs: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    for name, value in pairs:
+        yield name.replace("_orig_mod.", ""), value

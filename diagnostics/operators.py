@@ -1,0 +1,55 @@
+"""What the dispatcher's operators do to their arguments."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+_EMPTY = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided", "resize_", "set_"}
+# Their first argument is written without being read.
+_OVERWRITES = {"copy_", "fill_", "zero_", "uniform_", "normal_", "random_", "bernoulli_", "exponential_", "set_"}
+_OVERWRITES |= {"_foreach_copy_", "_foreach_zero_", "log_normal_", "cauchy_", "geometric_"}
+# Schemas that do not say that running statistics are written: positions of running_mean and running_var.
+_HIDDEN_WRITES = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4), "miopen_batch_norm": (3, 4)}
+_COLLECTIVES = ("c10d", "_c10d_functional", "_c10d_functional_autograd")
+_NOT_ELEMENTWISE = {"_foreach_norm", "_foreach_max", "_foreach_copy_"}
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What a dispatcher entry does to its arguments. writes: positions (int) and names (str) of written arguments."""
+
+    name: str
+    namespace: str
+    is_view: bool
+    is_empty: bool
+    is_elementwise: bool
+    is_foreach: bool
+    writes: tuple[int | str, ...]
+    overwrites: bool
+
+    @property
+    def is_collective(self) -> bool:
+        return self.namespace in _COLLECTIVES
+
+
+@cache
+def operator(func: torch._ops.OpOverload) -> Operator:
+    schema = func._schema
+    namespace, name = schema.name.split("::")
+    writes: list[int | str] = list(_HIDDEN_WRITES.get(name, ()))
+    for position, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            writes.append(argument.name if argument.kwarg_only else position)
+    returns_alias = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+    is_foreach = name.startswith("_foreach_")
+    return Operator(
+        name=name,
+        namespace=namespace,
+        is_view=returns_alias and not writes,
+        is_empty=name in _EMPTY,
+        is_elementwise=(torch.Tag.pointwise in func.tags or is_foreach) and name not in _NOT_ELEMENTWISE,
+        is_foreach=is_foreach,
+        writes=tuple(writes),
+        overwrites=name in _OVERWRITES,
+    )

@@ -1,0 +1,169 @@
+"""Which operator wrote each non-finite element that is in memory, and what is known of each storage.
+
+Legend: a *node* is `2 * event + 1` for an event's legitimate infinities (masks and what they pass through) and
+`2 * event` for its harmful values. Shadows hold one node an element, 0 where the element is finite.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+
+def harmful(event: int) -> int:
+    return 2 * event
+
+
+def legitimate(event: int) -> int:
+    return 2 * event + 1
+
+
+def is_legitimate(node: int) -> bool:
+    return node % 2 == 1
+
+
+def event_of(node: int) -> int:
+    return node // 2
+
+
+@dataclass
+class Storage:
+    """What is known of one storage. The weak reference keeps its address from being given to another one.
+
+    shadow: a node for each element; nodes: all that may be in it.
+    version: how often a traced operator wrote to it. from_batch, from_model, from_gradient: whether its content was
+    computed from the batch, from a model's output, from a parameter's gradient. producers: see `reference`.
+    """
+
+    reference: StorageWeakRef
+    shadow: Tensor | None = None
+    nodes: frozenset[int] = frozenset()
+    itemsize: int = 0
+    version: int = 0
+    from_batch: bool = False
+    from_model: bool = False
+    from_gradient: bool = False
+    producers: dict[int, Any] = field(default_factory=dict)
+
+
+def strided(tensor: Tensor) -> Tensor | None:
+    """The strided tensor that holds the values: of a sparse tensor its values, of a DTensor its shard, None of meta."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter) and hasattr(tensor, "to_local"):
+        tensor = tensor.to_local()
+    if tensor.is_meta:
+        return None
+    if tensor.layout is torch.strided:
+        return tensor
+    if tensor.layout is torch.sparse_coo:
+        return tensor._values()
+    return tensor.values()
+
+
+def is_inexact(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def real(tensor: Tensor) -> Tensor:
+    """Values with comparisons: complex as pairs, 8-bit floats as float32."""
+    if tensor.is_complex():
+        return torch.view_as_real(tensor.resolve_conj())
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor
+
+
+def bad_flags(tensors: list[Tensor]) -> list[bool]:
+    """Whether each holds a NaN or Inf. One read of the host a device."""
+    flags = [False] * len(tensors)
+    by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
+    for i, tensor in enumerate(tensors):
+        if tensor.numel() and is_inexact(tensor):
+            low, high = torch.aminmax(real(tensor.detach()))
+            # inf - inf and nan - nan are nan, x - x is 0: one number tells both ends
+            by_device.setdefault(tensor.device, []).append((i, ((low - low) + (high - high)).float()))
+    for pairs in by_device.values():
+        numbers = [float(pairs[0][1])] if len(pairs) == 1 else torch.stack([flag for _, flag in pairs]).tolist()
+        for (i, _), number in zip(pairs, numbers, strict=True):
+            flags[i] = number != 0.0
+    return flags
+
+
+class Memory:
+    """All storages that were seen, and the shadows of those with non-finite elements."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, Storage] = {}
+
+    def known(self, tensor: Tensor) -> Storage | None:
+        return self._storages.get(tensor.untyped_storage()._cdata)
+
+    def storage(self, tensor: Tensor) -> Storage:
+        """The record of a strided tensor's storage, made if it is new."""
+        untyped = tensor.untyped_storage()
+        record = self._storages.get(untyped._cdata)
+        if record is None:
+            record = self._storages[untyped._cdata] = Storage(StorageWeakRef(untyped))
+        return record
+
+    def is_alive(self, storage: int) -> bool:
+        """Whether a storage, by its key, is still held by somebody."""
+        record = self._storages.get(storage)
+        return record is not None and not record.reference.expired()
+
+    def shadow(self, tensor: Tensor) -> "Shadow | None":
+        """Nodes of the tensor's elements; None where all are finite as far as was seen."""
+        record = self.known(tensor)
+        if record is None or record.shadow is None:
+            return None
+        if record.itemsize != tensor.dtype.itemsize:  # seen as another type: any bad element stands for all
+            return Shadow(record.shadow.max().expand(tensor.shape), record.nodes)
+        view = record.shadow.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        return Shadow(view, record.nodes) if self._covers(tensor) or bool(view.any()) else None
+
+    def mark(self, tensor: Tensor, nodes: Tensor | None, named: Iterable[int] = ()) -> None:
+        """Note which node wrote each element of a tensor (`named`: all of them); None: all elements are finite now."""
+        record = self.storage(tensor)
+        covers = self._covers(tensor)
+        if nodes is None and (covers or record.shadow is None):
+            record.shadow, record.nodes = None, frozenset()
+            return
+        if record.shadow is None or record.itemsize != tensor.dtype.itemsize:
+            if nodes is None:
+                return
+            record.itemsize = tensor.dtype.itemsize
+            length = tensor.untyped_storage().nbytes() // record.itemsize
+            record.shadow = torch.zeros(length, dtype=torch.int32, device=tensor.device)
+        view = record.shadow.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        if nodes is None:
+            view.zero_()
+        elif not _overlaps(tensor):
+            view.copy_(nodes)
+            record.nodes = frozenset(named) if covers else record.nodes | set(named)
+
+    @staticmethod
+    def _covers(tensor: Tensor) -> bool:
+        return tensor.numel() * tensor.dtype.itemsize == tensor.untyped_storage().nbytes()
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """Nodes of a tensor's elements, int32 in its shape, at least one not 0. candidates: all that can be among them."""
+
+    grid: Tensor
+    candidates: frozenset[int]
+
+    @property
+    def nodes(self) -> frozenset[int]:
+        if len(self.candidates) == 1:
+            return self.candidates
+        return frozenset(self.grid.unique().tolist()) - {0}
+
+
+def nodes_in(shadows: Iterable[Shadow | None]) -> set[int]:
+    """All nodes in some shadows."""
+    return {node for shadow in shadows if shadow is not None for node in shadow.nodes}

@@ -1,0 +1,364 @@
+"""Every operator of a step, seen once: which outputs are not finite, and which earlier operators made them so."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from diagnostics.context import Place, StepContext
+from diagnostics.events import Event
+from diagnostics.ieee import judge
+from diagnostics.operators import Operator, operator
+from diagnostics.provenance import (
+    Memory,
+    Shadow,
+    bad_flags,
+    harmful,
+    is_inexact,
+    is_legitimate,
+    legitimate,
+    nodes_in,
+    strided,
+)
+from diagnostics.reference import Before, Recorder, element
+
+_JUDGED_BIRTHS = 16
+_SELECTING = ("where", "masked_fill", "masked_fill_")
+
+
+class Tracer(TorchDispatchMode):
+    """Runs every operator as it is and keeps the provenance of what is not finite."""
+
+    def __init__(self, context: StepContext) -> None:
+        super().__init__()
+        self.context = context
+        self.memory = Memory()
+        self.recorder = Recorder(self.memory)
+        self.events: list[Event] = [Event(0, "", None)]  # numbers start at 1: node 0 means finite
+        self.last_bad_read: set[int] = set()
+        self.is_finished = False  # the origin is known: let the rest of the step run as it is
+        self.first_harm: int | None = None  # the first event with harmful values, leaves included
+        self._num_judged = 0
+
+    # Leaves
+
+    def add_leaf(self, kind: str, name: str | None, tensor: Tensor, *, infinity_is_harm: bool) -> Event | None:
+        """Make a known tensor's non-finite elements the origin of what is computed from them."""
+        values = strided(tensor)
+        if values is None or not is_inexact(values):
+            return None
+        self.memory.storage(values)
+        if not bad_flags([values])[0]:
+            return None
+        event = self._new_event(kind, None)
+        event.leaf, event.name = kind, name
+        event.is_mask = bool((values <= 0).all()) if not values.is_complex() else False
+        bad = ~torch.isfinite(values)
+        harm = bad if infinity_is_harm or bool(torch.isnan(values[bad]).all()) else torch.isnan(values)
+        has_harm = harm is bad or bool(harm.any())
+        self._describe(event, values, harm if has_harm else bad)
+        self._mark(event, values, harm, bad)
+        if has_harm:
+            self._note_harm(event)
+        event.written.append(values.untyped_storage()._cdata)
+        return event
+
+    # Dispatch
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any("__torch_dispatch__" in _own_attributes(t) for t in types):
+            return NotImplemented  # DTensor and others first come down to plain tensors
+        kwargs = kwargs or {}
+        if self.is_finished:
+            return func(*args, **kwargs)
+        op = operator(func)
+        if op.name == "lift_fresh":  # what torch.tensor() made of Python numbers
+            self._meet(op, _tensors(args))
+        if op.is_view:
+            return func(*args, **kwargs)
+        if torch._C._current_graph_task_id() != -1:
+            self.context.saw_backward()
+        inputs, mutated = self._inputs(op, args, kwargs)
+        self._meet(op, inputs)
+        shadows = [self.memory.shadow(t) for t in inputs]
+        before = self.recorder.before(func, args, kwargs, mutated)
+        out = func(*args, **kwargs)
+        if op.is_collective:
+            _wait(out)
+        written = self._outputs(op, out, mutated)
+        self._taint(inputs, written)
+        flags = bad_flags(written)
+        self.recorder.after(before, written)
+        if op.name == "_local_scalar_dense":
+            if any(shadow is not None for shadow in shadows):
+                self.last_bad_read = nodes_in(shadows)
+            return out
+        if any(flags):
+            self._record(op, before, inputs, shadows, written, flags)
+        elif any(shadow is not None for shadow in shadows):
+            for node in nodes_in(shadows):
+                if not is_legitimate(node):
+                    self.events[node // 2].absorbers.append(op.name)
+        for tensor, flag in zip(written, flags, strict=True):
+            if not flag and is_inexact(tensor):
+                self.memory.mark(tensor, None)
+        return out
+
+    def _inputs(self, op: Operator, args: Any, kwargs: Any) -> tuple[list[Tensor], list[Tensor]]:
+        """Tensors that are read, and tensors that are written, by a call."""
+        mutated = []
+        for key in op.writes:
+            value = args[key] if isinstance(key, int) and key < len(args) else kwargs.get(key, None)
+            mutated += _tensors(value)
+        # A written keyword-only argument is an `out=`.
+        skipped = {id(t) for t in (mutated if op.overwrites else _tensors([kwargs.get(k) for k in op.writes]))}
+        read = [t for t in _tensors((args, kwargs)) if id(t) not in skipped]
+        return read, mutated
+
+    def _outputs(self, op: Operator, out: Any, mutated: list[Tensor]) -> list[Tensor]:
+        seen: dict[int, Tensor] = {}
+        for tensor in [*_tensors(out), *mutated]:
+            seen.setdefault(id(tensor), tensor)
+        return list(seen.values())
+
+    def _meet(self, op: Operator, inputs: list[Tensor]) -> None:
+        """Look once at tensors that no traced operator made."""
+        for tensor in inputs:
+            if is_inexact(tensor) and self.memory.known(tensor) is None:
+                kind = "unseen" if self.context.in_model else "constant" if op.name == "lift_fresh" else "data"
+                if op.name == "lift_fresh" and not bool(torch.isnan(tensor.detach()).any()):
+                    kind = "constant"  # an infinity written down in the model's code
+                leaf = self.add_leaf(kind, None, tensor, infinity_is_harm=False)
+                if leaf is not None:
+                    leaf.place = self.context.place()
+
+    def _taint(self, inputs: list[Tensor], written: list[Tensor]) -> None:
+        known = [record for record in map(self.memory.known, inputs) if record is not None]
+        in_model = self.context.in_model
+        for tensor in written:
+            record = self.memory.storage(tensor)
+            record.version += 1
+            record.from_batch |= any(source.from_batch for source in known)
+            record.from_model |= in_model or any(source.from_model for source in known)
+            record.from_gradient |= any(source.from_gradient for source in known)
+
+    # Events
+
+    def _new_event(self, op: str, place: Place | None) -> Event:
+        event = Event(len(self.events), op, place)
+        self.events.append(event)
+        return event
+
+    def _mark(self, event: Event, tensor: Tensor, harm: Tensor, bad: Tensor) -> None:
+        """Note that an event wrote these bad elements, of which those of `harm` are harmful."""
+        own, other = harmful(event.number), legitimate(event.number)
+        if harm is bad:
+            self.memory.mark(tensor, bad.to(torch.int32) * own, (own,))
+        else:
+            self.memory.mark(tensor, torch.where(harm, own, other).to(torch.int32) * bad, (own, other))
+        event.written.append(tensor.untyped_storage()._cdata)
+
+    def _note_harm(self, event: Event) -> None:
+        self.first_harm = event.number if self.first_harm is None else self.first_harm
+
+    def _describe(self, event: Event, tensor: Tensor, harm: Tensor, slot: int = 0) -> None:
+        position = int(harm.reshape(-1).to(torch.uint8).argmax())
+        value = tensor.reshape(-1)[position]
+        event.value = _value_name(value)
+        event.shape, event.dtype, event.slot = tuple(tensor.shape), tensor.dtype, slot
+        event.index = tuple(int(i) for i in torch.unravel_index(torch.tensor(position), tensor.shape))
+        if tensor.ndim:
+            event.rows = tuple(harm.reshape(len(harm), -1).any(1).nonzero().flatten()[:4096].tolist())
+
+    def _record(
+        self,
+        op: Operator,
+        before: Before,
+        inputs: list[Tensor],
+        shadows: list[Shadow | None],
+        written: list[Tensor],
+        flags: list[bool],
+    ) -> None:
+        place = self.context.place()
+        if all(shadow is None for shadow in shadows) and not op.is_empty:
+            shadows = self._unseen_writes(op, inputs, before, place)
+        event = self._new_event(op.name, place)
+        event.namespace, event.is_allocation = op.namespace, op.is_empty
+        constant = _has_infinite_scalar(before.args, before.kwargs)
+        best: tuple[Tensor, Tensor, int] | None = None
+        for slot, (tensor, flag) in enumerate(zip(written, flags, strict=True)):
+            if not flag:
+                continue
+            bad = ~torch.isfinite(tensor)
+            own = self._aligned(op, before, inputs, shadows, slot)
+            harm, harm_nodes, turned, passed = _trace_elements(op, before, tensor, bad, own, constant)
+            if op.is_empty:  # its garbage is nobody's value until it is read
+                harm = bad
+            self._mark(event, tensor, harm, bad)
+            event.passed |= passed
+            if harm is bad or bool(harm.any()):
+                event.harm_parents |= harm_nodes
+                event.turned |= turned
+                best = best or (tensor, harm, slot)
+            elif best is None and event.shape == ():
+                self._describe(event, tensor, bad, slot)
+        parents = event.harm_parents | event.turned | event.passed
+        for node in parents:
+            self.events[node // 2].children.append(event.number)
+        if best is not None and self._may_be_origin(event):
+            self._describe(event, *best)
+        elif best is not None:
+            event.shape = tuple(best[0].shape)
+        self._taint_event(event, inputs)
+        if best is not None and not event.harm_parents:
+            self._note_harm(event)
+        if best is not None and not event.harm_parents and self._num_judged < _JUDGED_BIRTHS:
+            self._num_judged += 1
+            event.judgement = judge(event, before, self.recorder)  # now: its operands are still in memory
+            if self._num_judged == 1:
+                event.call = before.frozen()
+
+    def _may_be_origin(self, event: Event) -> bool:
+        """A birth, or a backward operator that may have used again what a forward branch had discarded."""
+        if not event.harm_parents:
+            return True
+        if event.place is None or not event.place.in_backward:
+            return False
+        places = (self.events[node // 2].place for node in event.harm_parents)
+        return any(place is not None and not place.in_backward for place in places)
+
+    def _taint_event(self, event: Event, inputs: list[Tensor]) -> None:
+        records = [record for record in map(self.memory.known, inputs) if record is not None]
+        event.from_batch = any(record.from_batch for record in records)
+        event.from_model = any(record.from_model for record in records)
+        event.num_from_gradient = sum(record.from_gradient for record in records)
+        event.from_gradient = event.num_from_gradient > 0
+
+    def _aligned(
+        self,
+        op: Operator,
+        before: Before,
+        inputs: list[Tensor],
+        shadows: list[Shadow | None],
+        slot: int,
+    ) -> list[tuple[Tensor, Shadow]]:
+        """(input, shadow) pairs that concern one output: for a foreach operator those of its place in the lists."""
+        pairs = [(t, s) for t, s in zip(inputs, shadows, strict=True) if s is not None]
+        if not op.is_foreach:
+            return pairs
+        concerned = {id(t) for t in _tensors(element(before.args, before.kwargs, slot))}
+        return [(t, s) for t, s in pairs if id(t) in concerned]
+
+    def _unseen_writes(self, op: Operator, inputs: list[Tensor], before: Before, place: Place) -> list[Shadow | None]:
+        """Inputs that turned bad where nothing was dispatched, by NumPy or an extension."""
+        values = [v for v in (before.value(t) for t in inputs) if v is not None]
+        if not any(bad_flags(values)):
+            return [None] * len(inputs)
+        shadows: list[Shadow | None] = []
+        for tensor in inputs:
+            value = before.value(tensor)
+            if value is None or not bad_flags([value])[0]:
+                shadows.append(None)
+                continue
+            leaf = self._new_event("unseen", place)
+            leaf.leaf = "unseen"
+            self._note_harm(leaf)
+            bad = ~torch.isfinite(value)
+            self._describe(leaf, value, bad)
+            own = harmful(leaf.number)
+            shadows.append(Shadow(bad.to(torch.int32) * own, frozenset((own,))))
+        return shadows
+
+
+def _trace_elements(
+    op: Operator, before: Before, out: Tensor, bad: Tensor, inputs: Sequence[tuple[Tensor, Shadow]], constant: bool
+) -> tuple[Tensor, set[int], set[int], set[int]]:
+    """Which of the bad elements of an output are harmful (`bad` itself: all), and what they came from.
+
+    Returns (harmful elements, their harmful parents, their legitimate parents where they have no harmful one,
+    parents of the legitimate elements).
+    """
+    candidates = {node for _, shadow in inputs for node in shadow.candidates}
+    if not constant and op.name not in _SELECTING and not any(is_legitimate(node) for node in candidates):
+        return bad, nodes_in(shadow for _, shadow in inputs), set(), set()
+    is_nan = torch.isnan(out)
+    grids = [_selected(op, before, tensor, shadow.grid) for tensor, shadow in inputs]
+    if op.is_elementwise and all(_fits(grid, out) for grid in grids):
+        grids = [grid.expand(out.shape) for grid in grids]
+        harm_in = torch.zeros_like(bad)
+        legit_in = torch.zeros_like(bad)
+        for grid in grids:
+            harm_in |= (grid > 0) & (grid % 2 == 0)
+            legit_in |= grid % 2 == 1
+        legit = bad & ~is_nan & ~harm_in & (legit_in | constant)
+        harm = bad & ~legit
+        at_harm = {node for grid in grids for node in grid[harm].unique().tolist()} - {0}
+        at_legit = {node for grid in grids for node in grid[legit].unique().tolist()} - {0}
+    else:
+        found = {node for grid in grids for node in grid.unique().tolist()} - {0}
+        has_harm = any(not is_legitimate(node) for node in found)
+        legit = bad & ~is_nan & (not has_harm and bool(found or constant))
+        harm = bad & ~legit
+        at_harm = at_legit = found
+    harm_nodes = {node for node in at_harm if not is_legitimate(node)}
+    turned = set() if harm_nodes else at_harm
+    return harm, harm_nodes, turned, {node for node in at_legit if is_legitimate(node)}
+
+
+def _selected(op: Operator, before: Before, tensor: Tensor, grid: Tensor) -> Tensor:
+    """The nodes of an input without those of elements that the operator does not look at."""
+    if op.name == "where" and len(before.args) == 3:
+        condition, chosen, other = before.args
+        if tensor is chosen and tensor is not other:
+            return torch.where(condition, grid, 0)
+        if tensor is other and tensor is not chosen:
+            return torch.where(condition, 0, grid)
+    if op.name in ("masked_fill", "masked_fill_") and tensor is before.args[0]:
+        return torch.where(before.args[1], 0, grid)
+    return grid
+
+
+def _fits(shadow: Tensor, out: Tensor) -> bool:
+    try:
+        return torch.broadcast_shapes(shadow.shape, out.shape) == out.shape
+    except RuntimeError:
+        return False
+
+
+def _has_infinite_scalar(args: Any, kwargs: Any) -> bool:
+    flat, _ = tree_flatten((args, kwargs))
+    return any(isinstance(value, float) and value in (float("inf"), float("-inf")) for value in flat)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Strided tensors in nested arguments; sparse ones by their values."""
+    flat, _ = tree_flatten(value)
+    found = (strided(item) for item in flat if isinstance(item, Tensor))
+    return [tensor for tensor in found if tensor is not None]
+
+
+@cache
+def _own_attributes(cls: type) -> frozenset[str]:
+    skipped = (Tensor, torch.nn.Parameter, torch.nn.Buffer, object)
+    return frozenset(name for base in cls.__mro__ if base not in skipped for name in vars(base))
+
+
+def _value_name(value: Tensor) -> str:
+    if value.is_complex():
+        parts = torch.view_as_real(value)
+        value = parts[~torch.isfinite(parts)][0]
+    return str(float(value.detach()))
+
+
+def _wait(out: Any) -> None:
+    """A collective's result is there only once its work is done."""
+    flat, _ = tree_flatten(out)
+    for item in flat:
+        if isinstance(item, Tensor):
+            continue
+        if hasattr(item, "wait"):
+            item.wait()

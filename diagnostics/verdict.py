@@ -1,0 +1,136 @@
+"""What `explain` says: one non-finite value's origin, for people and for machines."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+PHASES = (
+    "state",  # a parameter, buffer or optimizer state was bad before the step
+    "data",  # an input tensor was, or was made so before the model saw it
+    "forward",  # inside the model's call
+    "loss",  # between the model and backward
+    "backward",
+    "unscale",
+    "reduce",
+    "clip",
+    "optimizer",
+    "ema",
+    "checkpoint",
+)
+
+EXCEPTIONS = ("invalid", "divide_by_zero", "overflow")
+
+CAUSES = {
+    "overflow": "the result is beyond the largest finite value of this dtype",
+    "underflow": "a value that is not zero was rounded to zero in this dtype (an epsilon, a square, a denominator)",
+    "out_of_domain": "an operand lies outside the operator's domain, or on its pole",
+    "empty_reduction": "an average over nothing: no element, no selected element, or too few for the correction",
+    "masked_row": "every entry of a row is masked (-inf), so that nothing is left to normalise",
+    "bad_data": "an input was bad before the step computed anything with it",
+    "bad_state": "a parameter, buffer, gradient or optimizer state was bad before the step",
+    "bad_scalar": "a number handed to the operator (a learning rate, a scale, a weight) is NaN or Inf",
+    "uninitialized": "memory was read before anything was written to it",
+    "other_rank": "another rank brought it in through a collective",
+    "kernel": "operands and a float64 reference are finite and moderate: the operator's implementation is at fault",
+    "unknown": "the value was written where no operator was seen (a custom extension, NumPy, another process)",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The origin of the non-finite value that reached a sink (contract C5).
+
+    phase: one of `PHASES`. exception: one of `EXCEPTIONS`, the IEEE 754 event at the birth, or None where a leaf
+    brought the value in or the operator gives no reason. cause: a key of `CAUSES`.
+    op: operator (`sqrt`), None for a leaf. module: dotted name, "" for the root of the model, None outside it.
+    parameter: parameter, buffer, optimizer state or input by name, where one is concerned.
+    source: `path:line` of the user's code; for a backward operator, of the forward call that it differentiates.
+    samples: indices along the batch dimension; sample_ids: their ids, where the batch names them.
+    value: `nan`, `inf` or `-inf`. witness: index, operands, dtype and limits there. path: operators from birth to sink.
+    fix: what to change. step, rank: 0-based, None where unknown. reproducible: False where a replay was clean, None
+    where there was none.
+    """
+
+    phase: str
+    exception: str | None
+    cause: str
+    op: str | None = None
+    module: str | None = None
+    parameter: str | None = None
+    source: str | None = None
+    samples: tuple[int, ...] = ()
+    sample_ids: tuple[str, ...] = ()
+    value: str = "nan"
+    witness: dict[str, Any] = field(default_factory=dict)
+    path: tuple[str, ...] = ()
+    fix: str = ""
+    step: int | None = None
+    rank: int | None = None
+    reproducible: bool | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that `json.dumps(..., allow_nan=False)` accepts: NaN and Inf are the strings of `value`."""
+        return _plain(asdict(self))
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Verdict":
+        """Inverse of `to_json`, but numbers of the witness that are not finite stay strings."""
+        tuples = {name: tuple(content.get(name) or ()) for name in ("samples", "sample_ids", "path")}
+        return cls(**{**content, **tuples})
+
+    def __str__(self) -> str:
+        return "\n".join([self.headline(), *(f"  {label:<10}{text}" for label, text in self._lines() if text)])
+
+    def headline(self) -> str:
+        """One line: value, operator or leaf, phase, step and rank."""
+        what = (
+            f"{self.value} was born in {self.op}" if self.op else f"{self.value} came in with {self.parameter or '?'}"
+        )
+        when = "" if self.step is None else f" of step {self.step + 1}"
+        rank = "" if self.rank is None else f", rank {self.rank}"
+        return f"{what}, phase {self.phase}{when}{rank}"
+
+    def _lines(self) -> list[tuple[str, str]]:
+        names = f" ({', '.join(self.sample_ids)})" if self.sample_ids else ""
+        replay = {None: "", True: "yes, the same step gave it again", False: "no, the same step was finite"}
+        place = "" if self.module is None else self.module or "the model itself, outside its children"
+        return [
+            ("module", place),
+            ("parameter", self.parameter if self.parameter and self.op else ""),
+            ("event", self.exception or ""),
+            ("cause", f"{self.cause}: {CAUSES.get(self.cause, '')}"),
+            ("source", self.source or ""),
+            ("samples", ", ".join(map(str, self.samples)) + names if self.samples else ""),
+            *_witness_lines(self.witness),
+            ("path", " -> ".join(self.path)),
+            ("replayed", replay[self.reproducible]),
+            ("fix", self.fix),
+        ]
+
+
+def _witness_lines(witness: dict[str, Any]) -> list[tuple[str, str]]:
+    """Operands first: they are the proof."""
+    dtype, limits = witness.get("dtype"), witness.get("limits", {})
+    place = f"at {witness['index']} of {witness['shape']}" if "index" in witness else ""
+    reach = ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in limits.items())
+    known = ("index", "shape", "dtype", "limits", "operands")
+    operands = ", ".join(f"{name} = {_number(value)}" for name, value in witness.get("operands", {}).items())
+    return [
+        ("operands", f"{operands} ({place})" if operands else place),
+        ("dtype", f"{dtype}: {reach}" if reach else dtype or ""),
+        *((name.replace("_", " "), _number(value)) for name, value in witness.items() if name not in known),
+    ]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

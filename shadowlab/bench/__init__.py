@@ -1,0 +1,1 @@
+"""Measurements of the harness itself, side by side with its peers."""

@@ -1,0 +1,364 @@
+"""Score `explain`, and whatever else names origins, on the corpus of faults with known origins."""
+
+import difflib
+import importlib
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+import shadowlab
+from diagnostics import Verdict, explain
+from shadowlab.bench.peers import PEERS, Peer, PeerReport, PeerResult, run_peer, summarise
+from shadowlab.errors import MissingDependencyError, UserError
+
+FIELDS = (
+    "phase",
+    "exception",
+    "cause",
+    "place",
+    "samples",
+    "alarm",
+)  # alarm: a benign case, right where none is raised
+_CORPUS = "tests.faults.corpus"
+
+
+class Scene(Protocol):
+    """One training step ready to run, once."""
+
+    step: Callable[[], Any]
+    model: Any
+    optimizer: Any
+    batch: Any
+
+
+class Expected(Protocol):
+    """What a verdict must say; Ellipsis where the case says nothing."""
+
+    @property
+    def phase(self) -> Any: ...
+    @property
+    def exception(self) -> Any: ...
+    @property
+    def cause(self) -> Any: ...
+    @property
+    def op(self) -> Any: ...
+    @property
+    def module(self) -> Any: ...
+    @property
+    def parameter(self) -> Any: ...
+    @property
+    def samples(self) -> Any: ...
+    @property
+    def at_origin(self) -> bool: ...
+
+
+class Fault(Protocol):
+    """A case of `tests/faults`; `expected` is None for a benign one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def reference(self) -> str: ...
+    @property
+    def build(self) -> Callable[[], Any]: ...
+    @property
+    def expected(self) -> Any: ...
+    @property
+    def tags(self) -> tuple[str, ...]: ...
+    @property
+    def origin(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A field in which the verdict is not what the case states."""
+
+    field: str
+    expected: str
+    seen: str
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """right: field -> whether it is, None where the case says nothing of it. error: what the case raised."""
+
+    name: str
+    reference: str
+    benign: bool
+    right: Mapping[str, bool | None]
+    wrong: tuple[Wrong, ...]
+    error: str | None
+    verdict: dict[str, Any] | None
+    seconds: float
+    peers: Mapping[str, PeerResult]
+    module_right: bool | None = None  # None where the case states no module
+
+
+@dataclass(frozen=True)
+class Count:
+    """right of stated."""
+
+    right: int
+    stated: int
+
+
+@dataclass(frozen=True)
+class FaultReport:
+    """What `shadowlab bench faults` found."""
+
+    cases: tuple[CaseResult, ...]
+    peers: tuple[PeerReport, ...] = ()
+
+    @property
+    def totals(self) -> dict[str, Count]:
+        """Field -> cases that are right of those that state it."""
+        answers = {field: [c.right[field] for c in self.cases if c.right[field] is not None] for field in FIELDS}
+        return {field: Count(sum(map(bool, values)), len(values)) for field, values in answers.items()}
+
+    @property
+    def num_benign(self) -> int:
+        return sum(case.benign for case in self.cases)
+
+    @property
+    def false_alarms(self) -> tuple[str, ...]:
+        """Benign cases of which `explain` said something."""
+        return tuple(case.name for case in self.cases if case.benign and case.verdict is not None)
+
+    @property
+    def wrong(self) -> tuple[CaseResult, ...]:
+        return tuple(case for case in self.cases if case.wrong)
+
+    @property
+    def passed(self) -> bool:
+        """Every case right in all the fields that it states, and no false alarm."""
+        return bool(self.cases) and not self.wrong
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "passed": self.passed,
+            "totals": {field: asdict(count) for field, count in self.totals.items()},
+            "num_cases": len(self.cases),
+            "num_benign": self.num_benign,
+            "false_alarms": list(self.false_alarms),
+            "cases": [asdict(case) for case in self.cases],
+            "peers": [asdict(peer) for peer in self.peers],
+        }
+
+
+def load_corpus(root: Path | None = None) -> tuple[Fault, ...]:
+    """The cases of the checkout `root`, by default the one that this package lies in.
+
+    Raises:
+        MissingDependencyError: there is no corpus there; an installed wheel has none.
+    """
+    root = (root or Path(shadowlab.__file__).parents[1]).resolve()
+    if not (root / "tests" / "faults" / "corpus.py").is_file():
+        raise MissingDependencyError(
+            f"no fault corpus (tests/faults) in {root}: it is part of a checkout, not of the installed package; "
+            "clone the repository, run `pip install --editable '.[bench]'` in it and start this command again"
+        )
+    with _on_path(root):
+        corpus = importlib.import_module(_CORPUS)
+    if not Path(corpus.__file__ or "").resolve().is_relative_to(root):
+        raise MissingDependencyError(f"package `tests` was imported from {corpus.__file__}, not from {root}")
+    return corpus.FAULTS
+
+
+@contextmanager
+def _on_path(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def score(fault: Fault, verdict: Verdict | None) -> dict[str, bool | None]:
+    """Field -> whether the verdict has it right; None where the case says nothing of it."""
+    right: dict[str, bool | None] = dict.fromkeys(FIELDS)
+    if fault.expected is None:
+        return {**right, "alarm": verdict is None}
+    for field, stated in _stated(fault).items():
+        right[field] = verdict is not None and all(_agree(key, stated[key], _seen(verdict, key)) for key in stated)
+    return right
+
+
+def _stated(fault: Fault) -> dict[str, dict[str, Any]]:
+    """Field -> the parts of it that the case states."""
+    expected: Expected = fault.expected
+    place = {key: getattr(expected, key) for key in ("op", "module", "parameter")}
+    if expected.at_origin:
+        if fault.origin is None:
+            raise ValueError(f"{fault.name}: says `at_origin`, but marks no line")
+        place["source"] = fault.origin
+    fields = {key: {key: getattr(expected, key)} for key in ("phase", "exception", "cause", "samples")}
+    fields["place"] = place
+    stated = {field: {k: v for k, v in parts.items() if v is not ...} for field, parts in fields.items()}
+    return {field: parts for field, parts in stated.items() if parts}
+
+
+def _seen(verdict: Verdict, key: str) -> Any:
+    return getattr(verdict, key)
+
+
+def _agree(key: str, expected: Any, seen: Any) -> bool:
+    if key == "source":
+        return seen is not None and _line(expected) == _line(seen)
+    if key == "samples":
+        return tuple(expected) == tuple(seen)
+    return expected == seen
+
+
+def _line(source: str) -> tuple[Path, str]:
+    path, _, line = source.rpartition(":")
+    return Path(path).resolve(), line
+
+
+def run_faults(
+    names: Sequence[str] | None = None,
+    peers: bool = False,
+    on_case: Callable[[CaseResult], None] | None = None,
+    *,
+    corpus: Sequence[Fault] | None = None,
+) -> FaultReport:
+    """Run cases, each built anew for every tool, and score them.
+
+    Args:
+        names: of the cases; all by default.
+        peers: whether to run the other tools, too.
+        on_case: called after each case.
+        corpus: in place of the checkout's.
+
+    Raises:
+        UserError: no case has such a name.
+        MissingDependencyError: see `load_corpus`.
+    """
+    faults = _chosen(load_corpus() if corpus is None else corpus, names)
+    present = [peer for peer in PEERS if peers and peer.version is not None]
+    results = []
+    for fault in faults:
+        results.append(_run_case(fault, present))
+        if on_case is not None:
+            on_case(results[-1])
+    summaries = tuple(summarise(peer, [(c.name, c.benign, c.peers.get(peer.name)) for c in results]) for peer in PEERS)
+    return FaultReport(tuple(results), summaries if peers else ())
+
+
+def _chosen(faults: Sequence[Fault], names: Sequence[str] | None) -> list[Fault]:
+    by_name = {fault.name: fault for fault in faults}
+    for name in names or ():
+        if name not in by_name:
+            close = difflib.get_close_matches(name, by_name, n=3)
+            raise UserError(f"no fault is called {name!r}; " + (f"close: {', '.join(close)}" if close else "see drill"))
+    return list(faults) if names is None else [by_name[name] for name in names]
+
+
+def _run_case(fault: Fault, peers: Iterable[Peer]) -> CaseResult:
+    verdict, error, start = None, None, time.perf_counter()
+    try:
+        with _quiet():
+            scene = fault.build()
+            verdict = explain(scene.step, model=scene.model, optimizer=scene.optimizer, batch=scene.batch)
+    except Exception as caught:  # one broken case must not hide the others
+        error = f"{type(caught).__name__}: {caught}".splitlines()[0]
+    seconds = time.perf_counter() - start
+    try:
+        right = score(fault, verdict)
+        wrong = tuple(_wrongs(fault, verdict, right))
+    except ValueError as caught:  # the case itself is wrong
+        right, wrong, error = dict.fromkeys(FIELDS), (), error or str(caught)
+    if error is not None:
+        right = {field: None if answer is None else False for field, answer in right.items()}
+        wrong = (Wrong("error", "no exception", error), *wrong)
+    return CaseResult(
+        name=fault.name,
+        reference=fault.reference,
+        benign=fault.expected is None,
+        right=right,
+        wrong=wrong,
+        error=error,
+        verdict=None if verdict is None else verdict.to_json(),
+        seconds=seconds,
+        peers={peer.name: _run_peer(peer, fault, verdict if right["place"] else None) for peer in peers},
+        module_right=_module_right(fault, verdict),
+    )
+
+
+def _module_right(fault: Fault, verdict: Verdict | None) -> bool | None:
+    if fault.expected is None or not isinstance(fault.expected.module, str):
+        return None
+    return verdict is not None and verdict.module == fault.expected.module
+
+
+def _run_peer(peer: Peer, fault: Fault, known: Verdict | None) -> PeerResult:
+    with _quiet():
+        return run_peer(peer, fault, known)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The same randomness for everyone; nothing that a case does to it, or warns of, is left behind."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        yield
+
+
+def _wrongs(fault: Fault, verdict: Verdict | None, right: Mapping[str, bool | None]) -> Iterator[Wrong]:
+    if right["alarm"] is False and verdict is not None:
+        yield Wrong("alarm", "none", f"{verdict.headline()}; {verdict.exception}, {verdict.cause}, {verdict.source}")
+    if fault.expected is None:
+        return
+    for field, stated in _stated(fault).items():
+        for key, value in stated.items():
+            seen = "no finding" if verdict is None else _seen(verdict, key)
+            if verdict is None or not _agree(key, value, seen):
+                yield Wrong(field if field == key else f"{field}: {key}", str(value), str(seen))
+
+
+def format_report(report: FaultReport) -> str:
+    """Plain text: wrong cases, totals, and the peers' table where they ran."""
+    parts = []
+    if report.wrong:
+        rows = [(case.name, w.field, w.expected, w.seen) for case in report.wrong for w in case.wrong]
+        parts.append(_table(("case", "field", "expected", "seen"), rows))
+    totals = [(field, f"{c.right} of {c.stated}") for field, c in report.totals.items() if field != "alarm"]
+    totals.append(("false alarms", f"{len(report.false_alarms)} of {report.num_benign}"))
+    totals.append(("cases all right", f"{len(report.cases) - len(report.wrong)} of {len(report.cases)}"))
+    parts.append(_table(("explain", "right"), totals))
+    if report.peers:
+        parts.append(_peers_table(report))
+    return "\n\n".join(parts)
+
+
+def _peers_table(report: FaultReport) -> str:
+    head = ("tool", "names the origin", "the module", "false alarms", "crashes", "")
+    place, errors = report.totals["place"], sum(case.error is not None for case in report.cases)
+    alarms = f"{len(report.false_alarms)} of {report.num_benign}"
+    rows = [("explain", f"{place.right} of {place.stated}", _modules(report), alarms, str(errors), "")]
+    for peer in report.peers:
+        if peer.missing:
+            rows.append((peer.name, "-", "-", "-", "-", peer.missing))
+            continue
+        origin, module = f"{peer.right} of {peer.stated}", f"{peer.in_module} of {peer.stated_modules}"
+        alarms = f"{len(peer.false_alarms)} of {peer.num_benign}"
+        rows.append((f"{peer.name} {peer.version}", origin, module, alarms, str(peer.errors), ""))
+    return _table(head, rows)
+
+
+def _modules(report: FaultReport) -> str:
+    stated = [case for case in report.cases if case.module_right is not None]
+    return f"{sum(case.module_right is True for case in stated)} of {len(stated)}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

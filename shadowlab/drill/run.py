@@ -1,0 +1,140 @@
+"""Run one drill: healthy steps of the tiny shadow model, then the fault, under the watch that every stage uses."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from diagnostics import NonFiniteError
+from shadowlab.config_files import load_config
+from shadowlab.drill.case import Drill
+from shadowlab.drill.cases import DRILLS
+from shadowlab.errors import UserError
+from shadowlab.light import EMBEDDING_DIM
+from shadowlab.precision import POLICIES
+from shadowlab.reporter import Reporter
+from shadowlab.seeding import normal
+from shadowlab.task import EncodedBatch
+from shadowlab.training.processes import SingleProcess
+from shadowlab.training.step import StepPlace, training_step
+from shadowlab.training.trainee import Trainee, build_trainee
+from shadowlab.unet import load_unet
+
+_NUM_SAMPLES = 6  # like no dimension of a parameter
+_SIDE = 8  # of the latents
+
+
+@dataclass(frozen=True)
+class DrillResult:
+    """error: what a failing run would print, None where no step failed. misses: what it has wrong."""
+
+    drill: Drill
+    error: NonFiniteError | None
+    misses: tuple[str, ...]
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        return not self.misses
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **self.drill.to_json(),
+            "passed": self.passed,
+            "misses": list(self.misses),
+            "verdict": None if self.error is None else self.error.verdict.to_json(),
+            "seconds": self.seconds,
+        }
+
+
+def find_drills(name: str | None) -> tuple[Drill, ...]:
+    """The drill of a name, or all of them.
+
+    Raises:
+        UserError: none has it.
+    """
+    found = tuple(drill for drill in DRILLS if name in (None, drill.name))
+    if not found:
+        raise UserError(f"no drill is called {name!r}; there are {', '.join(drill.name for drill in DRILLS)}")
+    return found
+
+
+def list_drills(drills: Sequence[Drill], reporter: Reporter) -> None:
+    """One line each."""
+    width, phases = max(len(drill.name) for drill in drills), max(len(drill.phase) for drill in drills)
+    for drill in drills:
+        reporter.say(f"{drill.name:<{width}}  {drill.phase:<{phases}}  {drill.summary} ({drill.reference})")
+    reporter.say("see one with: shadowlab drill NAME; all of them with: shadowlab drill --all")
+    reporter.result({"drills": [drill.to_json() for drill in drills]})
+
+
+def report_drill(result: DrillResult, reporter: Reporter) -> None:
+    """What was put in, what a failing run prints, and whether that is right."""
+    drill = result.drill
+    where = "" if drill.origin is None else f" at {drill.origin}"
+    reporter.say(f"drill {drill.name}: {drill.summary}")
+    reporter.say(f"injected into phase {drill.phase}{where}; first met in {drill.reference}")
+    reporter.say("")
+    # As `cli.errors` prints what a stage raises.
+    reporter.say("no error: every step went through" if result.error is None else f"error: {result.error}")
+    reporter.say("")
+    if result.passed:
+        reporter.say(f"{drill.name}: right", style="green")
+    else:
+        reporter.say(f"{drill.name}: WRONG: {'; '.join(result.misses)}", style="red")
+
+
+def run_drill(drill: Drill) -> DrillResult:
+    """Nothing is written, and global randomness is left alone."""
+    started = time.perf_counter()
+    error: NonFiniteError | None = None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        trainee = _trainee(drill)
+        batch = _batch()
+        try:
+            _train(trainee, batch, range(drill.num_healthy_steps))
+            with drill.inject(trainee, batch) as hurt:
+                first = drill.num_healthy_steps
+                _train(trainee, hurt, range(first, first + drill.num_steps))
+        except NonFiniteError as caught:
+            error = caught
+        finally:
+            trainee.watch.detach()
+    misses = drill.misses(None if error is None else error.verdict)
+    return DrillResult(drill, error, tuple(misses), time.perf_counter() - started)
+
+
+def _trainee(drill: Drill) -> Trainee:
+    assignments = ("device=cpu", f"precision={drill.precision}", "optimizer.warmup_steps=0", *drill.assignments)
+    config = load_config(preset="tiny", assignments=list(assignments))
+    precision = POLICIES[config.precision]
+    unet = load_unet("random", "tiny", in_channels=9, widening="zero", embedding_dim=EMBEDDING_DIM, seed=config.seed)
+    precision.prepare(unet)
+    processes = SingleProcess(torch.device("cpu"))
+    settings = config.train
+    return build_trainee(config, unet, processes, config.optimizer, settings.max_steps, ema_decay=settings.ema_decay)
+
+
+def _batch() -> EncodedBatch:
+    """Encoded samples of noise: where numbers go wrong depends on their size, not on what they show."""
+
+    def stack(name: str, *shape: int) -> torch.Tensor:
+        return torch.stack([normal(shape, 0, f"drill {name}", i) for i in range(_NUM_SAMPLES)])
+
+    return EncodedBatch(
+        ids=[f"sample_{i}" for i in range(_NUM_SAMPLES)],
+        positions=torch.arange(_NUM_SAMPLES),
+        data=stack("data", 4, _SIDE, _SIDE),
+        concatenated=stack("concatenated", 5, _SIDE, _SIDE),
+        embedding=stack("embedding", EMBEDDING_DIM),
+    )
+
+
+def _train(trainee: Trainee, batch: EncodedBatch, steps: Sequence[int]) -> None:
+    for number in steps:
+        first = number * _NUM_SAMPLES
+        at = batch.at_positions(torch.arange(first, first + _NUM_SAMPLES))
+        training_step(trainee, [at], StepPlace(number, first, _NUM_SAMPLES))

@@ -1,0 +1,184 @@
+"""What the harness needs to run a failed step again, beside the evidence that the watch has written (contract C7).
+
+incidents/step-00000412/
+    step.json     where the step stood, how it was trained, and what there is of the state before it
+    config.yaml   the run's
+    state/step-00000411/   the state before the step, laid out as a checkpoint
+    state/bad.safetensors  tensors that were not finite in it, as they were; in the checkpoint such elements are 0
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from shadowlab.config import OptimizerConfig
+from shadowlab.errors import UserError
+from shadowlab.run_folder import RunFolder
+from shadowlab.task import EncodedBatch
+from shadowlab.training.checkpoint import complete_checkpoints, save_checkpoint
+from shadowlab.training.step import StepPlace
+from shadowlab.training.trainee import Trainee
+
+STATE_LIMIT_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class CapturedStep:
+    """step.json.
+
+    optimizer, max_steps: those of the stage, which need not be the configuration's. ema_decay: None without an EMA.
+    bad_tensors: those of the state that were not finite. state_note: what was kept of the state, or why nothing was.
+    """
+
+    kind: str
+    place: StepPlace
+    precision: str
+    seed: int
+    device: str
+    num_processes: int
+    optimizer: OptimizerConfig
+    max_steps: int
+    ema_decay: float | None
+    bad_tensors: tuple[str, ...]
+    state_note: str
+
+    @classmethod
+    def read(cls, incident: Path) -> "CapturedStep":
+        """Raises UserError where step.json is damaged or of another version."""
+        file = incident / "step.json"
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            content["place"] = StepPlace(**content["place"])
+            content["optimizer"] = OptimizerConfig(**content["optimizer"])
+            content["bad_tensors"] = tuple(content["bad_tensors"])
+            return cls(**content)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{file}: cannot be read ({type(error).__name__}); see the verdict alone with --no-counterfactuals"
+            ) from error
+
+
+def capture_step(
+    incident: Path, run: RunFolder, trainee: Trainee, place: StepPlace, *, kind: str, limit: int = STATE_LIMIT_BYTES
+) -> str:
+    """Add step, configuration and state to an incident. Returns what was kept of the state, in words.
+
+    Never raises for what the disk or the state refuse: the finding must come through.
+    """
+    state = state_tensors(trainee)
+    size = sum(tensor.numel() * tensor.dtype.itemsize for tensor in state.values())
+    with _repaired(state) as bad:
+        if size > limit:
+            note = (
+                f"not kept: {size / 2**30:.1f} GiB, the limit is {limit / 2**30:g}; the last checkpoint before it is "
+                "used, or the first weights where there is none"
+            )
+        else:
+            note = _save_state(incident / "state", trainee, place, bad)
+    captured = CapturedStep(
+        kind=kind,
+        place=place,
+        precision=trainee.precision.name,
+        seed=trainee.seed,
+        device=str(trainee.device),
+        num_processes=trainee.processes.count,
+        optimizer=trainee.learning_rate_config,
+        max_steps=trainee.max_steps,
+        ema_decay=None if trainee.ema is None else trainee.ema.decay,
+        bad_tensors=tuple(bad),
+        state_note=note,
+    )
+    document = asdict(captured) | {"optimizer": captured.optimizer.model_dump()}
+    try:
+        shutil.copyfile(run.path / "config.yaml", incident / "config.yaml")
+        (incident / "step.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        return f"not kept: {error.strerror}"
+    return note
+
+
+def captured_state(incident: Path) -> Path | None:
+    """The checkpoint with the state before the step, where it was kept."""
+    return next(iter(complete_checkpoints(incident / "state")), None)
+
+
+@torch.no_grad()
+def restore_bad_tensors(incident: Path, trainee: Trainee) -> None:
+    """Put the tensors that were not finite before the step back as they were."""
+    state = state_tensors(trainee)
+    for name, tensor in load_file(incident / "state" / "bad.safetensors").items():
+        state[name].copy_(tensor)
+
+
+def captured_batches(incident: Path, device: torch.device) -> list[EncodedBatch]:
+    """The micro-batches of the step.
+
+    Raises:
+        UserError: batch.pt is absent, damaged or was too large to be kept.
+    """
+    file = incident / "batch.pt"
+    content = load_evidence(file, device)
+    named = content if isinstance(content, list) else [content]
+    if not all(isinstance(one, Mapping) and isinstance(one.get("positions"), Tensor) for one in named):
+        raise UserError(f"{file}: holds no batch of this harness (no `positions`)")
+    if any(isinstance(value, str) for one in named for value in one.values()):
+        raise UserError(f"{file}: the batch was too large to be kept")
+    return [EncodedBatch(**{**one, "positions": one["positions"].cpu()}) for one in named]
+
+
+def load_evidence(file: Path, device: torch.device) -> Any:
+    """Tensors and plain values that the watch has saved; no code in the file is run.
+
+    Raises:
+        UserError: the file is absent or damaged.
+    """
+    try:
+        return torch.load(file, weights_only=True, map_location=device)
+    except Exception as error:  # torch raises anything from OSError to UnpicklingError
+        raise UserError(f"{file}: cannot be read ({type(error).__name__})") from error
+
+
+def _save_state(folder: Path, trainee: Trainee, place: StepPlace, bad: dict[str, Tensor]) -> str:
+    try:
+        save_checkpoint(folder, trainee, step=place.step, position=place.first_position, identity={}, keep_last=1)
+        if bad:
+            save_file({name: tensor.cpu() for name, tensor in bad.items()}, folder / "bad.safetensors")
+    except (UserError, SafetensorError, OSError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        return f"not kept: {error}"
+    return f"kept; not finite in it: {', '.join(bad)}" if bad else "kept"
+
+
+def state_tensors(trainee: Trainee) -> dict[str, Tensor]:
+    """All that a step changes, under names that say what it is."""
+    found: dict[str, Tensor] = {f"parameter {name}": p for name, p in trainee.unet.named_parameters()}
+    if trainee.ema is not None:
+        averages = zip(trainee.parameters(), trainee.ema.shadow_params, strict=True)
+        found |= {f"EMA of {name}": average for name, average in averages}
+    for name, parameter in trainee.parameters().items():
+        state: dict[str, Any] = trainee.optimizer.state.get(parameter, {})
+        found |= {f"optimizer state {name}/{key}": v for key, v in state.items() if isinstance(v, Tensor)}
+    return found
+
+
+@contextmanager
+def _repaired(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Inside, elements that are not finite are 0. Yields copies of the tensors that had any."""
+    bad = {name: t.detach().clone() for name, t in state.items() if not torch.isfinite(t).all()}
+    with torch.no_grad():
+        for name in bad:
+            state[name].nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        try:
+            yield bad
+        finally:
+            for name, copy in bad.items():
+                state[name].copy_(copy)

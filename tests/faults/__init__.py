@@ -1,0 +1,1 @@
+"""Faults with known origins: what `explain` must say of each, and what must raise no alarm."""

@@ -1,0 +1,58 @@
+"""Options reach what they name: none is parsed, stored in config.yaml and then ignored."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shadowlab.reporter import Reporter
+from shadowlab.run_folder import RunFolder
+from shadowlab.stages.train import run_train
+from shadowlab.task import ShadowTask
+from shadowlab.training import loader
+from shadowlab.training.processes import SingleProcess
+from shadowlab.training.trainee import build_trainee, build_unet
+from shadowlab.vae import load_vae
+from tests import tiny
+
+ALONE = SingleProcess(torch.device("cpu"))
+OPTIONS = (
+    "optimizer.learning_rate=3e-4",
+    "optimizer.beta1=0.7",
+    "optimizer.beta2=0.8",
+    "optimizer.eps=1e-5",
+    "optimizer.weight_decay=0.25",
+    "train.ema_decay=0.875",
+    "train.max_consecutive_skips=7",
+    "model.gradient_checkpointing=true",
+)
+
+
+def test_optimizer_average_and_checkpointing_are_as_configured(stage_folder: dict[str, Path], tmp_path: Path) -> None:
+    config = tiny.stage_config(stage_folder, tmp_path, *OPTIONS)
+    unet = build_unet(config, ShadowTask(load_vae(config.model.vae)), ALONE.device)
+    trainee = build_trainee(config, unet, ALONE, config.optimizer, 9, ema_decay=config.train.ema_decay)
+    (group,) = trainee.optimizer.param_groups
+    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (3e-4, (0.7, 0.8), 1e-5, 0.25)
+    assert {id(p) for p in group["params"]} == {id(p) for p in unet.parameters()}
+    assert trainee.ema is not None and trainee.ema.decay == 0.875
+    assert unet.is_gradient_checkpointing
+    plain = build_unet(tiny.stage_config(stage_folder, tmp_path), ShadowTask(load_vae(config.model.vae)), ALONE.device)
+    assert not plain.is_gradient_checkpointing
+    assert build_trainee(config, plain, ALONE, config.optimizer, 9, ema_decay=None).ema is None
+
+
+def test_loader_processes_are_as_configured(
+    stage_folder: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AskedError(Exception):
+        pass
+
+    def recording(dataset: Any, **settings: Any) -> Any:
+        raise AskedError(settings["num_workers"])
+
+    monkeypatch.setattr(loader, "DataLoader", recording)
+    config = tiny.stage_config(stage_folder, tmp_path, "data.num_workers=3")
+    with pytest.raises(AskedError, match="3"):
+        run_train(config, RunFolder.create(config, "run"), ALONE, Reporter(active=False))
