@@ -23,8 +23,8 @@ def advice(event: Event, phase: str, exception: str | None, cause: str) -> str:
     op, name = event.op, event.op.removeprefix("_foreach_").rstrip("_")
     if phase == "optimizer" and cause == "underflow":
         return (
-            "the optimizer's eps is zero in this dtype: keep float32 master weights (autocast instead of half "
-            "parameters), or raise eps to at least 1e-4 for float16 (pytorch#8860, pytorch#147437)"
+            "the optimizer's eps is zero in this dtype: keep float32 master weights (bf16 or fp16 autocast instead of "
+            "half parameters); an eps that float16 can hold is finite, but distorts the update (pytorch#8860)"
         )
     if phase == "optimizer" and cause == "overflow":
         return "squares of these gradients exceed this dtype: keep parameters and optimizer state in float32"

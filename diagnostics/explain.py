@@ -14,6 +14,7 @@ from diagnostics.frames import recording_creations
 from diagnostics.layers import eagerly, tensors_in, unwrapped
 from diagnostics.origin import Origin, Sink, find_origin
 from diagnostics.provenance import bad_flags, harmful, is_inexact, is_legitimate, nodes_in, strided
+from diagnostics.ranks import num_ranks
 from diagnostics.step_batch import StepBatch
 from diagnostics.tracer import Tracer
 from diagnostics.verdict import Verdict
@@ -209,7 +210,7 @@ class Explanation:
         if origin is not None and origin.event.number <= first:
             self._settled = self._describe(origin)
             self._tracer.is_finished = True
-            if self._stop is not None:
+            if self._stop is not None and num_ranks() == 1:  # other ranks wait for this one's collectives
                 raise self._stop
 
     # After the step

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_flatten
 from diagnostics.events import Event
 from diagnostics.operators import operator
 from diagnostics.provenance import is_inexact
+from diagnostics.ranks import num_ranks
 from diagnostics.reference import Before, LostError, Recorder, element, run_in_float64, widened
 
 # Position of the operand that must not be zero.
@@ -55,6 +56,8 @@ def judge(event: Event, call: Before, recorder: Recorder) -> Judgement:
         return Judgement(None, "kernel" if computes else "bad_scalar", case.operands())
     if any(math.isinf(v) for v in scalars) and not computes:
         return Judgement(None, "bad_scalar", case.operands())
+    if op.is_collective:
+        return case.collective()
     if op.namespace not in ("aten", "prims"):
         return case.foreign()
     if op.name in _SOFTMAXES or _ATTENTION in op.name:
@@ -152,6 +155,14 @@ class _Case:
         if math.isinf(self.value) and math.isfinite(number) and abs(number) > self.dtype_max:
             return Judgement("overflow", "overflow", self.operands() | {"in float64": number})
         return Judgement(None, "kernel", self.operands())
+
+    def collective(self) -> Judgement:
+        """Finite here before, bad after: another rank's values, or a sum beyond the dtype."""
+        tensors = [t for t in tree_flatten((self.args, self.kwargs))[0] if isinstance(t, Tensor) and is_inexact(t)]
+        largest = max((float(widened(t).abs().max()) for t in tensors if t.numel()), default=0.0)
+        if math.isfinite(largest) and largest * num_ranks() > self.dtype_max:
+            return Judgement("overflow", "overflow", {"largest magnitude": largest, "ranks": num_ranks()})
+        return Judgement(None, "other_rank", {"largest magnitude before": largest})
 
     def softmax(self) -> Judgement | None:
         """A row whose every entry is -inf."""

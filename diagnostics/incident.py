@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import platform
 import sys
 from collections.abc import Mapping
@@ -93,9 +94,22 @@ def write_incident(
 
 def _write_repro(place: Path, verdict: Verdict, culprit: Before) -> None:
     name = str(culprit.func)  # such as aten.log.default
-    arguments = {"args": list(culprit.args), "kwargs": culprit.kwargs, "num_threads": torch.get_num_threads()}
-    torch.save(tree_map(lambda v: v.cpu() if isinstance(v, Tensor) else v, arguments), place / "operator.pt")
+    call: dict[str, Any] = {"operator": name, "args": list(culprit.args), "kwargs": culprit.kwargs}
+    call["num_threads"] = torch.get_num_threads()
+    torch.save(tree_map(lambda v: v.cpu() if isinstance(v, Tensor) else v, call), place / "operator.pt")
     (place / "repro.py").write_text(_REPRO.format(headline=verdict.headline(), operator=name))
+
+
+def load_evidence(file: Path, device: torch.device | str = "cpu") -> Any:
+    """What a `.pt` file of an incident holds: tensors, numbers and strings; no code in the file is run.
+
+    Raises:
+        ValueError: the file is missing, damaged, or holds something else.
+    """
+    try:
+        return torch.load(file, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{file}: cannot be read ({type(error).__name__})") from error
 
 
 def environment() -> dict[str, Any]:

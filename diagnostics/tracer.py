@@ -114,6 +114,8 @@ class Tracer(TorchDispatchMode):
         for key in op.writes:
             value = args[key] if isinstance(key, int) and key < len(args) else kwargs.get(key, None)
             mutated += _tensors(value)
+        if op.is_collective:  # their schemas do not say what they write
+            mutated = _tensors((args, kwargs))
         # A written keyword-only argument is an `out=`.
         skipped = {id(t) for t in (mutated if op.overwrites else _tensors([kwargs.get(k) for k in op.writes]))}
         read = [t for t in _tensors((args, kwargs)) if id(t) not in skipped]

@@ -19,6 +19,7 @@ from diagnostics.explain import Explanation, listed
 from diagnostics.incident import write_incident
 from diagnostics.layers import LayerStatistics, tensors_in
 from diagnostics.nonfinite import NonFiniteError, any_bad, magnitude, values_of
+from diagnostics.ranks import num_ranks, rank
 from diagnostics.safety import LARGEST_GRADIENT, why_unsafe
 from diagnostics.snapshot import OptimizerState, Randomness, Tensors
 from diagnostics.statistics import TensorStatistics
@@ -299,7 +300,7 @@ class Watch:
 
     def _read(self, numbers: Tensor) -> list[float]:
         """The one read of a step: the worst of all ranks."""
-        if _num_ranks() > 1:
+        if num_ranks() > 1:
             bad = torch.where(torch.isfinite(numbers), numbers, torch.inf)
             signed = torch.cat([bad, -numbers.nan_to_num(0.0)])  # one reduction for largest and smallest
             torch.distributed.all_reduce(signed, op=torch.distributed.ReduceOp.MAX)
@@ -309,9 +310,9 @@ class Watch:
 
     def _any(self, flag: bool) -> bool:
         """Whether it holds on any rank."""
-        if _num_ranks() == 1:
+        if num_ranks() == 1:
             return flag
-        flags: list[Any] = [None] * _num_ranks()
+        flags: list[Any] = [None] * num_ranks()
         torch.distributed.all_gather_object(flags, flag)
         return any(flags)
 
@@ -340,7 +341,7 @@ class Watch:
         )
         verdict = replace(verdict, step=index)
         folder = None
-        if self.incidents is not None and (verdict.rank is None or verdict.rank == _rank()):
+        if self.incidents is not None and (verdict.rank is None or verdict.rank == rank()):
             folder = write_incident(
                 self.incidents,
                 verdict,
@@ -379,10 +380,10 @@ class Watch:
 
     def _agree(self, verdict: Verdict | None) -> Verdict | None:
         """One verdict for all ranks: that of the first rank where a value was born rather than received."""
-        if _num_ranks() == 1:
+        if num_ranks() == 1:
             return verdict
-        found: list[Any] = [None] * _num_ranks()
-        mine = None if verdict is None else replace(verdict, rank=_rank()).to_json()
+        found: list[Any] = [None] * num_ranks()
+        mine = None if verdict is None else replace(verdict, rank=rank()).to_json()
         torch.distributed.all_gather_object(found, mine)
         verdicts = [Verdict.from_json(one) for one in found if one is not None]
         return min(verdicts, key=lambda v: (v.phase == "reduce", v.rank), default=None)
@@ -408,12 +409,3 @@ class Watch:
 
 def _is_finite(number: float) -> bool:
     return number == number and number not in (float("inf"), float("-inf"))
-
-
-def _num_ranks() -> int:
-    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if ready else 1
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank() if _num_ranks() > 1 else 0

@@ -1,6 +1,5 @@
 """The culprit operator on the operands it had: in its dtype, and in float64."""
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,25 +8,23 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
+from diagnostics.incident import load_evidence
 from diagnostics.verdict import Verdict
 from shadowlab.errors import UserError
 from shadowlab.stages.counterfactuals import FINITE, NOT_RUN, SAME, Outcome
-from shadowlab.training.capture import load_evidence
-
-_NAME = re.compile(r'in "([\w.]+)"\.split')
 
 
 def operator_outcomes(incident: Path, verdict: Verdict, device: torch.device) -> Iterator[Outcome]:
     """Two outcomes; `not run` where the operator was not kept or has no float64 form."""
-    script = incident / "repro.py"
-    if not script.is_file():
+    file = incident / "operator.pt"
+    if not file.is_file():
         yield Outcome("operator", "the operator alone", NOT_RUN, "no operator was kept: a leaf brought the value in")
         return
-    call = load_evidence(incident / "operator.pt", device)
-    found = _NAME.search(script.read_text(encoding="utf-8"))
-    if found is None:
-        raise UserError(f"{script}: names no operator; the file was changed")
-    name = found[1]
+    try:
+        call = load_evidence(file, device)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    name = call["operator"]
     operator: Any = torch.ops
     for part in name.split("."):
         operator = getattr(operator, part)

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diagnostics.incident import load_evidence
 from shadowlab.config import OptimizerConfig
 from shadowlab.errors import UserError
 from shadowlab.run_folder import RunFolder
@@ -126,25 +127,16 @@ def captured_batches(incident: Path, device: torch.device) -> list[EncodedBatch]
         UserError: batch.pt is absent, damaged or was too large to be kept.
     """
     file = incident / "batch.pt"
-    content = load_evidence(file, device)
+    try:
+        content = load_evidence(file, device)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     named = content if isinstance(content, list) else [content]
     if not all(isinstance(one, Mapping) and isinstance(one.get("positions"), Tensor) for one in named):
         raise UserError(f"{file}: holds no batch of this harness (no `positions`)")
     if any(isinstance(value, str) for one in named for value in one.values()):
         raise UserError(f"{file}: the batch was too large to be kept")
     return [EncodedBatch(**{**one, "positions": one["positions"].cpu()}) for one in named]
-
-
-def load_evidence(file: Path, device: torch.device) -> Any:
-    """Tensors and plain values that the watch has saved; no code in the file is run.
-
-    Raises:
-        UserError: the file is absent or damaged.
-    """
-    try:
-        return torch.load(file, weights_only=True, map_location=device)
-    except Exception as error:  # torch raises anything from OSError to UnpicklingError
-        raise UserError(f"{file}: cannot be read ({type(error).__name__})") from error
 
 
 def _save_state(folder: Path, trainee: Trainee, place: StepPlace, bad: dict[str, Tensor]) -> str:

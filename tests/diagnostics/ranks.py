@@ -168,7 +168,7 @@ def rank_main(rank: int, specs: dict[str, dict[str, Any]], folder: str) -> None:
     torch.set_num_threads(1)
     path = Path(folder)
     store = dist.FileStore(str(path / "store"), NUM_RANKS)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=NUM_RANKS, timeout=timedelta(seconds=20))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=NUM_RANKS, timeout=timedelta(seconds=60))
     reports: dict[str, Any] = {}
     for name, spec in specs.items():
         try:
