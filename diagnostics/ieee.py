@@ -56,7 +56,7 @@ def judge(event: Event, call: Before, recorder: Recorder) -> Judgement:
         return Judgement(None, "kernel" if computes else "bad_scalar", case.operands())
     if any(math.isinf(v) for v in scalars) and not computes:
         return Judgement(None, "bad_scalar", case.operands())
-    if op.is_collective:
+    if op.is_collective:  # never run again: the other ranks would not take part
         return case.collective()
     if op.namespace not in ("aten", "prims"):
         return case.foreign()

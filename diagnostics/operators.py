@@ -11,6 +11,9 @@ _OVERWRITES = {"copy_", "fill_", "zero_", "uniform_", "normal_", "random_", "ber
 _OVERWRITES |= {"_foreach_copy_", "_foreach_zero_", "log_normal_", "cauchy_", "geometric_"}
 # Schemas that do not say that running statistics are written: positions of running_mean and running_var.
 _HIDDEN_WRITES = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4), "miopen_batch_norm": (3, 4)}
+# fsdp's gather copies its inputs into the buffer that it is given, and returns views of it.
+_HIDDEN_OVERWRITES = {"all_gather_copy_in": (1,)}
+_REDUCING = {"allreduce_", "allreduce_coalesced_", "reduce_", "broadcast_"}  # they read what they write
 _COLLECTIVES = ("c10d", "_c10d_functional", "_c10d_functional_autograd")
 _NOT_ELEMENTWISE = {"_foreach_norm", "_foreach_max", "_foreach_copy_"}
 
@@ -37,7 +40,11 @@ class Operator:
 def operator(func: torch._ops.OpOverload) -> Operator:
     schema = func._schema
     namespace, name = schema.name.split("::")
-    writes: list[int | str] = list(_HIDDEN_WRITES.get(name, ()))
+    writes: list[int | str] = [*_HIDDEN_WRITES.get(name, ()), *_HIDDEN_OVERWRITES.get(name, ())]
+    overwrites = name in _OVERWRITES or name in _HIDDEN_OVERWRITES
+    if namespace == "c10d" and name.endswith("_") and "barrier" not in name:  # its schemas do not say so
+        writes.append(0)
+        overwrites = name not in _REDUCING
     for position, argument in enumerate(schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             writes.append(argument.name if argument.kwarg_only else position)
@@ -51,5 +58,5 @@ def operator(func: torch._ops.OpOverload) -> Operator:
         is_elementwise=(torch.Tag.pointwise in func.tags or is_foreach) and name not in _NOT_ELEMENTWISE,
         is_foreach=is_foreach,
         writes=tuple(writes),
-        overwrites=name in _OVERWRITES,
+        overwrites=overwrites,
     )

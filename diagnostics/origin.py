@@ -125,6 +125,9 @@ class _Search:
         path, sink = self._path(node, found), self._sink_at_end(node, found)
         if path[0].leaf not in (None, "constant") and not path[0].is_mask:
             return Origin(path[0], path, sink)
+        first = path[0].place
+        if first is not None and first.milestone in ("backward", "optimizer") and not first.in_model:
+            return Origin(path[0], path, sink)  # no mask is written there: a rate or a scale is infinite
         turning = (i for i, event in enumerate(path) if event.op in EMPTY_LOGARITHMS or event.value != path[0].value)
         start = next(turning, 0)
         return Origin(path[start], path[start:], sink)

@@ -46,6 +46,7 @@ class Storage:
     from_batch: bool = False
     from_model: bool = False
     from_gradient: bool = False
+    from_collective: bool = False  # the output of one, which waiting for it writes once more
     producers: dict[int, Any] = field(default_factory=dict)
 
 

@@ -124,7 +124,9 @@ class Recorder:
 
     def after(self, call: Before, written: list[Tensor]) -> None:
         """Note who wrote `written`. Their storages' versions count this write already."""
-        name = call.func._schema.name.split("::")[1]
+        namespace, name = call.func._schema.name.split("::")
+        if namespace not in ("aten", "prims"):
+            return  # a collective must not be run again, and what others do is unknown
         args, kwargs = call.references
         for slot, tensor in enumerate(written):
             if not is_inexact(tensor) and tensor.dtype is torch.bool:

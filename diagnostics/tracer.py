@@ -82,6 +82,8 @@ class Tracer(TorchDispatchMode):
             return func(*args, **kwargs)
         if torch._C._current_graph_task_id() != -1:
             self.context.saw_backward()
+        if op.name == "copy_" and self._is_wait(*args[:2]):
+            return func(*args, **kwargs)
         inputs, mutated = self._inputs(op, args, kwargs)
         self._meet(op, inputs)
         shadows = [self.memory.shadow(t) for t in inputs]
@@ -91,6 +93,9 @@ class Tracer(TorchDispatchMode):
             _wait(out)
         written = self._outputs(op, out, mutated)
         self._taint(inputs, written)
+        if op.is_collective:
+            for tensor in written:
+                self.memory.storage(tensor).from_collective = True
         flags = bad_flags(written)
         self.recorder.after(before, written)
         if op.name == "_local_scalar_dense":
@@ -114,12 +119,16 @@ class Tracer(TorchDispatchMode):
         for key in op.writes:
             value = args[key] if isinstance(key, int) and key < len(args) else kwargs.get(key, None)
             mutated += _tensors(value)
-        if op.is_collective:  # their schemas do not say what they write
-            mutated = _tensors((args, kwargs))
         # A written keyword-only argument is an `out=`.
         skipped = {id(t) for t in (mutated if op.overwrites else _tensors([kwargs.get(k) for k in op.writes]))}
         read = [t for t in _tensors((args, kwargs)) if id(t) not in skipped]
         return read, mutated
+
+    def _is_wait(self, target: Tensor, source: Tensor) -> bool:
+        """Whether gloo's `Work.wait` copies a result out of its own buffer, as it did in `_wait` before."""
+        values = strided(target)
+        record = None if values is None else self.memory.known(values)
+        return record is not None and record.from_collective and self.memory.known(source) is None
 
     def _outputs(self, op: Operator, out: Any, mutated: list[Tensor]) -> list[Tensor]:
         seen: dict[int, Tensor] = {}
@@ -216,12 +225,16 @@ class Tracer(TorchDispatchMode):
         elif best is not None:
             event.shape = tuple(best[0].shape)
         self._taint_event(event, inputs)
-        if best is not None and not event.harm_parents:
-            self._note_harm(event)
-        if best is not None and not event.harm_parents and self._num_judged < _JUDGED_BIRTHS:
+        if best is None or event.harm_parents:
+            return
+        if op.is_empty:  # garbage in new memory is no harm until it is read
+            event.judgement = judge(event, before, self.recorder)
+            return
+        self._note_harm(event)
+        if self._num_judged < _JUDGED_BIRTHS:
             self._num_judged += 1
             event.judgement = judge(event, before, self.recorder)  # now: its operands are still in memory
-            if self._num_judged == 1:
+            if self._num_judged == 1 and op.namespace in ("aten", "prims"):  # others need more than torch, or ranks
                 event.call = before.frozen()
 
     def _may_be_origin(self, event: Event) -> bool:
@@ -360,7 +373,7 @@ def _wait(out: Any) -> None:
     """A collective's result is there only once its work is done."""
     flat, _ = tree_flatten(out)
     for item in flat:
-        if isinstance(item, Tensor):
-            continue
-        if hasattr(item, "wait"):
+        if isinstance(item, torch.ScriptObject) and item._type().name() == "Work":  # type: ignore[attr-defined]
+            item = torch.distributed.Work.unbox(item)
+        if not isinstance(item, Tensor) and hasattr(item, "wait"):
             item.wait()

@@ -58,6 +58,7 @@ class _Seen:
     is_replayed: bool = False
     before: OptimizerState | None = None
     why: str | None = None
+    checks_states: bool = False
 
 
 class Watch:
@@ -109,6 +110,7 @@ class Watch:
         self._list()
         self._buffers = Tensors()
         self._attached = True
+        self._states_unknown = True
         self._num_steps = 0
         self.skips_in_a_row = 0
         self.layers: dict[str, dict[str, TensorStatistics]] = {}
@@ -131,6 +133,7 @@ class Watch:
     def attach(self) -> None:
         """Watch again (the state after construction)."""
         self._attached = True
+        self._states_unknown = True
         self._list()
         for layers in self._layers:
             layers.attach()
@@ -163,8 +166,10 @@ class Watch:
         due = self.is_due(index)
         if due:
             self._list()
-        self._seen = _Seen(Randomness(), why=self.undo_reason)
-        self._buffers.take(self._buffers_watched)
+        first = self._states_unknown  # a checkpoint's
+        self._states_unknown = False
+        self._seen = _Seen(Randomness(), why=self.undo_reason, checks_states=due or first)
+        self._buffers.take(self._buffers_kept)
         if self._seen.why is not None and self._optimizer is None:
             self._seen.before = self._copy_state()
         try:
@@ -244,7 +249,11 @@ class Watch:
         norm = self._check_gradients()
         self._seen.stepped = True
         self.skips_in_a_row = 0
-        reason = self._seen.why
+        reason = self._seen.why or self.undo_reason  # again: the loop may have set the rate of this step
+        if reason is None and self._seen.checks_states:
+            states = [v for state in getattr(self._optimizer, "state", {}).values() for v in tensors_in(state)]
+            if self._any(any_bad(values_of(states))):
+                raise _Trip("state", "an optimizer state is not finite")
         if reason is None and self._undo == "auto" and norm > LARGEST_GRADIENT:
             reason = "gradients are huge"
         if reason is not None:
@@ -386,7 +395,11 @@ class Watch:
         mine = None if verdict is None else replace(verdict, rank=rank()).to_json()
         torch.distributed.all_gather_object(found, mine)
         verdicts = [Verdict.from_json(one) for one in found if one is not None]
-        return min(verdicts, key=lambda v: (v.phase == "reduce", v.rank), default=None)
+        first = min(verdicts, key=lambda v: (v.phase == "reduce", v.rank), default=None)
+        if first is not None and first.cause == "other_rank" and len(verdicts) == num_ranks() and "inf" in first.value:
+            fix = "the sum over ranks overflows: divide before reducing, or reduce in a wider dtype"
+            return replace(first, exception="overflow", cause="overflow", fix=fix)  # nobody sent a bad value
+        return first
 
     # What is watched
 
@@ -395,9 +408,10 @@ class Watch:
         found = {id(p): p for model in self._models for p in model.parameters()}
         for group in getattr(self._optimizer, "param_groups", []):
             found |= {id(p): p for p in group["params"]}
-        buffers = (buffer for model in self._models for buffer in model.buffers())
+        buffers = [buffer for model in self._models for buffer in model.buffers()]
         self._parameters = list(found.values())
-        self._buffers_watched = [b for b in buffers if b.is_floating_point() and b.numel() <= _SMALL_BUFFER]
+        self._buffers_kept = [b for b in buffers if b.numel() <= _SMALL_BUFFER]  # counters, too
+        self._buffers_watched = [b for b in self._buffers_kept if b.is_floating_point()]
 
     def _copy_state(self) -> OptimizerState:
         return OptimizerState(self._optimizer, self._parameters, self._averages)
