@@ -123,6 +123,7 @@ def train(request: Request, *, resume: bool, skip_stages: bool) -> None:
         config = resumed_config(
             run,
             source=None if request.is_default else request.label,
+            file=request.config,
             options=request.given,
             assignments=request.assignments,
         )

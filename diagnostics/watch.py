@@ -168,7 +168,7 @@ class Watch:
             self._list()
         first = self._states_unknown  # a checkpoint's
         self._states_unknown = False
-        self._seen = _Seen(Randomness(), why=self.undo_reason, checks_states=due or first)
+        self._seen = _Seen(Randomness(), why=self.undo_reason, checks_states=first)
         self._buffers.take(self._buffers_kept)
         if self._seen.why is not None and self._optimizer is None:
             self._seen.before = self._copy_state()
@@ -267,9 +267,10 @@ class Watch:
         """
         if isinstance(self._seen.norm, float):
             return self._seen.norm  # `note` has read it
-        gradients = values_of(parameter.grad for parameter in self._parameters)
-        covered = self._seen.norm_covers >= {id(p.grad) for p in self._parameters if p.grad is not None}
-        by_loop = isinstance(self._seen.norm, Tensor) and covered
+        by_loop = isinstance(self._seen.norm, Tensor) and self._seen.norm_covers >= {
+            id(p.grad) for p in self._parameters if p.grad is not None
+        }
+        gradients = [] if by_loop else values_of(parameter.grad for parameter in self._parameters)
         norm = values_of([self._seen.norm])[0].double() if by_loop else magnitude(gradients)
         losses = torch.stack([flag.to(norm.device) for flag in self._seen.losses]).all() if self._seen.losses else None
         buffers = magnitude(values_of(b for b in self._buffers_watched if id(b) not in self._bad_buffers))

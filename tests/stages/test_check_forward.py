@@ -75,7 +75,10 @@ def test_a_sound_model_passes_in_other_precisions(
     stage_folder: dict[str, Path], tmp_path: Path, precision: str
 ) -> None:
     config = tiny.stage_config(stage_folder, tmp_path, f"precision={precision}", "allow_unsafe=true")
-    assert failed(checked(config)) == {}
+    foreseen = {"the optimizer's eps is not zero"} if precision == "fp16-pure" else set()
+    result = checked(config)
+    assert set(failed(result)) == foreseen
+    assert all(check["tolerated"] for check in result.summary["checks"] if not check["passed"])
 
 
 def test_an_untrained_vae_is_told(config: Config) -> None:
