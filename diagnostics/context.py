@@ -81,6 +81,11 @@ class StepContext:
         return any(call.is_model for call in self._calls)
 
     @property
+    def computes(self) -> bool:
+        """Whether the model or autograd is at work."""
+        return self.in_model or torch._C._current_graph_task_id() != -1
+
+    @property
     def module(self) -> str | None:
         return self._calls[-1].name if self._calls else None
 

@@ -1,5 +1,6 @@
 """One training step under op-level tracing: where the first non-finite value on the path to a sink was born."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -159,6 +160,9 @@ class Explanation:
                     stack.callback(hook.remove)
             stack.enter_context(recording_creations(lambda: self._context.module))
             stack.enter_context(eagerly())
+            # Anomaly mode tells of every exception in backward, ours that ends it included.
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="Error detected in")
             try:
                 with self._tracer:
                     result = step()

@@ -75,6 +75,8 @@ class Facts:
             return Judgement(None, "bad_data")
         if event.leaf == "unseen":
             return Judgement(None, "unknown")
+        if event.leaf == "written":
+            return Judgement(None, "kernel")
         if event.leaf is not None:
             return Judgement(None, "bad_state")
         if event.judgement is not None:
@@ -87,6 +89,8 @@ class Facts:
         """(parameter, module, source, op) of an origin."""
         place = event.place
         source = None if place is None else place.source
+        if event.leaf == "written" and place is not None:
+            return None, place.module, source, "fill"
         if event.leaf is not None:
             module = event.name.rpartition(".")[0] if event.name and phase == "state" else None
             return event.name, module, source, None
@@ -105,6 +109,8 @@ class Facts:
     def _phase(self, event: Event, path: list[Event], sink: Sink) -> str:
         if event.leaf in ("data", "constant"):
             return "data"
+        if event.leaf == "written" and event.place is not None:
+            return "backward" if event.place.in_backward else "forward"
         if event.leaf == "unseen" and event.place is not None and event.place.in_model:
             return "forward"
         if event.leaf == "unseen":

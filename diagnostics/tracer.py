@@ -143,6 +143,8 @@ class Tracer(TorchDispatchMode):
                 kind = "unseen" if self.context.in_model else "constant" if op.name == "lift_fresh" else "data"
                 if op.name == "lift_fresh" and not bool(torch.isnan(tensor.detach()).any()):
                     kind = "constant"  # an infinity written down in the model's code
+                elif op.name == "lift_fresh" and tensor.ndim == 0 and self.context.computes:
+                    kind = "written"  # `output[i] = nan` in a module or an autograd function
                 leaf = self.add_leaf(kind, None, tensor, infinity_is_harm=False)
                 if leaf is not None:
                     leaf.place = self.context.place()

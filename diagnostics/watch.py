@@ -110,7 +110,7 @@ class Watch:
         self._list()
         self._buffers = Tensors()
         self._attached = True
-        self._states_unknown = True
+        self._versions: list[tuple[int, int]] | None = None
         self._num_steps = 0
         self.skips_in_a_row = 0
         self.layers: dict[str, dict[str, TensorStatistics]] = {}
@@ -133,7 +133,7 @@ class Watch:
     def attach(self) -> None:
         """Watch again (the state after construction)."""
         self._attached = True
-        self._states_unknown = True
+        self._versions = None
         self._list()
         for layers in self._layers:
             layers.attach()
@@ -166,9 +166,9 @@ class Watch:
         due = self.is_due(index)
         if due:
             self._list()
-        first = self._states_unknown  # a checkpoint's
-        self._states_unknown = False
-        self._seen = _Seen(Randomness(), why=self.undo_reason, checks_states=first)
+        # Somebody else wrote to them: a checkpoint was loaded, or this is the first step.
+        changed = self._versions is None or self._versions != self._state_versions()
+        self._seen = _Seen(Randomness(), why=self.undo_reason, checks_states=changed)
         self._buffers.take(self._buffers_kept)
         if self._seen.why is not None and self._optimizer is None:
             self._seen.before = self._copy_state()
@@ -181,6 +181,7 @@ class Watch:
             self._after_step(result)
         except _Trip as trip:
             raise self._explain(trip, step, batch, index) from None
+        self._versions = self._state_versions()
         if due:
             self.layers = {name: parts for layers in self._layers for name, parts in layers.collect().items()}
         return result
@@ -413,6 +414,10 @@ class Watch:
         self._parameters = list(found.values())
         self._buffers_kept = [b for b in buffers if b.numel() <= _SMALL_BUFFER]  # counters, too
         self._buffers_watched = [b for b in self._buffers_kept if b.is_floating_point()]
+
+    def _state_versions(self) -> list[tuple[int, int]]:
+        states = getattr(self._optimizer, "state", {}).values()
+        return [(id(v), v._version) for state in states for v in state.values() if isinstance(v, Tensor)]
 
     def _copy_state(self) -> OptimizerState:
         return OptimizerState(self._optimizer, self._parameters, self._averages)

@@ -33,8 +33,15 @@ def unet() -> nn.Module:
     )
 
 
+def grown(values: Tensor) -> Tensor:
+    """The second sample beyond the dtype's limit."""
+    scale = torch.ones(len(values), dtype=values.dtype).view(-1, *[1] * (values.ndim - 1))
+    scale[1] = torch.finfo(values.dtype).max
+    return values * scale * scale
+
+
 class BadBackward(torch.autograd.Function):
-    """A kernel whose backward is NaN for the second sample."""
+    """A kernel whose backward overflows for the second sample."""
 
     @staticmethod
     def forward(context: object, x: Tensor) -> Tensor:
@@ -42,9 +49,7 @@ class BadBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(context: object, gradient: Tensor) -> Tensor:
-        bad = gradient.clone()
-        bad[1] = torch.nan
-        return bad
+        return grown(gradient)
 
 
 def loss_of(unet: nn.Module) -> Tensor:
@@ -54,12 +59,6 @@ def loss_of(unet: nn.Module) -> Tensor:
     loss = output.float().square().mean((1, 2, 3))
     loss.mean().backward()
     return loss.detach()
-
-
-def one_bad_sample(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-    scale = torch.ones(len(output), dtype=output.dtype).view(-1, *[1] * (output.ndim - 1))
-    scale[1] = torch.finfo(output.dtype).max
-    return output * scale * scale
 
 
 @pytest.mark.slow
@@ -75,7 +74,8 @@ def test_faults_are_named(unet: nn.Module, checkpointing: bool, precision: torch
     assert search() is None
     for name in MODULES:
         module = unet.get_submodule(name)
-        for phase, hook in (("forward", one_bad_sample), ("backward", lambda m, i, output: BadBackward.apply(output))):
+        hooks = {"forward": lambda m, i, output: grown(output), "backward": lambda m, i, o: BadBackward.apply(o)}
+        for phase, hook in hooks.items():
             handle = module.register_forward_hook(hook)
             found = search()
             handle.remove()

@@ -43,7 +43,10 @@ def failed(result: StageResult) -> dict[str, dict[str, Any]]:
     """Failed checks by name; each must be in the message, too. The VAE here is untrained: that one always fails."""
     found = {check["name"]: check for check in result.summary["checks"] if not check["passed"]}
     for name, check in found.items():
-        assert f"{name}: expected {check['expected']}, saw {check['seen']}; {check['mend']}" in result.message
+        assert (
+            check["tolerated"]
+            or f"{name}: expected {check['expected']}, saw {check['seen']}; {check['mend']}" in result.message
+        )
     assert not result.passed
     return {name: check for name, check in found.items() if name != "VAE gives the shadow map back"}
 
@@ -78,7 +81,7 @@ def test_a_sound_model_passes_in_other_precisions(
     foreseen = {"the optimizer's eps is not zero"} if precision == "fp16-pure" else set()
     result = checked(config)
     assert set(failed(result)) == foreseen
-    assert all(check["tolerated"] for check in result.summary["checks"] if not check["passed"])
+    assert all(check["tolerated"] for check in failed(result).values())
 
 
 def test_an_untrained_vae_is_told(config: Config) -> None:
