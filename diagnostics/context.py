@@ -1,6 +1,6 @@
 """Where in a training step the program is: module, phase so far, optimizer, autograd."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from diagnostics.frames import creation_record, marks, user_line
 from diagnostics.layers import tensors_in, unwrapped
+from diagnostics.patching import replaced
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,21 @@ class _Call:
 
 
 class StepContext:
-    """Follows a step through global hooks on modules and optimizers. `active` puts them on and takes them off."""
+    """Follows a step through global hooks on modules and optimizers. `active` puts them on and takes them off.
 
-    def __init__(self, models: list[nn.Module], optimizers: list[Any]) -> None:
+    Args:
+        on_model_call: gets what enters a model. on_backward: gets what backward starts from, a loss whether the step
+            returns it or not.
+    """
+
+    def __init__(
+        self,
+        models: list[nn.Module],
+        optimizers: list[Any],
+        on_model_call: Callable[[Iterable[Any]], None],
+        on_backward: Callable[[list[Tensor]], None],
+    ) -> None:
+        self._on_model_call, self._on_backward = on_model_call, on_backward
         self.milestone = "start"
         self.scale: float | None = None  # of a gradient scaler that was used
         self.num_model_calls = 0
@@ -127,50 +140,32 @@ class StepContext:
                 register_optimizer_step_post_hook(self._after_optimizer),
             ):
                 stack.callback(handle.remove)
-            stack.enter_context(self._noting_scale())
-            stack.enter_context(self._noting_roots())
+            # A gradient scaler may be anywhere in the caller's loop; its class is where all of them are seen.
+            stack.enter_context(replaced(torch.amp.GradScaler, "scale", self._seen_scale))
+            stack.enter_context(replaced(torch.autograd, "backward", self._seen_backward))
             for optimizer in self._optimizers:
                 if not isinstance(optimizer, torch.optim.Optimizer):
-                    stack.enter_context(self._wrapped_step(optimizer))
+                    stack.enter_context(replaced(optimizer, "step", self._seen_step))
             yield
 
-    @contextmanager
-    def _noting_scale(self) -> Iterator[None]:
-        """A gradient scaler may be anywhere in the caller's loop; its class is where all of them are seen."""
-        original = torch.amp.GradScaler.scale
-
+    def _seen_scale(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def scale(scaler: torch.amp.GradScaler, outputs: Any) -> Any:
             scaled = original(scaler, outputs)
             with _disable_current_modes():
                 self.scale = scaler.get_scale() if scaler.is_enabled() else None
             return scaled
 
-        torch.amp.GradScaler.scale = scale  # type: ignore[method-assign, assignment]
-        try:
-            yield
-        finally:
-            torch.amp.GradScaler.scale = original  # type: ignore[method-assign]
+        return scale
 
-    @contextmanager
-    def _noting_roots(self) -> Iterator[None]:
-        """What backward starts from is a loss, whether the step returns it or not."""
-        original = torch.autograd.backward
-
+    def _seen_backward(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-            roots = list(tensors_in(tensors))
-            self.on_backward(roots)
+            self._on_backward(list(tensors_in(tensors)))
             return original(tensors, *args, **kwargs)
 
-        torch.autograd.backward = backward
-        try:
-            yield
-        finally:
-            torch.autograd.backward = original
+        return backward
 
-    @contextmanager
-    def _wrapped_step(self, optimizer: Any) -> Iterator[None]:
-        """The same for an optimizer that is not torch's: its `step` is shadowed on the instance."""
-        original = optimizer.step
+    def _seen_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """For an optimizer that is not torch's, and so has no hooks."""
 
         def step(*args: Any, **kwargs: Any) -> Any:
             self._before_optimizer()
@@ -179,11 +174,7 @@ class StepContext:
             finally:
                 self._after_optimizer()
 
-        optimizer.step = step
-        try:
-            yield
-        finally:
-            del optimizer.step
+        return step
 
     def _enter(self, module: nn.Module, inputs: Any) -> None:
         name = self.module_name(module)
@@ -194,13 +185,7 @@ class StepContext:
         self._calls.append(_Call(name, is_model, torch._C._current_graph_task_id()))
         if is_model and not any(call.is_model for call in self._calls[:-1]):
             self.num_model_calls += torch._C._current_graph_task_id() == -1
-            self.on_model_call(inputs)
-
-    def on_model_call(self, inputs: Iterable[Any]) -> None:
-        """For a subclass or an owner that wants to see what enters the model."""
-
-    def on_backward(self, roots: list[Tensor]) -> None:
-        """Likewise what backward starts from."""
+            self._on_model_call(inputs)
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if not self._calls:

@@ -35,7 +35,6 @@ class Event:
     from_batch: bool = False
     from_model: bool = False
     from_gradient: bool = False
-    num_from_gradient: int = 0  # how many operands were computed from gradients
     is_mask: bool = False  # a leaf of -inf and nothing positive
     is_allocation: bool = False
     written: list[int] = field(default_factory=list)  # storages that now hold the values

@@ -1,8 +1,10 @@
 """One training step under op-level tracing: where the first non-finite value on the path to a sink was born."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,7 +38,7 @@ def explain(
         step: forward, backward, and as much of clipping, optimizer step and averaging as the caller's loop does. It
             may return the loss (a tensor, a number, or a container whose scalars are losses).
         model: a module or several. Without it every module with parameters counts as model.
-        optimizer: names its states. Any object with a `step` method.
+        optimizer: names its states. One or several, of any class with a `step` method.
         batch: names tensors (mapping or nested sequences), so that a bad sample can be named; a sequence of B strings
             in it gives the samples' ids, B being the tensors' first dimension.
 
@@ -45,16 +47,17 @@ def explain(
         norm, a parameter, a buffer, an optimizer state or a weight average.
 
     Raises:
-        what `step` raises, where no finding explains it. Weights are changed as the step changes them.
+        what `step` raises, where no finding explains it; else the finding's witness tells it as `raised`. Weights are
+        changed as the step changes them.
     """
     return Explanation(listed(model), optimizer, batch).run(step)
 
 
-def listed(model: nn.Module | Sequence[nn.Module] | None) -> list[nn.Module]:
-    """The models of an argument that takes none, one or several."""
-    if model is None or isinstance(model, nn.Module):
-        return [] if model is None else [model]
-    return list(model)
+def listed(argument: Any) -> list[Any]:
+    """The items of an argument that takes none, one or several models or optimizers."""
+    if argument is None:
+        return []
+    return list(argument) if isinstance(argument, (list, tuple)) else [argument]
 
 
 class Explanation:
@@ -62,11 +65,8 @@ class Explanation:
 
     def __init__(self, models: list[nn.Module], optimizer: Any, batch: Any) -> None:
         self._models = [unwrapped(model) for model in models]
-        several = isinstance(optimizer, (list, tuple))
-        self._optimizers = list(optimizer) if several else [] if optimizer is None else [optimizer]
-        self._context = StepContext(models, self._optimizers)
-        self._context.on_model_call = self._note_inputs  # type: ignore[method-assign]
-        self._context.on_backward = self._note_roots  # type: ignore[method-assign]
+        self._optimizers = listed(optimizer)
+        self._context = StepContext(models, self._optimizers, self._note_inputs, self._note_roots)
         self._tracer = Tracer(self._context)
         self._sinks: list[Sink] = []
         self._parameters = {name: p for m in self._models for name, p in _named(m.named_parameters())}
@@ -171,18 +171,24 @@ class Explanation:
             except BaseException as error:
                 if stop is None or not isinstance(error, stop):
                     raise
-        if self._settled is not None:
-            return self._settled
+        verdict = self._settled or self._judged(result, failure)
+        if failure is None:
+            return verdict
+        if verdict is None:
+            raise failure
+        raised = f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
+        return replace(verdict, witness={**verdict.witness, "raised": raised})
+
+    def _judged(self, result: Any, failure: Exception | None) -> Verdict | None:
+        """The verdict at the end of the step, whether it came to its end or failed."""
         self._collect_sinks(result)
         verdict = self._verdict()
-        if verdict is None and failure is not None:
-            harm = [event for event in self._tracer.events[1:] if event.leaf is None and event.value]
-            if harm:
-                self._sinks.append(Sink("failure", type(failure).__name__, {harmful(harm[-1].number)}))
-                verdict = self._verdict()
-            if verdict is None:
-                raise failure
-        return verdict
+        if verdict is not None or failure is None:
+            return verdict
+        harm = [event for event in self._tracer.events[1:] if event.leaf is None and event.value]
+        if harm:
+            self._sinks.append(Sink("failure", type(failure).__name__, {harmful(harm[-1].number)}))
+        return self._verdict()
 
     def _gradient_hook(self, name: str) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
@@ -233,7 +239,7 @@ class Explanation:
     def _collect_sinks(self, result: Any) -> None:
         if isinstance(result, Tensor):
             self._add_sink("loss", None, result)
-        elif isinstance(result, float) and (result != result or result in (float("inf"), float("-inf"))):
+        elif isinstance(result, float) and not math.isfinite(result):
             if self._tracer.last_bad_read:
                 self._sinks.append(Sink("loss", None, self._tracer.last_bad_read))
         else:

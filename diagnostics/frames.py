@@ -11,6 +11,8 @@ from types import FrameType
 import torch
 import torch.fx.traceback
 
+from diagnostics.patching import replaced
+
 _OWN_FOLDERS = tuple(f"{Path(file).resolve().parent}/" for file in (torch.__file__, __file__))
 _PYTHON_FOLDER = f"{Path(sysconfig.get_paths()['stdlib']).resolve()}/"
 
@@ -97,12 +99,8 @@ def recording_creations(current_module: Callable[[], str | None]) -> Iterator[No
         entry.source, entry.module = source, current_module()
         return [entry]
 
-    was_enabled, checked = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
-    original = torch.fx.traceback.format_stack
-    torch.fx.traceback.format_stack = record
-    torch.autograd.set_detect_anomaly(True, check_nan=False)
-    try:
+    with (
+        replaced(torch.fx.traceback, "format_stack", lambda original: record),
+        torch.autograd.set_detect_anomaly(True, check_nan=False),
+    ):
         yield
-    finally:
-        torch.autograd.set_detect_anomaly(was_enabled, checked)
-        torch.fx.traceback.format_stack = original

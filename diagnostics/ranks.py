@@ -1,6 +1,12 @@
-"""Which of several processes this is, where torch.distributed runs."""
+"""Several processes that train together: which one this is, and what they must decide as one."""
+
+from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor
+
+from diagnostics.verdict import Verdict
 
 
 def num_ranks() -> int:
@@ -10,3 +16,35 @@ def num_ranks() -> int:
 
 def rank() -> int:
     return torch.distributed.get_rank() if num_ranks() > 1 else 0
+
+
+def worst(magnitudes: Tensor) -> list[float]:
+    """Read numbers on the host: each the largest of all ranks, inf where any rank has NaN or Inf."""
+    if num_ranks() > 1:
+        magnitudes = torch.where(torch.isfinite(magnitudes), magnitudes, torch.inf)
+        torch.distributed.all_reduce(magnitudes, op=torch.distributed.ReduceOp.MAX)
+    return magnitudes.tolist()
+
+
+def on_any(flag: bool) -> bool:
+    """Whether it holds on any rank."""
+    if num_ranks() == 1:
+        return flag
+    flags: list[Any] = [None] * num_ranks()
+    torch.distributed.all_gather_object(flags, flag)
+    return any(flags)
+
+
+def agreed(verdict: Verdict | None) -> Verdict | None:
+    """One verdict for all ranks: that of the first rank where a value was born rather than received."""
+    if num_ranks() == 1:
+        return verdict
+    found: list[Any] = [None] * num_ranks()
+    mine = None if verdict is None else replace(verdict, rank=rank()).to_json()
+    torch.distributed.all_gather_object(found, mine)
+    verdicts = [Verdict.from_json(one) for one in found if one is not None]
+    first = min(verdicts, key=lambda v: (v.phase == "reduce", v.rank), default=None)
+    if first is not None and first.cause == "other_rank" and len(verdicts) == num_ranks() and "inf" in first.value:
+        fix = "the sum over ranks overflows: divide before reducing, or reduce in a wider dtype"
+        return replace(first, exception="overflow", cause="overflow", fix=fix)  # nobody sent a bad value
+    return first

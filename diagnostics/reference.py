@@ -148,15 +148,8 @@ class Recorder:
 
     # Recomputation
 
-    def exact(self, tensor: Tensor, depth: int = _DEPTH) -> Tensor:
-        """A tensor's values in float64, as they would be had float64 been used for the last operators."""
-        record = self._memory.known(tensor)
-        if record is None:
-            return widened(tensor)
-        return self._exact_at(record, record.version, _geometry(tensor), tensor, depth)
-
     def exact_argument(self, call: Before, tensor: Tensor) -> Tensor:
-        """Likewise an argument of a call, as it was before the call.
+        """An argument of a call in float64, as it would be had float64 been used for the operators before.
 
         Raises:
             LostError: it was overwritten, and what made it is forgotten.
@@ -255,7 +248,7 @@ def run_in_float64(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
 
     args, kwargs = tree_map(widen, (args, kwargs))
     kwargs = {key: value for key, value in kwargs.items() if key != "out"}
-    if func._schema.overload_name.endswith("out") and "out" in func._schema.overload_name:
+    if func._schema.overload_name.endswith("out"):
         func = _functional(func)
     name = func._schema.name.split("::")[1]
     with torch.no_grad():

@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -64,45 +64,54 @@ class Tensors:
 
 
 class OptimizerState:
-    """Parameters, averages and optimizer state before a step, so that the step can be undone bit for bit.
+    """Parameters, averages and the states of optimizers before a step, so that the step can be undone bit for bit.
 
-    Costs one copy of parameters and states in memory and in time.
+    Costs one copy of parameters and states in memory and in time. An optimizer that keeps its state elsewhere than in
+    `param_groups` and `state`, as torch's do, gets back its parameters alone.
     """
 
-    def __init__(self, optimizer: Any, parameters: Iterable[nn.Parameter], averages: Iterable[Tensor] = ()) -> None:
-        self._optimizer = optimizer
-        listed: list[Tensor] = [*parameters, *averages]
-        known = {id(parameter) for parameter in listed}
-        for group in getattr(optimizer, "param_groups", []):
-            listed += [p for p in group["params"] if id(p) not in known]
-        self._parameters = [(p, p.detach().clone()) for p in listed]
+    def __init__(
+        self, optimizers: Iterable[Any], parameters: Iterable[nn.Parameter], averages: Iterable[Tensor] = ()
+    ) -> None:
+        optimizers = [getattr(one, "optimizer", one) for one in optimizers]  # accelerate's wrapper
         self._groups = [
-            {key: _copied(value) for key, value in group.items() if key != "params"}
+            (group, {key: _copied(value) for key, value in group.items() if key != "params"})
+            for optimizer in optimizers
             for group in getattr(optimizer, "param_groups", [])
         ]
-        states = getattr(optimizer, "state", {})
-        self._states = {p: {key: _copied(value) for key, value in state.items()} for p, state in states.items()}
+        listed = {id(tensor): tensor for tensor in [*parameters, *averages]}
+        listed |= {id(p): p for group, _ in self._groups for p in group["params"]}
+        self._parameters = [(p, p.detach().clone()) for p in listed.values()]
+        self._states = [
+            (
+                optimizer.state,
+                {p: {key: _copied(value) for key, value in s.items()} for p, s in optimizer.state.items()},
+            )
+            for optimizer in optimizers
+            if isinstance(getattr(optimizer, "state", None), Mapping)
+        ]
 
     @torch.no_grad()
     def restore(self) -> None:
         for parameter, copy in self._parameters:
             parameter.detach().copy_(copy)
-        for group, values in zip(getattr(self._optimizer, "param_groups", []), self._groups, strict=True):
+        for group, values in self._groups:
             group.update({key: _copied(value) for key, value in values.items()})
-        state = getattr(self._optimizer, "state", None)
-        if state is None:
-            return
-        for parameter in [p for p in state if p not in self._states]:
-            del state[parameter]
-        for parameter, values in self._states.items():
-            current = state[parameter]
-            for key in [key for key in current if key not in values]:
-                del current[key]
-            for key, value in values.items():
-                if isinstance(value, Tensor) and isinstance(current.get(key), Tensor):
-                    current[key].copy_(value)  # in place: the step may have handed this tensor out
-                else:
-                    current[key] = _copied(value)
+        for state, kept in self._states:
+            for parameter in [p for p in state if p not in kept]:
+                del state[parameter]
+            for parameter, values in kept.items():
+                _put_back(state[parameter], values)
+
+
+def _put_back(current: dict[str, Any], values: dict[str, Any]) -> None:
+    for key in [key for key in current if key not in values]:
+        del current[key]
+    for key, value in values.items():
+        if isinstance(value, Tensor) and isinstance(current.get(key), Tensor):
+            current[key].copy_(value)  # in place: the step may have handed this tensor out
+        else:
+            current[key] = _copied(value)
 
 
 def _copied(value: Any) -> Any:

@@ -64,7 +64,6 @@ class Tracer(TorchDispatchMode):
         self._mark(event, values, harm, bad)
         if has_harm:
             self._note_harm(event)
-        event.written.append(values.untyped_storage()._cdata)
         return event
 
     # Dispatch
@@ -252,8 +251,7 @@ class Tracer(TorchDispatchMode):
         records = [record for record in map(self.memory.known, inputs) if record is not None]
         event.from_batch = any(record.from_batch for record in records)
         event.from_model = any(record.from_model for record in records)
-        event.num_from_gradient = sum(record.from_gradient for record in records)
-        event.from_gradient = event.num_from_gradient > 0
+        event.from_gradient = any(record.from_gradient for record in records)
 
     def _aligned(
         self,

@@ -7,7 +7,7 @@ means, what the target is and how a result is judged is decided here. Another ta
 """
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -54,13 +54,21 @@ class EncodedBatch:
         )
 
 
-class Task(Protocol):
+class ModelInputs(Protocol):
+    """What a task's model gets beside t: enough to build one."""
+
+    @property
+    def in_channels(self) -> int: ...
+    @property
+    def embedding_dim(self) -> int: ...
+    @property
+    def widening(self) -> Widening: ...
+
+
+class Task(ModelInputs, Protocol):
     """What a task must say."""
 
     name: str
-    in_channels: int
-    embedding_dim: int
-    widening: Widening
     vae: ShadowVae
 
     def encode(self, batch: Batch, positions: Tensor | None = None) -> EncodedBatch: ...
@@ -75,7 +83,7 @@ class ShadowTask:
     name = "shadow"
     in_channels = LATENT_CHANNELS + LATENT_CHANNELS + 1  # x_t, object latent, mask; this order is in the weights
     embedding_dim = EMBEDDING_DIM
-    widening: Widening = "zero"
+    widening: ClassVar[Widening] = "zero"
 
     def __init__(self, vae: ShadowVae) -> None:
         self.vae = vae

@@ -1,6 +1,9 @@
 """Shared by all tests: reproducible properties, and small models that are made once."""
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers with two threads each wait for one another
 
 import pytest
 from hypothesis import settings

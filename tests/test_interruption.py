@@ -81,7 +81,7 @@ def whole(stage_folder: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_workers", [2])
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_interrupted_and_resumed_is_as_if_nothing_had_been(
     stage_folder: dict[str, Path], tmp_path: Path, whole: Path, num_workers: int
 ) -> None:

@@ -13,14 +13,12 @@ from shadowlab.drill.case import Drill
 from shadowlab.drill.cases import DRILLS
 from shadowlab.errors import UserError
 from shadowlab.light import EMBEDDING_DIM
-from shadowlab.precision import POLICIES
 from shadowlab.reporter import Reporter
 from shadowlab.seeding import normal
-from shadowlab.task import EncodedBatch
+from shadowlab.task import EncodedBatch, ShadowTask
 from shadowlab.training.processes import SingleProcess
 from shadowlab.training.step import StepPlace, training_step
-from shadowlab.training.trainee import Trainee, build_trainee
-from shadowlab.unet import load_unet
+from shadowlab.training.trainee import Trainee, build_trainee, build_unet
 
 _NUM_SAMPLES = 6  # like no dimension of a parameter
 _SIDE = 8  # of the latents
@@ -110,10 +108,8 @@ def run_drill(drill: Drill) -> DrillResult:
 def _trainee(drill: Drill) -> Trainee:
     assignments = ("device=cpu", f"precision={drill.precision}", "optimizer.warmup_steps=0", *drill.assignments)
     config = load_config(preset="tiny", assignments=list(assignments))
-    precision = POLICIES[config.precision]
-    unet = load_unet("random", "tiny", in_channels=9, widening="zero", embedding_dim=EMBEDDING_DIM, seed=config.seed)
-    precision.prepare(unet)
     processes = SingleProcess(torch.device("cpu"))
+    unet = build_unet(config, ShadowTask, processes.device)
     settings = config.train
     return build_trainee(config, unet, processes, config.optimizer, settings.max_steps, ema_decay=settings.ema_decay)
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,6 @@ from diagnostics.snapshot import OptimizerState
 from diagnostics.verdict import Verdict
 from shadowlab.config import Config, DiagnosticsConfig
 from shadowlab.config_files import load_config
-from shadowlab.precision import POLICIES
 from shadowlab.task import EncodedBatch, ShadowTask
 from shadowlab.training.capture import (
     CapturedStep,
@@ -28,8 +26,7 @@ from shadowlab.training.capture import (
 from shadowlab.training.checkpoint import complete_checkpoints, load_checkpoint
 from shadowlab.training.processes import SingleProcess
 from shadowlab.training.step import StepOutcome, training_step
-from shadowlab.training.trainee import Trainee, build_trainee
-from shadowlab.unet import load_unet
+from shadowlab.training.trainee import Trainee, build_trainee, build_unet
 
 
 @dataclass(frozen=True)
@@ -104,23 +101,10 @@ class Replay:
             repaired: leave elements that were not finite at 0.
         """
         base = checkpoint or self.base
-        policy = POLICIES[precision or self.captured.precision]
-        config = self._config(policy.name)
-        unet = load_unet(
-            config.model.weights if base is None else str(base),
-            config.model.architecture,
-            in_channels=ShadowTask.in_channels,
-            widening=ShadowTask.widening,
-            embedding_dim=ShadowTask.embedding_dim,
-            seed=config.seed,
-        )
-        if config.model.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-        policy.apply_to_backend(self.device)
-        policy.prepare(unet)
+        config = self._config(precision or self.captured.precision, base)
         trainee = build_trainee(
             config,
-            unet.to(self.device),
+            build_unet(config, ShadowTask, self.device),
             SingleProcess(self.device),
             self.captured.optimizer,
             self.captured.max_steps,
@@ -169,9 +153,11 @@ class Replay:
             )
         return found
 
-    def _config(self, precision: Any) -> Config:
+    def _config(self, precision: str, weights: Path | None) -> Config:
         quiet = DiagnosticsConfig(statistics_every=0, histograms_every=0)
-        return self.config.model_copy(update={"precision": precision, "seed": self.captured.seed, "diagnostics": quiet})
+        model = self.config.model.model_copy(update={} if weights is None else {"weights": str(weights)})
+        changes = {"precision": precision, "model": model, "seed": self.captured.seed, "diagnostics": quiet}
+        return self.config.model_copy(update=changes)
 
 
 def _steps_done(checkpoint: Path) -> int:
@@ -194,7 +180,7 @@ def _match_dtypes(trainee: Trainee) -> None:
 @contextmanager
 def _undone(trainee: Trainee) -> Iterator[OptimizerState]:
     """Afterwards the trainee is as it was before. Yields copies of what an optimizer changes."""
-    before = OptimizerState(trainee.optimizer, trainee.unet.parameters(), _averages(trainee))
+    before = OptimizerState([trainee.optimizer], trainee.unet.parameters(), _averages(trainee))
     updates = None if trainee.ema is None else trainee.ema.optimization_step
     scale = None if trainee.scaler is None else trainee.scaler.state_dict()
     skips = (trainee.watch.skips_in_a_row, trainee.watch.num_skipped)

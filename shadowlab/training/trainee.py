@@ -11,7 +11,7 @@ from torch import nn
 from diagnostics.watch import Watch
 from shadowlab.config import Config, OptimizerConfig
 from shadowlab.precision import POLICIES, Precision
-from shadowlab.task import Task
+from shadowlab.task import ModelInputs
 from shadowlab.training.processes import Processes
 from shadowlab.unet import load_unet
 
@@ -43,7 +43,7 @@ class Trainee:
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
 
 
-def build_unet(config: Config, task: Task, device: torch.device) -> UNet2DConditionModel:
+def build_unet(config: Config, task: ModelInputs, device: torch.device) -> UNet2DConditionModel:
     """The UNet as configured: weights, surgery, precision, device."""
     precision = POLICIES[config.precision]
     precision.apply_to_backend(device)
