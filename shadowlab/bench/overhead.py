@@ -1,7 +1,9 @@
 """What watching costs: step times on an SDXL-shaped UNet, host reads inside a step, proof of identical weights.
 
 All variants run in one process on one model, each once a round, in an order that rotates; a variant's figure is the
-median of its per-round ratios to the bare step, so that a load which drifts or comes in bursts cancels out.
+median of its per-round ratios to the bare step, so that a load which drifts or comes in bursts cancels out. Each
+timed step follows an untimed one of its kind: a watch that finds optimizer states written by others looks at them
+all, which in training happens once.
 """
 
 import importlib
@@ -15,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,6 +41,7 @@ CONTROL = "bare step again"
 FULL = "Watch, all statistics every step"
 BETWEEN = "Watch, boundary checks alone"
 CADENCE = "Watch, default cadence"
+UNNOTED = "Watch, a loop that notes nothing"
 ANOMALY = "torch.autograd.set_detect_anomaly"
 UNDERFLOW_OVERFLOW = "transformers DebugUnderflowOverflow"
 
@@ -92,7 +96,7 @@ class HostReads:
 
     @property
     def num_own_before_optimizer(self) -> int:
-        return sum(self.own.get(part, 0) for part in ("before", "forward", "backward", "clip"))
+        return sum(self.own.get(part, 0) for part in ("before", "forward", "backward", "clip", "loss read"))
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,9 @@ def measure_overhead(
             cadence = watches[BETWEEN]._every
             identical = {name: _is_identical(trial, watch) for name, watch in watches.items()}
             on_row(f"weights after {_NUM_IDENTITY_STEPS} steps bit-identical: {_yes_no(all(identical.values()))}")
-            reads = {name: _host_reads(trial, watch) for name, watch in watches.items()}
+            reads = {name: _host_reads(trial, partial(trial.watched, watch, 1)) for name, watch in watches.items()}
+            unnoted = watches[BETWEEN]
+            reads[UNNOTED] = _host_reads(trial, lambda: unnoted.step(trial.step, step_index=1))
             on_row(f"host reads by diagnostics: {_sources(reads)}")
             rows = _rows(trial, watches, cadence, repeats, on_row)
             trip_rows = [_trip(trial, watches[BETWEEN], fault, trips, on_row) for fault in _FAULTS if trips]
@@ -208,7 +214,11 @@ class _Trial:
         }
         self.part = "before"  # of the step that runs
 
-    def step(self) -> float:
+    def step(self, noted_by: Watch | None = None) -> float:
+        """Reads loss and gradient norm once, before the optimizer moves, as a loop that checks them does.
+
+        noted_by: gets them, as in this project's training step.
+        """
         self.part = "forward"
         self.optimizer.zero_grad()
         data = self.batch["data"]
@@ -219,13 +229,18 @@ class _Trial:
         self.part = "backward"
         loss.backward()
         self.part = "clip"
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.part = "loss read"
+        loss_value, norm_value = torch.stack([loss.detach(), norm]).tolist()
+        if noted_by is not None:
+            noted_by.note(loss=loss_value, grad_norm=norm_value)
         self.part = "optimizer"
         self.optimizer.step()
-        self.part = "loss read"
-        value = loss.item()
         self.part = "after"
-        return value
+        return loss_value
+
+    def watched(self, watch: Watch, step_index: int) -> float:
+        return watch.step(lambda: self.step(watch), batch=self.batch, step_index=step_index)
 
     def timed(self, step: Callable[[], Any]) -> tuple[float, float]:
         """Wall and processor seconds of a call."""
@@ -248,8 +263,8 @@ def _rows(
 ) -> list[OverheadRow]:
     calls: dict[str, Callable[[], Any]] = {
         BARE: trial.step,
-        FULL: lambda: watches[FULL].step(trial.step),
-        BETWEEN: lambda: watches[BETWEEN].step(trial.step, step_index=1),  # not due
+        FULL: lambda: trial.watched(watches[FULL], 1),
+        BETWEEN: lambda: trial.watched(watches[BETWEEN], 1),  # not due
         ANOMALY: trial.step,
         CONTROL: trial.step,
     }
@@ -265,17 +280,16 @@ def _rows(
     names = list(calls)
     wall: dict[str, list[float]] = {name: [] for name in names}
     cpu: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(repeats + 1):  # the first warms up
+    for number in range(repeats):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
             with around.get(name, nullcontext)():
+                calls[name]()
                 seconds = trial.timed(calls[name])
-            if number:
-                wall[name].append(seconds[0])
-                cpu[name].append(seconds[1])
-        if number:
-            ratios = ", ".join(f"{name} {wall[name][-1] / wall[BARE][-1]:.3f}" for name in names if name != BARE)
-            on_row(f"round {number}/{repeats}: {BARE} {wall[BARE][-1]:.2f} s; {ratios}")
+            wall[name].append(seconds[0])
+            cpu[name].append(seconds[1])
+        ratios = ", ".join(f"{name} {wall[name][-1] / wall[BARE][-1]:.3f}" for name in names if name != BARE)
+        on_row(f"round {number + 1}/{repeats}: {BARE} {wall[BARE][-1]:.2f} s; {ratios}")
     for times in (wall, cpu):  # a due step's surplus spread over the steps of a cadence
         pairs = zip(times[BETWEEN], times[FULL], strict=True)
         times[CADENCE] = [between + (due - between) / cadence for between, due in pairs]
@@ -328,7 +342,7 @@ def _trip(trial: _Trial, watch: Watch, fault: str, num_trips: int, on_row: Calla
     def tripping() -> None:
         nonlocal verdict
         try:
-            watch.step(trial.step, batch=trial.batch, step_index=1)
+            trial.watched(watch, 1)
         except NonFiniteError as error:
             found = error.verdict
             verdict = " ".join(str(part) for part in (found.phase, found.op, found.module or found.parameter) if part)
@@ -426,10 +440,11 @@ class _ReadCounter(TorchDispatchMode):
             self.own_sources[f"{os.path.basename(frame.f_code.co_filename)} {frame.f_code.co_name}: {kind}"] += 1
 
 
-def _host_reads(trial: _Trial, watch: Watch) -> HostReads:
-    """A bare step and a watched one: of `FULL` a step with statistics, of `BETWEEN` one without."""
+def _host_reads(trial: _Trial, watched_step: Callable[[], Any]) -> HostReads:
+    """Of a bare step and a watched one."""
     counters = []
-    for step in (trial.step, lambda: watch.step(trial.step, step_index=1)):
+    for step in (trial.step, watched_step):
+        step()
         trial.part = "before"
         with _ReadCounter(trial) as counter:
             step()
@@ -458,7 +473,7 @@ def _is_identical(trial: _Trial, watch: Watch) -> bool:
 
     bare = [p.detach().clone() for p in run(lambda index: trial.step())]
     moved = any(not torch.equal(a, b) for a, b in zip(bare, start, strict=True))
-    watched = run(lambda index: watch.step(trial.step, step_index=index))
+    watched = run(lambda index: trial.watched(watch, index))
     return moved and all(torch.equal(a, b) for a, b in zip(bare, watched, strict=True))
 
 

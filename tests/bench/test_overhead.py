@@ -31,9 +31,11 @@ def test_a_miniature_gives_every_row(hub_folder):
 
     assert list(report.bit_identical.values()) == [True, True]
     assert report.trips == []
-    # One read of the flags, after clipping and before the weights move; the statistics come over after the step.
-    assert report.host_reads[overhead.BETWEEN].own == {"optimizer": 1}
-    assert report.host_reads[overhead.FULL].own == {"optimizer": 1, "after": 1}
+    # None of its own where the loop notes what it reads; else one read of the flags, before the weights move. The
+    # statistics come over after the step.
+    assert report.host_reads[overhead.BETWEEN].own == {}
+    assert report.host_reads[overhead.FULL].own == {"after": 1}
+    assert report.host_reads[overhead.UNNOTED].own == {"optimizer": 1}
     for reads in report.host_reads.values():
         assert reads.num_own_before_optimizer == 0
         assert {part: number - reads.own.get(part, 0) for part, number in reads.watched.items()} == {
@@ -45,13 +47,12 @@ def test_a_miniature_gives_every_row(hub_folder):
     assert all(row.name in table for row in report.rows)
 
 
-@pytest.mark.skip(reason="explain does not come to a verdict on a UNet in useful time: Explanation._is_discarded")
 def test_a_trip_ends_in_the_right_verdict(hub_folder):
     unet = tiny.shadow_unet(hub_folder)
     report = overhead.measure_overhead(batch=2, size=tiny.SIDE, repeats=1, trips=1, unet=unet)
     assert [trip.verdict for trip in report.trips] == [
         "data concatenated, samples [1]",
-        "forward log mid_block.resnets.0, samples [1]",
+        "forward log mid_block, samples [1]",  # a hook on resnets.0 runs when that module is done
     ]
 
 
