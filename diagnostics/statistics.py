@@ -57,8 +57,8 @@ def sample(tensor: Tensor) -> Sample:
         x = _contiguous(x)
     if num_elements <= MAX_EXACT_ELEMENTS:
         return Sample(num_elements, x.view(-1).clone(), None)
-    values = torch.as_strided_copy(x, *_grid(num_elements))
-    return Sample(num_elements, values, torch.aminmax(x if x.itemsize > 1 else x.float()))  # passes nan on
+    extremes = torch.aminmax(x if x.itemsize > 1 else x.float())  # passes nan on
+    return Sample(num_elements, torch.as_strided_copy(x, *_grid(num_elements)), extremes)  # now x is in the cache
 
 
 def _contiguous(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ and randomness, under `explain`.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -341,13 +341,19 @@ class Watch:
         self._buffers_kept = [b for b in buffers if b.numel() <= _SMALL_BUFFER]  # counters, too
         self._buffers_watched = [b for b in self._buffers_kept if b.is_floating_point()]
 
-    def _states(self) -> Iterator[Tensor]:
+    def _state_dicts(self) -> Iterator[Mapping[str, Any]]:
         for optimizer in self._optimizers:
-            for state in getattr(optimizer, "state", {}).values():
-                yield from tensors_in(state)
+            states = getattr(optimizer, "state", None)
+            if isinstance(states, Mapping):
+                yield from (state for state in states.values() if isinstance(state, Mapping))
+
+    def _states(self) -> Iterator[Tensor]:
+        for state in self._state_dicts():
+            yield from tensors_in(state)
 
     def _state_versions(self) -> list[tuple[int, int]]:
-        return [(id(tensor), tensor._version) for tensor in self._states()]
+        # Thousands of tensors, twice a step.
+        return [(id(v), v._version) for state in self._state_dicts() for v in state.values() if isinstance(v, Tensor)]
 
     def _copy_state(self) -> OptimizerState:
         return OptimizerState(self._optimizers, self._parameters, self._averages)
