@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from diagnostics.statistics import Sample, TensorStatistics, sample, summarize
+from diagnostics.statistics import Samples, TensorStatistics
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -41,14 +41,29 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """What `named_modules` gives, without its nested generators, which take ten times as long."""
+    seen: set[int] = set()
+    ahead = [("", model)]
+    while ahead:
+        name, module = ahead.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield name, module
+        prefix = f"{name}." if name else ""
+        children = reversed(module._modules.items())
+        ahead.extend((prefix + key, child) for key, child in children if child is not None)
+
+
 def leaf_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Dotted name to module, for modules without children. A model that is itself a leaf is named `model`.
 
     Names are those of the bare model: wrappers (DDP, torch.compile) leave no trace in them. A module that is used in
     several places appears once, under its first name.
     """
-    named = unwrapped(model).named_modules()
-    return {name.replace("_orig_mod.", "") or "model": m for name, m in named if not any(m.children())}
+    leaves = ((name, module) for name, module in walk(unwrapped(model)) if not any(module._modules.values()))
+    return {name.replace("_orig_mod.", "") or "model": module for name, module in leaves}
 
 
 def in_backward() -> bool:
@@ -67,8 +82,20 @@ class _Output(NamedTuple):
 
     tensor: Tensor
     version: int | None
-    sample: Sample | None  # None where the forward was a repetition
+    sample: int | None  # its number; None where the tensor holds nothing
+    repeated: bool  # by activation checkpointing
     names: list[str]
+
+
+class _Log(NamedTuple):
+    """Which sample is whose, in the order of execution: two flat lists, for Python objects cost collections."""
+
+    names: list[str]
+    samples: list[int | None]
+
+    def add(self, name: str, sample: int | None) -> None:
+        self.names.append(name)
+        self.samples.append(sample)
 
 
 class LayerStatistics:
@@ -100,8 +127,7 @@ class LayerStatistics:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._recording: object | None = None  # identity of the current recording: hooks of earlier ones stay silent
         self._last: _Output | None = None
-        self._activations: dict[str, list[Sample]] = {}
-        self._gradients: dict[str, list[Sample]] = {}
+        self._forget()
 
     def attach(self) -> None:
         """Let the next `recording` measure (the state after construction)."""
@@ -121,7 +147,7 @@ class LayerStatistics:
         """
         if self._recording is not None:
             raise RuntimeError("LayerStatistics is recording already; leave the first `with` block before the second")
-        self._activations, self._gradients = {}, {}
+        self._forget()
         if not (enabled and self._attached):
             yield
             return
@@ -141,13 +167,20 @@ class LayerStatistics:
         input which was then changed in place (autograd drops that view). One that did not run, or returned no
         floating tensor, is absent. Gradients are those of the loss that was differentiated: scaled, if it was.
         """
-        groups = {(name, "activation"): parts for name, parts in self._activations.items()}
-        groups |= {(name, "gradient"): parts for name, parts in self._gradients.items() if name in self._activations}
-        result: dict[str, dict[str, TensorStatistics]] = {name: {} for name in self._activations}
-        self._activations, self._gradients = {}, {}
-        for (name, kind), statistics in zip(groups, summarize(list(groups.values())), strict=True):
+        names: dict[tuple[str, str], list[int | None]] = {}
+        seen = set(self._activations.names)
+        for kind, log in (("activation", self._activations), ("gradient", self._gradients)):
+            for name, number in zip(log.names, log.samples, strict=True):
+                if name in seen:
+                    names.setdefault((name, kind), []).append(number)
+        result: dict[str, dict[str, TensorStatistics]] = {name: {} for name, kind in names if kind == "activation"}
+        for (name, kind), statistics in zip(names, self._samples.summarize(list(names.values())), strict=True):
             result[name][kind] = statistics
+        self._forget()
         return result
+
+    def _forget(self) -> None:
+        self._samples, self._activations, self._gradients = Samples(), _Log([], []), _Log([], [])
 
     def _stop(self) -> None:
         self._recording = self._last = None
@@ -164,23 +197,36 @@ class LayerStatistics:
                 last.names.append(name)
             else:
                 last = self._last = self._measured(tensor, name, recording)
-            if last.sample is not None:
-                self._activations.setdefault(name, []).append(last.sample)
+            if not last.repeated:
+                self._activations.add(name, last.sample)
 
     def _measured(self, tensor: Tensor, name: str, recording: object) -> _Output:
         repeated = in_backward() or tensor.is_meta
-        seen = _Output(tensor, _version(tensor), None if repeated else sample(tensor), [name])
+        number = None if repeated else self._samples.add(tensor)
+        seen = _Output(tensor, _version(tensor), number, repeated, [name])
         if tensor.requires_grad:
-            handle = tensor.register_hook(partial(self._after_backward, seen.names, recording))
+            handle = tensor.register_hook(_GradientHook(self, seen.names, recording))
             if tensor.is_leaf:  # a parameter handed through: it outlives the graph, and so would the hook
                 self._handles.append(handle)
         return seen
 
     def _after_backward(self, names: list[str], recording: object, gradient: Tensor) -> None:
         if self._recording is recording:
-            part = sample(gradient)
+            number = self._samples.add(gradient)
             for name in names:
-                self._gradients.setdefault(name, []).append(part)
+                self._gradients.add(name, number)
+
+
+@dataclass(slots=True, eq=False)
+class _GradientHook:
+    """One object where a `partial` of a method is three."""
+
+    statistics: LayerStatistics
+    names: list[str]
+    recording: object
+
+    def __call__(self, gradient: Tensor) -> None:
+        self.statistics._after_backward(self.names, self.recording, gradient)
 
 
 def _version(tensor: Tensor) -> int | None:

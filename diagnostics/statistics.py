@@ -1,12 +1,14 @@
 """Statistics of one tensor, prepared where the tensor lives and computed later.
 
-A step leaves a sample of each tensor, and of large ones the extremes, on its device. The arithmetic, batched over all
-tensors, merging and the transfer to the host come after the step, so that nothing in it waits for the device.
+A step leaves a sample of each tensor, and of large ones the extremes, on its device, in tables as the arithmetic
+wants them: nothing is gathered later, and thousands of tensors leave few Python objects behind, whose number is what
+wakes the garbage collector. Arithmetic, merging and the transfer to the host come after the step, so that nothing in
+it waits for the device.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
 
@@ -17,16 +19,32 @@ from torch import Tensor
 _SAFE_RANGE = {torch.float32: (2.0**-40, 2.0**40), torch.float64: (2.0**-400, 2.0**400)}
 MAX_EXACT_ELEMENTS = 16_384
 _NUM_RUNS, _RUN = 512, 8  # what is read of larger tensors: runs of neighbours, since a cache line costs as one element
-_BATCH = 2**18  # elements that are summarized in one go: 1 MiB, small enough for a processor's cache
+_BATCH = 2**18  # elements of a table: 1 MiB, small enough for a processor's cache
 
 
-class Sample(NamedTuple):
-    """What a step keeps of a tensor: how many elements it has, some or all of them, on its device and in
-    its type, and, where it is some, the smallest and the largest of all (nan where there is one)."""
+@dataclass(slots=True)
+class _Table:
+    """Samples of one size, type and device, (rows, size), of which the first `len(numbers)` are in use.
 
-    num_elements: int
-    values: Tensor | None
-    extremes: tuple[Tensor, Tensor] | None
+    numbers: of the samples, in the order in which they were taken. num_elements: of the tensors they come from.
+    smallest, largest: (rows,) of whole tensors, nan where there is one; None where the samples are whole tensors.
+    """
+
+    values: Tensor
+    smallest: Tensor | None
+    largest: Tensor | None
+    numbers: list[int] = field(default_factory=list)
+    num_elements: list[int] = field(default_factory=list)
+
+    @classmethod
+    def like(cls, x: Tensor, size: int) -> "_Table":
+        rows = max(1, _BATCH // size)
+        with torch.inference_mode(False):  # else it could be written in that mode alone
+            values = x.new_empty(rows, size)
+            if size == x.numel():
+                return cls(values, None, None)
+            ends = torch.empty(2, rows, dtype=x.dtype if x.itemsize > 1 else torch.float32, device=x.device)
+            return cls(values, ends[0], ends[1])
 
 
 def dense(tensor: Tensor) -> Tensor | None:
@@ -47,18 +65,64 @@ def dense(tensor: Tensor) -> Tensor | None:
     return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
-def sample(tensor: Tensor) -> Sample:
-    """Copy what the statistics of a floating or complex tensor need. No host synchronisation, input unchanged."""
-    x = dense(tensor)
-    num_elements = 0 if x is None else x.numel()
-    if x is None or num_elements == 0:
-        return Sample(0, None, None)
-    if not x.is_contiguous():
-        x = _contiguous(x)
-    if num_elements <= MAX_EXACT_ELEMENTS:
-        return Sample(num_elements, x.view(-1).clone(), None)
-    extremes = torch.aminmax(x if x.itemsize > 1 else x.float())  # passes nan on
-    return Sample(num_elements, torch.as_strided_copy(x, *_grid(num_elements)), extremes)  # now x is in the cache
+class Samples:
+    """Copies of what the statistics of a step's tensors need, until `summarize` has used them up."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[bool, int, torch.dtype, torch.device], _Table] = {}
+        self._tables: list[_Table] = []
+        self._num_samples = 0
+
+    def add(self, tensor: Tensor) -> int | None:
+        """Sample a floating or complex tensor; the sample's number, or None where it holds nothing.
+
+        No host synchronisation, input unchanged.
+        """
+        x = dense(tensor)
+        num_elements = 0 if x is None else x.numel()
+        if x is None or num_elements == 0:
+            return None
+        if not x.is_contiguous():
+            x = _contiguous(x)
+        if num_elements <= MAX_EXACT_ELEMENTS:
+            table = self._table(x, num_elements)
+            table.values.select(0, len(table.numbers)).copy_(x.view(-1))
+        else:
+            shape, strides = _grid(num_elements)
+            table = self._table(x, math.prod(shape))
+            row = len(table.numbers)
+            assert table.smallest is not None and table.largest is not None
+            ends = (table.smallest.select(0, row), table.largest.select(0, row))
+            torch.aminmax(x if x.itemsize > 1 else x.float(), out=ends)  # passes nan on; now x is in the cache
+            table.values.select(0, row).view(shape).copy_(x.as_strided(shape, strides, x.storage_offset()))
+        table.numbers.append(self._num_samples)
+        table.num_elements.append(num_elements)
+        self._num_samples += 1
+        return table.numbers[-1]
+
+    def _table(self, x: Tensor, size: int) -> _Table:
+        key = (size == x.numel(), size, x.dtype, x.device)
+        table = self._open.get(key)
+        if table is None or len(table.numbers) == len(table.values):
+            table = self._open[key] = _Table.like(x, size)
+            self._tables.append(table)
+        return table
+
+    def summarize(self, groups: Sequence[Sequence[int | None]]) -> list["TensorStatistics"]:
+        """Statistics of each group of numbers, as if its tensors were concatenated; forgets all samples.
+
+        One transfer for each device and type.
+        """
+        held = [(number, owner) for owner, group in enumerate(groups) for number in group if number is not None]
+        numbers, owners = torch.tensor(held, dtype=torch.long, device="cpu").reshape(-1, 2).T
+        with torch.no_grad():
+            rows = _to_host(self._tables, self._num_samples)
+            columns = _merged(_Rows(*(values[numbers] for values in rows)), owners, len(groups))
+        self.__init__()  # type: ignore[misc]
+        return [
+            TensorStatistics(norm, mean, std, max_abs, fraction_zero, int(num_bad))
+            for norm, mean, std, max_abs, fraction_zero, num_bad in columns.tolist()
+        ]
 
 
 def _contiguous(x: Tensor) -> Tensor:
@@ -111,23 +175,11 @@ class TensorStatistics:
     @classmethod
     def of(cls, tensor: Tensor) -> "TensorStatistics":
         """Statistics of one tensor, read at once: a host synchronisation."""
-        return summarize([[sample(tensor)]])[0]
+        samples = Samples()
+        return samples.summarize([[samples.add(tensor)]])[0]
 
     def to_dict(self) -> dict[str, float | int]:
         return dict(vars(self))
-
-
-def summarize(groups: Sequence[Sequence[Sample]]) -> list[TensorStatistics]:
-    """Statistics of each group, as if its tensors were concatenated. One transfer for each device and type."""
-    held = [(part, owner) for owner, group in enumerate(groups) for part in group if part.values is not None]
-    with torch.no_grad():
-        rows = _to_host([part for part, _ in held])
-        owners = torch.tensor([owner for _, owner in held], dtype=torch.long, device="cpu")
-        columns = _merged(rows, owners, len(groups))
-    return [
-        TensorStatistics(norm, mean, std, max_abs, fraction_zero, int(num_bad))
-        for norm, mean, std, max_abs, fraction_zero, num_bad in columns.tolist()
-    ]
 
 
 class _Rows(NamedTuple):
@@ -144,26 +196,19 @@ class _Rows(NamedTuple):
     num_nonfinite: Tensor
 
 
-def _to_host(parts: list[Sample]) -> _Rows:
-    kinds: dict[tuple[bool, int, torch.dtype, torch.device], list[int]] = {}
-    for index, (_, values, extremes) in enumerate(parts):
-        if values is not None:
-            key = (extremes is None, values.numel(), values.dtype, values.device)
-            kinds.setdefault(key, []).append(index)
+def _to_host(tables: Sequence[_Table], num_samples: int) -> _Rows:
     orders: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    tables: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for (_, size, *_), indices in kinds.items():
-        num_rows = max(1, _BATCH // size)
-        for start in range(0, len(indices), num_rows):
-            batch = indices[start : start + num_rows]
-            table = _measured([parts[index] for index in batch])
-            orders.setdefault((table.device, table.dtype), []).extend(batch)
-            tables.setdefault((table.device, table.dtype), []).append(table)
-    found = torch.empty(8, len(parts), dtype=torch.float64, device="cpu")
+    columns: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    number = torch.empty(num_samples, dtype=torch.float64, device="cpu")
+    for table in tables:
+        number[table.numbers] = torch.tensor(table.num_elements, dtype=torch.float64, device="cpu")
+        measured = _measured(table)
+        orders.setdefault((measured.device, measured.dtype), []).extend(table.numbers)
+        columns.setdefault((measured.device, measured.dtype), []).append(measured)
+    found = torch.empty(8, num_samples, dtype=torch.float64, device="cpu")
     for kind, order in orders.items():
-        found[:, order] = torch.cat(tables[kind], dim=1).cpu().double()
+        found[:, order] = torch.cat(columns[kind], dim=1).cpu().double()
     size, smallest, largest, scale, mean, norm, std, num_nonzero = found
-    number = torch.tensor([part.num_elements for part in parts], dtype=torch.float64, device="cpu")
     share = number / size
     num_bad = torch.where(scale == 0, (num_nonzero * share).round().clamp(min=1), 0)
     num_zero = (size - num_nonzero) * share
@@ -171,20 +216,20 @@ def _to_host(parts: list[Sample]) -> _Rows:
     return _Rows(number, smallest, largest, mean / scale, norm, std / scale, num_zero, num_bad)
 
 
-def _measured(parts: list[Sample]) -> Tensor:
-    """What a batch of K tensors of one size, type and device gives, (8, K), float32 or float64, on that device.
+def _measured(table: _Table) -> Tensor:
+    """What the K samples of a table give, (8, K), float32 or float64, on their device. Overwrites them.
 
     Rows: sample size, smallest, largest, scale; mean, norm, std and count of non-zeros of the sample times `scale`,
     which is 1 in the ordinary case, a factor against overflow and underflow of squares for extreme magnitudes, and 0
     where an element is not finite. The count is taken after scaling, so with scale 0 (0 * inf is nan) it is that of
     the non-finite: one pass gives the zeros of a healthy tensor and the bad elements of a sick one.
     """
-    values = torch.stack([part.values for part in parts if part.values is not None]).flatten(1)  # (K, size), ours
+    num = len(table.numbers)
+    values = table.values[:num]
     if values.dtype not in _SAFE_RANGE:
         values = values.float()
-    extremes = [part.extremes for part in parts if part.extremes is not None]
-    if extremes:
-        smallest, largest = (torch.stack(ends).to(values) for ends in zip(*extremes, strict=True))
+    if table.smallest is not None and table.largest is not None:
+        smallest, largest = table.smallest[:num].to(values), table.largest[:num].to(values)
     else:
         smallest, largest = values.amin(1), values.amax(1)  # on the CPU ten times faster than aminmax
     magnitude = torch.maximum(smallest.neg(), largest)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from diagnostics.explain import Explanation, listed
 from diagnostics.incident import write_incident
-from diagnostics.layers import LayerStatistics, tensors_in
+from diagnostics.layers import LayerStatistics, tensors_in, walk
 from diagnostics.nonfinite import NonFiniteError, any_bad, magnitude, values_of
 from diagnostics.observation import Observation
 from diagnostics.patching import replaced
@@ -332,11 +332,12 @@ class Watch:
 
     def _list(self) -> None:
         """What the models and the optimizer hold. Walking them costs a hundredth of a step, so it is done seldom."""
-        found = {id(p): p for model in self._models for p in model.parameters()}
+        modules = [module for model in self._models for _, module in walk(model)]
+        found = {id(p): p for module in modules for p in module._parameters.values() if p is not None}
         for optimizer in self._optimizers:
             for group in getattr(optimizer, "param_groups", []):
                 found |= {id(p): p for p in group["params"]}
-        buffers = [buffer for model in self._models for buffer in model.buffers()]
+        buffers = list({id(b): b for module in modules for b in module._buffers.values() if b is not None}.values())
         self._parameters = list(found.values())
         self._buffers_kept = [b for b in buffers if b.numel() <= _SMALL_BUFFER]  # counters, too
         self._buffers_watched = [b for b in self._buffers_kept if b.is_floating_point()]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diagnostics import LayerStatistics, TensorStatistics
-from diagnostics.layers import leaf_modules, tensors_in
+from diagnostics.layers import leaf_modules, tensors_in, walk
 
 Collected = dict[str, dict[str, TensorStatistics]]
 
@@ -116,6 +116,13 @@ class TestValues:
         first = model.first(torch.ones(3, 2))
         both = TensorStatistics.of(torch.cat([first, model.first(first)]))
         assert seen["first"]["activation"].to_dict() == pytest.approx(both.to_dict(), rel=1e-5)
+
+    def test_modules_are_walked_as_torch_walks_them(self):
+        shared, hole = nn.Linear(1, 1), nn.Module()
+        hole.register_module("nothing", None)
+        inner = nn.ModuleDict({"b": nn.Sequential(shared, nn.ReLU()), "a": shared, "hole": hole})
+        model = nn.ModuleList([inner, nn.Sequential(inner, nn.Tanh()), nn.ModuleList()])
+        assert list(walk(model)) == list(model.named_modules())
 
     @pytest.mark.parametrize("reentrant", [False, True])
     def test_checkpointing_changes_no_number(self, reentrant: bool):
