@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from diagnostics.context import Place
+from diagnostics.provenance import Span
 from diagnostics.reference import Before
 
 
@@ -14,7 +15,8 @@ class Event:
     """An operator that returned non-finite values, or a leaf that had them.
 
     harm_parents: nodes that the harmful output came from; empty where it was born here. turned: legitimate infinities
-    that became harmful here. rows: indices along the first dimension with harmful elements.
+    that became harmful here. whole, rows: a shape and the indices along its first dimension with harmful elements; of
+    a view, those of the whole tensor.
     """
 
     number: int
@@ -31,13 +33,16 @@ class Event:
     value: str = "nan"
     index: tuple[int, ...] = ()
     slot: int = 0  # which of the operator's outputs
+    whole: tuple[int, ...] = ()
     rows: tuple[int, ...] = ()
+    span: Span | None = None  # the rows of the batch that it was computed from, where not from all
     from_batch: bool = False
     from_model: bool = False
     from_gradient: bool = False
     is_mask: bool = False  # a leaf of -inf and nothing positive
     is_allocation: bool = False
     written: list[int] = field(default_factory=list)  # storages that now hold the values
+    is_number: bool = False  # a leaf: a NaN written down in the code, whose place is where it is put
     judgement: Any = None  # of a birth: see `ieee`
     call: Before | None = None  # of one of the first births: operands as they were before the call
     children: list[int] = field(default_factory=list)

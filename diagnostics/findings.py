@@ -40,13 +40,14 @@ class Facts:
             why = self._judgement(origin.discarded)
             exception = "invalid" if event.value == "nan" else why.exception  # 0 * inf here, not the overflow there
             judgement = replace(why, exception=exception, operands=judgement.operands)
-        samples = self._samples(event, phase)
+        target = self._target(event)
+        samples = self._samples(target, phase)
         parameter, module, source, op = self._place_of(event, phase, origin.sink)
         witness: dict[str, Any] = {}
-        if event.dtype is not None:
-            witness = {"index": list(event.index), "shape": list(event.shape)}
+        if target.dtype is not None:
+            witness = {"index": list(target.index), "shape": list(target.shape)}
             witness |= {"operands": judgement.operands} if judgement.operands else {}
-            witness |= _limits(event.dtype)
+            witness |= _limits(target.dtype)
         if event.place is not None and event.place.issued_at is not None:
             witness["issued_at"] = event.place.issued_at
         if origin.discarded is not None and origin.discarded.place is not None:
@@ -68,6 +69,13 @@ class Facts:
             path=_path_text(path, origin.sink),
             fix=advice(event, phase, judgement.exception, judgement.cause),
         )
+
+    def _target(self, event: Event) -> Event:
+        """The write that put a bare number into a tensor, whose rows are samples; else the event itself."""
+        if not event.is_number:
+            return event
+        written = (self.events[number] for number in event.children)
+        return next((child for child in written if child.op in ("copy_", "fill_") and child.whole), event)
 
     @staticmethod
     def _judgement(event: Event) -> Judgement:
@@ -177,17 +185,24 @@ class Facts:
         return tuple(ids[i] for i in samples if i < len(ids))
 
     def _samples(self, event: Event, phase: str) -> tuple[int, ...]:
-        """Rows along the batch dimension, also where it is merged with others behind it, as (B heads, N, D)."""
+        """Rows along the batch dimension, also where it is merged with others behind it, as (B heads, N, D).
+
+        Of what was computed from some rows alone, as in a loop over samples, at most those.
+        """
         size = self.batch.size
-        if size is None or not event.shape or phase not in ("data", "forward", "loss", "backward"):
+        if size is None or phase not in ("data", "forward", "loss", "backward"):
             return ()
         if not event.from_batch and event.leaf != "data":
             return ()
-        is_weight = phase == "backward" and (event.shape in self.shapes or event.shape[::-1] in self.shapes)
-        length = event.shape[0]
-        if is_weight or length % size or length == 0:
-            return ()
-        return tuple(sorted({row // (length // size) for row in event.rows}))
+        is_weight = phase == "backward" and (event.whole in self.shapes or event.whole[::-1] in self.shapes)
+        first, last, length = 0, size - 1, event.whole[0] if event.whole else 0
+        span = event.span
+        if span is not None and span.length and span.length % size == 0:
+            first, last = (row // (span.length // size) for row in (span.first, span.last))
+        num = last - first + 1
+        if not is_weight and length and length % num == 0:
+            return tuple(sorted({first + row // (length // num) for row in event.rows}))
+        return tuple(range(first, last + 1)) if num < size and not is_weight else ()
 
 
 def _path_text(path: list[Event], sink: Sink) -> tuple[str, ...]:

@@ -4,8 +4,10 @@ Legend: a *node* is `2 * event + 1` for an event's legitimate infinities (masks 
 `2 * event` for its harmful values. Shadows hold one node an element, 0 where the element is finite.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -29,11 +31,27 @@ def event_of(node: int) -> int:
     return node // 2
 
 
+@dataclass(frozen=True)
+class Span:
+    """Rows first .. last of a tensor of `length` rows, not all of them. Their union with others may be all: None."""
+
+    length: int
+    first: int
+    last: int
+
+    def __or__(self, other: "Span | None") -> "Span | None":
+        if other is None or other.length != self.length:
+            return None
+        first, last = min(self.first, other.first), max(self.last, other.last)
+        return Span(self.length, first, last) if last - first + 1 < self.length else None
+
+
 @dataclass
 class Storage:
     """What is known of one storage. The weak reference keeps its address from being given to another one.
 
-    shadow: a node for each element; nodes: all that may be in it.
+    shadow: a node for each element; nodes: all that may be in it. shape: of the tensor that fills it, where its rows
+    lie one after the other. span: which rows of the batch it was computed from, where not from all.
     version: how often a traced operator wrote to it. from_batch, from_model, from_gradient: whether its content was
     computed from the batch, from a model's output, from a parameter's gradient. producers: see `reference`.
     """
@@ -42,6 +60,8 @@ class Storage:
     shadow: Tensor | None = None
     nodes: frozenset[int] = frozenset()
     itemsize: int = 0
+    shape: tuple[int, ...] | None = None
+    span: "Span | None" = None
     version: int = 0
     from_batch: bool = False
     from_model: bool = False
@@ -105,7 +125,39 @@ class Memory:
         record = self._storages.get(untyped._cdata)
         if record is None:
             record = self._storages[untyped._cdata] = Storage(StorageWeakRef(untyped))
+            if tensor.ndim and self.covers(tensor) and tensor.stride(0) * len(tensor) == tensor.numel():
+                record.shape = tuple(tensor.shape)
         return record
+
+    def rows(self, tensor: Tensor, where: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Which rows of a tensor hold the elements that a mask selects; of a view, rows of what it is a view of.
+
+        Returns (shape of what has the rows, sorted rows, 4096 at most).
+        """
+        record = self.known(tensor)
+        if record is not None and record.shape is not None and not self.covers(tensor):
+            strides = torch.tensor(tensor.stride(), dtype=torch.long, device=tensor.device)
+            offsets = (where.nonzero() * strides).sum(1) + tensor.storage_offset()
+            row = max(1, math.prod(record.shape[1:]))
+            return record.shape, tuple((offsets // row).unique()[:4096].tolist())
+        if not tensor.ndim:
+            return (), ()
+        return tuple(tensor.shape), tuple(where.reshape(len(where), -1).any(1).nonzero().flatten()[:4096].tolist())
+
+    def span(self, tensor: Tensor) -> Span | None:
+        """Of a tensor that comes from the batch: the rows of it, None for all or where that is lost."""
+        record = self.known(tensor)
+        if record is None or record.span is not None or record.shape is None or self.covers(tensor):
+            return None if record is None else record.span
+        row = max(1, math.prod(record.shape[1:]))
+        first = tensor.storage_offset()
+        last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        return Span(record.shape[0], first // row, last // row)
+
+    def spans(self, tensors: Iterable[Tensor]) -> Span | None:
+        """The same of what is computed from several tensors, of which those that are not of the batch do not count."""
+        found = [self.span(one) for one in tensors if (record := self.known(one)) is not None and record.from_batch]
+        return reduce(lambda one, other: None if one is None else one | other, found) if found else None
 
     def is_alive(self, storage: int) -> bool:
         """Whether a storage, by its key, is still held by somebody."""
@@ -120,12 +172,12 @@ class Memory:
         if record.itemsize != tensor.dtype.itemsize:  # seen as another type: any bad element stands for all
             return Shadow(record.shadow.max().expand(tensor.shape), record.nodes)
         view = record.shadow.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-        return Shadow(view, record.nodes) if self._covers(tensor) or bool(view.any()) else None
+        return Shadow(view, record.nodes) if self.covers(tensor) or bool(view.any()) else None
 
     def mark(self, tensor: Tensor, nodes: Tensor | None, named: Iterable[int] = ()) -> None:
         """Note which node wrote each element of a tensor (`named`: all of them); None: all elements are finite now."""
         record = self.storage(tensor)
-        covers = self._covers(tensor)
+        covers = self.covers(tensor)
         if nodes is None and (covers or record.shadow is None):
             record.shadow, record.nodes = None, frozenset()
             return
@@ -143,7 +195,8 @@ class Memory:
             record.nodes = frozenset(named) if covers else record.nodes | set(named)
 
     @staticmethod
-    def _covers(tensor: Tensor) -> bool:
+    def covers(tensor: Tensor) -> bool:
+        """Whether a tensor is all of its storage."""
         return tensor.numel() * tensor.dtype.itemsize == tensor.untyped_storage().nbytes()
 
 

@@ -147,13 +147,16 @@ class Tracer(TorchDispatchMode):
                 leaf = self.add_leaf(kind, None, tensor, infinity_is_harm=False)
                 if leaf is not None:
                     leaf.place = self.context.place()
+                    leaf.is_number = op.name == "lift_fresh" and tensor.ndim == 0
 
     def _taint(self, inputs: list[Tensor], written: list[Tensor]) -> None:
         known = [record for record in map(self.memory.known, inputs) if record is not None]
         in_model = self.context.in_model
+        span = self.memory.spans(inputs)
         for tensor in written:
             record = self.memory.storage(tensor)
             record.version += 1
+            record.span = span if self.memory.covers(tensor) else None
             record.from_batch |= any(source.from_batch for source in known)
             record.from_model |= in_model or any(source.from_model for source in known)
             record.from_gradient |= any(source.from_gradient for source in known)
@@ -183,8 +186,7 @@ class Tracer(TorchDispatchMode):
         event.value = _value_name(value)
         event.shape, event.dtype, event.slot = tuple(tensor.shape), tensor.dtype, slot
         event.index = tuple(int(i) for i in torch.unravel_index(torch.tensor(position), tensor.shape))
-        if tensor.ndim:
-            event.rows = tuple(harm.reshape(len(harm), -1).any(1).nonzero().flatten()[:4096].tolist())
+        event.whole, event.rows = self.memory.rows(tensor, harm)
 
     def _record(
         self,
@@ -225,7 +227,7 @@ class Tracer(TorchDispatchMode):
             self._describe(event, *best)
         elif best is not None:
             event.shape = tuple(best[0].shape)
-        self._taint_event(event, inputs)
+        self._taint_event(event, inputs, written)
         if best is None or event.harm_parents:
             return
         if op.is_empty:  # garbage in new memory is no harm until it is read
@@ -239,17 +241,21 @@ class Tracer(TorchDispatchMode):
                 event.call = before.frozen()
 
     def _may_be_origin(self, event: Event) -> bool:
-        """A birth, or a backward operator that may have used again what a forward branch had discarded."""
-        if not event.harm_parents:
+        """A birth, a number put into a tensor, or a backward operator that may use what a forward branch discarded."""
+        if not event.harm_parents or any(self.events[node // 2].is_number for node in event.harm_parents):
             return True
         if event.place is None or not event.place.in_backward:
             return False
         places = (self.events[node // 2].place for node in event.harm_parents)
         return any(place is not None and not place.in_backward for place in places)
 
-    def _taint_event(self, event: Event, inputs: list[Tensor]) -> None:
+    def _taint_event(self, event: Event, inputs: list[Tensor], written: list[Tensor]) -> None:
         records = [record for record in map(self.memory.known, inputs) if record is not None]
-        event.from_batch = any(record.from_batch for record in records)
+        event.span = self.memory.spans(inputs)
+        if event.span is None and event.place is not None and event.place.in_backward:
+            # The gradient is everybody's, what the forward call saved is its sample's own.
+            event.span = min(filter(None, map(self.memory.span, inputs)), key=lambda s: s.last - s.first, default=None)
+        event.from_batch = any(self.memory.storage(tensor).from_batch for tensor in written)  # a part may be written
         event.from_model = any(record.from_model for record in records)
         event.from_gradient = any(record.from_gradient for record in records)
 

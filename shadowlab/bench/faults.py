@@ -15,7 +15,8 @@ import torch
 
 import shadowlab
 from diagnostics import Verdict, explain
-from shadowlab.bench.peers import PEERS, Peer, PeerReport, PeerResult, run_peer, summarise
+from shadowlab.bench.peer_score import Peer, PeerReport, PeerResult, place_of, run_peer, summarise
+from shadowlab.bench.peers import PEERS
 from shadowlab.errors import MissingDependencyError, UserError
 
 FIELDS = (
@@ -186,7 +187,7 @@ def score(fault: Fault, verdict: Verdict | None) -> dict[str, bool | None]:
     if fault.expected is None:
         return {**right, "alarm": verdict is None}
     for field, stated in _stated(fault).items():
-        right[field] = verdict is not None and all(_agree(key, stated[key], _seen(verdict, key)) for key in stated)
+        right[field] = verdict is not None and all(_agree(key, stated[key], getattr(verdict, key)) for key in stated)
     return right
 
 
@@ -204,21 +205,12 @@ def _stated(fault: Fault) -> dict[str, dict[str, Any]]:
     return {field: parts for field, parts in stated.items() if parts}
 
 
-def _seen(verdict: Verdict, key: str) -> Any:
-    return getattr(verdict, key)
-
-
 def _agree(key: str, expected: Any, seen: Any) -> bool:
     if key == "source":
-        return seen is not None and _line(expected) == _line(seen)
+        return seen is not None and place_of(expected) == place_of(seen)
     if key == "samples":
         return tuple(expected) == tuple(seen)
     return expected == seen
-
-
-def _line(source: str) -> tuple[Path, str]:
-    path, _, line = source.rpartition(":")
-    return Path(path).resolve(), line
 
 
 def run_faults(
@@ -318,7 +310,7 @@ def _wrongs(fault: Fault, verdict: Verdict | None, right: Mapping[str, bool | No
         return
     for field, stated in _stated(fault).items():
         for key, value in stated.items():
-            seen = "no finding" if verdict is None else _seen(verdict, key)
+            seen = "no finding" if verdict is None else getattr(verdict, key)
             if verdict is None or not _agree(key, value, seen):
                 yield Wrong(field if field == key else f"{field}: {key}", str(value), str(seen))
 

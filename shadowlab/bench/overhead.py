@@ -8,33 +8,20 @@ all, which in training happens once.
 
 import importlib
 import math
-import os
 import statistics
-import sys
 import tempfile
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-import diagnostics
 from diagnostics import NonFiniteError, Watch
-from shadowlab.light import EMBEDDING_DIM
-from shadowlab.unet import (
-    add_embedding_input,
-    architecture_config,
-    predict_velocity,
-    remove_cross_attention,
-    widen_conv_in,
-)
+from shadowlab.bench.host_reads import HostReads, count_host_reads
+from shadowlab.bench.trial import Trial, narrowed_sdxl
 
 BARE = "bare step"
 CONTROL = "bare step again"
@@ -45,12 +32,8 @@ UNNOTED = "Watch, a loop that notes nothing"
 ANOMALY = "torch.autograd.set_detect_anomaly"
 UNDERFLOW_OVERFLOW = "transformers DebugUnderflowOverflow"
 
-_IN_CHANNELS = 9
-_SMALLEST_WIDTH = 8
 _NUM_IDENTITY_STEPS = 3
 _FAULTS = ("one NaN in the batch", "log of a negative value in the middle block")
-_OWN = os.path.dirname(diagnostics.__file__) + os.sep
-_TORCH = os.path.dirname(torch.__file__) + os.sep
 
 Variant = Callable[[], AbstractContextManager[Any]]
 
@@ -80,23 +63,6 @@ class TripRow:
     steps: float
     seconds: float
     verdict: str
-
-
-@dataclass(frozen=True)
-class HostReads:
-    """Values read on the host in one step, by part of the step; `own` are those that `diagnostics` asked for.
-
-    On the CPU AdamW reads its step counters, which lie on the CPU on every machine: no device waits for them.
-    """
-
-    bare: dict[str, int]
-    watched: dict[str, int]
-    own: dict[str, int]
-    own_sources: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def num_own_before_optimizer(self) -> int:
-        return sum(self.own.get(part, 0) for part in ("before", "forward", "backward", "clip", "loss read"))
 
 
 @dataclass(frozen=True)
@@ -144,7 +110,7 @@ def measure_overhead(
     place = torch.device(device)
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         torch.manual_seed(0)
-        trial = _Trial(narrowed_sdxl(num_parameters) if unet is None else unet, batch, size, place)
+        trial = Trial(narrowed_sdxl(num_parameters) if unet is None else unet, batch, size, place)
         size_text = f"{trial.num_parameters / 1e6:.1f} M parameters"
         on_row(f"{size_text}, batch {batch}, {size} x {size} latents, float32, {place}, AdamW, clipping at 1.0")
         with tempfile.TemporaryDirectory() as folder:
@@ -155,9 +121,9 @@ def measure_overhead(
             cadence = watches[BETWEEN]._every
             identical = {name: _is_identical(trial, watch) for name, watch in watches.items()}
             on_row(f"weights after {_NUM_IDENTITY_STEPS} steps bit-identical: {_yes_no(all(identical.values()))}")
-            reads = {name: _host_reads(trial, partial(trial.watched, watch, 1)) for name, watch in watches.items()}
+            reads = {name: count_host_reads(trial, partial(trial.watched, watch, 1)) for name, watch in watches.items()}
             unnoted = watches[BETWEEN]
-            reads[UNNOTED] = _host_reads(trial, lambda: unnoted.step(trial.step, step_index=1))
+            reads[UNNOTED] = count_host_reads(trial, lambda: unnoted.step(trial.step, step_index=1))
             on_row(f"host reads by diagnostics: {_sources(reads)}")
             rows = _rows(trial, watches, cadence, repeats, on_row)
             trip_rows = [_trip(trial, watches[BETWEEN], fault, trips, on_row) for fault in _FAULTS if trips]
@@ -177,89 +143,11 @@ def measure_overhead(
     )
 
 
-def narrowed_sdxl(num_parameters: float) -> UNet2DConditionModel:
-    """SDXL's UNet as this project trains it, every width divided by the same number. Depth and heads' width stay."""
-    full = 2.02e9
-    config = architecture_config("sdxl")
-    step = 32 if num_parameters > 2e7 else _SMALLEST_WIDTH
-    width = max(_SMALLEST_WIDTH, step * round(320 * math.sqrt(num_parameters / full) / step))
-    widths = [width, 2 * width, 4 * width]
-    config |= {
-        "block_out_channels": widths,
-        "attention_head_dim": [max(1, channels // 64) for channels in widths],  # numbers of heads, by diffusers' habit
-        "norm_num_groups": math.gcd(32, width),
-        "cross_attention_dim": _SMALLEST_WIDTH,  # removed below
-        "addition_time_embed_dim": _SMALLEST_WIDTH,
-        "projection_class_embeddings_input_dim": 7 * _SMALLEST_WIDTH,
-    }
-    unet = UNet2DConditionModel.from_config(config)
-    remove_cross_attention(unet)
-    add_embedding_input(unet, EMBEDDING_DIM)
-    widen_conv_in(unet, _IN_CHANNELS, "zero")
-    return unet.train()
-
-
-class _Trial:
-    """One model, one optimizer, one batch; `step` is what a training loop does with them."""
-
-    def __init__(self, unet: Any, batch: int, size: int, device: torch.device) -> None:
-        self.unet, self.device = unet.to(device), device
-        self.parameters = list(self.unet.parameters())
-        self.num_parameters = sum(p.numel() for p in self.parameters)
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5)
-        self.batch = {
-            "data": torch.randn(batch, 4, size, size, device=device),
-            "concatenated": torch.randn(batch, 5, size, size, device=device),
-            "embedding": torch.randn(batch, EMBEDDING_DIM, device=device),
-        }
-        self.part = "before"  # of the step that runs
-
-    def step(self, noted_by: Watch | None = None) -> float:
-        """Reads loss and gradient norm once, before the optimizer moves, as a loop that checks them does.
-
-        noted_by: gets them, as in this project's training step.
-        """
-        self.part = "forward"
-        self.optimizer.zero_grad()
-        data = self.batch["data"]
-        noise, t = torch.randn_like(data), torch.rand(len(data), device=self.device)
-        x_t = t[:, None, None, None] * data + (1 - t[:, None, None, None]) * noise
-        velocity = predict_velocity(self.unet, x_t, t, self.batch["concatenated"], self.batch["embedding"])
-        loss = (velocity - (data - noise)).square().mean()
-        self.part = "backward"
-        loss.backward()
-        self.part = "clip"
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.part = "loss read"
-        loss_value, norm_value = torch.stack([loss.detach(), norm]).tolist()
-        if noted_by is not None:
-            noted_by.note(loss=loss_value, grad_norm=norm_value)
-        self.part = "optimizer"
-        self.optimizer.step()
-        self.part = "after"
-        return loss_value
-
-    def watched(self, watch: Watch, step_index: int) -> float:
-        return watch.step(lambda: self.step(watch), batch=self.batch, step_index=step_index)
-
-    def timed(self, step: Callable[[], Any]) -> tuple[float, float]:
-        """Wall and processor seconds of a call."""
-        self.synchronize()
-        wall, cpu = time.perf_counter(), time.process_time()
-        step()
-        self.synchronize()
-        return time.perf_counter() - wall, time.process_time() - cpu
-
-    def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
 # Step times
 
 
 def _rows(
-    trial: _Trial, watches: dict[str, Watch], cadence: int, repeats: int, on_row: Callable[[str], None]
+    trial: Trial, watches: dict[str, Watch], cadence: int, repeats: int, on_row: Callable[[str], None]
 ) -> list[OverheadRow]:
     calls: dict[str, Callable[[], Any]] = {
         BARE: trial.step,
@@ -336,7 +224,7 @@ def _underflow_overflow(debug_utils: Any, model: nn.Module) -> Iterator[None]:
 # Trip to verdict
 
 
-def _trip(trial: _Trial, watch: Watch, fault: str, num_trips: int, on_row: Callable[[str], None]) -> TripRow:
+def _trip(trial: Trial, watch: Watch, fault: str, num_trips: int, on_row: Callable[[str], None]) -> TripRow:
     seconds, steps, verdict = [], [], ""
 
     def tripping() -> None:
@@ -360,7 +248,7 @@ def _trip(trial: _Trial, watch: Watch, fault: str, num_trips: int, on_row: Calla
 
 
 @contextmanager
-def _poisoned_batch(trial: _Trial) -> Iterator[None]:
+def _poisoned_batch(trial: Trial) -> Iterator[None]:
     clean = trial.batch["concatenated"]
     trial.batch["concatenated"] = clean.clone()
     trial.batch["concatenated"][1, 0, 0, 0] = math.nan
@@ -371,7 +259,7 @@ def _poisoned_batch(trial: _Trial) -> Iterator[None]:
 
 
 @contextmanager
-def _poisoned_forward(trial: _Trial) -> Iterator[None]:
+def _poisoned_forward(trial: Trial) -> Iterator[None]:
     def poison(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         sign = torch.ones(len(output), 1, 1, 1, device=output.device)
         sign[1] = -1
@@ -381,82 +269,10 @@ def _poisoned_forward(trial: _Trial) -> Iterator[None]:
         yield
 
 
-# Host reads
-
-
-class _ReadCounter(TorchDispatchMode):
-    """Counts values that the host reads, by part of the step, and who asked for them.
-
-    `tolist` and `numpy` of a CPU tensor dispatch nothing, so the methods themselves are counted.
-    """
-
-    _METHODS = ("tolist", "numpy", "__array__")
-
-    def __init__(self, trial: _Trial) -> None:
-        super().__init__()
-        self._trial = trial
-        self.counts: Counter[str] = Counter()
-        self.own: Counter[str] = Counter()
-        self.own_sources: Counter[str] = Counter()
-
-    def __enter__(self) -> "_ReadCounter":
-        self._originals = {name: getattr(Tensor, name) for name in self._METHODS}
-        for name, original in self._originals.items():
-            setattr(Tensor, name, self._counting(original))
-        return super().__enter__()
-
-    def __exit__(self, *exception: Any) -> None:
-        for name, original in self._originals.items():
-            setattr(Tensor, name, original)
-        super().__exit__(*exception)
-
-    def _counting(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def method(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-            self._count(f"{original.__name__}")
-            return original(tensor, *args, **kwargs)
-
-        return method
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = func.overloadpacket.__name__
-        if name == "_local_scalar_dense":
-            self._count("item")
-        elif name in ("_to_copy", "copy_"):
-            source, target = (args[0], kwargs.get("device")) if name == "_to_copy" else (args[1], args[0].device)
-            if source.device.type != "cpu" and target is not None and torch.device(target).type == "cpu":
-                self._count("copy to the host")
-        elif name in ("nonzero", "masked_select", "equal", "is_nonzero"):  # shapes and answers that the host waits for
-            self._count(name)
-        return func(*args, **kwargs)
-
-    def _count(self, kind: str) -> None:
-        self.counts[self._trial.part] += 1
-        frame = sys._getframe(2)
-        while frame.f_back is not None and frame.f_code.co_filename.startswith(_TORCH):
-            frame = frame.f_back
-        if frame.f_code.co_filename.startswith(_OWN):
-            self.own[self._trial.part] += 1
-            self.own_sources[f"{os.path.basename(frame.f_code.co_filename)} {frame.f_code.co_name}: {kind}"] += 1
-
-
-def _host_reads(trial: _Trial, watched_step: Callable[[], Any]) -> HostReads:
-    """Of a bare step and a watched one."""
-    counters = []
-    for step in (trial.step, watched_step):
-        step()
-        trial.part = "before"
-        with _ReadCounter(trial) as counter:
-            step()
-        counters.append(counter)
-    bare, watched = counters
-    return HostReads(dict(bare.counts), dict(watched.counts), dict(watched.own), dict(watched.own_sources))
-
-
 # Identical weights
 
 
-def _is_identical(trial: _Trial, watch: Watch) -> bool:
+def _is_identical(trial: Trial, watch: Watch) -> bool:
     """Whether steps with and without `watch`, from the same weights and seed, end in the same weights and states."""
     start = [p.detach().clone() for p in trial.parameters]
     seed = torch.initial_seed()

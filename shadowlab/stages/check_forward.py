@@ -19,7 +19,7 @@ from shadowlab.precision import POLICIES
 from shadowlab.reporter import Reporter
 from shadowlab.run_folder import RunFolder
 from shadowlab.seeding import permutation
-from shadowlab.stages import model_checks, structure_checks
+from shadowlab.stages import input_checks, model_checks, structure_checks
 from shadowlab.stages.check_report import Check, PathTable, checks_table
 from shadowlab.stages.memory import memory_items
 from shadowlab.stages.preflight import preflight
@@ -57,7 +57,7 @@ def run_check_forward(
 
     # The VAE comes first and its activations are gone before the UNet is built: the peaks do not add up.
     task = ShadowTask(load_vae(config.model.vae_source, seed=config.seed).to(processes.device))
-    checks: list[Check] = [model_checks.background_is_constant(batch), model_checks.vae_is_frozen(task)]
+    checks: list[Check] = [input_checks.background_is_constant(batch), input_checks.vae_is_frozen(task)]
     if not checks[-1].passed:  # nothing that it encodes would mean anything
         return _conclude(about, checks, path, {}, reporter)
     encoded = task.encode(batch)
@@ -66,8 +66,8 @@ def run_check_forward(
     path.add("condition", "object latent", object_latent, "(B, 4, h, w)", model_checks.LATENT_LIMITS)
     path.add("condition", "latent mask", mask, "(B, 1, h, w)", (0, 1))
     path.add("VAE", "shadow latent (data)", encoded.data, "(B, 4, h, w)", model_checks.LATENT_LIMITS)
-    checks += model_checks.vae(task, batch, encoded, path, trained=config.model.vae_source != "random")
-    checks += model_checks.conditions(task, batch, encoded)
+    checks += input_checks.vae(task, batch, encoded, path, trained=config.model.vae_source != "random")
+    checks += input_checks.conditions(task, batch, encoded)
     checks.append(model_checks.flow_reaches_data(encoded, config.seed))
 
     reporter.say(f"check-forward on {about}: building {config.model.architecture} from {config.model.weights} ...")

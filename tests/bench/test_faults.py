@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diagnostics import Verdict
 from shadowlab.bench import peers
 from shadowlab.bench.faults import format_report, load_corpus, run_faults, score
-from shadowlab.bench.peers import Naming, Peer, normalised, run_peer
+from shadowlab.bench.peer_score import Naming, Peer, normalised, run_peer
 from shadowlab.errors import MissingDependencyError, UserError
 from tests.faults.case import Expected, Fault, Scene
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from shadowlab.bench import overhead
+from shadowlab.bench.trial import narrowed_sdxl
 from tests import tiny
 
 
@@ -57,6 +58,6 @@ def test_a_trip_ends_in_the_right_verdict(hub_folder):
 
 
 def test_narrowing_keeps_sdxls_depth():
-    unet = overhead.narrowed_sdxl(1e6)
+    unet = narrowed_sdxl(1e6)
     assert sum(p.numel() for p in unet.parameters()) < 3e6
     assert len(unet.mid_block.attentions[0].transformer_blocks) == 10

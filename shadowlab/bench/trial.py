@@ -1,0 +1,100 @@
+"""The model, optimizer and step on which overhead is measured."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from diagnostics import Watch
+from shadowlab.light import EMBEDDING_DIM
+from shadowlab.unet import (
+    add_embedding_input,
+    architecture_config,
+    predict_velocity,
+    remove_cross_attention,
+    widen_conv_in,
+)
+
+_IN_CHANNELS = 9
+_SMALLEST_WIDTH = 8
+
+
+def narrowed_sdxl(num_parameters: float) -> UNet2DConditionModel:
+    """SDXL's UNet as this project trains it, every width divided by the same number. Depth and heads' width stay."""
+    full = 2.02e9
+    config = architecture_config("sdxl")
+    step = 32 if num_parameters > 2e7 else _SMALLEST_WIDTH
+    width = max(_SMALLEST_WIDTH, step * round(320 * math.sqrt(num_parameters / full) / step))
+    widths = [width, 2 * width, 4 * width]
+    config |= {
+        "block_out_channels": widths,
+        "attention_head_dim": [max(1, channels // 64) for channels in widths],  # numbers of heads, by diffusers' habit
+        "norm_num_groups": math.gcd(32, width),
+        "cross_attention_dim": _SMALLEST_WIDTH,  # removed below
+        "addition_time_embed_dim": _SMALLEST_WIDTH,
+        "projection_class_embeddings_input_dim": 7 * _SMALLEST_WIDTH,
+    }
+    unet = UNet2DConditionModel.from_config(config)
+    remove_cross_attention(unet)
+    add_embedding_input(unet, EMBEDDING_DIM)
+    widen_conv_in(unet, _IN_CHANNELS, "zero")
+    return unet.train()
+
+
+class Trial:
+    """One model, one optimizer, one batch; `step` is what a training loop does with them."""
+
+    def __init__(self, unet: Any, batch: int, size: int, device: torch.device) -> None:
+        self.unet, self.device = unet.to(device), device
+        self.parameters = list(self.unet.parameters())
+        self.num_parameters = sum(p.numel() for p in self.parameters)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5)
+        self.batch = {
+            "data": torch.randn(batch, 4, size, size, device=device),
+            "concatenated": torch.randn(batch, 5, size, size, device=device),
+            "embedding": torch.randn(batch, EMBEDDING_DIM, device=device),
+        }
+        self.part = "before"  # of the step that runs
+
+    def step(self, noted_by: Watch | None = None) -> float:
+        """Reads loss and gradient norm once, before the optimizer moves, as a loop that checks them does.
+
+        noted_by: gets them, as in this project's training step.
+        """
+        self.part = "forward"
+        self.optimizer.zero_grad()
+        data = self.batch["data"]
+        noise, t = torch.randn_like(data), torch.rand(len(data), device=self.device)
+        x_t = t[:, None, None, None] * data + (1 - t[:, None, None, None]) * noise
+        velocity = predict_velocity(self.unet, x_t, t, self.batch["concatenated"], self.batch["embedding"])
+        loss = (velocity - (data - noise)).square().mean()
+        self.part = "backward"
+        loss.backward()
+        self.part = "clip"
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.part = "loss read"
+        loss_value, norm_value = torch.stack([loss.detach(), norm]).tolist()
+        if noted_by is not None:
+            noted_by.note(loss=loss_value, grad_norm=norm_value)
+        self.part = "optimizer"
+        self.optimizer.step()
+        self.part = "after"
+        return loss_value
+
+    def watched(self, watch: Watch, step_index: int) -> float:
+        return watch.step(lambda: self.step(watch), batch=self.batch, step_index=step_index)
+
+    def timed(self, step: Callable[[], Any]) -> tuple[float, float]:
+        """Wall and processor seconds of a call."""
+        self.synchronize()
+        wall, cpu = time.perf_counter(), time.process_time()
+        step()
+        self.synchronize()
+        return time.perf_counter() - wall, time.process_time() - cpu
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
