@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 PHASES = (
@@ -99,13 +100,22 @@ class Verdict:
             ("parameter", self.parameter if self.parameter and self.op else ""),
             ("event", self.exception or ""),
             ("cause", f"{self.cause}: {CAUSES.get(self.cause, '')}"),
-            ("source", self.source or ""),
+            ("source", _nearby(self.source) if self.source else ""),
             ("samples", ", ".join(map(str, self.samples)) + names if self.samples else ""),
             *_witness_lines(self.witness),
             ("path", " -> ".join(self.path)),
             ("replayed", replay[self.reproducible]),
             ("fix", self.fix),
         ]
+
+
+def _nearby(source: str) -> str:
+    """`path:line` as it is reached from the current folder, where it lies below that."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it was deleted
+        return source
+    return str(Path(source).relative_to(here)) if Path(source).is_relative_to(here) else source
 
 
 def _witness_lines(witness: dict[str, Any]) -> list[tuple[str, str]]:

@@ -67,6 +67,28 @@ def test_the_three_stages_run_in_order(tmp_path: Path) -> None:
     assert [path.name for path in sorted(run.glob("checkpoints/step-*"))] == ["step-00000002", "step-00000003"]
 
 
+@pytest.mark.slow
+def test_the_first_screen_is_what_is_printed(tmp_path: Path) -> None:
+    """Word for word; but operands depend on the processor, and the run's name on the time."""
+    block = re.search(r"```\n\$ shadowlab (train --config seed-fp16.*?)\n(.*?)```", README, re.DOTALL)
+    assert block is not None
+    words = [str(Path(sys.executable).parent / "shadowlab"), *shlex.split(block[1])]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    printed = plain(done.stdout + done.stderr)
+    shown = [line for line in plain(block[2]) if line != "..."]
+    assert len(shown) >= 15
+    assert not [line for line in shown if line not in printed]
+    stored = [path for path in tmp_path.rglob("*.safetensors") if "incidents" not in path.parts]
+    assert not stored, "a failed run left weights behind"
+
+
+def plain(text: str) -> list[str]:
+    text = re.sub(r"runs/seed-fp16-train-\w+", "runs/NAME", text)
+    text = re.sub(r"source +\S*/?(shadowlab/training/step.py:\d+)", r"source \1", text)
+    return [line for line in text.splitlines() if not line.startswith("  operands")]
+
+
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
 def test_links_to_files_lead_somewhere(link: str) -> None:
     assert link.startswith("https://") or (ROOT / link).exists()

@@ -100,7 +100,7 @@ def _conclude(
     failed = [check for check in checks if not check.passed and not check.tolerated]
     for check in checks:
         if check.tolerated and not check.passed:
-            reporter.warn(f"{check.name}: {check.seen}; {check.mend}")
+            reporter.warn(f"{check.seen}; {check.mend}")
     message = "; ".join(f"{check.name}: expected {check.expected}, saw {check.seen}; {check.mend}" for check in failed)
     if not failed:
         reporter.say(f"check-forward passed: {len(checks)} checks", style="green")
