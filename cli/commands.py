@@ -91,6 +91,22 @@ def check_forward(request: Request, *, sample: str | None, picture: PictureReque
     )
 
 
+def check_precision(request: Request, *, num_layers: int) -> None:
+    config = _config(request)
+
+    from shadowlab.stages.check_precision import run_check_precision
+
+    processes, reporter = _start(config, request)
+    _stage(
+        "check-precision",
+        request,
+        config,
+        processes,
+        reporter,
+        lambda run: run_check_precision(config, run, processes, reporter, num_layers=num_layers),
+    )
+
+
 def overfit(request: Request) -> None:
     config = _config(request)
 

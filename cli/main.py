@@ -102,6 +102,30 @@ def check_forward(
     commands.check_forward(request, sample=sample, picture=picture)
 
 
+@app.command("check-precision", cls=_Command)
+@reports_errors
+def check_precision(
+    preset: Preset = None,
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+    run: Run = None,
+    seed: Seed = None,
+    device: Device = None,
+    precision: Precision = None,
+    allow_unsafe: Unsafe = False,
+    data: Data = None,
+    weights: Weights = None,
+    layers: Annotated[int, typer.Option(min=0, help="Layers to print of each policy, the hardest first.")] = 8,
+    as_json: Json = False,
+) -> None:
+    """Run one step in every precision beside float64: which of them hold, and which layers decide it."""
+    options = commands.options(
+        seed=seed, device=device, precision=precision, allow_unsafe=allow_unsafe, data=data, weights=weights
+    )
+    request = commands.Request(preset, config, options, assignments or [], run, as_json)
+    commands.check_precision(request, num_layers=layers)
+
+
 @app.command(cls=_Command)
 @reports_errors
 def overfit(

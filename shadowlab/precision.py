@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn import functional as F
 
 from shadowlab.config import PrecisionName
 from shadowlab.errors import UserError
@@ -52,9 +52,15 @@ class Precision:
         if self.weights_dtype != torch.float32:
             nn.Module.to(unet, self.weights_dtype)  # diffusers' own `to` warns of what the next lines do
         if self.autocast_dtype is not None or self.weights_dtype != torch.float32:
-            for name, module in unet.named_modules():
-                if name in ("time_embedding", "class_embedding") or isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
-                    _keep_float32(module, returns=None if self.autocast_dtype else self.weights_dtype)
+            returns = None if self.autocast_dtype else self.weights_dtype
+            for module in unet.modules():
+                if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+                    _keep_float32(module, returns)
+            for name in ("time_embedding", "class_embedding"):
+                *inner, last = [m for m in unet.get_submodule(name).modules() if isinstance(m, nn.Linear)]
+                for linear in inner:
+                    _keep_float32(linear, None)
+                _keep_float32(last, returns)
         return unet
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
@@ -75,26 +81,29 @@ POLICIES: dict[str, Precision] = {
 }
 
 
-def _keep_float32(module: nn.Module, returns: torch.dtype | None) -> None:
-    """Make `module` compute in float32 whatever comes in; `returns` casts the result back (None: float32)."""
-    original: Callable[..., Tensor] = module.forward
+def _keep_float32(module: Any, returns: torch.dtype | None) -> None:
+    """Make a norm or linear layer compute in float32 whatever comes in and whatever its weights are.
 
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    Args:
+        returns: dtype of its result; None for float32.
+    """
+    compute = _FUNCTIONS[next(kind for kind in _FUNCTIONS if isinstance(module, kind))]
+
+    def forward(x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            if next(module.parameters()).dtype == torch.float32:
-                result = original(x.float(), *args, **kwargs)
-            else:
-                result = _upcast_call(module, original, x.float(), *args, **kwargs)
+            result = compute(module, x.float(), _float32(module.weight), _float32(module.bias))
         return result if returns is None else result.to(returns)
 
     module.forward = forward
 
 
-def _upcast_call(module: nn.Module, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    patched = module.forward
-    module.forward = original
-    try:
-        weights = {name: parameter.float() for name, parameter in module.named_parameters()}
-        return functional_call(module, weights, args, kwargs)
-    finally:
-        module.forward = patched
+def _float32(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.float()
+
+
+# Functions, not functional_call: a second call of the module would run its hooks twice.
+_FUNCTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.GroupNorm: lambda norm, x, weight, bias: F.group_norm(x, norm.num_groups, weight, bias, norm.eps),
+    nn.LayerNorm: lambda norm, x, weight, bias: F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps),
+    nn.Linear: lambda linear, x, weight, bias: F.linear(x, weight, bias),
+}

@@ -42,6 +42,11 @@ class EncodedBatch:
         """The same samples at other places of the stream, so with other noise."""
         return replace(self, positions=positions)
 
+    def resized(self, side: int) -> "EncodedBatch":
+        """The same samples with latents area-averaged to `side` x `side`."""
+        resize = torch.nn.functional.adaptive_avg_pool2d
+        return replace(self, data=resize(self.data, side), concatenated=resize(self.concatenated, side))
+
     def select(self, rows: slice | Tensor) -> "EncodedBatch":
         index = torch.arange(len(self.ids))[rows]
         return replace(

@@ -31,7 +31,7 @@ from shadowlab.training.trainee import Trainee
 from shadowlab.unet import predict_velocity
 from shadowlab.vae import LATENT_CHANNELS
 
-_GRADIENT_LATENT = 16  # side of the latents for gradient and light response
+SMALL_LATENT = 16  # side of the latents for gradient and light response
 LATENT_LIMITS = (-30.0, 30.0)  # scaled latents have about unit deviation; SDXL's without scaling_factor reach 50
 NOISY_LIMITS = (-40.0, 40.0)  # the same between noise and data
 EMBEDDING_LIMITS = (-math.sqrt(SCALAR_DIM / 2), math.sqrt(SCALAR_DIM / 2))  # norm of each scalar's vector
@@ -147,7 +147,7 @@ def gradients(trainee: Trainee, encoded: EncodedBatch) -> list[Check]:
 
     Each gradient is measured and dropped as it comes, so that no second copy of the weights is ever held.
     """
-    small = _shrunk(encoded.select(slice(0, 1)))
+    small = encoded.select(slice(0, 1)).resized(min(SMALL_LATENT, encoded.data.shape[-1]))
     norms: dict[str, Tensor] = {}
 
     def note(name: str) -> Callable[[Tensor], None]:
@@ -195,8 +195,8 @@ def activation_bytes(config: Config, unet: UNet2DConditionModel, encoded: Encode
     """
     precision, device = POLICIES[config.precision], encoded.data.device
     saved = {}
-    for side in (_GRADIENT_LATENT // 2, _GRADIENT_LATENT):
-        small = _resized(encoded.select(slice(0, 1)), side)
+    for side in (SMALL_LATENT // 2, SMALL_LATENT):
+        small = encoded.select(slice(0, 1)).resized(side)
         t = torch.full((1,), 0.5, device=device)
         with SavedBytes(unet) as counted, precision.autocast(device):
             predict_velocity(unet, small.data, t, small.concatenated, small.embedding)
@@ -209,7 +209,7 @@ def activation_bytes(config: Config, unet: UNet2DConditionModel, encoded: Encode
 def light_response(trainee: Trainee, encoded: EncodedBatch, batch: Batch) -> list[Check]:
     """The output, and the gradient of the training loss, answer to each of theta, phi and size."""
     unet, device = trainee.unet, trainee.device
-    small = _shrunk(encoded.select(slice(0, 1)))
+    small = encoded.select(slice(0, 1)).resized(min(SMALL_LATENT, encoded.data.shape[-1]))
     light = batch.light[:1].cpu().repeat(4, 1)
     light[[1, 2, 3], [0, 1, 2]] = other_light(light[:1])[0]
     embedding = embed_light(light).to(device)
@@ -242,19 +242,3 @@ def light_response(trainee: Trainee, encoded: EncodedBatch, batch: Batch) -> lis
             )
         )
     return checks
-
-
-def _shrunk(encoded: EncodedBatch) -> EncodedBatch:
-    """The sample with its latents area-averaged to at most 16 x 16."""
-    return _resized(encoded, min(_GRADIENT_LATENT, encoded.data.shape[-1]))
-
-
-def _resized(encoded: EncodedBatch, side: int) -> EncodedBatch:
-    resize = torch.nn.functional.adaptive_avg_pool2d
-    return EncodedBatch(
-        ids=encoded.ids,
-        positions=encoded.positions,
-        data=resize(encoded.data, side),
-        concatenated=resize(encoded.concatenated, side),
-        embedding=encoded.embedding,
-    )

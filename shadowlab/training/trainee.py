@@ -1,12 +1,13 @@
 """What is trained: the UNet with its optimizer, EMA, precision and schedule."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
-from torch import nn
+from torch import Tensor, nn
 
 from diagnostics.watch import Watch
 from shadowlab.config import Config, OptimizerConfig
@@ -77,13 +78,7 @@ def build_trainee(
     if ema_decay is not None:
         ema = EMAModel(parameters, decay=ema_decay, foreach=True)
         ema.to(dtype=torch.float32)
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=optimizer_config.learning_rate,
-        betas=(optimizer_config.beta1, optimizer_config.beta2),
-        eps=optimizer_config.eps,
-        weight_decay=optimizer_config.weight_decay,
-    )
+    optimizer = adamw(parameters, optimizer_config)
     return Trainee(
         unet=unet,
         model=processes.wrap(unet),
@@ -103,6 +98,16 @@ def build_trainee(
             averages=ema.shadow_params if ema is not None else (),
             max_consecutive_skips=config.train.max_consecutive_skips,
         ),
+    )
+
+
+def adamw(parameters: Iterable[Tensor], config: OptimizerConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        parameters,
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
     )
 
 

@@ -1,0 +1,364 @@
+"""check-precision: one training step under each precision policy beside a better one, layer by layer.
+
+The better one is float64, or float32 for models above half a billion parameters. Forward and backward are compared
+with it. The update is not: each parameter's own gradient is given to AdamW as configured and to AdamW in float64, so
+that what the optimizer's arithmetic loses is told apart from what the gradient had lost before.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+
+import torch
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor, nn
+
+from diagnostics.comparison import Deviation, LayerTrace, deviation
+from shadowlab.config import Config
+from shadowlab.data.dataset import open_dataset
+from shadowlab.data.sample import collate
+from shadowlab.precision import POLICIES
+from shadowlab.reporter import Reporter
+from shadowlab.run_folder import RunFolder
+from shadowlab.seeding import permutation
+from shadowlab.stages.model_checks import SMALL_LATENT
+from shadowlab.stages.result import StageResult
+from shadowlab.task import EncodedBatch, ShadowTask
+from shadowlab.training.processes import Processes, SingleProcess
+from shadowlab.training.step import StepPlace, flow_loss
+from shadowlab.training.trainee import Trainee, adamw, build_trainee, build_unet, learning_rate
+from shadowlab.vae import load_vae
+
+MAX_ERROR = 0.25  # relative, of a gradient: with more, steps of a quarter of their length go elsewhere
+MIN_HEADROOM_BITS = 3.0  # activations may grow eightfold in training before they overflow
+MAX_UNDERFLOW = 0.1  # of a layer's gradient: elements that became zero or subnormal
+MAX_LOST = 0.1  # of a parameter's elements: their update is rounded away by the weight's dtype
+
+_MAX_FLOAT64_PARAMETERS = 5e8
+_NUM_SAMPLES = 2
+_FIRST_SCALE = 2.0**16  # GradScaler's
+_NOISE = 1e3  # times the reference's rounding: a gradient below that is zero by construction (a bias before a norm)
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One leaf module. gradient: None where it is zero by construction, so that its error means nothing."""
+
+    activation: Deviation
+    gradient: Deviation | None
+
+
+@dataclass(frozen=True)
+class UpdateRow:
+    """One parameter's first update. relative_error: against AdamW in float64 with the same gradient. lost: fraction of
+    elements that do not move though they should. num_nonfinite: elements that are NaN or Inf afterwards."""
+
+    relative_error: float
+    lost: float
+    num_nonfinite: int
+
+
+@dataclass(frozen=True)
+class PolicyReport:
+    """problems: layer or parameter -> what is wrong, the worst first; the policy holds where there is none."""
+
+    policy: str
+    gradient_scale: float
+    layers: dict[str, LayerRow]
+    updates: dict[str, UpdateRow]
+    problems: dict[str, str]
+
+
+@dataclass
+class _Measured:
+    """A step that ran. gradient_norm: before clipping, unscaled. scale: what the loss was multiplied with."""
+
+    trace: LayerTrace
+    gradient_norm: float
+    scale: float
+    updates: dict[str, UpdateRow] = field(default_factory=dict)
+
+
+def run_check_precision(
+    config: Config, run: RunFolder, processes: Processes, reporter: Reporter, *, num_layers: int = 8
+) -> StageResult:
+    """Compare every policy that exists on this device. Passes if the configured one holds.
+
+    Args:
+        num_layers: how many of a policy's worst layers are printed; reports/precision.json has them all.
+
+    Raises:
+        UserError: data or weights cannot be read.
+    """
+    processes.require_single("check-precision")
+    device = processes.device
+    batch = _batch(config, device)
+    trainee = _trainee(config, "fp32", device)
+    num_parameters = sum(p.numel() for p in trainee.unet.parameters())
+    width = torch.float64 if num_parameters <= _MAX_FLOAT64_PARAMETERS else torch.float32
+    side = batch.data.shape[-1]
+    reporter.say(
+        f"check-precision: {num_parameters:,} parameters, {', '.join(batch.ids)}, {side} x {side} latents, "
+        f"compared with {_name(width)}"
+    )
+    if width is torch.float64:
+        nn.Module.to(trainee.unet, width)  # diffusers' own warns
+        trainee.unet.class_embedding.register_forward_pre_hook(lambda _, inputs: tuple(x.to(width) for x in inputs))
+    reference = _traced(trainee, batch)
+    del trainee
+    reports = []
+    for name in POLICIES:
+        if POLICIES[name].allows_tf32 and device.type != "cuda":
+            reporter.say(f"{name}: not measured, TF32 exists on NVIDIA GPUs only", style="dim")
+            continue
+        trainee = _trainee(config, name, device)
+        measured = _traced(trainee, batch)
+        measured.updates = _updates(trainee, batch, measured, config)
+        reports.append(_report(name, measured, reference, width))
+        reporter.table(_layers_table(reports[-1], num_layers))
+    reporter.table(_summary_table(reports))
+    return _conclude(config, run, reporter, reports, width)
+
+
+def _conclude(
+    config: Config, run: RunFolder, reporter: Reporter, reports: list[PolicyReport], width: torch.dtype
+) -> StageResult:
+    holding = [report.policy for report in reports if not report.problems]
+    for report in reports:
+        for place, problem in list(report.problems.items())[:3]:
+            reporter.say(f"{report.policy} does not hold: {place}: {problem}", style="yellow")
+    reporter.say(f"holds: {', '.join(holding) or 'none'}")
+    document = {"reference": _name(width), "holds": holding, "policies": [asdict(report) for report in reports]}
+    folder = run.path / "reports"
+    folder.mkdir(exist_ok=True)
+    text = json.dumps(_plain(document), indent=1, allow_nan=False)
+    (folder / "precision.json").write_text(text + "\n", encoding="utf-8")
+    chosen = next(report for report in reports if report.policy == config.precision)
+    message = "; ".join(f"{place}: {problem}" for place, problem in list(chosen.problems.items())[:3])
+    if message:
+        message = f"--precision {config.precision} does not hold: {message}; use {' or '.join(holding) or 'fp32'}"
+    summary = {"precision": config.precision, "holds": holding, "problems": {r.policy: r.problems for r in reports}}
+    return StageResult("check-precision", not chosen.problems, summary, message)
+
+
+# The step
+
+
+def _batch(config: Config, device: torch.device) -> EncodedBatch:
+    dataset = open_dataset(config.data.path, config.data.image_size)
+    chosen = permutation(len(dataset), config.seed, "check-samples")[:_NUM_SAMPLES].tolist()
+    task = ShadowTask(load_vae(config.model.vae_source, seed=config.seed).to(device))
+    encoded = task.encode(collate([dataset[i] for i in chosen]))
+    return encoded.resized(min(SMALL_LATENT, encoded.data.shape[-1]))
+
+
+def _trainee(config: Config, policy: str, device: torch.device) -> Trainee:
+    config = config.model_copy(update={"precision": policy})
+    unet = build_unet(config, ShadowTask, device)
+    alone = SingleProcess(device)
+    trainee = build_trainee(config, unet, alone, config.optimizer, config.train.max_steps, ema_decay=None)
+    trainee.watch.detach()
+    return trainee
+
+
+def _traced(trainee: Trainee, batch: EncodedBatch) -> _Measured:
+    scale, norm = _calibrated(trainee, batch)
+    trace = LayerTrace(trainee.unet)
+    with trace.recording():
+        _backward(trainee, batch, scale, lambda name, parameter: None)
+    return _Measured(trace, norm, scale)
+
+
+def _updates(trainee: Trainee, batch: EncodedBatch, measured: _Measured, config: Config) -> dict[str, UpdateRow]:
+    rate, limit = learning_rate(config.optimizer, 0, config.train.max_steps), config.optimizer.max_grad_norm
+    clip = 1.0 if limit is None else min(1.0, limit / (measured.gradient_norm + 1e-6))
+    rows = {}
+
+    def update(name: str, parameter: nn.Parameter) -> None:
+        rows[name] = _update(parameter, config, rate, clip / measured.scale)
+
+    _backward(trainee, batch, measured.scale, update)
+    return {name: rows[name] for name in trainee.parameters() if name in rows}  # in the model's order
+
+
+def _calibrated(trainee: Trainee, batch: EncodedBatch) -> tuple[float, float]:
+    """(scale of the loss that a gradient scaler would come to, norm of all gradients without it)."""
+    scale = 1.0 if trainee.scaler is None else _FIRST_SCALE
+    squares: dict[str, Tensor] = {}
+
+    def add(name: str, parameter: nn.Parameter) -> None:
+        assert parameter.grad is not None
+        squares[name] = parameter.grad.double().square().sum()
+
+    while True:
+        _backward(trainee, batch, scale, add)
+        norm = float(torch.stack(list(squares.values())).sum().sqrt()) / scale
+        if math.isfinite(norm) or trainee.scaler is None or scale <= 1.0:
+            return scale, norm
+        scale /= 2
+
+
+def _backward(
+    trainee: Trainee, batch: EncodedBatch, scale: float, on_gradient: Callable[[str, nn.Parameter], None]
+) -> None:
+    """Forward and backward. Each gradient is shown and dropped as it comes: no second copy of the weights is held."""
+
+    def shown(name: str) -> Callable[[nn.Parameter], None]:
+        def hook(parameter: nn.Parameter) -> None:
+            on_gradient(name, parameter)
+            parameter.grad = None
+
+        return hook
+
+    handles = [p.register_post_accumulate_grad_hook(shown(name)) for name, p in trainee.parameters().items()]
+    try:
+        loss = flow_loss(trainee, trainee.unet, batch, StepPlace(0, 0, len(batch.ids))).mean()
+        (loss * scale).backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def _update(parameter: nn.Parameter, config: Config, rate: float, factor: float) -> UpdateRow:
+    """The first AdamW step of one parameter in its own dtype and in float64, from the same gradient."""
+    assert parameter.grad is not None
+    gradient = parameter.grad * factor
+    before = parameter.detach().clone()
+    updates = []
+    for start, slope in ((before, gradient), (before.double(), gradient.double())):
+        weight = start.clone().requires_grad_()
+        weight.grad = slope
+        optimizer = adamw([weight], config.optimizer)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        updates.append(weight.detach().double() - start.double())
+    update, exact = updates
+    norm = float(exact.norm())
+    should = exact != 0
+    lost = float((should & (update == 0)).sum()) / max(1, int(should.sum()))
+    error = float((update - exact).norm()) / norm if norm else 0.0
+    return UpdateRow(error, lost, int((~torch.isfinite(update)).sum()))
+
+
+# Judgement
+
+
+def _report(name: str, measured: _Measured, reference: _Measured, width: torch.dtype) -> PolicyReport:
+    exact, seen = reference.trace, measured.trace
+    norms = {layer: math.hypot(*(float(g.double().norm()) for g in parts)) for layer, parts in exact.gradients.items()}
+    floor = _NOISE * torch.finfo(width).eps * max(norms.values(), default=0.0)
+    layers = {
+        layer: LayerRow(
+            deviation(seen.activations[layer], exact.activations[layer]),
+            deviation(seen.gradients[layer], exact.gradients[layer], measured.scale)
+            if norms.get(layer, 0.0) > floor
+            else None,
+        )
+        for layer in exact.activations
+    }
+    return PolicyReport(name, measured.scale, layers, measured.updates, _problems(layers, measured))
+
+
+def _problems(layers: dict[str, LayerRow], measured: _Measured) -> dict[str, str]:
+    """What is not finite comes first, then what is nearly so, then what is inexact; the worst of each first."""
+    found: list[tuple[int, float, str, str]] = []
+    for name, row in layers.items():
+        for what, part in (("activation", row.activation), ("gradient", row.gradient)):
+            if part is None:
+                continue
+            scaled = what == "gradient" and measured.scale != 1.0
+            if part.num_nonfinite:
+                found.append((0, 0.0, name, f"{part.num_nonfinite} elements of its {what} are NaN or Inf"))
+            elif part.headroom_bits < MIN_HEADROOM_BITS and not scaled:
+                text = f"its {what} is {part.headroom_bits:.1f} bits below overflow, less than {MIN_HEADROOM_BITS:g}"
+                found.append((1, part.headroom_bits, name, text))
+            elif part.relative_error > MAX_ERROR:
+                found.append((2, -part.relative_error, name, f"its {what} is off by {part.relative_error:.0%}"))
+            elif what == "gradient" and part.underflow > MAX_UNDERFLOW:
+                text = f"{part.underflow:.0%} of its gradient underflows"
+                found.append((3, -part.underflow, name, text))
+    for name, update in measured.updates.items():
+        if update.num_nonfinite:
+            text = f"{update.num_nonfinite} elements are NaN or Inf after the first AdamW step: its eps is zero here"
+            found.append((0, 1.0, name, text))
+        elif update.lost > MAX_LOST:
+            found.append((4, -update.lost, name, f"{update.lost:.0%} of its update is rounded away"))
+    problems: dict[str, str] = {}
+    for _, _, name, text in sorted(found, key=lambda one: one[:2]):
+        problems.setdefault(name, text)
+    return problems
+
+
+# Tables
+
+
+def _layers_table(report: PolicyReport, num_layers: int) -> Table:
+    scaled = f", loss times {report.gradient_scale:g}" if report.gradient_scale != 1.0 else ""
+    table = Table(title=f"{report.policy}{scaled}: the {min(num_layers, len(report.layers))} layers it is hardest on")
+    for column in ("layer", "activation error", "bits left", "gradient error", "bits left", "underflow", "update lost"):
+        table.add_column(column, overflow="fold", justify="left" if column == "layer" else "right")
+    order = sorted(report.layers, key=lambda name: (name not in report.problems, -_error(report.layers[name])))
+    for name in order[:num_layers]:
+        row, gradient = report.layers[name], report.layers[name].gradient
+        lost = [u.lost for p, u in report.updates.items() if p.rpartition(".")[0] == name]
+        table.add_row(
+            escape(name),
+            f"{row.activation.relative_error:.1e}",
+            _bits(row.activation),
+            "zero" if gradient is None else f"{gradient.relative_error:.1e}",
+            "" if gradient is None else _bits(gradient),
+            "" if gradient is None else f"{gradient.underflow:.1%}",
+            f"{max(lost):.1%}" if lost else "",
+        )
+    return table
+
+
+def _summary_table(reports: Iterable[PolicyReport]) -> Table:
+    table = Table(title="policies")
+    for column in ("policy", "activation error", "gradient error", "least headroom", "underflow", "update", "verdict"):
+        table.add_column(column, overflow="fold")
+    for report in reports:
+        gradients = [row.gradient for row in report.layers.values() if row.gradient is not None]
+        bits = [one.headroom_bits for row in report.layers.values() for one in (row.activation, row.gradient) if one]
+        bad = sum(update.num_nonfinite > 0 for update in report.updates.values())
+        lost = max((update.lost for update in report.updates.values()), default=0.0)
+        table.add_row(
+            report.policy,
+            _spread([row.activation.relative_error for row in report.layers.values()]),
+            _spread([one.relative_error for one in gradients]),
+            f"{min(bits, default=math.inf):.1f} bits",
+            f"up to {max((one.underflow for one in gradients), default=0.0):.1%}",
+            f"{bad} tensors NaN or Inf" if bad else f"up to {lost:.1%} lost",
+            "[green]holds[/]" if not report.problems else "[red]does not hold[/]",
+        )
+    return table
+
+
+def _spread(errors: list[float]) -> str:
+    return f"{statistics.median(errors):.1e}, up to {max(errors):.1e}" if errors else "none"
+
+
+def _error(row: LayerRow) -> float:
+    errors = [one.relative_error for one in (row.activation, row.gradient) if one is not None]
+    return max(math.inf if math.isnan(error) else error for error in errors)
+
+
+def _bits(part: Deviation) -> str:
+    return f"{part.headroom_bits:.1f}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _plain(value: object) -> object:
+    """JSON has no NaN and no Inf: they become text."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
