@@ -125,11 +125,6 @@ class StepContext:
             num_model_calls=self.num_model_calls,
         )
 
-    def saw_backward(self) -> None:
-        """Called for every operator that runs inside autograd."""
-        if not self._calls or self._calls[-1].task == -1:
-            self.milestone = "backward"
-
     @contextmanager
     def active(self) -> Iterator[None]:
         with ExitStack() as stack:
@@ -143,10 +138,16 @@ class StepContext:
             # A gradient scaler may be anywhere in the caller's loop; its class is where all of them are seen.
             stack.enter_context(replaced(torch.amp.GradScaler, "scale", self._seen_scale))
             stack.enter_context(replaced(torch.autograd, "backward", self._seen_backward))
+            stack.enter_context(replaced(torch.autograd, "grad", self._seen_grad))
             for optimizer in self._optimizers:
                 if not isinstance(optimizer, torch.optim.Optimizer):
                     stack.enter_context(replaced(optimizer, "step", self._seen_step))
             yield
+
+    def forget(self) -> None:
+        """Drop the owner's functions and the models."""
+        self._on_model_call, self._on_backward = lambda inputs: None, lambda roots: None
+        self._kept.clear()
 
     def _seen_scale(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def scale(scaler: torch.amp.GradScaler, outputs: Any) -> Any:
@@ -159,16 +160,32 @@ class StepContext:
 
     def _seen_backward(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-            self._on_backward(list(tensors_in(tensors)))
+            self._begin_backward(tensors)
             return original(tensors, *args, **kwargs)
 
         return backward
+
+    def _seen_grad(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Gradients by parameters are a step's; by inputs they are part of a loss (a gradient penalty)."""
+
+        def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if any(tensor.is_leaf and isinstance(tensor, nn.Parameter) for tensor in tensors_in(inputs)):
+                self._begin_backward(outputs)
+            return original(outputs, inputs, *args, **kwargs)
+
+        return grad
+
+    def _begin_backward(self, roots: Any) -> None:
+        self._on_backward(list(tensors_in(roots)))
+        if not self._calls:  # not that of activation checkpointing, which runs inside
+            self.milestone = "backward"
 
     def _seen_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """For an optimizer that is not torch's, and so has no hooks."""
 
         def step(*args: Any, **kwargs: Any) -> Any:
             self._before_optimizer()
+            args, kwargs = self._with_closures_outside(args, kwargs)
             try:
                 return original(*args, **kwargs)
             finally:
@@ -194,8 +211,28 @@ class StepContext:
         if call.is_model and call.task == -1 and not any(outer.is_model for outer in self._calls):
             self.milestone = "model"
 
-    def _before_optimizer(self, *_: Any) -> None:
+    def _before_optimizer(self, optimizer: Any = None, args: Any = (), kwargs: Any = None) -> Any:
         self._optimizer_depth += 1
+        return self._with_closures_outside(args, kwargs or {})
+
+    def _with_closures_outside(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """A closure that the optimizer calls is a step of its own, from the model to backward."""
+
+        def outside(value: Any) -> Any:
+            if not callable(value) or isinstance(value, (nn.Module, torch.optim.Optimizer)):
+                return value
+
+            def closure() -> Any:
+                depth, self._optimizer_depth = self._optimizer_depth, 0
+                self.milestone = "start"
+                try:
+                    return value()
+                finally:
+                    self._optimizer_depth = depth
+
+            return closure
+
+        return tuple(outside(one) for one in args), {key: outside(one) for key, one in kwargs.items()}
 
     def _after_optimizer(self, *_: Any) -> None:
         self._optimizer_depth -= 1

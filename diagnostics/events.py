@@ -41,6 +41,7 @@ class Event:
     from_gradient: bool = False
     is_mask: bool = False  # a leaf of -inf and nothing positive
     is_allocation: bool = False
+    has_infinite_scalar: bool = False  # among its arguments
     written: list[int] = field(default_factory=list)  # storages that now hold the values
     is_number: bool = False  # a leaf: a NaN written down in the code, whose place is where it is put
     judgement: Any = None  # of a birth: see `ieee`

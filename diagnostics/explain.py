@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from diagnostics.arguments import models_in, optimizers_in
 from diagnostics.context import StepContext
 from diagnostics.events import Event
 from diagnostics.findings import Facts
@@ -50,22 +51,19 @@ def explain(
         what `step` raises, where no finding explains it; else the finding's witness tells it as `raised`. Weights are
         changed as the step changes them.
     """
-    return Explanation(listed(model), optimizer, batch).run(step)
-
-
-def listed(argument: Any) -> list[Any]:
-    """The items of an argument that takes none, one or several models or optimizers."""
-    if argument is None:
-        return []
-    return list(argument) if isinstance(argument, (list, tuple)) else [argument]
+    explanation = Explanation(models_in(model), optimizers_in(optimizer), batch)
+    try:
+        return explanation.run(step)
+    finally:
+        explanation.forget()
 
 
 class Explanation:
     """The tracing of one step. `run` may be called once. Afterwards `culprit` is the call to be reproduced."""
 
-    def __init__(self, models: list[nn.Module], optimizer: Any, batch: Any) -> None:
+    def __init__(self, models: list[nn.Module], optimizers: list[Any], batch: Any) -> None:
         self._models = [unwrapped(model) for model in models]
-        self._optimizers = listed(optimizer)
+        self._optimizers = optimizers
         self._context = StepContext(models, self._optimizers, self._note_inputs, self._note_roots)
         self._tracer = Tracer(self._context)
         self._sinks: list[Sink] = []
@@ -93,8 +91,9 @@ class Explanation:
         for model in self._models:
             for path, module in model.named_modules():
                 for key, value in vars(module).items():
-                    if isinstance(value, Tensor):
-                        add("attribute", f"{path}.{key}".lstrip("."), value, infinity_is_harm=False)
+                    if not key.startswith("_") or isinstance(value, Tensor):  # torch's own dictionaries begin with _
+                        for tensor in tensors_in(value):
+                            add("attribute", f"{path}.{key}".lstrip("."), tensor, infinity_is_harm=False)
         for name, value in self._states():
             add("optimizer state", name, value, infinity_is_harm=value.numel() > 1)
         for name, tensor in batch:
@@ -189,6 +188,13 @@ class Explanation:
         if harm:
             self._sinks.append(Sink("failure", type(failure).__name__, {harmful(harm[-1].number)}))
         return self._verdict()
+
+    def forget(self) -> None:
+        """Let go of tensors and of the step: context and hooks refer back here, and a cycle lives until collected."""
+        self._context.forget()
+        self._tracer.forget()
+        self._sinks.clear()
+        self.culprit = None
 
     def _gradient_hook(self, name: str) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:

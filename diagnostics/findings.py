@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from diagnostics.advice import advice
+from diagnostics.context import Place
 from diagnostics.events import Event
 from diagnostics.ieee import EMPTY_LOGARITHMS, Judgement
 from diagnostics.origin import Origin, Sink
@@ -80,7 +81,7 @@ class Facts:
     @staticmethod
     def _judgement(event: Event) -> Judgement:
         if event.leaf in ("data", "constant"):
-            return Judgement(None, "bad_data")
+            return Judgement(None, "bad_scalar" if _is_written_number(event) else "bad_data")
         if event.leaf == "unseen":
             return Judgement(None, "unknown")
         if event.leaf == "written":
@@ -91,7 +92,9 @@ class Facts:
             return event.judgement
         if event.op in EMPTY_LOGARITHMS:
             return Judgement("divide_by_zero", "masked_row")
-        return Judgement(None, "out_of_domain" if event.passed or event.turned else "bad_scalar")
+        if event.passed or event.turned:
+            return Judgement(None, "out_of_domain")
+        return Judgement(None, "bad_scalar" if event.has_infinite_scalar else "unknown")
 
     def _place_of(self, event: Event, phase: str, sink: Sink) -> tuple[str | None, str | None, str | None, str | None]:
         """(parameter, module, source, op) of an origin."""
@@ -100,7 +103,7 @@ class Facts:
         if event.leaf == "written" and place is not None:
             return None, place.module, source, "fill"
         if event.leaf is not None:
-            module = event.name.rpartition(".")[0] if event.name and phase == "state" else None
+            module = self._module_of(event.name) if event.name and phase == "state" else None
             return event.name, module, source, None
         assert place is not None
         op = event.op.removeprefix("_foreach_").rstrip("_").removeprefix("_")
@@ -114,9 +117,14 @@ class Facts:
         module = parameter.rpartition(".")[0] if parameter is not None else place.module
         return parameter, module, source, op
 
+    def _module_of(self, name: str) -> str:
+        """Of a parameter or buffer, and of a parameter's gradient or optimizer state."""
+        owner = next((p for p in (name, name.rpartition(".")[0]) if p in self.parameter_names), name)
+        return owner.rpartition(".")[0]
+
     def _phase(self, event: Event, path: list[Event], sink: Sink) -> str:
         if event.leaf in ("data", "constant"):
-            return "data"
+            return _phase_of_number(event.place) if _is_written_number(event) and event.place else "data"
         if event.leaf == "written" and event.place is not None:
             return "backward" if event.place.in_backward else "forward"
         if event.leaf == "unseen" and event.place is not None and event.place.in_model:
@@ -130,7 +138,7 @@ class Facts:
         enters_model = self._enters_model(event)
         if event.namespace in ("c10d", "_c10d_functional", "fsdp"):
             return "reduce"
-        if place.in_optimizer:
+        if place.in_optimizer and not place.in_model and not place.in_backward:
             return "optimizer"
         for mark in ("unscale", "clip", "ema", "checkpoint"):
             if mark in place.marks:
@@ -145,8 +153,10 @@ class Facts:
             return "data" if enters_model else "loss"
         if enters_model:
             return "data"
+        if "loss" in sink.kind:  # a second one, after the first one's backward
+            return "loss"
         if place.milestone == "optimizer":
-            return "loss" if sink.kind == "loss" else "ema"
+            return "ema"
         return self._phase_after_backward(event, path, sink)
 
     def _enters_model(self, event: Event) -> bool:
@@ -168,8 +178,9 @@ class Facts:
             if step.place is not None and step.place.in_optimizer:
                 break
             written = set(step.written)
-            if written & self.gradients:
-                return "clip" if event.from_gradient else "unscale"
+            if written & self.gradients:  # a factor that owes nothing to the gradients undoes a scale
+                is_factor = step.op.removeprefix("_foreach_").strip("_") in ("mul", "div")
+                return "unscale" if is_factor and not event.from_gradient else "clip"
             if written & self.names.keys():
                 return "optimizer"
         return "clip" if event.from_gradient or sink.kind == "clip norm" else "unscale"
@@ -203,6 +214,19 @@ class Facts:
         if not is_weight and length and length % num == 0:
             return tuple(sorted({first + row // (length // num) for row in event.rows}))
         return tuple(range(first, last + 1)) if num < size and not is_weight else ()
+
+
+def _is_written_number(event: Event) -> bool:
+    """A NaN or Inf that the code itself writes down, once the model has begun."""
+    return event.is_number and event.place is not None and _phase_of_number(event.place) != "data"
+
+
+def _phase_of_number(place: Place) -> str:
+    if place.in_optimizer:
+        return "optimizer"
+    if place.in_model:
+        return "forward"
+    return "loss" if place.milestone == "model" else "data"
 
 
 def _path_text(path: list[Event], sink: Sink) -> tuple[str, ...]:

@@ -16,6 +16,8 @@ from diagnostics.patching import replaced
 _OWN_FOLDERS = tuple(f"{Path(file).resolve().parent}/" for file in (torch.__file__, __file__))
 _PYTHON_FOLDER = f"{Path(sysconfig.get_paths()['stdlib']).resolve()}/"
 
+_TYPED = ("<stdin>", "<python-input", "<ipython-input", "<console>", "<cell", "<input>")  # where a person writes lines
+
 # (end of the file's path, functions or None for all, what it means). A subphase of a step shows in nothing else:
 # the operators of clipping are ordinary norms and products.
 _KNOWN_FUNCTIONS: tuple[tuple[str, frozenset[str] | None, str], ...] = (
@@ -36,7 +38,7 @@ _KNOWN_FUNCTIONS: tuple[tuple[str, frozenset[str] | None, str], ...] = (
 def is_library(filename: str) -> bool:
     """Whether a file belongs to torch, this package or Python itself, and so is nobody's line to mend."""
     if filename.startswith("<"):
-        return True
+        return not filename.startswith(_TYPED)
     resolved = str(Path(filename).resolve())
     if resolved.startswith(_OWN_FOLDERS):
         return True

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from diagnostics.events import Event
-from diagnostics.operators import operator
+from diagnostics.operators import is_arithmetic, operator
 from diagnostics.provenance import is_inexact
 from diagnostics.ranks import num_ranks
 from diagnostics.reference import Before, LostError, Recorder, element, run_in_float64, widened
@@ -52,9 +52,10 @@ def judge(event: Event, call: Before, recorder: Recorder) -> Judgement:
     scalars = [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, float)]
     place = event.place
     computes = place is not None and (place.in_model or place.in_backward or place.milestone in ("start", "model"))
-    if any(math.isnan(v) for v in scalars):  # written into activations it stands for a kernel; elsewhere for a rate
-        return Judgement(None, "kernel" if computes else "bad_scalar", case.operands())
-    if any(math.isinf(v) for v in scalars) and not computes:
+    if any(math.isnan(v) for v in scalars):  # put into activations it stands for a kernel; computed with, for a rate
+        puts = computes and not is_arithmetic(op.name) and place is not None and (place.in_model or place.in_backward)
+        return Judgement(None, "kernel" if puts else "bad_scalar", case.operands())
+    if any(math.isinf(v) for v in scalars) and (not computes or (is_arithmetic(op.name) and math.isinf(case.value))):
         return Judgement(None, "bad_scalar", case.operands())
     if op.is_collective:  # never run again: the other ranks would not take part
         return case.collective()
@@ -64,7 +65,7 @@ def judge(event: Event, call: Before, recorder: Recorder) -> Judgement:
         found = case.softmax()
         if found is not None:
             return found
-    if op.name.startswith("_fused_adam"):
+    if op.name.startswith(("_fused_adam_", "_fused_adamw_")):
         return case.fused_adam()
     return case.elementwise() if op.is_elementwise else case.whole()
 

@@ -45,7 +45,8 @@ def tensors(value):
 
 
 def bad(value):
-    return [t for t in tensors(value) if t.is_floating_point() and not torch.isfinite(t).all()]
+    inexact = [t for t in tensors(value) if t.is_floating_point() or t.is_complex()]
+    return [t for t in inexact if not torch.isfinite(t).all()]
 
 
 for t in tensors([call["args"], call["kwargs"]]):

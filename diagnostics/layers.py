@@ -129,6 +129,10 @@ class LayerStatistics:
         self._last: _Output | None = None
         self._forget()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LayerStatistics":
+        """Itself: a model that is copied while it records takes its hooks along."""
+        return self
+
     def attach(self) -> None:
         """Let the next `recording` measure (the state after construction)."""
         self._attached = True
@@ -154,6 +158,8 @@ class LayerStatistics:
         self._recording = recording = object()
         try:
             for name, module in leaf_modules(self._model).items():
+                if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                    continue
                 self._handles.append(module.register_forward_hook(partial(self._after_forward, name, recording)))
             with eagerly():
                 yield

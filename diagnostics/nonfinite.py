@@ -12,18 +12,28 @@ from diagnostics.verdict import Verdict
 
 
 class NonFiniteError(ArithmeticError):
-    """A step met NaN or Inf. Nothing bad was kept: weights, optimizer state and averages are those before the step.
+    """A step met NaN or Inf.
 
-    incident: folder with the evidence, None where none was written.
+    incident: folder with the evidence, None where none was written. is_restored: whether weights, optimizer states and
+    averages are those before the step.
     """
 
     exit_code = 1
 
-    def __init__(self, verdict: Verdict, incident: Path | None = None) -> None:
-        tail = f"\nevidence in {incident}" if incident is not None else ""
-        super().__init__(f"{verdict}\nParameters, optimizer state and averages are as before the step.{tail}")
+    def __init__(
+        self, verdict: Verdict, incident: Path | None = None, *, is_restored: bool = True, note: str = ""
+    ) -> None:
+        state = "Parameters, optimizer state and averages are as before the step."
+        if not is_restored:
+            state = (
+                "Parameters are NOT as before the step: an optimizer had moved them already, of which this watch "
+                "learned only now. Load the last checkpoint; from now on copies are kept."
+            )
+        tail = f"evidence in {incident}" if incident is not None else note
+        super().__init__("\n".join(filter(None, [str(verdict), state, tail])))
         self.verdict = verdict
         self.incident = incident
+        self.is_restored = is_restored
 
 
 def values_of(tensors: Iterable[Tensor | None]) -> list[Tensor]:

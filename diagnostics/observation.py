@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.utils.clip_grad
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from diagnostics.layers import tensors_in
 from diagnostics.patching import replaced
@@ -18,16 +19,21 @@ from diagnostics.snapshot import OptimizerState, Randomness
 class Observation:
     """Of one step. losses: one boolean scalar each, on its device. norm: a tensor until it is read.
 
-    norm_covers: ids of the gradients that `norm` is of. before: copy of what the optimizer will change, where one is
-    kept. checks_states: optimizer states were written by somebody else since the last step.
+    covered: id and version of the gradients that `norm` is of, as they were when it was computed or clipped with.
+    before: copy of what the optimizer will change, where one is kept. checks_states: optimizer states were written by
+    somebody else since the last step. stepped: optimizers of the watch that have stepped. any_stepped: any torch
+    optimizer has. scaler_stepped: the gradient scaler was asked to step.
     """
 
     randomness: Randomness
     losses: list[Tensor] = field(default_factory=list)
     norm: float | Tensor | None = None
-    norm_covers: set[int] = field(default_factory=set)
+    covered: dict[int, int] = field(default_factory=dict)
     scaler: torch.amp.GradScaler | None = None
-    stepped: bool = False
+    scaler_stepped: bool = False
+    any_stepped: bool = False
+    stepped: list[Any] = field(default_factory=list)
+    skipped: bool = False
     is_replayed: bool = False
     before: OptimizerState | None = None
     checks_states: bool = False
@@ -35,15 +41,24 @@ class Observation:
 
     @contextmanager
     def observing(self) -> Iterator[None]:
-        """Note the roots of backward, the norm of clipping and the gradient scaler."""
+        """Note the roots of backward, clipping and its norm, the gradient scaler and optimizers."""
+        clip, scaler = torch.nn.utils.clip_grad, torch.amp.GradScaler
         with ExitStack() as stack:
             stack.enter_context(replaced(torch.autograd, "backward", self._seen_backward))
-            stack.enter_context(replaced(torch.nn.utils.clip_grad, "_get_total_norm", self._seen_norm))
-            stack.enter_context(replaced(torch.amp.GradScaler, "scale", self._seen_scale))
+            stack.enter_context(replaced(clip, "_get_total_norm", self._seen_norm))
+            stack.enter_context(replaced(clip, "_clip_grads_with_norm_", self._seen_clipping))
+            stack.enter_context(replaced(scaler, "scale", self._seen_scale))
+            stack.enter_context(replaced(scaler, "step", self._seen_scaler_step))
+            stack.enter_context(replaced(scaler, "update", self._seen_scaler_step))
+            stack.callback(register_optimizer_step_pre_hook(self._seen_optimizer).remove)
             yield
 
     def note_losses(self, tensors: Any) -> None:
         self.losses += [torch.isfinite(tensor.detach()).all() for tensor in tensors_in(tensors)]
+
+    def covers(self, gradients: list[Tensor]) -> bool:
+        """Whether the loop's own norm is of these gradients as they are now."""
+        return isinstance(self.norm, Tensor) and all(self.covered.get(id(g)) == g._version for g in gradients)
 
     def restore_scaler(self) -> None:
         if self.scaler is not None:
@@ -62,10 +77,22 @@ class Observation:
         def total_norm(tensors: Any, *args: Any, **kwargs: Any) -> Any:
             listed = [tensors] if isinstance(tensors, Tensor) else list(tensors)
             self.norm = original(listed, *args, **kwargs)
-            self.norm_covers = {id(tensor) for tensor in listed}
+            self.covered = {id(tensor): tensor._version for tensor in listed}
             return self.norm
 
         return total_norm
+
+    def _seen_clipping(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def clip(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+            listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+            gradients = [p.grad for p in listed if p.grad is not None]
+            covered = self.covers(gradients)
+            result = original(listed, *args, **kwargs)
+            if covered:  # finite times finite: nothing new to see
+                self.covered |= {id(gradient): gradient._version for gradient in gradients}
+            return result
+
+        return clip
 
     def _seen_scale(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def scale(scaler: torch.amp.GradScaler, outputs: Any) -> Any:
@@ -76,3 +103,15 @@ class Observation:
             return original(scaler, outputs)
 
         return scale
+
+    def _seen_scaler_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Of `step` and `update`: a loop may step its optimizer itself."""
+
+        def step(scaler: torch.amp.GradScaler, *args: Any, **kwargs: Any) -> Any:
+            self.scaler_stepped = self.scaler_stepped or scaler.is_enabled()
+            return original(scaler, *args, **kwargs)
+
+        return step
+
+    def _seen_optimizer(self, *_: Any) -> None:
+        self.any_stepped = True

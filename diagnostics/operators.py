@@ -60,3 +60,11 @@ def operator(func: torch._ops.OpOverload) -> Operator:
         writes=tuple(writes),
         overwrites=overwrites,
     )
+
+
+_ARITHMETIC = {"add", "sub", "rsub", "mul", "div", "pow", "lerp", "addcmul", "addcdiv"}
+
+
+def is_arithmetic(name: str) -> bool:
+    """Whether an operator computes with a number it is given, rather than puts it somewhere or cuts off there."""
+    return name.removeprefix("_foreach_").rstrip("_") in _ARITHMETIC

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.parameter import is_lazy
+
+_COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc, torch.jagged)
 
 
 def harmful(event: int) -> int:
@@ -71,16 +74,20 @@ class Storage:
 
 
 def strided(tensor: Tensor) -> Tensor | None:
-    """The strided tensor that holds the values: of a sparse tensor its values, of a DTensor its shard, None of meta."""
+    """The strided tensor that holds the values: of a sparse tensor its values, of a DTensor its shard.
+
+    None where there is no memory to look at: meta and lazy tensors, those of function transforms (torch.func) and of
+    other layouts.
+    """
     if type(tensor) not in (Tensor, torch.nn.Parameter) and hasattr(tensor, "to_local"):
         tensor = tensor.to_local()
-    if tensor.is_meta:
+    if is_lazy(tensor) or tensor.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return None
     if tensor.layout is torch.strided:
-        return tensor
+        return None if tensor._is_zerotensor() else tensor
     if tensor.layout is torch.sparse_coo:
         return tensor._values()
-    return tensor.values()
+    return tensor.values() if tensor.layout in _COMPRESSED else None
 
 
 def is_inexact(tensor: Tensor) -> bool:

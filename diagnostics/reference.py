@@ -76,11 +76,15 @@ class Before:
         """Arguments with what was overwritten as it was before, None where that is lost."""
         return tree_map(lambda a: self.value(a) if isinstance(a, Tensor) else a, (self.args, self.kwargs))
 
-    def frozen(self, limit: int = 256 * 2**20) -> "Before | None":
+    @property
+    def num_bytes(self) -> int:
+        tensors = [leaf for leaf in tree_flatten((self.args, self.kwargs))[0] if isinstance(leaf, Tensor)]
+        return sum(t.numel() * t.dtype.itemsize for t in tensors)
+
+    def frozen(self, limit: int) -> "Before | None":
         """The call with copies of its tensors, safe from later writes; None where they exceed `limit` bytes."""
         args, kwargs = self.values()
-        tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
-        if sum(t.numel() * t.dtype.itemsize for t in tensors) > limit:
+        if Before(self.func, args, kwargs).num_bytes > limit:
             return None
         args, kwargs = tree_map(lambda a: a.detach().clone() if isinstance(a, Tensor) else a, (args, kwargs))
         return Before(self.func, args, kwargs)

@@ -8,9 +8,13 @@ from typing import Any
 
 import torch
 
+from diagnostics.nonfinite import any_bad, values_of
+
 LARGEST_GRADIENT = 1e15  # its square, summed over a run, is far from float32's limit
 _SMALLEST_EPS = 1e-12
-_LARGEST_RATE = 1e3
+# Beyond these a step may overflow, or a run diverge so fast that the next one does.
+_LIMITS = {"lr": 1e3, "weight_decay": 1e3, "momentum": 1.0, "alpha": 1.0, "dampening": 1.0, "momentum_decay": 1.0}
+_NOT_NEGATIVE = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "step")
 _WIDE = (torch.float32, torch.float64, torch.bfloat16)  # bfloat16 has float32's range
 _DIVIDING = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop)
 _KNOWN = (*_DIVIDING, torch.optim.SGD)
@@ -20,26 +24,49 @@ def why_unsafe(optimizer: Any) -> str | None:
     """Reason in words, or None where finite gradients below `LARGEST_GRADIENT` leave everything finite.
 
     Adam's update is at most (largest gradient of the run) / eps times the learning rate, about 1e30 here; an eps
-    that the parameters' dtype rounds to zero has no such bound (float16 and 1e-8: pytorch#8860).
+    that the parameters' dtype rounds to zero has no such bound (float16 and 1e-8: pytorch#8860). It takes states that
+    are finite, squares among them not negative.
     """
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
     if type(inner) not in _KNOWN:
         return f"{type(inner).__name__} is not an optimizer whose steps are known to stay finite"
     for group in inner.param_groups:
-        rate = group["lr"]
-        if isinstance(rate, torch.Tensor):
-            return "the learning rate is a tensor"
-        if not math.isfinite(rate) or abs(rate) > _LARGEST_RATE:
-            return f"the learning rate is {rate}"
-        dtypes = {parameter.dtype for parameter in group["params"]}
-        half = [str(dtype).removeprefix("torch.") for dtype in dtypes if dtype not in _WIDE]
-        if half:
-            return f"parameters are {half[0]}"
-        if type(inner) in _DIVIDING:
-            eps = group["eps"]
-            if not math.isfinite(eps) or eps < _SMALLEST_EPS:
-                return f"eps is {eps}"
+        reason = _why_group_unsafe(type(inner), group)
+        if reason is not None:
+            return reason
     return None
+
+
+def _why_group_unsafe(kind: type, group: dict[str, Any]) -> str | None:
+    for name, limit in _LIMITS.items():
+        value = group.get(name, 0.0)
+        if isinstance(value, torch.Tensor):
+            return f"{name} is a tensor"
+        if not math.isfinite(value) or abs(value) > limit:
+            return f"{name} is {value}"
+    if not all(isinstance(beta, float) and 0.0 <= beta < 1.0 for beta in group.get("betas", ())):
+        return f"betas are {group['betas']}"
+    if group.get("centered"):
+        return "a centred variance can be negative"
+    dtypes = {parameter.dtype for parameter in group["params"]}
+    half = [str(dtype).removeprefix("torch.") for dtype in dtypes if dtype not in _WIDE]
+    if half:
+        return f"parameters are {half[0]}"
+    if kind in _DIVIDING and not _SMALLEST_EPS <= group["eps"] < math.inf:
+        return f"eps is {group['eps']}"
+    return None
+
+
+def states_are_sound(optimizer: Any) -> bool:
+    """Whether all states are finite and averages of squares and step counts not negative. Reads on the host."""
+    for state in getattr(optimizer, "state", {}).values():
+        tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+        if any_bad(values_of(tensors.values())):
+            return False
+        squares = values_of(value for key, value in tensors.items() if key in _NOT_NEGATIVE)
+        if any(bool((value < 0).any()) for value in squares):
+            return False
+    return True
 
 
 def known_kernel_fault(device: torch.device) -> str | None:

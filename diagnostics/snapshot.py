@@ -34,33 +34,46 @@ class Randomness:
         return {"cpu": self._cpu} | {f"cuda.{i}": state for i, state in enumerate(self._cuda)}
 
 
-class Tensors:
-    """Copies of tensors that are written in place, renewed only where a tensor changed since its last copy."""
+class Buffers:
+    """Copies of modules' buffers, which a step writes in place or replaces. Undone, a step leaves neither.
 
-    def __init__(self) -> None:
-        self._copies: dict[int, tuple[Tensor, int, Tensor]] = {}
+    A copy is renewed only where its tensor changed. Buffers above `max_elements` are tables that no step changes;
+    they are not copied.
+    """
 
-    def take(self, tensors: Iterable[Tensor]) -> None:
-        """Make the copies those of now. Forgets tensors that are no longer listed."""
-        copies = {}
-        for tensor in tensors:
-            old = self._copies.get(id(tensor))
-            is_small = tensor.numel() <= _ALWAYS_COPIED  # kernels of batch normalisation write without a trace
-            if old is not None and old[0] is tensor and old[1] == tensor._version and not is_small:
-                copies[id(tensor)] = old
-            else:
-                copies[id(tensor)] = (tensor, tensor._version, tensor.detach().clone())
-        self._copies = copies
+    def __init__(self, modules: Iterable[nn.Module], max_elements: int) -> None:
+        self._slots = [(module._buffers, name) for module in modules for name in module._buffers]
+        self._max_elements = max_elements
+        self._kept: list[tuple[Tensor | None, int, Tensor | None]] = [(None, 0, None)] * len(self._slots)
+
+    def current(self) -> dict[int, Tensor]:
+        """Number of its place -> buffer, of those that may change."""
+        found = {i: holder.get(name) for i, (holder, name) in enumerate(self._slots)}
+        return {i: tensor for i, tensor in found.items() if tensor is not None and tensor.numel() <= self._max_elements}
+
+    def take(self) -> None:
+        """Make the copies those of now."""
+        now = self.current()
+        for i, (holder, name) in enumerate(self._slots):
+            tensor, (old, version, _) = now.get(i), self._kept[i]
+            if tensor is None:
+                self._kept[i] = (holder.get(name), 0, None)
+            # Kernels of batch normalisation write without a trace in the version.
+            elif tensor is not old or tensor._version != version or tensor.numel() <= _ALWAYS_COPIED:
+                self._kept[i] = (tensor, tensor._version, tensor.detach().clone())
 
     @torch.no_grad()
     def restore(self) -> None:
-        for key, (tensor, version, copy) in self._copies.items():
-            if tensor._version != version or tensor.numel() <= _ALWAYS_COPIED:
+        for i, ((holder, name), (tensor, version, copy)) in enumerate(zip(self._slots, self._kept, strict=True)):
+            if name in holder and holder[name] is not tensor:
+                holder[name] = tensor
+            if (
+                copy is not None
+                and tensor is not None
+                and (tensor._version != version or tensor.numel() <= _ALWAYS_COPIED)
+            ):
                 tensor.detach().copy_(copy)
-                self._copies[key] = (tensor, tensor._version, copy)
-
-    def __len__(self) -> int:
-        return len(self._copies)
+                self._kept[i] = (tensor, tensor._version, copy)
 
 
 class OptimizerState:
@@ -115,4 +128,11 @@ def _put_back(current: dict[str, Any], values: dict[str, Any]) -> None:
 
 
 def _copied(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
+    """A deep copy, of tensors without their graphs."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_copied(item) for item in value)
+    return value

@@ -56,7 +56,7 @@ def dense(tensor: Tensor) -> Tensor | None:
     x = tensor.detach() if tensor.requires_grad else tensor
     if type(x) is not Tensor and hasattr(x, "to_local"):
         x = x.to_local()
-    if x.is_meta:
+    if x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x) or x.layout is torch._mkldnn:  # type: ignore[attr-defined]
         return None
     if x.layout is torch.sparse_coo:
         x = x.coalesce().values()

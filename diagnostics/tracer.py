@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten
 from diagnostics.context import Place, StepContext
 from diagnostics.events import Event
 from diagnostics.ieee import judge
-from diagnostics.operators import Operator, operator
+from diagnostics.operators import Operator, is_arithmetic, operator
 from diagnostics.provenance import (
     Memory,
     Shadow,
@@ -26,7 +26,8 @@ from diagnostics.provenance import (
 )
 from diagnostics.reference import Before, Recorder, element
 
-_JUDGED_BIRTHS = 16
+_JUDGED_BIRTHS = 512
+_KEPT_CALLS = 256 * 2**20  # bytes of operands that are kept for the one that turns out to be the origin
 _SELECTING = ("where", "masked_fill", "masked_fill_")
 
 
@@ -43,6 +44,7 @@ class Tracer(TorchDispatchMode):
         self.is_finished = False  # the origin is known: let the rest of the step run as it is
         self.first_harm: int | None = None  # the first event with harmful values, leaves included
         self._num_judged = 0
+        self._bytes_left = _KEPT_CALLS
 
     # Leaves
 
@@ -56,15 +58,21 @@ class Tracer(TorchDispatchMode):
             return None
         event = self._new_event(kind, None)
         event.leaf, event.name = kind, name
-        event.is_mask = bool((values <= 0).all()) if not values.is_complex() else False
-        bad = ~torch.isfinite(values)
-        harm = bad if infinity_is_harm or bool(torch.isnan(values[bad]).all()) else torch.isnan(values)
+        numbers = values.float() if values.dtype.itemsize == 1 else values  # 8-bit floats compare with nothing
+        event.is_mask = bool((numbers <= 0).all()) if not values.is_complex() else False
+        bad = ~torch.isfinite(numbers)
+        harm = bad if infinity_is_harm or bool(torch.isnan(numbers[bad]).all()) else torch.isnan(numbers)
         has_harm = harm is bad or bool(harm.any())
         self._describe(event, values, harm if has_harm else bad)
         self._mark(event, values, harm, bad)
         if has_harm:
             self._note_harm(event)
         return event
+
+    def forget(self) -> None:
+        """Drop all tensors."""
+        self.memory, self.events = Memory(), []
+        self.recorder = Recorder(self.memory)
 
     # Dispatch
 
@@ -79,8 +87,6 @@ class Tracer(TorchDispatchMode):
             self._meet(op, _tensors(args))
         if op.is_view:
             return func(*args, **kwargs)
-        if torch._C._current_graph_task_id() != -1:
-            self.context.saw_backward()
         if op.name == "copy_" and self._is_wait(*args[:2]):
             return func(*args, **kwargs)
         inputs, mutated = self._inputs(op, args, kwargs)
@@ -202,7 +208,10 @@ class Tracer(TorchDispatchMode):
             shadows = self._unseen_writes(op, inputs, before, place)
         event = self._new_event(op.name, place)
         event.namespace, event.is_allocation = op.namespace, op.is_empty
-        constant = _has_infinite_scalar(before.args, before.kwargs)
+        constant = event.has_infinite_scalar = _has_infinite_scalar(before.args, before.kwargs)
+        if constant and is_arithmetic(op.name):  # ones * -inf is a mask; a prediction times inf is a mistake
+            records = [record for record in map(self.memory.known, inputs) if record is not None]
+            constant = not any(record.from_batch or record.from_gradient for record in records)
         best: tuple[Tensor, Tensor, int] | None = None
         for slot, (tensor, flag) in enumerate(zip(written, flags, strict=True)):
             if not flag:
@@ -237,8 +246,9 @@ class Tracer(TorchDispatchMode):
         if self._num_judged < _JUDGED_BIRTHS:
             self._num_judged += 1
             event.judgement = judge(event, before, self.recorder)  # now: its operands are still in memory
-            if self._num_judged == 1 and op.namespace in ("aten", "prims"):  # others need more than torch, or ranks
-                event.call = before.frozen()
+            if op.namespace in ("aten", "prims"):  # others need more than torch, or ranks
+                event.call = before.frozen(self._bytes_left)
+                self._bytes_left -= 0 if event.call is None else event.call.num_bytes
 
     def _may_be_origin(self, event: Event) -> bool:
         """A birth, a number put into a tensor, or a backward operator that may use what a forward branch discarded."""

@@ -6,29 +6,34 @@ and randomness, under `explain`.
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from diagnostics.explain import Explanation, listed
+from diagnostics.arguments import models_in, optimizers_in
+from diagnostics.explain import Explanation
 from diagnostics.incident import write_incident
 from diagnostics.layers import LayerStatistics, tensors_in, walk
-from diagnostics.nonfinite import NonFiniteError, any_bad, magnitude, values_of
+from diagnostics.nonfinite import NonFiniteError, all_finite, any_bad, magnitude, values_of
 from diagnostics.observation import Observation
 from diagnostics.patching import replaced
 from diagnostics.ranks import agreed, on_any, rank, worst
-from diagnostics.safety import LARGEST_GRADIENT, why_unsafe
-from diagnostics.snapshot import OptimizerState, Randomness, Tensors
+from diagnostics.safety import LARGEST_GRADIENT, states_are_sound, why_unsafe
+from diagnostics.snapshot import Buffers, OptimizerState, Randomness
 from diagnostics.statistics import TensorStatistics
 from diagnostics.verdict import Verdict
 
 Result = TypeVar("Result")
+Undo = Literal["auto", "always", "never"]
 _SMALL_BUFFER = 2**22  # elements; larger buffers are tables that no step changes
+_ONE_AT_A_TIME = threading.RLock()  # a step is observed through functions of torch, of which there is one
 
 
 class _Trip(BaseException):
@@ -43,6 +48,10 @@ class _StopReplay(BaseException):
     """Ends a replay before an optimizer step that could not be undone."""
 
 
+class _BufferTrip(_Trip):
+    """A buffer that is not finite. Infinity may be meant there: a mask, a running extreme."""
+
+
 class Watch:
     """Watches every training step of a loop (contract C6).
 
@@ -51,15 +60,20 @@ class Watch:
             loss = watch.step(lambda: train_one(batch), batch=batch)
 
     The callable does one whole optimizer step: forward, backward, clipping, `optimizer.step()`. It is called again
-    on a trip, so it must not consume its batch. Parameters that come or go between steps are noticed at the next full
-    statistics or `attach`.
+    on a trip, so it must not consume its batch. Undone are parameters, buffers, optimizer states, averages, a gradient
+    scaler and the randomness of torch, Python and NumPy; not what else the callable changes, such as learning-rate
+    schedulers and generators of its own. Gradients are dropped. Threads take turns.
 
     Args:
         model: a module or several. optimizer: what steps inside the callable, one or several of any class with a
             `step` method; None for a loop that updates by hand.
         statistics_every: steps between full statistics of every layer (`layers` after such a step); 0 for never.
+            Modules that come or go are noticed then, and at `attach`.
         incidents: folder for `step-XXXXXXXX` folders; None writes none.
-        averages: tensors of weight averages that the step updates; they are checked and undone, too.
+        averages: tensors of weight averages that the step updates. They are checked after every step, for which
+            everything is copied before it; see `safe_averages`.
+        safe_averages: averages whose update keeps them finite where the parameters are (a decay between 0 and 1, not
+            in float16). They are undone, and checked where copies are kept, but cause no copy.
         undo: `auto` copies parameters and optimizer state before a step only where the optimizer could make
             non-finite values of finite gradients (`undo_reason` says why: half parameters, an unknown optimizer, an
             odd eps, several optimizers): one copy in time and memory. `always` and `never` do as they say.
@@ -68,6 +82,9 @@ class Watch:
     Attributes:
         layers: statistics of the last step that measured them, as `LayerStatistics.collect` gives them.
         num_skipped, skips_in_a_row: steps that a gradient scaler left out, in all and just now; set them on resume.
+
+    Raises:
+        TypeError, ValueError: an argument is none of these.
     """
 
     def __init__(
@@ -78,27 +95,32 @@ class Watch:
         statistics_every: int = 50,
         incidents: Path | str | None = "incidents",
         averages: Iterable[Tensor] = (),
-        undo: Literal["auto", "always", "never"] = "auto",
+        safe_averages: Iterable[Tensor] = (),
+        undo: Undo = "auto",
         max_consecutive_skips: int = 20,
     ) -> None:
-        self._models = listed(model)
-        self._optimizers: list[Any] = listed(optimizer)
+        if undo not in get_args(Undo):
+            raise ValueError(f"undo: one of {', '.join(get_args(Undo))}, not {undo!r}")
+        if statistics_every < 0 or max_consecutive_skips < 1:
+            raise ValueError("statistics_every: 0 or more; max_consecutive_skips: 1 or more")
+        self._models = models_in(model)
+        self._optimizers = optimizers_in(optimizer)
         self._every = statistics_every
         self.incidents = None if incidents is None else Path(incidents)
-        self._averages = list(averages)
+        self._averages, self._safe_averages = list(averages), list(safe_averages)
         self._undo = undo
         self._max_skips = max_consecutive_skips
         self._layers = [LayerStatistics(one) for one in self._models]
-        self._list()
-        self._buffers = Tensors()
         self._attached = True
+        self._running = False
         self._versions: list[tuple[int, int]] | None = None
+        self._learned: str | None = None  # why copies are kept, learned from a step that showed it
         self._num_steps = 0
         self.skips_in_a_row = 0
         self.layers: dict[str, dict[str, TensorStatistics]] = {}
         self.num_skipped = 0
         self._seen = Observation(Randomness())
-        self._bad_buffers = {id(b) for b in self._buffers_watched if any_bad([b])}  # masks, running extremes
+        self._list()
 
     @property
     def undo_reason(self) -> str | None:
@@ -109,10 +131,11 @@ class Watch:
             return "the update is not an optimizer's"
         if len(self._optimizers) > 1:
             return "a second optimizer steps after the first has changed its parameters"
-        reason = why_unsafe(self._optimizers[0])
-        if reason is None and any(average.dtype is torch.float16 for average in self._averages):
+        if self._averages:
+            return "averages are updated by the loop"
+        if any(average.dtype is torch.float16 for average in self._safe_averages):
             return "averages are float16"
-        return reason
+        return self._learned or why_unsafe(self._optimizers[0])
 
     def attach(self) -> None:
         """Watch again (the state after construction)."""
@@ -141,35 +164,23 @@ class Watch:
 
         Raises:
             NonFiniteError: a loss, gradient, norm, buffer, parameter, state or average is not finite, or a gradient
-                scaler collapsed. Everything is as before the step.
+                scaler collapsed. Its text says whether everything is as before the step, as it is but for what no
+                watch can foresee: an optimizer that steps a second time in the callable, or one it was not given.
+            RuntimeError: inside a step of the same watch.
         """
         index = self._num_steps if step_index is None else step_index
         self._num_steps = index + 1
         if not self._attached:
             return step()
-        due = self.is_due(index)
-        if due:
-            self._list()
-        # Somebody else wrote to them: a checkpoint was loaded, or this is the first step.
-        changed = self._versions is None or self._versions != self._state_versions()
-        self._seen = Observation(Randomness(), checks_states=changed)
-        self._buffers.take(self._buffers_kept)
-        if not self._optimizers and self.undo_reason is not None:
-            self._seen.before = self._copy_state()
-        try:
-            with ExitStack() as stack:
-                for layers in self._layers:
-                    stack.enter_context(layers.recording(enabled=due))
-                stack.enter_context(self._seen.observing())
-                stack.enter_context(self._before_each_optimizer(self._before_optimizer))
-                result = step()
-            self._after_step(result)
-        except _Trip as trip:
-            raise self._explain(trip, step, batch, index) from None
-        self._versions = self._state_versions()
-        if due:
-            self.layers = {name: parts for layers in self._layers for name, parts in layers.collect().items()}
-        return result
+        with _ONE_AT_A_TIME:
+            if self._running:
+                raise RuntimeError("Watch.step inside a step of the same watch; give each loop a watch of its own")
+            self._running = True
+            try:
+                return self._step(step, batch, index)
+            finally:
+                self._running = False
+                self._seen.before = None
 
     def note(self, *, loss: float, grad_norm: float) -> None:
         """For a loop that reads its loss and gradient norm before `optimizer.step()` anyway: nothing more is read.
@@ -189,14 +200,56 @@ class Watch:
 
     # During a step
 
+    def _step(self, step: Callable[[], Result], batch: Any, index: int) -> Result:
+        due = self.is_due(index)
+        if due or self._group_sizes() != self._listed_groups:
+            self._list()
+        # Somebody else wrote to them: a checkpoint was loaded, or this is the first step.
+        changed = self._versions is None or self._versions != self._state_versions()
+        self._seen = Observation(Randomness(), checks_states=changed)
+        self._buffers.take()
+        if not self._optimizers and self.undo_reason is not None:
+            self._seen.before = self._copy_state()
+        versions = [parameter._version for parameter in self._parameters]
+        trip: _Trip | None = None
+        try:
+            with ExitStack() as stack:
+                for layers in self._layers:
+                    stack.enter_context(layers.recording(enabled=due))
+                stack.enter_context(self._seen.observing())
+                stack.enter_context(self._before_each_optimizer(self._before_optimizer))
+                result = step()
+            self._after_step(result, versions)
+        except _Trip as caught:
+            trip = caught.with_traceback(None)  # its frames hold the step's graph
+        if trip is not None:
+            error = self._explain(trip, step, batch, index)
+            if error is not None:
+                raise error
+            return self._step(step, batch, index)  # the buffers' infinities are meant
+        self._versions = self._state_versions()
+        if due:
+            self.layers = {name: parts for layers in self._layers for name, parts in layers.collect().items()}
+        return result
+
     @contextmanager
-    def _before_each_optimizer(self, check: Callable[..., None]) -> Iterator[None]:
-        """Call `check` before every `step` of every optimizer; one that has no hooks gets a `step` of its own."""
+    def _before_each_optimizer(self, check: Callable[[Any, list[Any]], None]) -> Iterator[None]:
+        """Call `check(optimizer, arguments)` before every `step`; it may exchange arguments for others in place.
+
+        An optimizer that has no hooks gets a `step` of its own.
+        """
+
+        def hook(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            values = [*args[1:], *kwargs.values()]
+            check(optimizer, values)
+            given = values[: len(args) - 1]
+            return (args[0], *given), dict(zip(kwargs, values[len(given) :], strict=True))
 
         def checked(original: Callable[..., Any]) -> Callable[..., Any]:
             def step(*args: Any, **kwargs: Any) -> Any:
-                check()
-                return original(*args, **kwargs)
+                values = [*args, *kwargs.values()]
+                check(getattr(original, "__self__", original), values)
+                return original(*values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True)))
 
             return step
 
@@ -204,113 +257,194 @@ class Watch:
             for optimizer in self._optimizers:
                 inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper has no hooks
                 if isinstance(inner, torch.optim.Optimizer):
-                    stack.callback(inner.register_step_pre_hook(check).remove)
+                    stack.callback(inner.register_step_pre_hook(hook).remove)
                 else:
                     stack.enter_context(replaced(inner, "step", checked))
             yield
 
-    def _before_optimizer(self, *_: Any) -> None:
+    def _before_optimizer(self, optimizer: Any, arguments: list[Any]) -> None:
         """The boundary check: loss, gradients, norm and buffers are finite, or nothing moves."""
-        norm = self._check_gradients()
+        closures = [i for i, value in enumerate(arguments) if callable(value)]
+        if optimizer in self._seen.stepped and self._seen.before is None:
+            self._learned = "the optimizer steps several times in the callable"
+        if not closures and not self._gradients_are_finite(optimizer):
+            self._seen.skipped = True  # the scaler will make the optimizer leave this step out
+            return
         self.skips_in_a_row = 0
-        if self._seen.stepped:
-            return  # another optimizer of this step: its copy is made
-        self._seen.stepped = True
         reason = self.undo_reason  # now: the loop may have set the rate of this step
-        if reason is None and self._seen.checks_states and on_any(any_bad(values_of(self._states()))):
-            raise _Trip("state", "an optimizer state is not finite")
-        if reason is None and self._undo == "auto" and norm > LARGEST_GRADIENT:
-            reason = "gradients are huge"
-        if reason is not None:
-            self._seen.before = self._copy_state()
+        if not self._seen.stepped and self._seen.before is None:
+            if reason is not None:
+                self._seen.before = self._copy_state()
+            elif self._seen.checks_states and on_any(not states_are_sound(optimizer)):
+                raise _Trip("state", "an optimizer state is not finite, or negative where squares are averaged")
+        if not closures:
+            self._seen.stepped.append(optimizer)
+        for i in closures:  # gradients exist when it returns; a first call of it comes before any change
+            arguments[i] = self._checked_closure(arguments[i], optimizer)
 
-    def _check_gradients(self) -> float:
-        """The joint norm of all gradients, after one read of it and of the losses' flag.
+    def _checked_closure(self, closure: Callable[[], Any], optimizer: Any) -> Callable[[], Any]:
+        def checked() -> Any:
+            result = closure()
+            self._gradients_are_finite(optimizer)
+            self._seen.stepped.append(optimizer)
+            self._seen.norm = None  # a next call has other gradients
+            return result
+
+        return checked
+
+    def _gradients_are_finite(self, optimizer: Any = None) -> bool:
+        """Read the joint norm of all gradients and the losses' flag. False where a gradient scaler found overflow and
+        has told a fused optimizer.
 
         Raises:
             _Trip: something is not finite, here or on another rank.
         """
         if isinstance(self._seen.norm, float):
-            return self._seen.norm  # `note` has read it
-        by_loop = isinstance(self._seen.norm, Tensor) and self._seen.norm_covers >= {
-            id(p.grad) for p in self._parameters if p.grad is not None
-        }
-        gradients = [] if by_loop else values_of(parameter.grad for parameter in self._parameters)
+            self._copy_if_huge(self._seen.norm)
+            return True  # `note` has read it
+        parameters = self._parameters
+        if len(self._optimizers) > 1 and optimizer is not None:
+            parameters = [p for group in getattr(optimizer, "param_groups", []) for p in group["params"]] or parameters
+        held = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        by_loop = self._seen.covers(held)
+        gradients = [] if by_loop else values_of(held)
         norm = values_of([self._seen.norm])[0].double() if by_loop else magnitude(gradients)
-        buffers = magnitude(values_of(b for b in self._buffers_watched if id(b) not in self._bad_buffers))
         bad_losses = [(~flag).to(norm) for flag in self._seen.losses]
         loss = torch.stack(bad_losses).sum() if bad_losses else torch.zeros_like(norm)
-        num_bad_losses, norm_value, buffer_value = worst(torch.stack([loss, norm, buffers.to(norm)]))
+        overflow = getattr(optimizer, "found_inf", None)
+        found_inf = overflow.detach().to(norm) if isinstance(overflow, Tensor) else torch.zeros_like(norm)
+        flags = [loss, norm, (~self._buffers_are_sound()).to(norm), found_inf]
+        num_bad_losses, norm_value, bad_buffers, skips = worst(torch.stack([flag.reshape(()) for flag in flags]))
         if num_bad_losses:
             raise _Trip("loss", "the loss is not finite")
+        if skips:
+            return False
         if not math.isfinite(norm_value) and (by_loop or on_any(any_bad(gradients))):
             raise _Trip("backward", f"the gradient norm is {norm_value:g}")
-        if not math.isfinite(buffer_value) and on_any(any_bad(values_of(self._buffers_watched))):
-            raise _Trip("forward", "a buffer is not finite")
-        return norm_value if math.isfinite(norm_value) else LARGEST_GRADIENT * 2
+        if bad_buffers:
+            raise _BufferTrip("forward", "a buffer is not finite")
+        self._copy_if_huge(norm_value)
+        return True
 
-    def _after_step(self, result: Any) -> None:
-        if not self._seen.stepped:
-            self._seen.note_losses(t for t in tensors_in(result) if t.numel() == 1)
-            if self._seen.scaler is not None:
-                self._after_skip(result)
-            else:
-                self._check_gradients()
+    def _copy_if_huge(self, norm: float) -> None:
+        huge = not math.isfinite(norm) or norm > LARGEST_GRADIENT  # inf: its squares overflow, it does not
+        if huge and self._undo == "auto" and self._seen.before is None and not self._seen.stepped:
+            self._seen.before = self._copy_state()
+
+    def _buffers_are_sound(self) -> Tensor:
+        """Device flag: all finite; where infinity is meant, no NaN."""
+        buffers = self._buffers.current()
+        strict = all_finite(tensor for i, tensor in buffers.items() if i not in self._infinite)
+        loose = [~torch.isnan(t).any() for i, t in buffers.items() if i in self._infinite and i not in self._nan]
+        return torch.stack([strict, *(flag.to(strict.device) for flag in loose)]).all()
+
+    def _after_step(self, result: Any, versions: list[int]) -> None:
+        scalars = [tensor for tensor in tensors_in(result) if tensor.numel() == 1]
+        scaled = self._seen.scaler is not None
+        if self._seen.skipped or (self._seen.scaler_stepped and not self._seen.any_stepped):
+            self._after_skip(scalars)
+        elif scaled and not self._seen.any_stepped:  # gradients accumulate, and may overflow until it calibrates
+            self._check_losses(scalars)
+        elif not self._seen.stepped:
+            self._seen.note_losses(scalars)
+            self._gradients_are_finite()
+        if self._seen.before is None and not self._seen.stepped:
+            self._check_foreign_writes(versions)
         if self._seen.before is not None:
-            kept = values_of([*self._parameters, *self._states(), *self._averages])
+            kept = values_of([*self._parameters, *self._states(), *self._averages, *self._safe_averages])
             norm = worst(magnitude(kept)[None])[0]
             if not math.isfinite(norm) and on_any(any_bad(kept)):
                 raise _Trip("optimizer", "parameters, optimizer state or averages are not finite after the step")
 
-    def _after_skip(self, result: Any) -> None:
-        """A gradient scaler left the step out. That is how it finds its scale, unless the loss is bad or it goes on."""
-        scalars = [t.detach() for t in tensors_in(result) if t.numel() == 1]
+    def _check_losses(self, scalars: list[Tensor]) -> None:
         if on_any(any_bad(values_of(scalars))):
             raise _Trip("loss", "the loss is not finite")
+
+    def _after_skip(self, scalars: list[Tensor]) -> None:
+        """A gradient scaler left the step out. That is how it finds its scale, unless the loss is bad or it goes on."""
+        self._check_losses(scalars)
         self.num_skipped += 1
         self.skips_in_a_row += 1
         if self.skips_in_a_row >= self._max_skips:
             raise _Trip("backward", f"the gradient scaler skipped {self.skips_in_a_row} steps in a row")
 
+    def _check_foreign_writes(self, versions: list[int]) -> None:
+        """Something else than the given optimizer changed the parameters: from now on they are copied."""
+        if versions == [parameter._version for parameter in self._parameters]:
+            return
+        self._learned = "parameters are changed by something else than the optimizer that the watch was given"
+        if on_any(any_bad(values_of(self._parameters))):
+            self._seen.stepped.append(None)
+            raise _Trip("optimizer", self._learned)
+
     # After a trip
 
-    def _explain(self, trip: _Trip, step: Callable[[], Any], batch: Any, index: int) -> NonFiniteError:
+    def _explain(self, trip: _Trip, step: Callable[[], Any], batch: Any, index: int) -> NonFiniteError | None:
+        """The error to raise; None where the replay shows that a buffer's infinity is meant."""
+        is_restored = self._seen.before is not None or not self._seen.stepped
         self._restore()
         self._clear_gradients()
         explanation = Explanation(self._models, self._optimizers, batch)
         explanation.tolerates_scaler = self.skips_in_a_row < self._max_skips
+        verdict, failure, bad_buffers = None, "", set()
         try:
             with self._replaying():
                 verdict = explanation.run(step, stop=_StopReplay)
+        except Exception as error:  # the finding must not be lost to it
+            failure = f"; the replay ended with {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         finally:
+            bad_buffers = {i for i, tensor in self._buffers.current().items() if any_bad(values_of([tensor]))}
             self._restore()
             self._clear_gradients()
+        if isinstance(trip, _BufferTrip) and not on_any(verdict is not None or bool(failure)):
+            meant = on_any(bool(bad_buffers - self._infinite))
+            self._infinite |= bad_buffers
+            if meant:
+                return None
         found = None if verdict is None else replace(verdict, reproducible=True)
         verdict = agreed(found) or Verdict(
             phase=trip.phase,
             exception=None,
             cause="unknown",
-            witness={"seen": trip.text},
+            witness={"seen": trip.text + failure},
             fix="the same step was finite when it was repeated: suspect a race (an asynchronous copy), memory that is "
-            "read before it is written, a nondeterministic kernel, or the hardware (torchtitan#951)",
-            reproducible=False,
+            "read before it is written, gradients that were there before the step, a nondeterministic kernel, or the "
+            "hardware (torchtitan#951)"
+            if not failure
+            else "let the step be callable twice: it must not consume its batch",
+            reproducible=False if not failure else None,
         )
         verdict = replace(verdict, step=index)
-        folder = None
+        folder, unwritten = None, ""
         if self.incidents is not None and (verdict.rank is None or verdict.rank == rank()):
-            folder = write_incident(
-                self.incidents,
-                verdict,
-                culprit=explanation.culprit,
-                batch=batch,
-                randomness=self._seen.randomness.tensors(),
-            )
-        return NonFiniteError(verdict, folder)
+            try:
+                folder = write_incident(
+                    self.incidents,
+                    verdict,
+                    culprit=explanation.culprit,
+                    batch=batch,
+                    randomness=self._seen.randomness.tensors(),
+                )
+            except OSError as error:
+                unwritten = f"{self.incidents}: no evidence could be written ({error.strerror or error})"
+        explanation.forget()
+        return NonFiniteError(verdict, folder, is_restored=is_restored, note=unwritten)
 
     @contextmanager
     def _replaying(self) -> Iterator[None]:
-        def stop(*_: Any) -> None:
-            raise _StopReplay
+        def stop(optimizer: Any, arguments: list[Any]) -> None:
+            if not any(callable(value) for value in arguments):
+                raise _StopReplay
+            for i, value in enumerate(arguments):
+                if callable(value):
+                    arguments[i] = stopped(value)
+
+        def stopped(closure: Callable[[], Any]) -> Callable[[], Any]:
+            def run() -> Any:
+                closure()
+                raise _StopReplay
+
+            return run
 
         self._seen.is_replayed = True
         try:
@@ -331,16 +465,22 @@ class Watch:
     # What is watched
 
     def _list(self) -> None:
-        """What the models and the optimizer hold. Walking them costs a hundredth of a step, so it is done seldom."""
+        """What the models and the optimizers hold. Walking them takes a while, so it is done seldom."""
         modules = [module for model in self._models for _, module in walk(model)]
         found = {id(p): p for module in modules for p in module._parameters.values() if p is not None}
         for optimizer in self._optimizers:
             for group in getattr(optimizer, "param_groups", []):
                 found |= {id(p): p for p in group["params"]}
-        buffers = list({id(b): b for module in modules for b in module._buffers.values() if b is not None}.values())
-        self._parameters = list(found.values())
-        self._buffers_kept = [b for b in buffers if b.numel() <= _SMALL_BUFFER]  # counters, too
-        self._buffers_watched = [b for b in self._buffers_kept if b.is_floating_point()]
+        self._parameters = [p for p in found.values() if not is_lazy(p)]
+        self._listed_groups = self._group_sizes()
+        self._buffers = Buffers([m for m in modules if not isinstance(m, torch.jit.ScriptModule)], _SMALL_BUFFER)
+        buffers = {i: values_of([tensor]) for i, tensor in self._buffers.current().items()}
+        self._infinite = {i for i, values in buffers.items() if any_bad(values)}  # masks, running extremes
+        self._nan = {i for i in self._infinite if bool(torch.isnan(buffers[i][0]).any())}
+
+    def _group_sizes(self) -> list[int]:
+        groups = (group for optimizer in self._optimizers for group in getattr(optimizer, "param_groups", []))
+        return [len(group["params"]) for group in groups]
 
     def _state_dicts(self) -> Iterator[Mapping[str, Any]]:
         for optimizer in self._optimizers:
@@ -357,7 +497,7 @@ class Watch:
         return [(id(v), v._version) for state in self._state_dicts() for v in state.values() if isinstance(v, Tensor)]
 
     def _copy_state(self) -> OptimizerState:
-        return OptimizerState(self._optimizers, self._parameters, self._averages)
+        return OptimizerState(self._optimizers, self._parameters, [*self._averages, *self._safe_averages])
 
     def _clear_gradients(self) -> None:
         for parameter in self._parameters:

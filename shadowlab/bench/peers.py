@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from diagnostics.explain import listed
+from diagnostics.arguments import models_in, optimizers_in
 from shadowlab.bench.peer_score import Naming, Peer
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def underflow_overflow(scene: "Scene") -> Naming | None:
     tool = importlib.import_module("transformers.debug_utils").DebugUnderflowOverflow
     inputs: dict[str, list[str | None]] = {}
     printed = io.StringIO()
-    for model in listed(scene.model):
+    for model in models_in(scene.model):
         _note_inputs(scene, model, inputs)
         tool(model)
     try:
@@ -113,7 +113,7 @@ def _last_frame(text: str, inputs: Mapping[str, Sequence[str | None]], sources: 
 def sherlorch(scene: "Scene") -> Naming | None:
     """With source lines and all modules watched; asked for the loss, then for whatever else the step left bad."""
     with importlib.import_module("sherlorch").trace(capture_stack=True) as tracker:
-        for model in listed(scene.model):
+        for model in models_in(scene.model):
             tracker.watch(model, name="")
         result = scene.step()
     for tensor in _sinks(scene, result):
@@ -136,12 +136,12 @@ def _dotted(path: str | None) -> str | None:
 
 
 def _sinks(scene: "Scene", result: Any) -> Iterator[Tensor]:
-    models = listed(scene.model)
+    models = models_in(scene.model)
     yield from (x for x in tree_leaves(result) if isinstance(x, Tensor))
     yield from (p.grad for model in models for p in model.parameters() if p.grad is not None)
     yield from (p for model in models for p in model.parameters())
     yield from (b for model in models for b in model.buffers())
-    for optimizer in listed(scene.optimizer):
+    for optimizer in optimizers_in(scene.optimizer):
         states = getattr(optimizer, "state", {})
         yield from (x for state in states.values() for x in tree_leaves(dict(state)) if isinstance(x, Tensor))
 
@@ -179,7 +179,7 @@ def neuraldbg(scene: "Scene") -> Naming | None:
     inputs: dict[str, list[str | None]] = {}
     watches = []
     with contextlib.ExitStack() as stack:
-        for model in listed(scene.model):
+        for model in models_in(scene.model):
             _note_inputs(scene, model, inputs)
             watches.append((model, stack.enter_context(tool(model))))
         result = scene.step()
@@ -224,9 +224,9 @@ def torch_audit(scene: "Scene") -> Naming | None:
 
 def _pairs(scene: "Scene") -> Iterator[tuple[nn.Module, Any]]:
     """Models with the optimizer that holds their parameters, where it is one of torch's."""
-    for model in listed(scene.model):
+    for model in models_in(scene.model):
         own = {id(parameter) for parameter in model.parameters()}
-        yield model, next((o for o in listed(scene.optimizer) if own & set(map(id, _held(o)))), None)
+        yield model, next((o for o in optimizers_in(scene.optimizer) if own & set(map(id, _held(o)))), None)
 
 
 def _held(optimizer: Any) -> list[Tensor]:
@@ -251,7 +251,7 @@ def stabilityguard(scene: "Scene") -> Naming | None:
         except Exception as error:
             if "stabilityguard" not in "".join(_raised_at(error)[-1:]):
                 raise
-            modules = {name for model in listed(scene.model) for name, _ in model.named_modules()}
+            modules = {name for model in models_in(scene.model) for name, _ in model.named_modules()}
             text = f"{printed.getvalue()}\n{error}"
             named = tuple(sorted(name for name in modules if name and _mentions(text, name)))
             return Naming((), (), named, phase="backward", text=str(error))

@@ -95,7 +95,7 @@ def build_trainee(
             optimizer,
             statistics_every=config.diagnostics.statistics_every,
             incidents=None,
-            averages=ema.shadow_params if ema is not None else (),
+            safe_averages=ema.shadow_params if ema is not None else (),  # float32, a decay below 1
             max_consecutive_skips=config.train.max_consecutive_skips,
         ),
     )

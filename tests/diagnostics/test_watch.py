@@ -275,6 +275,10 @@ def test_undo_is_kept_only_where_it_is_needed(tmp_path: Path):
     model = Net()
     assert loop_of(model, tmp_path).watch.undo_reason is None
     assert "float16" in str(case_optimizer_single(tmp_path, Switch()).watch.undo_reason)
-    assert "float16" in str(case_average(tmp_path, Switch()).watch.undo_reason)
+    assert "averages" in str(case_average(tmp_path, Switch()).watch.undo_reason)
+    half = [torch.zeros(2, dtype=torch.float16)]
+    for average, reason in ((half, "averages are float16"), ([torch.zeros(2)], None)):
+        optimizer = torch.optim.SGD(model.parameters())
+        assert Watch(model, optimizer, safe_averages=average, incidents=None).undo_reason == reason
     always = Watch(copy.deepcopy(model), torch.optim.SGD(model.parameters()), undo="always", incidents=None)
     assert always.undo_reason is not None
