@@ -40,19 +40,28 @@ class _Call:
     task: int  # autograd's graph task when the call began; -1 outside backward
 
 
+def prefixes(models: list[nn.Module]) -> list[str]:
+    """What goes before names of each of several models where an earlier one has the same name: `` , `Net.`, `Net_2.`"""
+    found: list[str] = []
+    for i, model in enumerate(models):
+        kind = type(unwrapped(model)).__name__
+        found.append("" if i == 0 else f"{kind}." if f"{kind}." not in found else f"{kind}_{i}.")
+    return found
+
+
 class StepContext:
     """Follows a step through global hooks on modules and optimizers. `active` puts them on and takes them off.
 
     Args:
-        on_model_call: gets what enters a model. on_backward: gets what backward starts from, a loss whether the step
-            returns it or not.
+        on_model_call: gets a model and what enters it. on_backward: gets what backward starts from, a loss whether
+            the step returns it or not.
     """
 
     def __init__(
         self,
         models: list[nn.Module],
         optimizers: list[Any],
-        on_model_call: Callable[[Iterable[Any]], None],
+        on_model_call: Callable[[nn.Module, Iterable[Any]], None],
         on_backward: Callable[[list[Tensor]], None],
     ) -> None:
         self._on_model_call, self._on_backward = on_model_call, on_backward
@@ -67,10 +76,9 @@ class StepContext:
         self._model_ids: set[int] = set()
         self._kept: list[nn.Module] = []  # ids in `_names` stay valid
         taken: set[str] = set()
-        for model in models:
-            bare = unwrapped(model)
+        for model, prefix in zip(models, prefixes(models), strict=True):
             self._model_ids.update(id(module) for module in model.modules())
-            self._name(bare, f"{type(bare).__name__}." if taken else "", taken)
+            self._name(unwrapped(model), prefix, taken)
 
     def module_name(self, module: nn.Module) -> str:
         """Dotted name in its model; one that is not in a listed model is named by the class of its root."""
@@ -97,6 +105,11 @@ class StepContext:
     def computes(self) -> bool:
         """Whether the model or autograd is at work."""
         return self.in_model or torch._C._current_graph_task_id() != -1
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether the loop itself is at work: not the model, autograd or an optimizer."""
+        return not self.computes and self._optimizer_depth == 0
 
     @property
     def module(self) -> str | None:
@@ -146,7 +159,7 @@ class StepContext:
 
     def forget(self) -> None:
         """Drop the owner's functions and the models."""
-        self._on_model_call, self._on_backward = lambda inputs: None, lambda roots: None
+        self._on_model_call, self._on_backward = lambda model, inputs: None, lambda roots: None
         self._kept.clear()
 
     def _seen_scale(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -202,7 +215,7 @@ class StepContext:
         self._calls.append(_Call(name, is_model, torch._C._current_graph_task_id()))
         if is_model and not any(call.is_model for call in self._calls[:-1]):
             self.num_model_calls += torch._C._current_graph_task_id() == -1
-            self._on_model_call(inputs)
+            self._on_model_call(module, inputs)
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if not self._calls:

@@ -43,6 +43,9 @@ class Event:
     is_allocation: bool = False
     has_infinite_scalar: bool = False  # among its arguments
     written: list[int] = field(default_factory=list)  # storages that now hold the values
+    scales_gradients: bool = False  # a number that gradients were multiplied by, or by what was made of it
+    replaces: frozenset[int] = frozenset()  # see `provenance.Storage`
+    updates_old: bool = False  # writes to what was there before the step
     is_number: bool = False  # a leaf: a NaN written down in the code, whose place is where it is put
     judgement: Any = None  # of a birth: see `ieee`
     call: Before | None = None  # of one of the first births: operands as they were before the call

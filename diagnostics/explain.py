@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 
 from diagnostics.arguments import models_in, optimizers_in
-from diagnostics.context import StepContext
+from diagnostics.context import StepContext, prefixes
 from diagnostics.events import Event
 from diagnostics.findings import Facts
 from diagnostics.frames import recording_creations
@@ -67,7 +68,14 @@ class Explanation:
         self._context = StepContext(models, self._optimizers, self._note_inputs, self._note_roots)
         self._tracer = Tracer(self._context)
         self._sinks: list[Sink] = []
-        self._parameters = {name: p for m in self._models for name, p in _named(m.named_parameters())}
+        self._parameters: dict[str, nn.Parameter] = {}
+        for model, prefix in zip(self._models, prefixes(models), strict=True):
+            for name, parameter in _named(model.named_parameters()):
+                if not is_lazy(parameter):
+                    self._parameters[prefix + name if name in self._parameters else name] = parameter
+        self._parameters |= self._parameters_beside_models()
+        self._named_ids = {id(parameter): name for name, parameter in self._parameters.items()}
+        self._hooks = ExitStack()
         self._names = dict(self._name_storages())
         self._gradients: set[int] = set()  # storages of parameters' gradients
         self._batch = StepBatch(batch)
@@ -102,19 +110,55 @@ class Explanation:
             if values is not None:
                 memory.storage(values).from_batch = True
 
+    def _parameters_beside_models(self) -> dict[str, nn.Parameter]:
+        """What optimizers train and no listed model holds. Another model gives better names when it is called."""
+        known = {id(parameter) for parameter in self._parameters.values()}
+        found = {}
+        for optimizer in self._optimizers:
+            for g, group in enumerate(getattr(optimizer, "param_groups", [])):
+                for i, parameter in enumerate(group["params"]):
+                    if id(parameter) not in known:
+                        found[f"param_groups[{g}][{i}]"] = parameter
+        return found
+
+    def _adopt(self, model: nn.Module) -> None:
+        """A model that the caller did not list is called: its parameters are sinks, too."""
+        prefix = self._context.module_name(model)
+        for own, parameter in _named(model.named_parameters()):
+            name = f"{prefix}.{own}".lstrip(".")
+            known = self._named_ids.get(id(parameter))
+            if known == name:
+                continue
+            self._parameters.pop(known or name, None)
+            self._parameters[name] = parameter
+            self._named_ids[id(parameter)] = name
+            values = strided(parameter)
+            if values is not None:
+                self._names[values.untyped_storage()._cdata] = name
+            if known is None:
+                self._tracer.add_leaf("parameter", name, parameter, infinity_is_harm=True)
+                self._watch_gradient(parameter)
+
+    def _watch_gradient(self, parameter: nn.Parameter) -> None:
+        if parameter.requires_grad and parameter.is_leaf:
+            self._hooks.callback(parameter.register_post_accumulate_grad_hook(self._note_new_gradient).remove)
+
     def _buffers(self) -> Iterator[tuple[str, Tensor]]:
-        for model in self._models:
-            yield from _named(model.named_buffers())
+        taken = set(self._parameters)
+        for model, prefix in zip(self._models, prefixes(self._models), strict=True):
+            for name, buffer in _named(model.named_buffers()):
+                unique = prefix + name if name in taken else name
+                taken.add(unique)
+                yield unique, buffer
 
     def _states(self) -> Iterator[tuple[str, Tensor]]:
         """Optimizer states as `<parameter>.<state>`."""
-        names = {id(parameter): name for name, parameter in self._parameters.items()}
         states = [item for one in self._optimizers for item in getattr(one, "state", {}).items()]
         for i, (parameter, state) in enumerate(states):
             if isinstance(state, Mapping):
                 for key, value in state.items():
                     if isinstance(value, Tensor):
-                        yield f"{names.get(id(parameter), i)}.{key}", value
+                        yield f"{self._named_ids.get(id(parameter), i)}.{key}", value
 
     def _name_storages(self) -> Iterator[tuple[int, str]]:
         for name, tensor in [*self._buffers(), *self._parameters.items()]:
@@ -122,8 +166,10 @@ class Explanation:
             if values is not None:
                 yield values.untyped_storage()._cdata, name
 
-    def _note_inputs(self, inputs: Iterable[Any]) -> None:
+    def _note_inputs(self, model: nn.Module, inputs: Iterable[Any]) -> None:
         with _disable_current_modes():
+            if not self._models:
+                self._adopt(model)
             for tensor in tensors_in(inputs):
                 values = strided(tensor)
                 if values is None:
@@ -153,10 +199,9 @@ class Explanation:
         result = None
         with ExitStack() as stack:
             stack.enter_context(self._context.active())
-            for name, parameter in self._parameters.items():
-                if parameter.requires_grad and parameter.is_leaf:
-                    hook = parameter.register_post_accumulate_grad_hook(self._gradient_hook(name))
-                    stack.callback(hook.remove)
+            stack.enter_context(self._hooks)
+            for parameter in self._parameters.values():
+                self._watch_gradient(parameter)
             stack.enter_context(recording_creations(lambda: self._context.module))
             stack.enter_context(eagerly())
             # Anomaly mode tells of every exception in backward, ours that ends it included.
@@ -196,18 +241,17 @@ class Explanation:
         self._sinks.clear()
         self.culprit = None
 
-    def _gradient_hook(self, name: str) -> Callable[[Tensor], None]:
-        def hook(parameter: Tensor) -> None:
-            if parameter.grad is not None:
-                with _disable_current_modes():
-                    self._note_gradient(parameter.grad)
-                    values = strided(parameter.grad)
-                    if values is not None:
-                        self._names[values.untyped_storage()._cdata] = name
-                    self._add_sink("gradient", name, parameter.grad)
-                    self._settle()
-
-        return hook
+    def _note_new_gradient(self, parameter: Tensor) -> None:
+        if parameter.grad is None:
+            return
+        name = self._named_ids[id(parameter)]
+        with _disable_current_modes():
+            self._note_gradient(parameter.grad)
+            values = strided(parameter.grad)
+            if values is not None:
+                self._names[values.untyped_storage()._cdata] = name
+            self._add_sink("gradient", name, parameter.grad)
+            self._settle()
 
     def _note_roots(self, roots: list[Tensor]) -> None:
         with _disable_current_modes():
@@ -245,13 +289,13 @@ class Explanation:
     def _collect_sinks(self, result: Any) -> None:
         if isinstance(result, Tensor):
             self._add_sink("loss", None, result)
-        elif isinstance(result, float) and not math.isfinite(result):
-            if self._tracer.last_bad_read:
-                self._sinks.append(Sink("loss", None, self._tracer.last_bad_read))
-        else:
-            for tensor in tensors_in(result):
-                if tensor.numel() == 1:
-                    self._add_sink("loss", None, tensor)
+        for tensor in tensors_in(result):
+            if tensor.numel() == 1:
+                self._add_sink("loss", None, tensor)
+        for number in _numbers_in(result):
+            read = [nodes for value, nodes in self._tracer.bad_reads if value == str(number)]
+            if read:
+                self._sinks.append(Sink("loss", None, set(read[-1])))
         for name, parameter in self._parameters.items():
             if parameter.grad is not None:
                 self._add_sink("gradient", name, parameter.grad)
@@ -278,16 +322,18 @@ class Explanation:
         place = event.place
         if place is None or event.shape != () or place.in_backward or place.in_optimizer or place.in_model:
             return False
-        by_hand = place.milestone == "backward" and event.from_gradient and "scaler" not in place.marks
+        by_hand = event.from_gradient and event.scales_gradients and "scaler" not in place.marks
         return "clip" in place.marks or by_hand
 
     def _is_average(self, event: Event, shapes: set[tuple[int, ...]]) -> bool:
         place = event.place
         if place is None or place.in_backward or place.in_optimizer or place.in_model:
             return False
-        if "ema" not in place.marks and not (place.milestone == "optimizer" and event.shape in shapes):
+        is_alive = self._tracer.memory.is_alive
+        if not any(is_alive(storage) for storage in event.written):
             return False
-        return any(self._tracer.memory.is_alive(storage) for storage in event.written)
+        succeeds = event.updates_old or not all(is_alive(storage) for storage in event.replaces)
+        return "ema" in place.marks or (place.milestone == "optimizer" and event.shape in shapes and succeeds)
 
     def _verdict(self) -> Verdict | None:
         scale = self._context.scale if self.tolerates_scaler else None
@@ -306,6 +352,18 @@ class Explanation:
             num_model_calls=self._context.num_model_calls,
         )
         return facts.describe(origin)
+
+
+def _numbers_in(value: Any) -> Iterator[float]:
+    """NaN and Inf among the numbers in nested containers."""
+    if isinstance(value, float) and not math.isfinite(value):  # NumPy's float64 is one
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _numbers_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _numbers_in(item)
 
 
 def _named(pairs: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:

@@ -55,6 +55,8 @@ class Storage:
 
     shadow: a node for each element; nodes: all that may be in it. shape: of the tensor that fills it, where its rows
     lie one after the other. span: which rows of the batch it was computed from, where not from all.
+    is_old: it was there before the step. replaces: old storages that it may be the successor of (a weight average that
+    is rebound). carries: events whose value it was computed from, where it is a single number.
     version: how often a traced operator wrote to it. from_batch, from_model, from_gradient: whether its content was
     computed from the batch, from a model's output, from a parameter's gradient. producers: see `reference`.
     """
@@ -65,6 +67,9 @@ class Storage:
     itemsize: int = 0
     shape: tuple[int, ...] | None = None
     span: "Span | None" = None
+    is_old: bool = False
+    replaces: frozenset[int] = frozenset()
+    carries: frozenset[int] = frozenset()
     version: int = 0
     from_batch: bool = False
     from_model: bool = False

@@ -40,7 +40,8 @@ class Tracer(TorchDispatchMode):
         self.memory = Memory()
         self.recorder = Recorder(self.memory)
         self.events: list[Event] = [Event(0, "", None)]  # numbers start at 1: node 0 means finite
-        self.last_bad_read: set[int] = set()
+        self.bad_reads: list[tuple[str, frozenset[int]]] = []  # value as text and nodes, of what the host read
+        self._read_on_host: frozenset[int] = frozenset()  # events that the host knows a number of
         self.is_finished = False  # the origin is known: let the rest of the step run as it is
         self.first_harm: int | None = None  # the first event with harmful values, leaves included
         self._num_judged = 0
@@ -53,7 +54,7 @@ class Tracer(TorchDispatchMode):
         values = strided(tensor)
         if values is None or not is_inexact(values):
             return None
-        self.memory.storage(values)
+        self.memory.storage(values).is_old = True
         if not bad_flags([values])[0]:
             return None
         event = self._new_event(kind, None)
@@ -98,6 +99,8 @@ class Tracer(TorchDispatchMode):
             _wait(out)
         written = self._outputs(op, out, mutated)
         self._taint(inputs, written)
+        if self.context.is_outside:
+            self._follow(op, before, inputs, written)
         if op.is_collective:
             for tensor in written:
                 self.memory.storage(tensor).from_collective = True
@@ -105,7 +108,9 @@ class Tracer(TorchDispatchMode):
         self.recorder.after(before, written)
         if op.name == "_local_scalar_dense":
             if any(shadow is not None for shadow in shadows):
-                self.last_bad_read = nodes_in(shadows)
+                self.bad_reads.append((_value_name(inputs[0]), frozenset(nodes_in(shadows))))
+            if self.context.is_outside:
+                self._read_on_host |= self._carried(inputs)
             return out
         if any(flags):
             self._record(op, before, inputs, shadows, written, flags)
@@ -146,6 +151,8 @@ class Tracer(TorchDispatchMode):
         for tensor in inputs:
             if is_inexact(tensor) and self.memory.known(tensor) is None:
                 kind = "unseen" if self.context.in_model else "constant" if op.name == "lift_fresh" else "data"
+                if isinstance(tensor, torch.nn.Parameter):
+                    kind = "parameter"  # of a model that was not listed
                 if op.name == "lift_fresh" and not bool(torch.isnan(tensor.detach()).any()):
                     kind = "constant"  # an infinity written down in the model's code
                 elif op.name == "lift_fresh" and tensor.ndim == 0 and self.context.computes:
@@ -166,6 +173,29 @@ class Tracer(TorchDispatchMode):
             record.from_batch |= any(source.from_batch for source in known)
             record.from_model |= in_model or any(source.from_model for source in known)
             record.from_gradient |= any(source.from_gradient for source in known)
+
+    def _carried(self, tensors: list[Tensor]) -> frozenset[int]:
+        records = (self.memory.known(tensor) for tensor in tensors)
+        return frozenset().union(*(record.carries for record in records if record is not None))
+
+    def _follow(self, op: Operator, before: Before, inputs: list[Tensor], written: list[Tensor]) -> None:
+        """In the loop's own operators: which numbers gradients are multiplied by, and what succeeds an average."""
+        carried = self._carried(inputs)
+        if any(isinstance(value, float) for value in tree_flatten((before.args, before.kwargs))[0]):
+            carried |= self._read_on_host  # it may have come by way of Python
+        for tensor in written:
+            record = self.memory.storage(tensor)
+            if tensor.numel() == 1:
+                record.carries = carried
+            elif record.from_gradient:
+                for number in carried:
+                    self.events[number].scales_gradients = True
+            if is_arithmetic(op.name) and op.name.rstrip("_") not in ("div", "_foreach_div"):
+                same = [(t, self.memory.storage(t)) for t in inputs if t.shape == tensor.shape]
+                old = {t.untyped_storage()._cdata for t, known in same if known.is_old}
+                record.replaces = frozenset(old).union(*(known.replaces for _, known in same))
+            else:
+                record.replaces = frozenset()
 
     # Events
 
@@ -237,6 +267,12 @@ class Tracer(TorchDispatchMode):
         elif best is not None:
             event.shape = tuple(best[0].shape)
         self._taint_event(event, inputs, written)
+        records = [self.memory.storage(tensor) for tensor in written]
+        event.updates_old = any(record.is_old for record in records)
+        event.replaces = frozenset().union(*(record.replaces for record in records))
+        for tensor, record in zip(written, records, strict=True):
+            if tensor.numel() == 1:
+                record.carries |= {event.number}
         if best is None or event.harm_parents:
             return
         if op.is_empty:  # garbage in new memory is no harm until it is read
