@@ -23,7 +23,7 @@ class NonFiniteError(ArithmeticError):
     def __init__(
         self, verdict: Verdict, incident: Path | None = None, *, is_restored: bool = True, note: str = ""
     ) -> None:
-        state = "Parameters, optimizer state and averages are as before the step."
+        state = "Parameters, optimizer state and averages are as before the step; gradients are cleared."
         if not is_restored:
             state = (
                 "Parameters are NOT as before the step: an optimizer had moved them already, of which this watch "

@@ -20,9 +20,10 @@ class Observation:
     """Of one step. losses: one boolean scalar each, on its device. norm: a tensor until it is read.
 
     covered: id and version of the gradients that `norm` is of, as they were when it was computed or clipped with.
-    before: copy of what the optimizer will change, where one is kept. checks_states: optimizer states were written by
-    somebody else since the last step. stepped: optimizers of the watch that have stepped. any_stepped: any torch
-    optimizer has. scaler_stepped: the gradient scaler was asked to step.
+    before: copy of what the optimizer will change, where one is kept. leftover: parameters whose gradients were bad
+    before the step, and these. buffer_versions: when buffers were last looked at. checks_states: optimizer states were
+    written by somebody else since the last step. stepped: optimizers of the watch that have stepped. any_stepped: any
+    torch optimizer has. scaler_stepped: the gradient scaler was asked to step.
     """
 
     randomness: Randomness
@@ -36,6 +37,8 @@ class Observation:
     skipped: bool = False
     is_replayed: bool = False
     before: OptimizerState | None = None
+    leftover: list[tuple[Any, Tensor]] = field(default_factory=list)
+    buffer_versions: list[tuple[int, int]] = field(default_factory=list)
     checks_states: bool = False
     _scaler_before: tuple[Tensor | None, Tensor | None] = (None, None)
 
@@ -55,6 +58,10 @@ class Observation:
 
     def note_losses(self, tensors: Any) -> None:
         self.losses += [torch.isfinite(tensor.detach()).all() for tensor in tensors_in(tensors)]
+
+    def moved(self, phase: str) -> bool:
+        """Whether, at a trip in this phase, parameters may be others than before the step."""
+        return bool(self.stepped) or phase == "optimizer"
 
     def covers(self, gradients: list[Tensor]) -> bool:
         """Whether the loop's own norm is of these gradients as they are now."""

@@ -51,6 +51,18 @@ class Buffers:
         found = {i: holder.get(name) for i, (holder, name) in enumerate(self._slots)}
         return {i: tensor for i, tensor in found.items() if tensor is not None and tensor.numel() <= self._max_elements}
 
+    def versions(self) -> list[tuple[int, int]]:
+        """Equal for as long as no operator wrote to a buffer or put another in its place."""
+        return [(id(tensor), tensor._version) for tensor in self.current().values()]
+
+    def key(self, number: int) -> tuple[int, str]:
+        """Of a buffer's place, as long as its module lives."""
+        holder, name = self._slots[number]
+        return id(holder), name
+
+    def numbers(self, keys: set[tuple[int, str]]) -> set[int]:
+        return {i for i in range(len(self._slots)) if self.key(i) in keys}
+
     def take(self) -> None:
         """Make the copies those of now."""
         now = self.current()
@@ -107,7 +119,10 @@ class OptimizerState:
     @torch.no_grad()
     def restore(self) -> None:
         for parameter, copy in self._parameters:
-            parameter.detach().copy_(copy)
+            if parameter.dtype is copy.dtype:
+                parameter.detach().copy_(copy)
+            else:  # `model.half()` in the step
+                parameter.data = copy.clone()
         for group, values in self._groups:
             group.update({key: _copied(value) for key, value in values.items()})
         for state, kept in self._states:

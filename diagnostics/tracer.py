@@ -273,18 +273,20 @@ class Tracer(TorchDispatchMode):
         for tensor, record in zip(written, records, strict=True):
             if tensor.numel() == 1:
                 record.carries |= {event.number}
-        if best is None or event.harm_parents:
+        if best is None or not self._may_be_origin(event):
             return
         if op.is_empty:  # garbage in new memory is no harm until it is read
             event.judgement = judge(event, before, self.recorder)
+            return
+        if op.namespace in ("aten", "prims"):  # others need more than torch, or ranks
+            event.call = before.frozen(self._bytes_left)
+            self._bytes_left -= 0 if event.call is None else event.call.num_bytes
+        if event.harm_parents:
             return
         self._note_harm(event)
         if self._num_judged < _JUDGED_BIRTHS:
             self._num_judged += 1
             event.judgement = judge(event, before, self.recorder)  # now: its operands are still in memory
-            if op.namespace in ("aten", "prims"):  # others need more than torch, or ranks
-                event.call = before.frozen(self._bytes_left)
-                self._bytes_left -= 0 if event.call is None else event.call.num_bytes
 
     def _may_be_origin(self, event: Event) -> bool:
         """A birth, a number put into a tensor, or a backward operator that may use what a forward branch discarded."""

@@ -33,6 +33,7 @@ from diagnostics.verdict import Verdict
 Result = TypeVar("Result")
 Undo = Literal["auto", "always", "never"]
 _SMALL_BUFFER = 2**22  # elements; larger buffers are tables that no step changes
+_BESIDE = "the step changes parameters or buffers beside its optimizer's"
 _ONE_AT_A_TIME = threading.RLock()  # a step is observed through functions of torch, of which there is one
 
 
@@ -114,6 +115,7 @@ class Watch:
         self._attached = True
         self._running = False
         self._versions: list[tuple[int, int]] | None = None
+        self._meant: set[tuple[int, str]] = set()  # buffers in which infinity turned out to be no fault
         self._learned: str | None = None  # why copies are kept, learned from a step that showed it
         self._num_steps = 0
         self.skips_in_a_row = 0
@@ -210,7 +212,13 @@ class Watch:
         self._buffers.take()
         if not self._optimizers and self.undo_reason is not None:
             self._seen.before = self._copy_state()
-        versions = [parameter._version for parameter in self._parameters]
+        if self._versions is None:  # the first step shows what else the callable writes to
+            if self._beside and self._undo == "auto":
+                self._seen.before = self._copy_state()
+            held = [(p, p.grad) for p in self._parameters if p.grad is not None]
+            self._seen.leftover = [(p, g.detach().clone()) for p, g in held if any_bad(values_of([g]))]
+        versions = [parameter._version for parameter in self._beside]
+        own_versions = [parameter._version for parameter in self._parameters]
         trip: _Trip | None = None
         try:
             with ExitStack() as stack:
@@ -219,7 +227,7 @@ class Watch:
                 stack.enter_context(self._seen.observing())
                 stack.enter_context(self._before_each_optimizer(self._before_optimizer))
                 result = step()
-            self._after_step(result, versions)
+            self._after_step(result, versions if self._seen.stepped else versions + own_versions)
         except _Trip as caught:
             trip = caught.with_traceback(None)  # its frames hold the step's graph
         if trip is not None:
@@ -276,7 +284,7 @@ class Watch:
             if reason is not None:
                 self._seen.before = self._copy_state()
             elif self._seen.checks_states and on_any(not states_are_sound(optimizer)):
-                raise _Trip("state", "an optimizer state is not finite, or negative where squares are averaged")
+                self._seen.before = self._copy_state()  # what comes of it is seen after the step
         if not closures:
             self._seen.stepped.append(optimizer)
         for i in closures:  # gradients exist when it returns; a first call of it comes before any change
@@ -323,6 +331,7 @@ class Watch:
             raise _Trip("backward", f"the gradient norm is {norm_value:g}")
         if bad_buffers:
             raise _BufferTrip("forward", "a buffer is not finite")
+        self._seen.buffer_versions = self._buffers.versions()
         self._copy_if_huge(norm_value)
         return True
 
@@ -348,8 +357,7 @@ class Watch:
         elif not self._seen.stepped:
             self._seen.note_losses(scalars)
             self._gradients_are_finite()
-        if self._seen.before is None and not self._seen.stepped:
-            self._check_foreign_writes(versions)
+        self._check_writes_beside(versions)
         if self._seen.before is not None:
             kept = values_of([*self._parameters, *self._states(), *self._averages, *self._safe_averages])
             norm = worst(magnitude(kept)[None])[0]
@@ -368,38 +376,51 @@ class Watch:
         if self.skips_in_a_row >= self._max_skips:
             raise _Trip("backward", f"the gradient scaler skipped {self.skips_in_a_row} steps in a row")
 
-    def _check_foreign_writes(self, versions: list[int]) -> None:
-        """Something else than the given optimizer changed the parameters: from now on they are copied."""
-        if versions == [parameter._version for parameter in self._parameters]:
+    def _check_writes_beside(self, versions: list[int]) -> None:
+        """What else than the optimizers' own parameters the step changed, an average or a buffer; without a copy.
+
+        Seen once, everything is copied from the next step on.
+        """
+        written = self._seen.stepped and self._seen.buffer_versions != self._buffers.versions()
+        if written and worst((~self._buffers_are_sound()).double()[None])[0]:
+            self._learned = _BESIDE
+            raise _BufferTrip("ema", "a buffer is not finite after the step")
+        beside = self._beside if self._seen.stepped else [*self._beside, *self._parameters]
+        if versions == [parameter._version for parameter in beside]:
             return
-        self._learned = "parameters are changed by something else than the optimizer that the watch was given"
-        if on_any(any_bad(values_of(self._parameters))):
-            self._seen.stepped.append(None)
-            raise _Trip("optimizer", self._learned)
+        if self._optimizers:
+            self._learned = _BESIDE
+        if self._seen.before is None and on_any(any_bad(values_of(beside))):
+            raise _Trip("ema" if self._seen.stepped else "optimizer", _BESIDE)
 
     # After a trip
 
     def _explain(self, trip: _Trip, step: Callable[[], Any], batch: Any, index: int) -> NonFiniteError | None:
         """The error to raise; None where the replay shows that a buffer's infinity is meant."""
-        is_restored = self._seen.before is not None or not self._seen.stepped
+        is_restored = self._seen.before is not None or not self._seen.moved(trip.phase)
+        bad_buffers = self._bad_buffers()
+        if not is_restored:
+            self._seen.before = self._copy_state()  # the replay starts from here, and comes back
         self._restore()
         self._clear_gradients()
+        for parameter, gradient in self._seen.leftover:
+            parameter.grad = gradient
         explanation = Explanation(self._models, self._optimizers, batch)
         explanation.tolerates_scaler = self.skips_in_a_row < self._max_skips
-        verdict, failure, bad_buffers = None, "", set()
+        verdict, failure = None, ""
         try:
             with self._replaying():
                 verdict = explanation.run(step, stop=_StopReplay)
         except Exception as error:  # the finding must not be lost to it
             failure = f"; the replay ended with {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         finally:
-            bad_buffers = {i for i, tensor in self._buffers.current().items() if any_bad(values_of([tensor]))}
             self._restore()
             self._clear_gradients()
         if isinstance(trip, _BufferTrip) and not on_any(verdict is not None or bool(failure)):
-            meant = on_any(bool(bad_buffers - self._infinite))
-            self._infinite |= bad_buffers
-            if meant:
+            has_nan = any(bool(torch.isnan(tensor).any()) for tensor in bad_buffers.values())
+            if not on_any(has_nan):
+                self._meant |= {self._buffers.key(i) for i in bad_buffers}
+                self._infinite |= bad_buffers.keys()
                 return None
         found = None if verdict is None else replace(verdict, reproducible=True)
         verdict = agreed(found) or Verdict(
@@ -429,6 +450,11 @@ class Watch:
                 unwritten = f"{self.incidents}: no evidence could be written ({error.strerror or error})"
         explanation.forget()
         return NonFiniteError(verdict, folder, is_restored=is_restored, note=unwritten)
+
+    def _bad_buffers(self) -> dict[int, Tensor]:
+        """Copies of the buffers that are not finite, those apart where it is known to be meant."""
+        current = {i: tensor for i, tensor in self._buffers.current().items() if i not in self._infinite}
+        return {i: tensor.detach().clone() for i, tensor in current.items() if any_bad(values_of([tensor]))}
 
     @contextmanager
     def _replaying(self) -> Iterator[None]:
@@ -472,11 +498,14 @@ class Watch:
             for group in getattr(optimizer, "param_groups", []):
                 found |= {id(p): p for p in group["params"]}
         self._parameters = [p for p in found.values() if not is_lazy(p)]
+        own = {id(p) for one in self._optimizers for group in getattr(one, "param_groups", []) for p in group["params"]}
+        self._beside = [p for p in self._parameters if id(p) not in own] if own else []
         self._listed_groups = self._group_sizes()
         self._buffers = Buffers([m for m in modules if not isinstance(m, torch.jit.ScriptModule)], _SMALL_BUFFER)
         buffers = {i: values_of([tensor]) for i, tensor in self._buffers.current().items()}
-        self._infinite = {i for i, values in buffers.items() if any_bad(values)}  # masks, running extremes
-        self._nan = {i for i in self._infinite if bool(torch.isnan(buffers[i][0]).any())}
+        bad = {i for i, values in buffers.items() if any_bad(values)}  # masks, running extremes
+        self._nan = {i for i in bad if bool(torch.isnan(buffers[i][0]).any())}
+        self._infinite = bad | self._buffers.numbers(self._meant)
 
     def _group_sizes(self) -> list[int]:
         groups = (group for optimizer in self._optimizers for group in getattr(optimizer, "param_groups", []))
