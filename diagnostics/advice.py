@@ -1,5 +1,7 @@
 """What to change, in a sentence, with the public issue that documents it where there is one."""
 
+import torch
+
 from diagnostics.events import Event
 
 _BY_CAUSE = {
@@ -18,9 +20,25 @@ _BY_CAUSE = {
 }
 
 
+_FILLS = ("fill", "masked_fill", "index_fill", "copy", "where", "index_put", "full")
+_WIDE = (torch.float32, torch.float64, torch.bfloat16)
+
+
 def advice(event: Event, phase: str, exception: str | None, cause: str) -> str:
     """One sentence for this birth."""
     op, name = event.op, event.op.removeprefix("_foreach_").rstrip("_")
+    if cause == "bad_data" and event.name is None:
+        return "look at where this tensor is made, and give the step's tensors as `batch` to see it named"
+    if cause == "kernel" and (event.is_number or name in _FILLS):
+        return "this line puts a NaN there: see what makes it do so"
+    if cause == "underflow" and name in ("log", "log2", "log10") and event.dtype in _WIDE:
+        return "take the stable form: log_softmax, cross_entropy, logsigmoid, binary_cross_entropy_with_logits"
+    diverges = cause == "overflow" and event.dtype in _WIDE and name not in ("exp", "_to_copy")
+    if diverges and phase in ("forward", "loss", "backward", "optimizer"):
+        return (
+            "no wider type helps much: values have grown beyond this one's range. Lower the learning rate, warm up, "
+            "clip gradients, or normalise what this operator is given"
+        )
     if phase == "optimizer" and cause == "underflow":
         return (
             "the optimizer's eps is zero in this dtype: keep float32 master weights (bf16 or fp16 autocast instead of "

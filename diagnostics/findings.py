@@ -203,8 +203,11 @@ class Facts:
         size = self.batch.size
         if size is None or phase not in ("data", "forward", "loss", "backward"):
             return ()
-        if not event.from_batch and event.leaf != "data":
+        one_a_sample = phase == "loss" and event.whole[:1] == (size,) and set(event.whole[1:]) <= {1}  # weights by t
+        if not event.from_batch and event.leaf != "data" and not one_a_sample:
             return ()
+        if event.leaf == "data" and event.name is not None and self.batch.is_samples:
+            return (int(event.name),)
         is_weight = phase == "backward" and (event.whole in self.shapes or event.whole[::-1] in self.shapes)
         first, last, length = 0, size - 1, event.whole[0] if event.whole else 0
         span = event.span

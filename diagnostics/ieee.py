@@ -18,7 +18,9 @@ from diagnostics.reference import Before, LostError, Recorder, element, run_in_f
 _DENOMINATORS = {"div": 1, "div_": 1, "true_divide": 1, "reciprocal": 0, "reciprocal_": 0, "log": 0, "log_": 0}
 _DENOMINATORS |= {"log2": 0, "log10": 0, "rsqrt": 0, "rsqrt_": 0, "pow": 0, "pow_": 0, "addcdiv": 2, "addcdiv_": 2}
 _DENOMINATORS |= {"log1p": 0, "remainder": 1, "fmod": 1, "xlogy": 1, "logit": 0}
-_POLES_ELSEWHERE = {"log1p", "atanh", "logit", "tan", "digamma", "lgamma", "erfinv"}
+# Their results grow with their operands; where others return infinity in float64, too, there is a pole.
+_GROWING = {"exp", "exp2", "expm1", "sinh", "cosh", "pow", "mul", "add", "sub", "rsub", "square", "addcmul", "lerp"}
+_GROWING |= {"ldexp", "special_i0", "special_i1", "logcumsumexp", "cumprod"}
 # A row of nothing but -inf has no logarithm of a sum, though -inf is what these return.
 EMPTY_LOGARITHMS = ("logsumexp", "logcumsumexp", "logaddexp", "logaddexp2")
 _SOFTMAXES = {"_softmax", "_log_softmax", "_safe_softmax", "logsumexp", "_softmax_backward_data"}
@@ -65,8 +67,8 @@ def judge(event: Event, call: Before, recorder: Recorder) -> Judgement:
         found = case.softmax()
         if found is not None:
             return found
-    if op.name.startswith(("_fused_adam_", "_fused_adamw_")):
-        return case.fused_adam()
+    if op.name.startswith(("_fused_adam_", "_fused_adamw_", "_fused_adagrad_")):
+        return case.fused()
     return case.elementwise() if op.is_elementwise else case.whole()
 
 
@@ -196,7 +198,7 @@ class _Case:
             return Judgement("divide_by_zero", self._why_zero(zero), operands)
         if infinite:
             return Judgement(None, "bad_scalar", operands)
-        if self.name.rstrip("_") in _POLES_ELSEWHERE:
+        if reference is not None and self.name.rstrip("_") not in _GROWING:
             return Judgement("divide_by_zero", "out_of_domain", operands)
         return Judgement("overflow", "overflow", operands)
 
@@ -273,11 +275,17 @@ class _Case:
             return self._without_reference(operands)
         if math.isfinite(number):
             operands |= {"in float64": number}
-            if abs(number) > self.dtype_max or not math.isfinite(self._rounded(number)) or self._may_overflow():
+            if abs(number) > self.dtype_max or not math.isfinite(self._rounded(number)):
                 return Judgement("overflow", "overflow", operands)
+            if self._may_overflow():
+                return Judgement(
+                    "overflow", "overflow", operands | {"on the way": "a sum or product exceeds the dtype"}
+                )
             return Judgement(None, "kernel", operands)
         if math.isnan(self.value):
             return Judgement("invalid", "out_of_domain", operands)
+        if math.isinf(number) and not self._may_overflow():  # a division inside: a singular matrix
+            return Judgement("divide_by_zero", "out_of_domain", operands)
         return Judgement("overflow", "overflow", operands)
 
     def _without_reference(self, operands: dict[str, Any]) -> Judgement:
@@ -311,9 +319,12 @@ class _Case:
             target = self.args[1] if "backward" not in self.name else self.args[2]
             if bool((target == ignored).all()):
                 return {"targets": "all ignored"}
+            weight = self.args[2] if "backward" not in self.name else self.args[3]
+            if isinstance(weight, Tensor) and float(weight[target[target != ignored]].abs().sum()) == 0:
+                return {"targets": "their class weights are all 0"}
         return None
 
-    def fused_adam(self) -> Judgement:
+    def fused(self) -> Judgement:
         """One operator for all parameters: the denominator is inside."""
         eps = self.kwargs.get("eps")
         if isinstance(eps, float) and self._rounded(eps) == 0:

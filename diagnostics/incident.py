@@ -6,6 +6,7 @@ import pickle
 import platform
 import sys
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,8 @@ def _capped(batch: Any) -> Any:
             return {str(key): keep(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [keep(item) for item in value]
+        if is_dataclass(value) and not isinstance(value, type):
+            return {field.name: keep(getattr(value, field.name, None)) for field in fields(value)}
         return repr(value)
 
     return keep(batch)

@@ -22,8 +22,9 @@ class Observation:
     covered: id and version of the gradients that `norm` is of, as they were when it was computed or clipped with.
     before: copy of what the optimizer will change, where one is kept. leftover: parameters whose gradients were bad
     before the step, and these. buffer_versions: when buffers were last looked at. checks_states: optimizer states were
-    written by somebody else since the last step. stepped: optimizers of the watch that have stepped. any_stepped: any
-    torch optimizer has. scaler_stepped: the gradient scaler was asked to step.
+    written by somebody else since the last step. on_optimizer: called before any torch optimizer steps. stepped:
+    optimizers of the watch that have stepped. any_stepped: any torch optimizer has. scaler_stepped: the gradient
+    scaler was asked to step.
     """
 
     randomness: Randomness
@@ -40,6 +41,7 @@ class Observation:
     leftover: list[tuple[Any, Tensor]] = field(default_factory=list)
     buffer_versions: list[tuple[int, int]] = field(default_factory=list)
     checks_states: bool = False
+    on_optimizer: Callable[[Any, Any, Any], Any] | None = None
     _scaler_before: tuple[Tensor | None, Tensor | None] = (None, None)
 
     @contextmanager
@@ -120,5 +122,6 @@ class Observation:
 
         return step
 
-    def _seen_optimizer(self, *_: Any) -> None:
+    def _seen_optimizer(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         self.any_stepped = True
+        return None if self.on_optimizer is None else self.on_optimizer(optimizer, args, kwargs)

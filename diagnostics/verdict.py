@@ -84,12 +84,20 @@ class Verdict:
 
     def headline(self) -> str:
         """One line: value, operator or leaf, phase, step and rank."""
-        what = (
-            f"{self.value} was born in {self.op}" if self.op else f"{self.value} came in with {self.parameter or '?'}"
-        )
+        what = f"{self.value} was born in {self.op}" if self.op else f"{self.value} came in with {self._bearer()}"
         when = "" if self.step is None else f" of step {self.step + 1}"
         rank = "" if self.rank is None else f", rank {self.rank}"
         return f"{what}, phase {self.phase}{when}{rank}"
+
+    def _bearer(self) -> str:
+        """What brought a value in, in words."""
+        if self.parameter is None:
+            unnamed = "a tensor that `batch` does not name" if self.phase == "data" else "a value that has no name"
+            return "a number in the code" if self.cause == "bad_scalar" else unnamed
+        first, _, rest = self.parameter.partition(".")
+        return (
+            f"batch[{first}]{'.' if rest else ''}{rest}" if first.isdigit() and self.phase == "data" else self.parameter
+        )
 
     def _lines(self) -> list[tuple[str, str]]:
         names = f" ({', '.join(self.sample_ids)})" if self.sample_ids else ""
@@ -133,7 +141,10 @@ def _witness_lines(witness: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    short = f"{value:.6g}"
+    return short if float(short) == value or not float(short).is_integer() else f"{value:.9g}"  # 1.00000012 is not 1
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ and randomness, under `explain`.
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,24 +15,23 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from diagnostics.arguments import models_in, optimizers_in
 from diagnostics.explain import Explanation
 from diagnostics.incident import write_incident
-from diagnostics.layers import LayerStatistics, tensors_in, walk
-from diagnostics.nonfinite import NonFiniteError, all_finite, any_bad, magnitude, values_of
+from diagnostics.inventory import Inventory
+from diagnostics.layers import LayerStatistics, tensors_in
+from diagnostics.nonfinite import NonFiniteError, any_bad, magnitude, values_of
 from diagnostics.observation import Observation
 from diagnostics.patching import replaced
 from diagnostics.ranks import agreed, on_any, rank, worst
 from diagnostics.safety import LARGEST_GRADIENT, states_are_sound, why_unsafe
-from diagnostics.snapshot import Buffers, OptimizerState, Randomness
+from diagnostics.snapshot import Randomness
 from diagnostics.statistics import TensorStatistics
 from diagnostics.verdict import Verdict
 
 Result = TypeVar("Result")
 Undo = Literal["auto", "always", "never"]
-_SMALL_BUFFER = 2**22  # elements; larger buffers are tables that no step changes
 _BESIDE = "the step changes parameters or buffers beside its optimizer's"
 _ONE_AT_A_TIME = threading.RLock()  # a step is observed through functions of torch, of which there is one
 
@@ -67,7 +66,7 @@ class Watch:
 
     Args:
         model: a module or several. optimizer: what steps inside the callable, one or several of any class with a
-            `step` method; None for a loop that updates by hand.
+            `step` method; None for a loop that updates by hand. Without it, torch's are noticed when they step.
         statistics_every: steps between full statistics of every layer (`layers` after such a step); 0 for never.
             Modules that come or go are noticed then, and at `attach`.
         incidents: folder for `step-XXXXXXXX` folders; None writes none.
@@ -106,23 +105,23 @@ class Watch:
             raise ValueError("statistics_every: 0 or more; max_consecutive_skips: 1 or more")
         self._models = models_in(model)
         self._optimizers = optimizers_in(optimizer)
+        self._adopts = not self._optimizers
+        self._averages, self._safe_averages = list(averages), list(safe_averages)
+        self._guarded = Inventory(self._models, self._optimizers, [*self._averages, *self._safe_averages])
         self._every = statistics_every
         self.incidents = None if incidents is None else Path(incidents)
-        self._averages, self._safe_averages = list(averages), list(safe_averages)
         self._undo = undo
         self._max_skips = max_consecutive_skips
         self._layers = [LayerStatistics(one) for one in self._models]
         self._attached = True
         self._running = False
         self._versions: list[tuple[int, int]] | None = None
-        self._meant: set[tuple[int, str]] = set()  # buffers in which infinity turned out to be no fault
         self._learned: str | None = None  # why copies are kept, learned from a step that showed it
         self._num_steps = 0
         self.skips_in_a_row = 0
         self.layers: dict[str, dict[str, TensorStatistics]] = {}
         self.num_skipped = 0
         self._seen = Observation(Randomness())
-        self._list()
 
     @property
     def undo_reason(self) -> str | None:
@@ -143,7 +142,7 @@ class Watch:
         """Watch again (the state after construction)."""
         self._attached = True
         self._versions = None
-        self._list()
+        self._guarded.renew()
         for layers in self._layers:
             layers.attach()
 
@@ -165,9 +164,10 @@ class Watch:
             step_index: 0-based number of the step; without it steps are counted from 0.
 
         Raises:
-            NonFiniteError: a loss, gradient, norm, buffer, parameter, state or average is not finite, or a gradient
-                scaler collapsed. Its text says whether everything is as before the step, as it is but for what no
-                watch can foresee: an optimizer that steps a second time in the callable, or one it was not given.
+            NonFiniteError: a loss that was differentiated, a gradient, norm, buffer, parameter, state or average is
+                not finite, or a gradient scaler collapsed. Its text says whether everything is as before the step, as
+                it is but for what no watch can foresee: an optimizer that steps a second time in the callable, or
+                writes beside it.
             RuntimeError: inside a step of the same watch.
         """
         index = self._num_steps if step_index is None else step_index
@@ -204,21 +204,20 @@ class Watch:
 
     def _step(self, step: Callable[[], Result], batch: Any, index: int) -> Result:
         due = self.is_due(index)
-        if due or self._group_sizes() != self._listed_groups:
-            self._list()
+        if due or self._guarded.is_stale:
+            self._guarded.renew()
         # Somebody else wrote to them: a checkpoint was loaded, or this is the first step.
-        changed = self._versions is None or self._versions != self._state_versions()
+        changed = self._versions is None or self._versions != self._guarded.state_versions()
         self._seen = Observation(Randomness(), checks_states=changed)
-        self._buffers.take()
+        self._seen.on_optimizer = self._adopt if self._adopts else None
+        self._guarded.buffers.take()
         if not self._optimizers and self.undo_reason is not None:
-            self._seen.before = self._copy_state()
+            self._seen.before = self._guarded.copy()
         if self._versions is None:  # the first step shows what else the callable writes to
-            if self._beside and self._undo == "auto":
-                self._seen.before = self._copy_state()
-            held = [(p, p.grad) for p in self._parameters if p.grad is not None]
-            self._seen.leftover = [(p, g.detach().clone()) for p, g in held if any_bad(values_of([g]))]
-        versions = [parameter._version for parameter in self._beside]
-        own_versions = [parameter._version for parameter in self._parameters]
+            if self._guarded.beside and self._undo == "auto":
+                self._seen.before = self._guarded.copy()
+            self._seen.leftover = self._guarded.bad_gradients()
+        versions = self._guarded.versions()
         trip: _Trip | None = None
         try:
             with ExitStack() as stack:
@@ -227,7 +226,7 @@ class Watch:
                 stack.enter_context(self._seen.observing())
                 stack.enter_context(self._before_each_optimizer(self._before_optimizer))
                 result = step()
-            self._after_step(result, versions if self._seen.stepped else versions + own_versions)
+            self._after_step(result, versions)
         except _Trip as caught:
             trip = caught.with_traceback(None)  # its frames hold the step's graph
         if trip is not None:
@@ -235,7 +234,7 @@ class Watch:
             if error is not None:
                 raise error
             return self._step(step, batch, index)  # the buffers' infinities are meant
-        self._versions = self._state_versions()
+        self._versions = self._guarded.state_versions()
         if due:
             self.layers = {name: parts for layers in self._layers for name, parts in layers.collect().items()}
         return result
@@ -248,10 +247,7 @@ class Watch:
         """
 
         def hook(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            values = [*args[1:], *kwargs.values()]
-            check(optimizer, values)
-            given = values[: len(args) - 1]
-            return (args[0], *given), dict(zip(kwargs, values[len(given) :], strict=True))
+            return _checked_arguments(check, optimizer, args, kwargs)
 
         def checked(original: Callable[..., Any]) -> Callable[..., Any]:
             def step(*args: Any, **kwargs: Any) -> Any:
@@ -270,6 +266,17 @@ class Watch:
                     stack.enter_context(replaced(inner, "step", checked))
             yield
 
+    def _adopt(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A torch optimizer steps in a loop that gave the watch none: it is watched from here on."""
+        own = self._guarded.versions().keys()
+        if optimizer in self._optimizers or not own & {id(p) for g in optimizer.param_groups for p in g["params"]}:
+            return None
+        self._optimizers.append(optimizer)
+        self._guarded.renew()
+        if not self._seen.stepped:
+            self._seen.before = self._guarded.copy()
+        return _checked_arguments(self._before_optimizer, optimizer, args, kwargs)
+
     def _before_optimizer(self, optimizer: Any, arguments: list[Any]) -> None:
         """The boundary check: loss, gradients, norm and buffers are finite, or nothing moves."""
         closures = [i for i, value in enumerate(arguments) if callable(value)]
@@ -282,9 +289,9 @@ class Watch:
         reason = self.undo_reason  # now: the loop may have set the rate of this step
         if not self._seen.stepped and self._seen.before is None:
             if reason is not None:
-                self._seen.before = self._copy_state()
+                self._seen.before = self._guarded.copy()
             elif self._seen.checks_states and on_any(not states_are_sound(optimizer)):
-                self._seen.before = self._copy_state()  # what comes of it is seen after the step
+                self._seen.before = self._guarded.copy()  # what comes of it is seen after the step
         if not closures:
             self._seen.stepped.append(optimizer)
         for i in closures:  # gradients exist when it returns; a first call of it comes before any change
@@ -310,10 +317,7 @@ class Watch:
         if isinstance(self._seen.norm, float):
             self._copy_if_huge(self._seen.norm)
             return True  # `note` has read it
-        parameters = self._parameters
-        if len(self._optimizers) > 1 and optimizer is not None:
-            parameters = [p for group in getattr(optimizer, "param_groups", []) for p in group["params"]] or parameters
-        held = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        held = self._guarded.gradients(optimizer)
         by_loop = self._seen.covers(held)
         gradients = [] if by_loop else values_of(held)
         norm = values_of([self._seen.norm])[0].double() if by_loop else magnitude(gradients)
@@ -321,7 +325,7 @@ class Watch:
         loss = torch.stack(bad_losses).sum() if bad_losses else torch.zeros_like(norm)
         overflow = getattr(optimizer, "found_inf", None)
         found_inf = overflow.detach().to(norm) if isinstance(overflow, Tensor) else torch.zeros_like(norm)
-        flags = [loss, norm, (~self._buffers_are_sound()).to(norm), found_inf]
+        flags = [loss, norm, (~self._guarded.buffers_are_sound()).to(norm), found_inf]
         num_bad_losses, norm_value, bad_buffers, skips = worst(torch.stack([flag.reshape(()) for flag in flags]))
         if num_bad_losses:
             raise _Trip("loss", "the loss is not finite")
@@ -331,23 +335,16 @@ class Watch:
             raise _Trip("backward", f"the gradient norm is {norm_value:g}")
         if bad_buffers:
             raise _BufferTrip("forward", "a buffer is not finite")
-        self._seen.buffer_versions = self._buffers.versions()
+        self._seen.buffer_versions = self._guarded.buffers.versions()
         self._copy_if_huge(norm_value)
         return True
 
     def _copy_if_huge(self, norm: float) -> None:
         huge = not math.isfinite(norm) or norm > LARGEST_GRADIENT  # inf: its squares overflow, it does not
         if huge and self._undo == "auto" and self._seen.before is None and not self._seen.stepped:
-            self._seen.before = self._copy_state()
+            self._seen.before = self._guarded.copy()
 
-    def _buffers_are_sound(self) -> Tensor:
-        """Device flag: all finite; where infinity is meant, no NaN."""
-        buffers = self._buffers.current()
-        strict = all_finite(tensor for i, tensor in buffers.items() if i not in self._infinite)
-        loose = [~torch.isnan(t).any() for i, t in buffers.items() if i in self._infinite and i not in self._nan]
-        return torch.stack([strict, *(flag.to(strict.device) for flag in loose)]).all()
-
-    def _after_step(self, result: Any, versions: list[int]) -> None:
+    def _after_step(self, result: Any, versions: dict[int, int]) -> None:
         scalars = [tensor for tensor in tensors_in(result) if tensor.numel() == 1]
         scaled = self._seen.scaler is not None
         if self._seen.skipped or (self._seen.scaler_stepped and not self._seen.any_stepped):
@@ -359,7 +356,7 @@ class Watch:
             self._gradients_are_finite()
         self._check_writes_beside(versions)
         if self._seen.before is not None:
-            kept = values_of([*self._parameters, *self._states(), *self._averages, *self._safe_averages])
+            kept = self._guarded.everything()
             norm = worst(magnitude(kept)[None])[0]
             if not math.isfinite(norm) and on_any(any_bad(kept)):
                 raise _Trip("optimizer", "parameters, optimizer state or averages are not finite after the step")
@@ -376,21 +373,19 @@ class Watch:
         if self.skips_in_a_row >= self._max_skips:
             raise _Trip("backward", f"the gradient scaler skipped {self.skips_in_a_row} steps in a row")
 
-    def _check_writes_beside(self, versions: list[int]) -> None:
+    def _check_writes_beside(self, versions: dict[int, int]) -> None:
         """What else than the optimizers' own parameters the step changed, an average or a buffer; without a copy.
 
         Seen once, everything is copied from the next step on.
         """
-        written = self._seen.stepped and self._seen.buffer_versions != self._buffers.versions()
-        if written and worst((~self._buffers_are_sound()).double()[None])[0]:
+        written = self._seen.stepped and self._seen.buffer_versions != self._guarded.buffers.versions()
+        if written and worst((~self._guarded.buffers_are_sound()).double()[None])[0]:
             self._learned = _BESIDE
             raise _BufferTrip("ema", "a buffer is not finite after the step")
-        beside = self._beside if self._seen.stepped else [*self._beside, *self._parameters]
-        if versions == [parameter._version for parameter in beside]:
-            return
-        if self._optimizers:
+        changed = self._guarded.written(versions, own=not self._seen.stepped)
+        if changed and self._optimizers:
             self._learned = _BESIDE
-        if self._seen.before is None and on_any(any_bad(values_of(beside))):
+        if changed and self._seen.before is None and on_any(any_bad(values_of(changed))):
             raise _Trip("ema" if self._seen.stepped else "optimizer", _BESIDE)
 
     # After a trip
@@ -398,11 +393,11 @@ class Watch:
     def _explain(self, trip: _Trip, step: Callable[[], Any], batch: Any, index: int) -> NonFiniteError | None:
         """The error to raise; None where the replay shows that a buffer's infinity is meant."""
         is_restored = self._seen.before is not None or not self._seen.moved(trip.phase)
-        bad_buffers = self._bad_buffers()
+        bad_buffers = self._guarded.bad_buffers()
         if not is_restored:
-            self._seen.before = self._copy_state()  # the replay starts from here, and comes back
+            self._seen.before = self._guarded.copy()  # the replay starts from here, and comes back
         self._restore()
-        self._clear_gradients()
+        self._guarded.clear_gradients()
         for parameter, gradient in self._seen.leftover:
             parameter.grad = gradient
         explanation = Explanation(self._models, self._optimizers, batch)
@@ -415,12 +410,11 @@ class Watch:
             failure = f"; the replay ended with {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         finally:
             self._restore()
-            self._clear_gradients()
+            self._guarded.clear_gradients()
         if isinstance(trip, _BufferTrip) and not on_any(verdict is not None or bool(failure)):
             has_nan = any(bool(torch.isnan(tensor).any()) for tensor in bad_buffers.values())
             if not on_any(has_nan):
-                self._meant |= {self._buffers.key(i) for i in bad_buffers}
-                self._infinite |= bad_buffers.keys()
+                self._guarded.mean_infinity(set(bad_buffers))
                 return None
         found = None if verdict is None else replace(verdict, reproducible=True)
         verdict = agreed(found) or Verdict(
@@ -429,8 +423,8 @@ class Watch:
             cause="unknown",
             witness={"seen": trip.text + failure},
             fix="the same step was finite when it was repeated: suspect a race (an asynchronous copy), memory that is "
-            "read before it is written, gradients that were there before the step, a nondeterministic kernel, or the "
-            "hardware (torchtitan#951)"
+            "read before it is written, a batch that the step takes from an iterator, gradients that were there before "
+            "the step, a nondeterministic kernel, or the hardware (torchtitan#951)"
             if not failure
             else "let the step be callable twice: it must not consume its batch",
             reproducible=False if not failure else None,
@@ -450,11 +444,6 @@ class Watch:
                 unwritten = f"{self.incidents}: no evidence could be written ({error.strerror or error})"
         explanation.forget()
         return NonFiniteError(verdict, folder, is_restored=is_restored, note=unwritten)
-
-    def _bad_buffers(self) -> dict[int, Tensor]:
-        """Copies of the buffers that are not finite, those apart where it is known to be meant."""
-        current = {i: tensor for i, tensor in self._buffers.current().items() if i not in self._infinite}
-        return {i: tensor.detach().clone() for i, tensor in current.items() if any_bad(values_of([tensor]))}
 
     @contextmanager
     def _replaying(self) -> Iterator[None]:
@@ -483,51 +472,17 @@ class Watch:
 
     def _restore(self) -> None:
         self._seen.randomness.restore()
-        self._buffers.restore()
+        self._guarded.buffers.restore()
         if self._seen.before is not None:
             self._seen.before.restore()
         self._seen.restore_scaler()
 
-    # What is watched
 
-    def _list(self) -> None:
-        """What the models and the optimizers hold. Walking them takes a while, so it is done seldom."""
-        modules = [module for model in self._models for _, module in walk(model)]
-        found = {id(p): p for module in modules for p in module._parameters.values() if p is not None}
-        for optimizer in self._optimizers:
-            for group in getattr(optimizer, "param_groups", []):
-                found |= {id(p): p for p in group["params"]}
-        self._parameters = [p for p in found.values() if not is_lazy(p)]
-        own = {id(p) for one in self._optimizers for group in getattr(one, "param_groups", []) for p in group["params"]}
-        self._beside = [p for p in self._parameters if id(p) not in own] if own else []
-        self._listed_groups = self._group_sizes()
-        self._buffers = Buffers([m for m in modules if not isinstance(m, torch.jit.ScriptModule)], _SMALL_BUFFER)
-        buffers = {i: values_of([tensor]) for i, tensor in self._buffers.current().items()}
-        bad = {i for i, values in buffers.items() if any_bad(values)}  # masks, running extremes
-        self._nan = {i for i in bad if bool(torch.isnan(buffers[i][0]).any())}
-        self._infinite = bad | self._buffers.numbers(self._meant)
-
-    def _group_sizes(self) -> list[int]:
-        groups = (group for optimizer in self._optimizers for group in getattr(optimizer, "param_groups", []))
-        return [len(group["params"]) for group in groups]
-
-    def _state_dicts(self) -> Iterator[Mapping[str, Any]]:
-        for optimizer in self._optimizers:
-            states = getattr(optimizer, "state", None)
-            if isinstance(states, Mapping):
-                yield from (state for state in states.values() if isinstance(state, Mapping))
-
-    def _states(self) -> Iterator[Tensor]:
-        for state in self._state_dicts():
-            yield from tensors_in(state)
-
-    def _state_versions(self) -> list[tuple[int, int]]:
-        # Thousands of tensors, twice a step.
-        return [(id(v), v._version) for state in self._state_dicts() for v in state.values() if isinstance(v, Tensor)]
-
-    def _copy_state(self) -> OptimizerState:
-        return OptimizerState(self._optimizers, self._parameters, [*self._averages, *self._safe_averages])
-
-    def _clear_gradients(self) -> None:
-        for parameter in self._parameters:
-            parameter.grad = None
+def _checked_arguments(
+    check: Callable[[Any, list[Any]], None], optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Arguments of an optimizer's step after `check` has seen them; the first is the optimizer."""
+    values = [*args[1:], *kwargs.values()]
+    check(optimizer, values)
+    given = values[: len(args) - 1]
+    return (args[0], *given), dict(zip(kwargs, values[len(given) :], strict=True))

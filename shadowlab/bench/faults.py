@@ -248,7 +248,9 @@ def _chosen(faults: Sequence[Fault], names: Sequence[str] | None) -> list[Fault]
     for name in names or ():
         if name not in by_name:
             close = difflib.get_close_matches(name, by_name, n=3)
-            raise UserError(f"no fault is called {name!r}; " + (f"close: {', '.join(close)}" if close else "see drill"))
+            raise UserError(
+                f"no fault is called {name!r}; {'close' if close else 'there are'}: {', '.join(close or by_name)}"
+            )
     return list(faults) if names is None else [by_name[name] for name in names]
 
 

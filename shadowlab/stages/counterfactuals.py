@@ -260,7 +260,10 @@ def _samples(case: Case) -> Iterator[Outcome]:
     numbers = {"samples": names, "failing": failing}
     title = f"each of {len(names)} samples alone"
     if not failing:
+        together = case.replay.fails(trainee, case.replay.batches)
         meaning = "only together do they fail (a sum, a norm, or the average over them)"
+        if not together:
+            meaning = "so are all of them together, from these weights"
         yield Outcome("samples", title, FINITE, meaning, "", numbers)
     elif len(failing) == len(names):
         yield Outcome("samples", title, ALL_FAIL, "it is not one sample's data", "", numbers)

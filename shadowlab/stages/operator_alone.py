@@ -10,7 +10,6 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from diagnostics.incident import load_evidence
 from diagnostics.verdict import Verdict
-from shadowlab.errors import UserError
 from shadowlab.stages.counterfactuals import FINITE, NOT_RUN, SAME, Outcome
 
 
@@ -18,12 +17,14 @@ def operator_outcomes(incident: Path, verdict: Verdict, device: torch.device) ->
     """Two outcomes; `not run` where the operator was not kept or has no float64 form."""
     file = incident / "operator.pt"
     if not file.is_file():
-        yield Outcome("operator", "the operator alone", NOT_RUN, "no operator was kept: a leaf brought the value in")
+        why = "a leaf brought the value in" if verdict.op is None else "too large, not torch's own, or removed since"
+        yield Outcome("operator", "the operator alone", NOT_RUN, f"no operator was kept: {why}")
         return
     try:
         call = load_evidence(file, device)
     except ValueError as error:
-        raise UserError(str(error)) from error
+        yield Outcome("operator", "the operator alone", NOT_RUN, str(error))
+        return
     name = call["operator"]
     operator: Any = torch.ops
     for part in name.split("."):
@@ -43,7 +44,9 @@ def operator_outcomes(incident: Path, verdict: Verdict, device: torch.device) ->
     yield _outcome(
         f"{short} alone in float64",
         lambda: _num_bad(operator, call, torch.float64),
-        "its operands are at fault, not its dtype: look at what made them",
+        "an operand was rounded to 0 before this operator: float64 comes too late here"
+        if verdict.cause == "underflow"
+        else "its operands are at fault, not its dtype: look at what made them",
         f"{text} cannot hold what these operands give, or its kernel is wrong",
     )
 

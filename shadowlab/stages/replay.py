@@ -15,6 +15,7 @@ from diagnostics.snapshot import OptimizerState
 from diagnostics.verdict import Verdict
 from shadowlab.config import Config, DiagnosticsConfig
 from shadowlab.config_files import load_config
+from shadowlab.errors import UserError
 from shadowlab.task import EncodedBatch, ShadowTask
 from shadowlab.training.capture import (
     CapturedStep,
@@ -58,12 +59,14 @@ class Replay:
     def __init__(self, incident: Path, device: torch.device) -> None:
         self.incident, self.device = incident, device
         self.captured = CapturedStep.read(incident)
+        if not (incident / "config.yaml").is_file():
+            raise UserError(f"{incident / 'config.yaml'}: missing; --no-counterfactuals prints the verdict alone")
         self.config = load_config(file=incident / "config.yaml")
         self.batches = captured_batches(incident, device)
         step = self.captured.place.step
         folder = incident.resolve().parent.parent / "checkpoints"
         good = [path for path in complete_checkpoints(folder) if _steps_done(path) <= step]
-        kept = captured_state(incident)
+        self._kept = kept = captured_state(incident)
         self.base = kept or (good[-1] if good else None)
         same_step = step == 0 if self.base is None else _steps_done(self.base) == step
         self.is_exact = kept is not None or (same_step and not self.captured.bad_tensors)
@@ -73,11 +76,14 @@ class Replay:
 
     def origin(self) -> str:
         """Where the step starts from, in words."""
-        if self.captured.state_note.startswith("kept"):
+        if self._kept is not None:
             return "the state before the step, as it was captured"
+        note = self.captured.state_note
+        if note.startswith("kept"):
+            note = f"kept, but {self.incident / 'state'} is gone or incomplete"
         found = f"{self.base}" if self.base is not None else "the configuration's first weights"
         exact = "which are those before the step" if self.is_exact else "NOT those before the step"
-        return f"{found}, {exact} (the state was {self.captured.state_note})"
+        return f"{found}, {exact} (the state was {note})"
 
     def ids(self) -> list[str]:
         """Of all samples of the step in this process."""

@@ -49,6 +49,9 @@ def find_incident(path: str, output_dir: str | None = None) -> Path:
         incidents = _incidents(folder)
         if incidents:
             return incidents[-1]
+        damaged = sorted(found for found in folder.glob("step-*") if found.is_dir())
+        if damaged:
+            raise UserError(f"{damaged[-1] / 'verdict.json'}: missing; the incident is damaged")
         if (place / "config.yaml").is_file() or folder.is_dir():
             raise UserError(f"{place}: has no incident, so no step of it met NaN or Inf{_neighbours(place)}")
     if given.exists():
@@ -99,8 +102,9 @@ def run_why(
             reporter.advance(number, len(NAMES), {}, log=False)
     if reporter.console.is_terminal:
         reporter.table(_table(outcomes))
-    for name, reason in left_out:
-        reporter.say(f"left out: {name}: {reason}", style="dim")
+    for reason in dict.fromkeys(reason for _, reason in left_out):
+        names = ", ".join(name for name, why_not in left_out if why_not == reason)
+        reporter.say(f"left out: {names}: {reason}", style="dim")
     conclusion = conclude(verdict, outcomes, is_exact=replay is None or replay.is_exact)
     reporter.say(f"\nconclusion: {conclusion}", style="bold")
     reporter.result(

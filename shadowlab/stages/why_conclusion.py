@@ -82,6 +82,8 @@ def _matter(verdict: Verdict, by_kind: dict[str, list[Outcome]]) -> str:
     alone = by_kind.get("operator", [])
     if len(alone) > 1 and alone[1].result == FINITE:
         return "the values have outgrown the range of this dtype: look at what made the operands so large"
+    if len(alone) > 1 and alone[1].result == SAME and verdict.cause == "underflow":
+        return f"an operand was rounded to 0 before the operator saw it: {verdict.fix}"
     if len(alone) > 1 and alone[1].result == SAME:
         return "the operands themselves are at fault, in any precision: look at what made them"
     return f"none of the changes mends it; {verdict.fix or 'see the verdict'}"

@@ -130,7 +130,7 @@ def captured_batches(incident: Path, device: torch.device) -> list[EncodedBatch]
     try:
         content = load_evidence(file, device)
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise UserError(f"{error}; --no-counterfactuals prints the verdict alone") from error
     named = content if isinstance(content, list) else [content]
     if not all(isinstance(one, Mapping) and isinstance(one.get("positions"), Tensor) for one in named):
         raise UserError(f"{file}: holds no batch of this harness (no `positions`)")
