@@ -144,7 +144,8 @@ def _number(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     short = f"{value:.6g}"
-    return short if float(short) == value or not float(short).is_integer() else f"{value:.9g}"  # 1.00000012 is not 1
+    hides = float(short) != value and abs(value) < 1e5 and float(short).is_integer()
+    return f"{value:.9g}" if hides else short  # 1.00000012 is not 1
 
 
 def _plain(value: Any) -> Any:

@@ -314,9 +314,11 @@ class Watch:
         Raises:
             _Trip: something is not finite, here or on another rank.
         """
-        if isinstance(self._seen.norm, float):
+        if isinstance(self._seen.norm, float):  # `note` has read it
+            if self._guarded.buffers.current():
+                self._check_buffers(worst((~self._guarded.buffers_are_sound()).double()[None])[0])
             self._copy_if_huge(self._seen.norm)
-            return True  # `note` has read it
+            return True
         held = self._guarded.gradients(optimizer)
         by_loop = self._seen.covers(held)
         gradients = [] if by_loop else values_of(held)
@@ -333,11 +335,14 @@ class Watch:
             return False
         if not math.isfinite(norm_value) and (by_loop or on_any(any_bad(gradients))):
             raise _Trip("backward", f"the gradient norm is {norm_value:g}")
-        if bad_buffers:
-            raise _BufferTrip("forward", "a buffer is not finite")
-        self._seen.buffer_versions = self._guarded.buffers.versions()
+        self._check_buffers(bad_buffers)
         self._copy_if_huge(norm_value)
         return True
+
+    def _check_buffers(self, num_bad: float) -> None:
+        if num_bad:
+            raise _BufferTrip("forward", "a buffer is not finite")
+        self._seen.buffer_versions = self._guarded.buffers.versions()
 
     def _copy_if_huge(self, norm: float) -> None:
         huge = not math.isfinite(norm) or norm > LARGEST_GRADIENT  # inf: its squares overflow, it does not

@@ -313,13 +313,23 @@ def test_a_buffer_that_is_replaced_is_put_back():
     assert (verdict.phase, verdict.parameter, verdict.samples) == ("data", "x", (1,))
 
 
-def test_a_complex_buffer_is_watched():
+@pytest.mark.parametrize("noted", [False, True])
+def test_a_complex_buffer_is_watched(noted: bool):
     model, x = WithBuffer("complex"), torch.randn(3, 4)
     optimizer = torch.optim.AdamW(model.parameters())
     watch = Watch(model, optimizer, incidents=None)
-    watch.step(plain(model, optimizer, x))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        if noted:
+            watch.note(loss=loss.item(), grad_norm=1.0)
+        optimizer.step()
+
+    watch.step(step)
     model.phase += 1
-    assert tripped(watch, plain(model, optimizer, x), model, optimizer).verdict.op == "div"
+    assert tripped(watch, step, model, optimizer).verdict.op == "div"
 
 
 # The finding is not lost
