@@ -287,10 +287,8 @@ class Explanation:
         self._sinks.append(Sink(kind, name, nodes))
 
     def _collect_sinks(self, result: Any) -> None:
-        if isinstance(result, Tensor):
-            self._add_sink("loss", None, result)
         for tensor in tensors_in(result):
-            if tensor.numel() == 1:
+            if tensor.numel() == 1 or tensor is result:
                 self._add_sink("loss", None, tensor)
         for number in _numbers_in(result):
             read = [nodes for value, nodes in self._tracer.bad_reads if value == str(number)]

@@ -6,7 +6,6 @@ import pickle
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from diagnostics.reference import Before
+from diagnostics.step_batch import plain
 from diagnostics.verdict import Verdict
 
 _BATCH_LIMIT = 512 * 2**20  # bytes
@@ -153,12 +153,8 @@ def _capped(batch: Any) -> Any:
             return value.detach().cpu() if left >= 0 else too_large
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
-        if isinstance(value, Mapping):
-            return {str(key): keep(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [keep(item) for item in value]
-        if is_dataclass(value) and not isinstance(value, type):
-            return {field.name: keep(getattr(value, field.name, None)) for field in fields(value)}
-        return repr(value)
+        if isinstance(value, dict):
+            return {key: keep(item) for key, item in value.items()}
+        return [keep(item) for item in value] if isinstance(value, list) else repr(value)
 
-    return keep(batch)
+    return keep(plain(batch))

@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from diagnostics.layers import tensors_in, walk
 from diagnostics.nonfinite import all_finite, any_bad, values_of
+from diagnostics.provenance import bad_flags
 from diagnostics.snapshot import Buffers, OptimizerState
 
 _SMALL_BUFFER = 2**22  # elements; larger buffers are tables that no step changes
@@ -35,10 +36,11 @@ class Inventory:
         self.beside = [p for p in self.parameters if id(p) not in own] if own else []
         self._group_sizes = [len(group["params"]) for group in self._groups()]
         self.buffers = Buffers([m for m in modules if not isinstance(m, torch.jit.ScriptModule)], _SMALL_BUFFER)
-        values = {i: values_of([tensor]) for i, tensor in self.buffers.current().items()}
-        bad = {i for i, tensors in values.items() if any_bad(tensors)}  # masks, running extremes
+        buffers = self.buffers.current()
+        flags = bad_flags(list(buffers.values()))  # one read
+        bad = {i for i, flag in zip(buffers, flags, strict=True) if flag}  # masks, running extremes
         self._infinite = bad | self.buffers.numbers(self._meant)
-        self._undefined = {i for i in bad if bool(torch.isnan(values[i][0]).any())}
+        self._undefined = {i for i in bad if bool(torch.isnan(buffers[i]).any())}
 
     @property
     def is_stale(self) -> bool:
@@ -89,6 +91,8 @@ class Inventory:
     def bad_gradients(self) -> list[tuple[nn.Parameter, Tensor]]:
         """Copies of those that are not finite."""
         held = [(p, p.grad) for p in self.parameters if p.grad is not None]
+        if not any_bad(values_of(gradient for _, gradient in held)):  # one read
+            return []
         return [(p, gradient.detach().clone()) for p, gradient in held if any_bad(values_of([gradient]))]
 
     def clear_gradients(self) -> None:
@@ -105,9 +109,11 @@ class Inventory:
         return torch.stack([strict, *(flag.to(strict.device) for flag in loose)]).all()
 
     def bad_buffers(self) -> dict[int, Tensor]:
-        """Copies, by number, of those that are not finite; without those where that is known to be meant."""
-        current = {i: tensor for i, tensor in self.buffers.current().items() if i not in self._infinite}
-        return {i: tensor.detach().clone() for i, tensor in current.items() if any_bad(values_of([tensor]))}
+        """Copies, by number, of those that are not finite; where infinity is meant, of those that are NaN."""
+        found = {i: tensor.detach().clone() for i, tensor in self.buffers.current().items()}
+        strict = {i: t for i, t in found.items() if i not in self._infinite and any_bad(values_of([t]))}
+        loose = {i: t for i, t in found.items() if i in self._infinite - self._undefined and bool(torch.isnan(t).any())}
+        return strict | loose
 
     def mean_infinity(self, numbers: set[int]) -> None:
         """In these buffers infinity is no fault."""

@@ -27,7 +27,7 @@ class NonFiniteError(ArithmeticError):
         if not is_restored:
             state = (
                 "Parameters are NOT as before the step: an optimizer had moved them already, of which this watch "
-                "learned only now. Load the last checkpoint; from now on copies are kept."
+                "learned only now. Load the last checkpoint. From now on copies are kept, unless undo is `never`."
             )
         tail = f"evidence in {incident}" if incident is not None else note
         super().__init__("\n".join(filter(None, [str(verdict), state, tail])))

@@ -42,7 +42,7 @@ class Observation:
     buffer_versions: list[tuple[int, int]] = field(default_factory=list)
     checks_states: bool = False
     on_optimizer: Callable[[Any, Any, Any], Any] | None = None
-    _scaler_before: tuple[Tensor | None, Tensor | None] = (None, None)
+    _scaler_before: list[Tensor | None] = field(default_factory=lambda: [None, None])
 
     @contextmanager
     def observing(self) -> Iterator[None]:
@@ -71,8 +71,7 @@ class Observation:
 
     def restore_scaler(self) -> None:
         if self.scaler is not None:
-            copies = (None if held is None else held.clone() for held in self._scaler_before)
-            self.scaler._scale, self.scaler._growth_tracker = copies
+            self.scaler._scale, self.scaler._growth_tracker = map(_copy, self._scaler_before)
             self.scaler._per_optimizer_states.clear()
 
     def _seen_backward(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -107,8 +106,7 @@ class Observation:
         def scale(scaler: torch.amp.GradScaler, outputs: Any) -> Any:
             if self.scaler is None and scaler.is_enabled():
                 self.scaler = scaler
-                held = (scaler._scale, scaler._growth_tracker)
-                self._scaler_before = tuple(None if t is None else t.clone() for t in held)  # type: ignore[assignment]
+                self._scaler_before = [_copy(scaler._scale), _copy(scaler._growth_tracker)]
             return original(scaler, outputs)
 
         return scale
@@ -125,3 +123,7 @@ class Observation:
     def _seen_optimizer(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         self.any_stepped = True
         return None if self.on_optimizer is None else self.on_optimizer(optimizer, args, kwargs)
+
+
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.clone()

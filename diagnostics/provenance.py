@@ -66,7 +66,7 @@ class Storage:
     nodes: frozenset[int] = frozenset()
     itemsize: int = 0
     shape: tuple[int, ...] | None = None
-    span: "Span | None" = None
+    span: Span | None = None
     is_old: bool = False
     replaces: frozenset[int] = frozenset()
     carries: frozenset[int] = frozenset()

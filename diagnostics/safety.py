@@ -59,14 +59,13 @@ def _why_group_unsafe(kind: type, group: dict[str, Any]) -> str | None:
 
 def states_are_sound(optimizer: Any) -> bool:
     """Whether all states are finite and averages of squares and step counts not negative. Reads on the host."""
-    for state in getattr(optimizer, "state", {}).values():
-        tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-        if any_bad(values_of(tensors.values())):
-            return False
-        squares = values_of(value for key, value in tensors.items() if key in _NOT_NEGATIVE)
-        if any(bool((value < 0).any()) for value in squares):
-            return False
-    return True
+    states = getattr(optimizer, "state", {}).values()
+    named = [(key, value) for state in states for key, value in state.items() if isinstance(value, torch.Tensor)]
+    if any_bad(values_of(value for _, value in named)):
+        return False
+    negative = [(value < 0).any() for value in values_of(value for key, value in named if key in _NOT_NEGATIVE)]
+    by_device = {flag.device: [one for one in negative if one.device == flag.device] for flag in negative}
+    return not any(bool(torch.stack(flags).any()) for flags in by_device.values())
 
 
 def known_kernel_fault(device: torch.device) -> str | None:

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diagnostics.provenance import strided
+
 # Magnitudes whose squares neither overflow nor vanish when summed; others are scaled into this range first.
 _SAFE_RANGE = {torch.float32: (2.0**-40, 2.0**40), torch.float64: (2.0**-400, 2.0**400)}
 MAX_EXACT_ELEMENTS = 16_384
@@ -51,24 +53,22 @@ def dense(tensor: Tensor) -> Tensor | None:
     """The real, strided values that this process holds of a tensor, without its graph; None where it holds none.
 
     Sparse: the values that are stored. Complex: real and imaginary parts, (..., 2). DTensor: the local shard.
-    Meta tensors hold nothing.
+    See `provenance.strided` for what holds nothing.
     """
     x = tensor.detach() if tensor.requires_grad else tensor
-    if type(x) is not Tensor and hasattr(x, "to_local"):
-        x = x.to_local()
-    if x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x) or x.layout is torch._mkldnn:  # type: ignore[attr-defined]
-        return None
-    if x.layout is torch.sparse_coo:
-        x = x.coalesce().values()
-    elif x.layout is not torch.strided:
-        x = x.values()
-    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+    if x.layout is torch.sparse_coo and not x.is_meta:
+        x = x.coalesce()  # entries of one place are one value
+    values = strided(x)
+    return torch.view_as_real(values.resolve_conj()) if values is not None and values.is_complex() else values
 
 
 class Samples:
     """Copies of what the statistics of a step's tensors need, until `summarize` has used them up."""
 
     def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         self._open: dict[tuple[bool, int, torch.dtype, torch.device], _Table] = {}
         self._tables: list[_Table] = []
         self._num_samples = 0
@@ -118,7 +118,7 @@ class Samples:
         with torch.no_grad():
             rows = _to_host(self._tables, self._num_samples)
             columns = _merged(_Rows(*(values[numbers] for values in rows)), owners, len(groups))
-        self.__init__()  # type: ignore[misc]
+        self._forget()
         return [
             TensorStatistics(norm, mean, std, max_abs, fraction_zero, int(num_bad))
             for norm, mean, std, max_abs, fraction_zero, num_bad in columns.tolist()

@@ -18,7 +18,7 @@ class StepBatch:
     """
 
     def __init__(self, content: Any) -> None:
-        self._content = content = _plain(content)
+        self._content = content = plain(content)
         self.tensors = list(_named_tensors(content))
         sizes = Counter(len(tensor) for _, tensor in self.tensors if tensor.ndim)
         self.size: int | None = sizes.most_common(1)[0][0] if sizes else None
@@ -54,14 +54,14 @@ class StepBatch:
         return _ids_in(self._content[micro_batch], self.size)
 
 
-def _plain(value: Any) -> Any:
-    """The same in dictionaries and lists."""
+def plain(value: Any) -> Any:
+    """A batch in dictionaries and lists: mappings, dataclasses and sequences are such."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name, None)) for field in fields(value)}
+        return {field.name: plain(getattr(value, field.name, None)) for field in fields(value)}
     return value
 
 

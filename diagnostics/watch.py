@@ -185,7 +185,9 @@ class Watch:
                 self._seen.before = None
 
     def note(self, *, loss: float, grad_norm: float) -> None:
-        """For a loop that reads its loss and gradient norm before `optimizer.step()` anyway: nothing more is read.
+        """For a loop that reads its loss and gradient norm before `optimizer.step()` anyway.
+
+        Nothing more is read, but for one flag where the model has buffers.
 
         Raises:
             _Trip: one of them is not finite; unwinds to `Watch.step`.
@@ -418,7 +420,7 @@ class Watch:
             self._guarded.clear_gradients()
         if isinstance(trip, _BufferTrip) and not on_any(verdict is not None or bool(failure)):
             has_nan = any(bool(torch.isnan(tensor).any()) for tensor in bad_buffers.values())
-            if not on_any(has_nan):
+            if on_any(bool(bad_buffers)) and not on_any(has_nan):
                 self._guarded.mean_infinity(set(bad_buffers))
                 return None
         found = None if verdict is None else replace(verdict, reproducible=True)
