@@ -1,0 +1,43 @@
+"""Measurements of this project itself."""
+
+from typing import Annotated
+
+import typer
+
+from cli.options import Json
+
+
+def faults(
+    peers: Annotated[bool, typer.Option("--peers", help="Beside them the tools that users pick today.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="Name of a case; may be given again.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score `explain` on the fault corpus of a checkout: every field of every verdict, and false alarms."""
+    from shadowlab.bench.faults import format_report, run_faults
+    from shadowlab.reporter import Reporter
+
+    reporter = Reporter(as_json=as_json)
+    report = run_faults(only, peers=peers)
+    reporter.say(format_report(report))
+    reporter.result(report.to_json())
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def overhead(
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; the figures are medians of ratios.")] = 11,
+    trips: Annotated[int, typer.Option(min=0, help="Faults to time from trip to verdict, of each kind.")] = 3,
+    parameters: Annotated[float, typer.Option(min=1e4, help="Size of the SDXL-shaped UNet.")] = 80e6,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Measure what watching costs, against a bare step and the tools that users pick today."""
+    from shadowlab.bench.overhead import format_table, measure_overhead
+    from shadowlab.reporter import Reporter
+    from shadowlab.training.processes import pick_device
+
+    reporter = Reporter(as_json=as_json)
+    place = str(pick_device(device))
+    report = measure_overhead(parameters, repeats=rounds, trips=trips, device=place, on_row=reporter.say)
+    reporter.say(format_table(report))
+    reporter.result(report.to_json())

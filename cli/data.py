@@ -1,0 +1,100 @@
+"""Data sets, and the autoencoder that is trained on one."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.options import Json
+
+
+def render(
+    out: Annotated[Path, typer.Option(help="New folder for the data set.")],
+    objects: Annotated[int | None, typer.Option(min=1, help="Objects; all meshes, or 20 procedural ones.")] = None,
+    lights: Annotated[int, typer.Option(min=1, help="Lights per object.")] = 4,
+    size: Annotated[int, typer.Option(min=16, help="Side of the pictures in pixels.")] = 128,
+    spp: Annotated[int, typer.Option(min=1, help="Samples per pixel; 256 leaves about 2 grey levels of noise.")] = 256,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    meshes: Annotated[Path | None, typer.Option(help="Folder of OBJ, PLY or GLB files.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Render training samples with Mitsuba 3 (pip install mitsuba trimesh)."""
+    from shadowlab.render.dataset import render_dataset
+    from shadowlab.reporter import Reporter
+
+    reporter = Reporter(as_json=as_json)
+    with reporter.start("render", total=1):
+        count = render_dataset(
+            out,
+            num_objects=objects if meshes is not None else objects or 20,
+            lights_per_object=lights,
+            image_size=size,
+            samples_per_pixel=spp,
+            seed=seed,
+            meshes=meshes,
+            on_progress=lambda done, total: reporter.advance(done, total, {}, log=done == total),
+        )
+    reporter.say(f"{count} samples in {out}; examine them with: shadowlab data check {out}")
+    reporter.result({"samples": count, "out": str(out)})
+
+
+def check(
+    path: Annotated[str, typer.Argument(help="A folder, a tar, or `embedded`.")],
+    image_size: Annotated[int | None, typer.Option(min=8, help="Also check that samples resize to this.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Examine every sample and list all that is wrong."""
+    from shadowlab.data.check import check_dataset, listing
+    from shadowlab.reporter import Reporter
+
+    reporter = Reporter(as_json=as_json)
+    report = check_dataset(path, image_size)
+    for line in listing(report.notices):
+        reporter.warn(line)
+    for line in listing([str(problem) for problem in report.problems]):
+        reporter.say(line, style="red")
+    found = f"{_count(report.num_samples, 'sample')} of {_count(report.num_objects, 'object')}"
+    verdict = f"{found}, {_count(len(report.problems), 'problem')}"
+    reporter.say(f"{path}: {verdict}")
+    reporter.result({"passed": not report.problems, **asdict(report)})
+    if report.problems:
+        raise typer.Exit(2)
+
+
+def train_vae(
+    data: Annotated[Path, typer.Option(help="Folder data set with shadow maps and object images.")],
+    out: Annotated[Path, typer.Option(help="New folder for the autoencoder, in diffusers' layout.")],
+    steps: Annotated[int, typer.Option(min=1)] = 800,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    learning_rate: Annotated[float, typer.Option(min=0)] = 2e-3,
+    image_size: Annotated[int, typer.Option(min=8)] = 128,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Train a small AutoencoderKL (8x, 4 channels) on renders."""
+    from shadowlab.reporter import Reporter
+    from shadowlab.stages.train_vae import train_vae as run
+    from shadowlab.training.processes import pick_device
+
+    reporter = Reporter(as_json=as_json)
+    pick_device(device)
+    report = run(
+        data=data,
+        out=out,
+        steps=steps,
+        seed=seed,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        image_size=image_size,
+        device=device,
+        on_log=lambda numbers: reporter.say("  ".join(f"{k} {v:.5g}" for k, v in numbers.items())),
+    )
+    for name, value in asdict(report).items():
+        reporter.say(f"{name}: {value}")
+    reporter.result(asdict(report))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,55 @@
+"""What to do about NaN and Inf: why a run met them, and what each kind looks like."""
+
+from typing import Annotated
+
+import typer
+
+from cli.options import Device, Json
+
+
+def why(
+    path: Annotated[str, typer.Argument(help="A run folder or its name (newest incident), or an incident folder.")],
+    device: Device = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Run this counterfactual alone; may be given again: again, float32, bfloat16, eps, clip, scale, "
+            "attention, samples, weights, repair, operator."
+        ),
+    ] = None,
+    no_counterfactuals: Annotated[bool, typer.Option("--no-counterfactuals", help="Print the verdict alone.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say why a step met NaN or Inf, and what would have helped: the step is repeated with one thing changed."""
+    from shadowlab.reporter import Reporter
+    from shadowlab.stages.why import find_incident, run_why
+
+    incident = find_incident(path)
+    run_why(incident, Reporter(as_json=as_json), device=device, only=only or [], counterfactuals=not no_counterfactuals)
+
+
+def drill(
+    name: Annotated[str | None, typer.Argument(help="The fault to put in; without it they are listed.")] = None,
+    run_all: Annotated[bool, typer.Option("--all", help="Run every one.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put a known fault into the tiny shadow model and see what the verdict looks like."""
+    from shadowlab.drill.run import find_drills, list_drills, report_drill, run_drill
+    from shadowlab.errors import UserError
+    from shadowlab.reporter import Reporter
+
+    if name is not None and run_all:
+        raise UserError("give a drill's name or --all, not both")
+    drills = find_drills(name)
+    reporter = Reporter(as_json=as_json)
+    if name is None and not run_all:
+        list_drills(drills, reporter)
+        return
+    results = []
+    for one in drills:
+        results.append(run_drill(one))
+        report_drill(results[-1], reporter)
+    passed = all(result.passed for result in results)
+    reporter.result({"passed": passed, "drills": [result.to_json() for result in results]})
+    if not passed:
+        raise typer.Exit(1)

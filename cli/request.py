@@ -1,0 +1,138 @@
+"""The options that stages share, and how a stage begins and ends."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.options import Assignments, ConfigFile, Data, Device, Json, Precision, Preset, Run, Seed, Unsafe, Weights
+
+if TYPE_CHECKING:
+    from shadowlab.config import Config
+    from shadowlab.reporter import Reporter
+    from shadowlab.run_folder import RunFolder
+    from shadowlab.stages.result import StageResult
+    from shadowlab.training.processes import Processes
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for. `options`: dotted key to value, or None where not given."""
+
+    preset: str | None
+    config_file: str | None
+    options: dict[str, Any]
+    assignments: list[str]
+    run: str | None
+    as_json: bool
+
+    @property
+    def label(self) -> str:
+        """Preset or file name, for the run's name."""
+        return self.preset or (Path(self.config_file).stem if self.config_file else "tiny")
+
+    @property
+    def is_default(self) -> bool:
+        """Whether neither preset nor file was named."""
+        return self.preset is None and self.config_file is None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that were given."""
+        return {key: value for key, value in self.options.items() if value is not None}
+
+    def also(self, options: dict[str, Any]) -> "Request":
+        """The same with a command's own options."""
+        return replace(self, options=self.options | options)
+
+    def config(self) -> "Config":
+        from shadowlab.config_files import load_config
+
+        return load_config(preset=self.preset, file=self.config_file, options=self.given, assignments=self.assignments)
+
+
+def with_request(command: Callable[..., None]) -> Callable[..., None]:
+    """`command(request, ...)` as a function that Typer reads: a Request's options, then the command's own."""
+
+    @functools.wraps(command)
+    def wrapped(**given: Any) -> None:
+        own = {name: given.pop(name) for name in own_parameters}
+        command(_request(**given), **own)
+
+    shared = dict(inspect.signature(_request).parameters)
+    own_parameters = dict(list(inspect.signature(command).parameters.items())[1:])
+    as_json = shared.pop("as_json")
+    parameters = [*shared.values(), *own_parameters.values(), as_json]
+    keywords = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
+    wrapped.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {one.name: one.annotation for one in keywords}
+    return wrapped
+
+
+def _request(
+    preset: Preset = None,
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+    run: Run = None,
+    seed: Seed = None,
+    device: Device = None,
+    precision: Precision = None,
+    allow_unsafe: Unsafe = False,
+    data: Data = None,
+    weights: Weights = None,
+    as_json: Json = False,
+) -> Request:
+    options = {
+        "seed": seed,
+        "device": device,
+        "precision": precision,
+        "allow_unsafe": allow_unsafe or None,
+        "data.path": data,
+        "model.weights": weights,
+    }
+    return Request(preset, config, options, assignments or [], run, as_json)
+
+
+def start(config: "Config", request: Request, resumed: "RunFolder | None" = None) -> "tuple[Processes, Reporter]":
+    """Processes and voice of a stage; the first line says what runs."""
+    from shadowlab.precision import POLICIES
+    from shadowlab.reporter import Reporter
+    from shadowlab.training.processes import Processes
+
+    processes = Processes(config.device)
+    POLICIES[config.precision].apply_to_backend(processes.device)  # an impossible one fails before any work
+    reporter = Reporter(as_json=request.as_json, active=processes.is_main)
+    if resumed is not None:
+        reporter.say(f"resuming {resumed.path} with its own config.yaml and the options given now")
+    elif request.is_default:
+        reporter.say("preset tiny: SDXL's topology in small, on a CPU, without network; the real model: --preset sdxl")
+    if processes.device.type == "cpu" and config.precision != "fp32":
+        reporter.warn(
+            f"--precision {config.precision} on a CPU is several times slower than fp32; good for its numerics alone"
+        )
+    return processes, reporter
+
+
+def run_stage(
+    name: str,
+    request: Request,
+    config: "Config",
+    stage: "Callable[[RunFolder, Processes, Reporter], StageResult]",
+) -> None:
+    """Run a stage of one process in a run folder of its own."""
+    from shadowlab.run_folder import RunFolder, default_name
+    from shadowlab.stages.run_stage import finish_stage
+
+    processes, reporter = start(config, request)
+    try:
+        processes.require_single(name)
+        if request.run is None:
+            run = RunFolder.create_beside(config, default_name(request.label, name), source=request.label)
+        else:
+            run = RunFolder.create(config, request.run, source=request.label)
+        finish_stage(name, config, run, reporter, lambda: stage(run, processes, reporter))
+    finally:
+        reporter.close()
+        processes.close()

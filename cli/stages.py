@@ -1,0 +1,200 @@
+"""The stages: check-forward, check-precision, overfit, train."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.options import THE_PRESETS
+from cli.request import Request, run_stage, start
+
+if TYPE_CHECKING:
+    from shadowlab.config import Config
+    from shadowlab.data.sample import Picture
+    from shadowlab.run_folder import RunFolder
+
+
+def check_forward(
+    request: Request,
+    sample: Annotated[
+        str | None, typer.Option(help="Id of a sample of the data set; its light is in metadata.json.")
+    ] = None,
+    object_image: Annotated[
+        Path | None, typer.Option("--object", help="Your own picture of an object, PNG or JPEG; needs the four below.")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="Its mask: white = object.")] = None,
+    theta: Annotated[
+        float | None, typer.Option(help="With --object: polar angle of the light, 0 to 45 degrees.")
+    ] = None,
+    phi: Annotated[float | None, typer.Option(help="With --object: azimuth of the light, 0 to 360 degrees.")] = None,
+    size: Annotated[float | None, typer.Option(help="With --object: side of the square light, 2 to 8.")] = None,
+) -> None:
+    """Prove that the model as configured is the model that was meant."""
+    config = request.config()
+    picture = _PictureRequest(object_image, mask, theta, phi, size)
+    _check_picture(picture, sample)
+
+    from shadowlab.stages.check_forward import run_check_forward
+
+    shown = _picture(picture, config)
+    run_stage(
+        "check-forward",
+        request,
+        config,
+        lambda run, processes, reporter: run_check_forward(
+            config, run, processes, reporter, sample=sample, picture=shown
+        ),
+    )
+
+
+def check_precision(
+    request: Request,
+    layers: Annotated[int, typer.Option(min=0, help="Layers to print of each policy, the hardest first.")] = 8,
+) -> None:
+    """Run one step in every precision beside float64: which of them hold, and which layers decide it."""
+    config = request.config()
+
+    from shadowlab.stages.check_precision import run_check_precision
+
+    run_stage(
+        "check-precision",
+        request,
+        config,
+        lambda run, processes, reporter: run_check_precision(config, run, processes, reporter, num_layers=layers),
+    )
+
+
+def overfit(
+    request: Request,
+    samples: Annotated[int | None, typer.Option(help="Samples to memorise.", show_default=THE_PRESETS)] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps at most.", show_default=THE_PRESETS)] = None,
+) -> None:
+    """Memorise a handful of samples, judged on a fixed grid and on generated shadows."""
+    request = request.also({"overfit.num_samples": samples, "overfit.max_steps": max_steps})
+    config = request.config()
+
+    from shadowlab.stages.overfit import run_overfit
+
+    run_stage(
+        "overfit",
+        request,
+        config,
+        lambda run, processes, reporter: run_overfit(config, run, processes, reporter),
+    )
+
+
+def train(
+    request: Request,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default=THE_PRESETS)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue --run, or the preset's newest run.")] = False,
+    skip_stages: Annotated[bool, typer.Option("--skip-stages", help="Do not ask for passed stages.")] = False,
+) -> None:
+    """Train, after check-forward and overfit have passed for this model."""
+    request = request.also({"train.max_steps": max_steps})
+    config = request.config()
+
+    from shadowlab.data.dataset import resolve_path
+    from shadowlab.errors import InterruptedRunError
+    from shadowlab.run_folder import RunFolder, default_name, latest_training_run
+    from shadowlab.stages.resume import resumed_config
+    from shadowlab.stages.run_stage import finish_stage, prove_required_stages
+    from shadowlab.stages.train import run_train
+
+    run = None
+    if resume:
+        run = RunFolder.reopen(config, request.run or latest_training_run(config, request.label))
+        config = resumed_config(
+            run,
+            source=None if request.is_default else request.label,
+            file=request.config_file,
+            options=request.given,
+            assignments=request.assignments,
+        )
+    processes, reporter = start(config, request, resumed=run)
+    try:
+        resolve_path(config.data.path)  # a wrong path must not wait for the stages
+        if run is None:
+            name = request.run or processes.share(default_name(request.label, "train"))
+            if processes.is_main:
+                RunFolder.create(config, name, source=request.label)
+            processes.wait()
+            run = RunFolder.reopen(config, name)
+        if processes.is_main:
+            reporter.log_to(run.log)
+        prove_required_stages(config, run, processes, reporter, skip=skip_stages)
+        finish_stage(
+            "train",
+            config,
+            run,
+            reporter,
+            lambda: run_train(config, run, processes, reporter, resume=resume),
+            write=processes.is_main,
+        )
+        reporter.say(f"look at it: tensorboard --logdir {run.tensorboard}")
+    except (KeyboardInterrupt, InterruptedRunError) as stop:
+        if run is None:
+            raise
+        stopped = str(stop) or "interrupted"
+        reporter.note(stopped)
+        raise InterruptedRunError(f"{stopped}; go on with: {_resuming(config, run, skip_stages)}") from None
+    finally:
+        reporter.close()
+        processes.close()
+
+
+def _resuming(config: "Config", run: "RunFolder", skip_stages: bool) -> str:
+    """The command that goes on with `run`; config.yaml in it holds all other options."""
+    words = ["shadowlab", "train", "--run", run.path.name, "--resume"]
+    if config.output_dir != type(config)().output_dir:
+        words += ["--set", f"output_dir={config.output_dir}"]
+    return shlex.join([*words, *(["--skip-stages"] if skip_stages else [])])
+
+
+@dataclass(frozen=True)
+class _PictureRequest:
+    """The user's own picture and light: all five or none."""
+
+    object_image: Path | None
+    mask: Path | None
+    theta: float | None
+    phi: float | None
+    size: float | None
+
+
+def _check_picture(request: _PictureRequest, sample: str | None) -> None:
+    """Raise UserError unless the options of the user's own picture are all given, or none of them."""
+    from shadowlab.errors import UserError
+
+    light = (request.theta, request.phi, request.size)
+    files = (request.object_image, request.mask)
+    if all(value is None for value in (*light, *files)):
+        return
+    if sample is not None:
+        raise UserError(
+            "--sample and your own picture (--object --mask --theta --phi --size) exclude each other: a sample has its "
+            f"light in metadata.json; {_OTHER_LIGHT}"
+        )
+    if all(value is None for value in files):
+        raise UserError(
+            f"--theta --phi --size are the light of your own picture: add --object FILE --mask FILE; {_OTHER_LIGHT}"
+        )
+    if any(value is None for value in files):
+        raise UserError("your own picture needs both --object FILE and --mask FILE")
+    if any(value is None for value in light):
+        raise UserError("your own picture needs its light: --theta 0..45 --phi 0..360 --size 2..8")
+
+
+_OTHER_LIGHT = (
+    "to see a sample under another light, name its files: --object DATA/objects/ID.png --mask DATA/masks/ID.png"
+)
+
+
+def _picture(request: _PictureRequest, config: "Config") -> "Picture | None":
+    from shadowlab.data.images import load_picture
+
+    image, mask, theta, phi, size = request.object_image, request.mask, request.theta, request.phi, request.size
+    if image is None or mask is None or theta is None or phi is None or size is None:
+        return None
+    return load_picture(image, mask, theta, phi, size, config.data.image_size)
