@@ -11,7 +11,10 @@ import typer
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Print the message of a known error and exit: 1 check failed, 2 usage, 3 environment, 130 interrupted."""
+    """Print the message of a known error and exit: 1 check failed, 2 usage, 3 environment, 130 interrupted.
+
+    A run that was interrupted and saved all it did has not failed: 0.
+    """
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -21,22 +24,25 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except UserError as error:
-            _print(f"error: {error}", as_json=as_json and not error.reported)
+            if _is_first() or not error.shared:
+                _print(f"error: {error}", as_json=as_json and not error.reported)
             raise typer.Exit(error.exit_code) from None
         except (KeyboardInterrupt, InterruptedRunError) as stop:
-            if os.environ.get("RANK", "0") == "0":  # every process was told to stop
+            if _is_first():  # every process was told to stop
                 _print(str(stop) or "interrupted", as_json=as_json)
-            raise typer.Exit(130) from None
+            raise typer.Exit(0 if getattr(stop, "saved", False) else 130) from None
         except Exception as error:
             message, code = _of_torch(error)
-            _print(f"error: {message}", as_json=as_json)
+            if message:
+                _print(f"error: {message}", as_json=as_json)
             raise typer.Exit(code) from None
 
     return wrapped
 
 
 def _of_torch(error: Exception) -> tuple[str, int]:
-    """Message and exit code of an error that a running stage can meet; any other is raised again.
+    """Message and exit code of an error that a running stage can meet; any other is raised again. No message where
+    another process has it.
 
     Imported here: a wrong option must not wait for torch.
     """
@@ -46,11 +52,34 @@ def _of_torch(error: Exception) -> tuple[str, int]:
         from diagnostics.nonfinite import NonFiniteError
 
         if isinstance(error, NonFiniteError):
-            return str(error), error.exit_code
+            told_here = error.verdict.rank in (None, int(os.environ.get("RANK", "0")))
+            return str(error) if told_here else "", error.exit_code
+        if isinstance(error, RuntimeError) and _is_lost_connection(error):
+            return f"another process of this run was lost ({_first_line(error)}); the launcher names it", 3
         if isinstance(error, torch.OutOfMemoryError):
             mend = "use a smaller train.batch_size or model.gradient_checkpointing=true"
             return f"out of memory ({str(error).split('.')[0]}); {mend}", 3
     raise error
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a collective ended because a peer is gone; backends say so in words alone."""
+    import torch
+
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    words = ("connection closed by peer", "connection reset by peer", "broken pipe", "socket timeout", "remote process")
+    text = str(error).lower()
+    return isinstance(error, torch.distributed.DistBackendError) or any(word in text for word in words)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].strip()
+
+
+def _is_first() -> bool:
+    """Whether this is the only process, or the first of several."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def run_reporting_usage(app: typer.Typer) -> None:
@@ -72,5 +101,5 @@ _USAGE_ERRORS: Any = typer.BadParameter.__mro__[2]
 
 def _print(text: str, *, as_json: bool) -> None:
     typer.echo(text, err=True)
-    if as_json and os.environ.get("RANK", "0") == "0":
+    if as_json and _is_first():
         sys.stdout.write(json.dumps({"passed": False, "error": text.removeprefix("error: ")}) + "\n")

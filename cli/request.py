@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,15 @@ class Request:
     def also(self, options: dict[str, Any]) -> "Request":
         """The same with a command's own options."""
         return replace(self, options=self.options | options)
+
+    def words(self) -> list[str]:
+        """Arguments that make the same request, but for the run's name."""
+        words = ["--preset", self.preset] if self.preset else []
+        words += ["--config", self.config_file] if self.config_file else []
+        assignments = [f"{key}={json.dumps(value)}" for key, value in self.given.items()]
+        for assignment in [*assignments, *self.assignments]:
+            words += ["--set", assignment]
+        return [*words, *(["--json"] if self.as_json else [])]
 
     def config(self) -> "Config":
         from shadowlab.config_files import load_config
@@ -101,7 +111,7 @@ def start(config: "Config", request: Request, resumed: "RunFolder | None" = None
     from shadowlab.reporter import Reporter
     from shadowlab.training.processes import Processes
 
-    processes = Processes(config.device)
+    processes = Processes(config.device, config.distributed)
     POLICIES[config.precision].apply_to_backend(processes.device)  # an impossible one fails before any work
     reporter = Reporter(as_json=request.as_json, active=processes.is_main)
     if resumed is not None:

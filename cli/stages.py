@@ -88,19 +88,21 @@ def overfit(
 def train(
     request: Request,
     max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default=THE_PRESETS)] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(help="Processes to start on this machine, one a GPU (or on its CPU).", show_default=THE_PRESETS),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue --run, or the preset's newest run.")] = False,
     skip_stages: Annotated[bool, typer.Option("--skip-stages", help="Do not ask for passed stages.")] = False,
 ) -> None:
     """Train, after check-forward and overfit have passed for this model."""
-    request = request.also({"train.max_steps": max_steps})
+    request = request.also({"train.max_steps": max_steps, "distributed.processes": processes})
     config = request.config()
 
     from shadowlab.data.dataset import resolve_path
-    from shadowlab.errors import InterruptedRunError
     from shadowlab.run_folder import RunFolder, default_name, latest_training_run
     from shadowlab.stages.resume import resumed_config
-    from shadowlab.stages.run_stage import finish_stage, prove_required_stages
-    from shadowlab.stages.train import run_train
+    from shadowlab.training.processes import launched_processes, require_gpus
 
     run = None
     if resume:
@@ -111,18 +113,38 @@ def train(
             file=request.config_file,
             options=request.given,
             assignments=request.assignments,
+            num_processes=launched_processes(),
         )
+    resolve_path(config.data.path)  # a wrong path must not wait for processes or stages
+    if launched_processes() is not None or config.distributed.processes == 1:
+        _train(request, config, run, skip_stages=skip_stages)
+        return
+    require_gpus(config.device, config.distributed.processes)
+    name = run.path.name if run is not None else request.run or default_name(request.label, "train")
+    _train_in_processes(request, config, name, resume=resume, skip_stages=skip_stages)
+
+
+def _train(request: Request, config: "Config", run: "RunFolder | None", *, skip_stages: bool) -> None:
+    """Train in this process, alone or as one of several. run: that is resumed, or None for a new one."""
+    from shadowlab.errors import InterruptedRunError
+    from shadowlab.run_folder import RunFolder, default_name
+    from shadowlab.stages.resume import with_processes
+    from shadowlab.stages.run_stage import finish_stage, prove_required_stages
+    from shadowlab.stages.train import run_train
+
+    resume = run is not None
     processes, reporter = start(config, request, resumed=run)
+    config = with_processes(config, processes.count)
     try:
-        resolve_path(config.data.path)  # a wrong path must not wait for the stages
         if run is None:
             name = request.run or processes.share(default_name(request.label, "train"))
-            if processes.is_main:
-                RunFolder.create(config, name, source=request.label)
-            processes.wait()
+            with processes.together():
+                if processes.is_main:
+                    RunFolder.create(config, name, source=request.label)
             run = RunFolder.reopen(config, name)
         if processes.is_main:
             reporter.log_to(run.log)
+        processes.tell(run.log, go_on=_resuming(config, run.path.name, skip_stages))
         prove_required_stages(config, run, processes, reporter, skip=skip_stages)
         finish_stage(
             "train",
@@ -138,15 +160,36 @@ def train(
             raise
         stopped = str(stop) or "interrupted"
         reporter.note(stopped)
-        raise InterruptedRunError(f"{stopped}; go on with: {_resuming(config, run, skip_stages)}") from None
+        raise InterruptedRunError(
+            f"{stopped}; go on with: {_resuming(config, run.path.name, skip_stages)}",
+            saved=getattr(stop, "saved", False),
+        ) from None
     finally:
         reporter.close()
         processes.close()
 
 
-def _resuming(config: "Config", run: "RunFolder", skip_stages: bool) -> str:
-    """The command that goes on with `run`; config.yaml in it holds all other options."""
-    words = ["shadowlab", "train", "--run", run.path.name, "--resume"]
+def _train_in_processes(request: Request, config: "Config", name: str, *, resume: bool, skip_stages: bool) -> None:
+    """Start the processes, each with the same words as this command was given."""
+    from shadowlab.errors import InterruptedRunError, LostProcessError
+    from shadowlab.training.launch import launch
+
+    words = ["train", *request.words(), "--run", name]
+    words += ["--resume"] if resume else []
+    words += ["--skip-stages"] if skip_stages else []
+    go_on = _resuming(config, name, skip_stages)
+    try:
+        code = launch(config.distributed.processes, "cli.main", words)
+    except LostProcessError as lost:
+        raise LostProcessError(f"{lost}; go on with: {go_on}") from None
+    except InterruptedRunError as stop:
+        raise InterruptedRunError(f"{stop}; go on with: {go_on}") from None
+    raise typer.Exit(code)
+
+
+def _resuming(config: "Config", name: str, skip_stages: bool) -> str:
+    """The command that goes on with a run; config.yaml in its folder holds all other options."""
+    words = ["shadowlab", "train", "--run", name, "--resume"]
     if config.output_dir != type(config)().output_dir:
         words += ["--set", f"output_dir={config.output_dir}"]
     return shlex.join([*words, *(["--skip-stages"] if skip_stages else [])])

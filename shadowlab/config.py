@@ -133,6 +133,20 @@ class ValidationConfig(Section):
 class CheckpointConfig(Section):
     every_steps: PositiveInt = 100
     keep_last: PositiveInt = 3
+    keep_every: PositiveInt | None = None
+    """Checkpoints of steps that are multiples of this stay for good; null keeps the last ones alone."""
+
+
+class DistributedConfig(Section):
+    processes: PositiveInt = 1
+    """Of `train`, each with a model of its own: one a GPU, or on a CPU as many as named. Under torchrun or `accelerate
+    launch` the launcher's number holds."""
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    """`ddp`: every process has all weights and states. `fsdp2`: each has its share of them, and gathers a block's
+    weights when it needs them."""
+    hang_seconds: Annotated[float, Field(ge=5, le=3600)] = 40.0
+    """A process that stays behind the others, or does not answer, for so long is taken for lost: the others end and
+    name it. Phases that took longer before, first steps and checkpoints get more time."""
 
 
 class OverfitConfig(Section):
@@ -172,6 +186,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    distributed: DistributedConfig = DistributedConfig()
     overfit: OverfitConfig = OverfitConfig()
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()
 

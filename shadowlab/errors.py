@@ -6,6 +6,7 @@ class UserError(Exception):
 
     exit_code = 2
     reported = False  # whether the JSON document of the command tells of it already
+    shared = False  # whether every process of the run raises it, so that the first one's words are enough
 
 
 class MissingDependencyError(UserError):
@@ -24,5 +25,18 @@ class StageFailedError(UserError):
     exit_code = 1
 
 
+class LostProcessError(UserError):
+    """One of several processes was killed or hangs. The message names its rank."""
+
+    exit_code = 3
+
+
 class InterruptedRunError(Exception):
-    """Ctrl-C stopped a run in an orderly way. The message says what is saved."""
+    """SIGINT or SIGTERM stopped a run in an orderly way. The message says what is saved.
+
+    saved: whether a checkpoint of the last step was written, so that nothing is lost.
+    """
+
+    def __init__(self, message: str, *, saved: bool = False) -> None:
+        super().__init__(message)
+        self.saved = saved

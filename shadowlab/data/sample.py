@@ -65,6 +65,16 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def select(self, rows: Tensor) -> "Batch":
+        """Those samples; `rows`: int64 indices."""
+        return Batch(
+            ids=[self.ids[i] for i in rows.tolist()],
+            object_image=self.object_image[rows],
+            mask=self.mask[rows],
+            shadow=self.shadow[rows],
+            light=self.light[rows],
+        )
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """The same batch with every tensor on `device`; dtypes stay."""
         return type(self)(

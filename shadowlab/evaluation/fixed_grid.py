@@ -16,6 +16,7 @@ from shadowlab.flow import integrate, interpolate, loss_per_sample, velocity
 from shadowlab.precision import Precision
 from shadowlab.seeding import normal
 from shadowlab.task import EncodedBatch, Task
+from shadowlab.training.processes import Processes
 from shadowlab.unet import predict_velocity
 
 
@@ -42,6 +43,18 @@ class GridResult:
         return flat | {f"black_{name}": value for name, value in self.black_metrics.items()}
 
 
+@dataclass(frozen=True)
+class _Part:
+    """One noise of some samples, on the CPU. latents: (B, 4, h, w) generated from it. pictures: (B, 1, H, W). losses:
+    t -> (B,). metrics: name -> (B,)."""
+
+    number: int
+    latents: Tensor
+    pictures: Tensor
+    losses: dict[float, Tensor]
+    metrics: dict[str, Tensor]
+
+
 class FixedGrid:
     """A set of samples with the t and noise they are judged at.
 
@@ -58,6 +71,7 @@ class FixedGrid:
         self.batch = batch
         self.encoded = _encode_in_chunks(task, batch, chunk)
         self._timesteps, self._chunk = tuple(timesteps), chunk
+        self._black_metrics = _mean_metrics([task.metrics(torch.zeros_like(task.target(batch)), batch)])
         shape = self.encoded.data.shape[1:]
         self._noises = [
             torch.stack([normal(shape, seed, "grid", name, k) for name in batch.ids]).to(self.encoded.data.device)
@@ -65,43 +79,57 @@ class FixedGrid:
         ]
 
     @torch.no_grad()
-    def evaluate(self, unet: torch.nn.Module, precision: Precision) -> GridResult:
-        """Judge `unet`; it is left in the mode it was in."""
+    def evaluate(self, unet: torch.nn.Module, precision: Precision, processes: Processes | None = None) -> GridResult:
+        """Judge `unet`; it is left in the mode it was in.
+
+        processes: share the work; every one of them must call, and all get the same result.
+        """
         was_training = unet.training
         unet.eval()
         try:
-            generated, losses = self._run(unet, precision)
+            parts = self._shared_out(unet, precision, processes)
         finally:
             unet.train(was_training)
-        pictures = [self._decode(latents) for latents in generated]
-        loss_by_t = {t: float(torch.cat(values).mean()) for t, values in losses.items()}
+        parts.sort(key=lambda part: part.number)
+        num_chunks = len(parts) // len(self._noises)
+        by_noise = [parts[k : k + num_chunks] for k in range(0, len(parts), num_chunks)]
+        generated = [torch.cat([part.latents for part in one]) for one in by_noise]
+        loss_by_t = {t: float(torch.cat([part.losses[t] for part in parts]).mean()) for t in self._timesteps}
         return GridResult(
             loss=sum(loss_by_t.values()) / len(loss_by_t),
             loss_by_t=loss_by_t,
-            r2=r_squared(torch.cat(generated), self.encoded.data.repeat(len(generated), 1, 1, 1)),
-            metrics=_mean_metrics([self.task.metrics(picture, self.batch) for picture in pictures]),
-            black_metrics=_mean_metrics([self.task.metrics(torch.zeros_like(pictures[0]), self.batch)]),
-            prediction=pictures[0],
+            r2=r_squared(torch.cat(generated), self.encoded.data.cpu().repeat(len(generated), 1, 1, 1)),
+            metrics=_mean_metrics([part.metrics for part in parts]),
+            black_metrics=self._black_metrics,
+            prediction=torch.cat([part.pictures for part in by_noise[0]]),
         )
 
-    def _run(self, unet: torch.nn.Module, precision: Precision) -> tuple[list[Tensor], dict[float, list[Tensor]]]:
-        """Latents (n, 4, h, w) generated from each noise, and the losses at each t."""
-        generated: list[Tensor] = []
-        losses: dict[float, list[Tensor]] = {t: [] for t in self._timesteps}
-        for noise in self._noises:
-            parts = []
-            for rows in torch.arange(len(self.batch)).split(self._chunk):
-                encoded, eps = self.encoded.select(rows), noise[rows]
-                for t in self._timesteps:
-                    times = torch.full((len(rows),), t, device=eps.device)
-                    predicted = _predict(unet, encoded, precision)(interpolate(eps, encoded.data, times), times)
-                    losses[t].append(loss_per_sample(predicted, velocity(eps, encoded.data)))
-                parts.append(integrate(_predict(unet, encoded, precision), eps, 1))
-            generated.append(torch.cat(parts))
-        return generated, losses
+    def _shared_out(self, unet: torch.nn.Module, precision: Precision, processes: Processes | None) -> list["_Part"]:
+        """All parts, each made by one process."""
+        chunks = torch.arange(len(self.batch)).split(self._chunk)
+        work = [(noise, rows) for noise in self._noises for rows in chunks]
+        if processes is None:
+            return [self._part(number, *one, unet, precision) for number, one in enumerate(work)]
+        own = []
+        for first in range(0, len(work), processes.count):
+            # One without work of its own repeats some: a sharded model's forward takes every process.
+            number = first + processes.rank
+            part = self._part(number, *work[number % len(work)], unet, precision)
+            own += [part] if number < len(work) else []
+        return processes.gather(own)
 
-    def _decode(self, latents: Tensor) -> Tensor:
-        return torch.cat([self.task.decode(part) for part in latents.split(self._chunk)])
+    def _part(self, number: int, noise: Tensor, rows: Tensor, unet: torch.nn.Module, precision: Precision) -> "_Part":
+        encoded, eps = self.encoded.select(rows), noise[rows]
+        predict = _predict(unet, encoded, precision)
+        losses = {}
+        for t in self._timesteps:
+            times = torch.full((len(rows),), t, device=eps.device)
+            predicted = predict(interpolate(eps, encoded.data, times), times)
+            losses[t] = loss_per_sample(predicted, velocity(eps, encoded.data)).cpu()
+        latents = integrate(predict, eps, 1)
+        pictures = self.task.decode(latents)
+        metrics = {name: v.cpu() for name, v in self.task.metrics(pictures, self.batch.select(rows)).items()}
+        return _Part(number, latents.cpu(), pictures.cpu(), losses, metrics)
 
 
 def _predict(unet: torch.nn.Module, encoded: EncodedBatch, precision: Precision) -> Callable[[Tensor, Tensor], Tensor]:
@@ -115,14 +143,7 @@ def _predict(unet: torch.nn.Module, encoded: EncodedBatch, precision: Precision)
 def _encode_in_chunks(task: Task, batch: Batch, chunk: int) -> EncodedBatch:
     parts = []
     for rows in torch.arange(len(batch)).split(chunk):
-        piece = Batch(
-            ids=[batch.ids[i] for i in rows.tolist()],
-            object_image=batch.object_image[rows],
-            mask=batch.mask[rows],
-            shadow=batch.shadow[rows],
-            light=batch.light[rows],
-        )
-        parts.append(task.encode(piece, rows))
+        parts.append(task.encode(batch.select(rows), rows))
     return EncodedBatch(
         ids=list(batch.ids),
         positions=torch.cat([part.positions for part in parts]),

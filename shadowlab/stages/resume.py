@@ -32,16 +32,22 @@ def resumed_config(
     options: Mapping[str, Any],
     assignments: Sequence[str],
     file: str | Path | None = None,
+    num_processes: int | None = None,
 ) -> Config:
     """The run's own configuration, or what `file` says now, with `options` and `assignments` on top.
+
+    Another number of processes gets another gradient accumulation, if none is asked for, so that every step has the
+    samples that it would have had.
 
     Args:
         source: preset or file named on the command line, if any; it must be the one that the run began with.
         file: what --config was given. A file may have been edited since: what it says counts like options given now.
             A preset's name stands for the run's own configuration.
+        num_processes: that a launcher started; None: what the configuration says.
 
     Raises:
-        UserError: another source, or a key differs that would change what the run computes; names both values.
+        UserError: another source, or a key differs that would change what the run computes; names both values. Or the
+            processes cannot share the effective batch.
     """
     if source is not None and source != run.source:
         raise UserError(
@@ -63,7 +69,35 @@ def resumed_config(
                 f"--resume: {key} was {before[key]!r} in {run.path} and is {value!r} now, which would make it another "
                 f"run; {mend}, or start anew with another --run"
             )
-    return given
+    return _shared_among(given, saved, num_processes or given.distributed.processes)
+
+
+def effective_batch(config: Config) -> int:
+    """Samples of one optimizer step."""
+    return config.train.batch_size * config.train.gradient_accumulation_steps * config.distributed.processes
+
+
+def with_processes(config: Config, count: int) -> Config:
+    """The configuration of a run that `count` processes really make."""
+    return config.model_copy(update={"distributed": config.distributed.model_copy(update={"processes": count})})
+
+
+def _shared_among(config: Config, saved: Config, count: int) -> Config:
+    config = with_processes(config, count)
+    wanted, batch = effective_batch(saved), config.train.batch_size
+    asked_for = [(one.train.batch_size, one.train.gradient_accumulation_steps) for one in (config, saved)]
+    if effective_batch(config) == wanted or asked_for[0] != asked_for[1]:
+        return config
+    accumulation, rest = divmod(wanted, batch * count)
+    if rest:
+        raise UserError(
+            f"--resume: the run's effective batch of {wanted} cannot be shared by {count} processes with "
+            f"train.batch_size={batch}; use a number of processes that divides {wanted}, and a batch_size that "
+            "divides what is left"
+        )
+    return config.model_copy(
+        update={"train": config.train.model_copy(update={"gradient_accumulation_steps": accumulation})}
+    )
 
 
 def changes(before: Config, after: Config) -> list[str]:

@@ -21,6 +21,7 @@ REQUIRED_STAGES: dict[str, Callable[..., StageResult]] = {
     "overfit": run_overfit,
 }
 _POLL_SECONDS = 1.0
+_PROOF_SECONDS = 7 * 24 * 3600.0  # overfit may take days
 
 
 def finish_stage(
@@ -85,6 +86,7 @@ def prove_required_stages(
     if processes.is_main:
         marker.unlink(missing_ok=True)  # a resumed run's old one would send the others ahead
     processes.wait()
+    processes.at("proving the required stages", patience_seconds=_PROOF_SECONDS)
     if not processes.is_main:
         while not marker.exists():
             time.sleep(_POLL_SECONDS)

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +20,12 @@ from shadowlab.run_folder import RunFolder
 from shadowlab.stages.result import StageResult
 from shadowlab.stages.resume import changes
 from shadowlab.task import EncodedBatch, ShadowTask, Task
-from shadowlab.training.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
+from shadowlab.training.checkpoint import (
+    load_checkpoint,
+    newest_sound_checkpoint,
+    remove_unfinished,
+    save_checkpoint,
+)
 from shadowlab.training.interruption import Interruption
 from shadowlab.training.loader import endless_batches, micro_batch_positions
 from shadowlab.training.processes import Processes
@@ -30,17 +34,19 @@ from shadowlab.training.telemetry import Telemetry
 from shadowlab.training.trainee import Trainee, build_trainee, build_unet
 from shadowlab.vae import load_vae
 
+_READING_SECONDS = 3600.0  # the other processes wait this long while the first one reads checkpoints
+
 
 def run_train(
     config: Config, run: RunFolder, processes: Processes, reporter: Reporter, *, resume: bool = False
 ) -> StageResult:
     """Train to `train.max_steps`, with `resume` from the newest complete checkpoint of `run`, if it came to one.
 
-    The first Ctrl-C ends the loop after the running step, on every process after the same one, and saves.
+    The first SIGINT or SIGTERM ends the loop after the running step, on every process after the same one, and saves.
 
     Raises:
         UserError: data, weights or checkpoint cannot be read, or every checkpoint of `run` is damaged.
-        InterruptedRunError: Ctrl-C; the message names the step that was saved.
+        InterruptedRunError: SIGINT or SIGTERM; the message names the step that was saved.
         StageStoppedError: a sample cannot be read in the middle of the run; every process raises it.
         NonFiniteError: loss or gradients are not finite; the last checkpoint stays.
         StageFailedError: weights turned non-finite in a step, or validation is not finite.
@@ -66,7 +72,7 @@ def run_train(
     fresh = not resume or not any(run.checkpoints.glob("step-*"))  # a resumed run, too, may have come to nothing
     if resume and fresh:
         reporter.say(f"{run.path} has no checkpoint yet: it starts from the beginning")
-    step, position = (0, 0) if fresh else _restore(run, trainee, identity)
+    step, position = (0, 0) if fresh else _restore(run, trainee, identity, reporter)
     if step >= settings.max_steps:
         reporter.say(f"{run.path} is complete at step {step}; give a larger --max-steps to train on")
         return StageResult("train", True, {"steps": step, "nothing_to_do": True}, idle=True)
@@ -101,9 +107,11 @@ def run_train(
         with reporter.start("train", settings.max_steps, step), Interruption(speaks=processes.is_main) as interruption:
             while step < settings.max_steps:
                 started = time.perf_counter()
+                processes.at("reading data")
                 with processes.together():
                     micro_batches = _read(batches, settings.gradient_accumulation_steps, step)
                     waited = time.perf_counter() - started
+                processes.at("encoding")
                 encoded = _encode(micro_batches, task, config, processes, position)
                 outcome = telemetry.step(encoded, StepPlace(step, position, global_batch), waited_seconds=waited)
                 step, position = step + 1, position + global_batch
@@ -117,7 +125,7 @@ def run_train(
                     numbers["skipped"] = trainee.watch.num_skipped
                 reporter.advance(step, settings.max_steps, numbers, log=step % settings.log_every == 0)
                 if stopping:
-                    raise InterruptedRunError(f"interrupted after step {step}: saved")
+                    raise InterruptedRunError(f"interrupted after step {step}: saved", saved=True)
     finally:
         telemetry.close()
     return _conclude(first_result, result, step, run, reporter)
@@ -137,16 +145,23 @@ def _validation_grid(config: Config, task: Task, dataset: ShadowDataset, split: 
     )
 
 
-def _restore(run: RunFolder, trainee: Trainee, identity: dict[str, Any]) -> tuple[int, int]:
-    checkpoints = complete_checkpoints(run.checkpoints)
-    if not checkpoints:
+def _restore(run: RunFolder, trainee: Trainee, identity: dict[str, Any], reporter: Reporter) -> tuple[int, int]:
+    processes = trainee.processes
+    processes.at("reading the checkpoint", patience_seconds=_READING_SECONDS)
+    checkpoint = None
+    if processes.is_main:
+        for path in remove_unfinished(run.checkpoints):
+            reporter.say(f"removed {path}: a process was ended while it wrote this")
+        checkpoint = newest_sound_checkpoint(run.checkpoints, reporter.warn)
+    checkpoint = processes.share(checkpoint)
+    if checkpoint is None:
         raise UserError(f"{run.path}: has no complete checkpoint to resume from; start it again under another --run")
-    state = load_checkpoint(checkpoints[-1], trainee)
+    state = load_checkpoint(checkpoint, trainee)
     saved = state.get("identity", {})
     for name, value in identity.items():
         if saved.get(name) != value:
             raise UserError(
-                f"--resume: {name} was {saved.get(name, 'not noted')} in {checkpoints[-1]} and is {value} now; take "
+                f"--resume: {name} was {saved.get(name, 'not noted')} in {checkpoint} and is {value} now; take "
                 "the change back (effective batch = train.batch_size x train.gradient_accumulation_steps x processes), "
                 "or start anew with another --run"
             )
@@ -195,8 +210,9 @@ def _validate(
     Raises:
         StageFailedError: a loss or a prediction is not finite.
     """
-    with averaged_weights(trainee):
-        result = grid.evaluate(trainee.unet, trainee.precision)
+    trainee.processes.at("validation")
+    with trainee.averaged_weights():
+        result = grid.evaluate(trainee.unet, trainee.precision, trainee.processes)
     if write:
         telemetry.write({"kind": "validation", "step": step, **result.numbers()})
     _require_finite(result, grid.batch.ids, step)
@@ -226,33 +242,16 @@ def _require_finite(result: GridResult, ids: Sequence[str], step: int) -> None:
         )
 
 
-@contextmanager
-def averaged_weights(trainee: Trainee) -> Iterator[None]:
-    """Inside, the UNet holds the EMA weights where there are any; afterwards its own again, bit for bit."""
-    if trainee.ema is None or trainee.ema.optimization_step == 0:
-        yield
-        return
-    parameters = list(trainee.parameters().values())
-    own = [p.detach().clone() for p in parameters]
-    trainee.ema.copy_to(parameters)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            torch._foreach_copy_([p.data for p in parameters], own)
-
-
 def _save(config: Config, run: RunFolder, trainee: Trainee, step: int, position: int, identity: dict[str, Any]) -> None:
-    with trainee.processes.together():
-        if trainee.processes.is_main:
-            save_checkpoint(
-                run.checkpoints,
-                trainee,
-                step=step,
-                position=position,
-                identity=identity,
-                keep_last=config.checkpoint.keep_last,
-            )
+    save_checkpoint(
+        run.checkpoints,
+        trainee,
+        step=step,
+        position=position,
+        identity=identity,
+        keep_last=config.checkpoint.keep_last,
+        keep_every=config.checkpoint.keep_every,
+    )
 
 
 def _conclude(first: GridResult, last: GridResult, step: int, run: RunFolder, reporter: Reporter) -> StageResult:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,7 +24,8 @@ from shadowlab.config import OptimizerConfig
 from shadowlab.errors import UserError
 from shadowlab.run_folder import RunFolder
 from shadowlab.task import EncodedBatch
-from shadowlab.training.checkpoint import complete_checkpoints, save_checkpoint
+from shadowlab.training.checkpoint import complete_checkpoints, state_by_kind, training_state, write_checkpoint
+from shadowlab.training.sharding import is_sharded, local
 from shadowlab.training.step import StepPlace
 from shadowlab.training.trainee import Trainee
 
@@ -78,7 +78,9 @@ def capture_step(
     state = state_tensors(trainee)
     size = sum(tensor.numel() * tensor.dtype.itemsize for tensor in state.values())
     with _repaired(state) as bad:
-        if size > limit:
+        if is_sharded(trainee.unet):
+            note = "not kept: it is sharded over processes; the last checkpoint before it is used"
+        elif size > limit:
             note = (
                 f"not kept: {size / 2**30:.1f} GiB, the limit is {limit / 2**30:g}; the last checkpoint before it is "
                 "used, or the first weights where there is none"
@@ -141,7 +143,7 @@ def captured_batches(incident: Path, device: torch.device) -> list[EncodedBatch]
 
 def _save_state(folder: Path, trainee: Trainee, place: StepPlace, bad: dict[str, Tensor]) -> str:
     try:
-        save_checkpoint(folder, trainee, step=place.step, position=place.first_position, identity={}, keep_last=1)
+        write_checkpoint(folder, training_state(trainee, step=place.step, position=place.first_position, identity={}))
         if bad:
             save_file({name: tensor.cpu() for name, tensor in bad.items()}, folder / "bad.safetensors")
     except (UserError, SafetensorError, OSError) as error:
@@ -151,15 +153,8 @@ def _save_state(folder: Path, trainee: Trainee, place: StepPlace, bad: dict[str,
 
 
 def state_tensors(trainee: Trainee) -> dict[str, Tensor]:
-    """All that a step changes, under names that say what it is."""
-    found: dict[str, Tensor] = {f"parameter {name}": p for name, p in trainee.unet.named_parameters()}
-    if trainee.ema is not None:
-        averages = zip(trainee.parameters(), trainee.ema.shadow_params, strict=True)
-        found |= {f"EMA of {name}": average for name, average in averages}
-    for name, parameter in trainee.parameters().items():
-        state: dict[str, Any] = trainee.optimizer.state.get(parameter, {})
-        found |= {f"optimizer state {name}/{key}": v for key, v in state.items() if isinstance(v, Tensor)}
-    return found
+    """All that a step changes, as far as this process has it, under names that say what it is."""
+    return {f"{kind} {name}": local(t) for kind, named in state_by_kind(trainee).items() for name, t in named.items()}
 
 
 @contextmanager

@@ -1,17 +1,30 @@
 """The processes of a run, through accelerate: which rank this is, its device, and what ranks tell each other."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
+from shadowlab.config import DistributedConfig
 from shadowlab.errors import MissingDependencyError, UserError
+from shadowlab.training.liveness import Liveness
+from shadowlab.training.sharding import shard
+
+_COLLECTIVE_TIMEOUT = timedelta(hours=2)  # of last resort: Liveness tells a lost process from a slow one long before
+
+
+def launched_processes() -> int | None:
+    """How many processes a launcher (torchrun, `accelerate launch`, `--processes`) started; None without one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else None
 
 
 def pick_device(device: str) -> torch.device:
@@ -34,27 +47,45 @@ def pick_device(device: str) -> torch.device:
     return chosen
 
 
+def require_gpus(device: str, num_processes: int) -> None:
+    """Raise MissingDependencyError where this machine has fewer GPUs than processes that want one."""
+    num_gpus = torch.cuda.device_count()
+    if pick_device(device).type == "cuda" and num_processes > num_gpus:
+        raise MissingDependencyError(
+            f"{num_processes} processes and {num_gpus} GPUs: each needs one of its own; use --processes {num_gpus} "
+            "or --device cpu"
+        )
+
+
 class Processes:
-    """One process, or one of several started by torchrun or `accelerate launch`.
+    """One process, or one of several started by `--processes`, torchrun or `accelerate launch`.
 
     Args:
         device: `auto`, `cpu`, `cuda` or `cuda:N`; several CUDA processes take one GPU each.
+        distributed: how several work together.
 
     Raises:
         UserError: the word names no device.
-        MissingDependencyError: CUDA was asked for and is absent.
+        MissingDependencyError: CUDA was asked for and is absent, or there are more processes than GPUs.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, distributed: DistributedConfig | None = None) -> None:
         chosen = pick_device(device)
+        self._distributed = distributed or DistributedConfig()
+        require_gpus(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         # PartialState is a process-wide singleton; a second command in one process starts afresh.
         PartialState._reset_state()
-        self._state = PartialState(cpu=chosen.type == "cpu")
+        several = {"timeout": _COLLECTIVE_TIMEOUT} if (launched_processes() or 1) > 1 else {}
+        self._state = PartialState(cpu=chosen.type == "cpu", **several)
         if ":" in device and self.count > 1:
             raise UserError(f"device {device}: {self.count} processes cannot share one GPU; use --device cuda")
         self.device = chosen if ":" in device else self._state.device
         # What ranks tell each other of files goes over the CPU: no GPU is waited for.
-        self._cpu_group = torch.distributed.new_group(backend="gloo") if self.count > 1 else None
+        self._cpu_group = None
+        self.liveness: Liveness | None = None
+        if self.count > 1:
+            self._cpu_group = torch.distributed.new_group(backend="gloo", timeout=_COLLECTIVE_TIMEOUT)
+            self.liveness = Liveness(self.rank, self.count, self._distributed.hang_seconds)
 
     @property
     def rank(self) -> int:
@@ -73,9 +104,33 @@ class Processes:
         if self.count > 1:
             raise UserError(f"{command} runs in one process, not {self.count}; start it without torchrun")
 
+    @property
+    def strategy(self) -> str:
+        """`single`, `ddp` or `fsdp2`."""
+        return "single" if self.count == 1 else self._distributed.strategy
+
+    def at(self, place: str, *, patience_seconds: float = 0.0) -> None:
+        """Say where this process stands, for the others and for the message that names it should it stay there.
+
+        patience_seconds: it may stay so long at least, whatever the others do.
+        """
+        if self.liveness is not None:
+            self.liveness.at(place, patience_seconds)
+
+    def tell(self, log: Path, *, go_on: str) -> None:
+        """Where a message of a lost process is kept, and the command that it ends with."""
+        if self.liveness is not None:
+            self.liveness.log, self.liveness.go_on = log, go_on
+
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model for forward and backward: DistributedDataParallel where there are several processes."""
-        if self.count == 1:
+        """The model for forward and backward; its parameters are those that an optimizer may have from now on.
+
+        DistributedDataParallel around it, or the model itself, sharded in place; untouched in a single process.
+        """
+        if self.strategy == "single":
+            return model
+        if self.strategy == "fsdp2":
+            shard(model, init_device_mesh(self.device.type, (self.count,)))
             return model
         return DistributedDataParallel(
             model, device_ids=[self.device] if self.device.type == "cuda" else None, gradient_as_bucket_view=True
@@ -106,8 +161,12 @@ class Processes:
         return value / self.count
 
     def gather(self, items: list[Any]) -> list[Any]:
-        """Every rank's list, joined in rank order, on every rank."""
-        return gather_object(items) if self.count > 1 else items
+        """Every rank's list of plain values or CPU tensors, joined in rank order, on every rank."""
+        if self.count == 1:
+            return items
+        lists: list[list[Any]] = [[]] * self.count
+        torch.distributed.all_gather_object(lists, items, group=self._cpu_group)
+        return [item for one in lists for item in one]
 
     def share(self, value: Any) -> Any:
         """The first rank's value, on every rank."""
@@ -124,6 +183,7 @@ class Processes:
             yield
         except UserError as own:
             error = own
+        self.at("waiting for the others")
         if self.count > 1:
             failed = torch.tensor(error is not None, dtype=torch.int32)
             torch.distributed.all_reduce(failed, group=self._cpu_group)
@@ -132,13 +192,18 @@ class Processes:
                 torch.distributed.all_gather_object(errors, error, group=self._cpu_group)
                 error = next(error for error in errors if error is not None)
         if error is not None:
+            error.shared = True
             raise error
 
     def wait(self) -> None:
-        self._state.wait_for_everyone()
+        self.at("waiting for the others")
+        if self.count > 1:
+            torch.distributed.barrier(group=self._cpu_group)
 
     def close(self) -> None:
         """Leave the process group; without effect in a single process."""
+        if self.liveness is not None:
+            self.liveness.close()
         if self.count > 1:
             self._state.destroy_process_group()
 
@@ -148,6 +213,8 @@ class SingleProcess(Processes):
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.liveness = None
+        self._distributed = DistributedConfig()
 
     @property
     def rank(self) -> int:

@@ -3,15 +3,13 @@
 PyTorch FSDP: Zhao et al., arXiv 2304.11277; per-parameter sharding: pytorch#114299.
 """
 
-from collections.abc import Iterable
-
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def sharding_units(unet: nn.Module) -> list[nn.Module]:
@@ -32,12 +30,33 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a sharded tensor; any other as it is. A collective: every process must call, in the same order."""
+def is_sharded(model: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+@torch.no_grad()
+def whole(tensor: Tensor, like: Tensor) -> Tensor:
+    """All of a tensor that is sharded, a DTensor or the local part of one; a scalar as it is.
+
+    A collective: every process must call, in the same order.
+
+    Args:
+        like: the parameter that `tensor` belongs to.
+    """
+    if not isinstance(tensor, DTensor) and isinstance(like, DTensor) and tensor.ndim == like.ndim > 0:
+        # Shapes are named: parts may differ in size.
+        mesh, placements = like.device_mesh, like.placements
+        tensor = DTensor.from_local(tensor, mesh, placements, shape=like.shape, stride=like.stride())
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
-def copy_into(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
-    """Copy tensors of equal sharding, each process its own part."""
-    torch._foreach_copy_([local(one) for one in targets], [local(one) for one in sources])
+def assign(target: Tensor, value: Tensor, like: Tensor) -> None:
+    """Copy a whole tensor, which every process has, into `target`, or this process's part of it.
+
+    Args:
+        like: the parameter that `target` belongs to; where it is sharded, so is `target`, a DTensor or its local part.
+    """
+    if isinstance(like, DTensor):
+        value = distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    local(target).copy_(local(value))

@@ -20,6 +20,7 @@ from diagnostics.parameters import ParameterStatistics, gradient_norms, total_no
 from shadowlab.flow import interpolate, loss_per_sample, stratified_times, velocity
 from shadowlab.seeding import generator, normal
 from shadowlab.task import EncodedBatch
+from shadowlab.training.sharding import local
 from shadowlab.training.trainee import Trainee, learning_rate
 from shadowlab.unet import predict_velocity
 
@@ -76,7 +77,7 @@ def _step(
     place: StepPlace,
     parameter_statistics: ParameterStatistics | None,
 ) -> StepOutcome:
-    optimizer, config = trainee.optimizer, trainee.learning_rate_config
+    optimizer, config, processes = trainee.optimizer, trainee.learning_rate_config, trainee.processes
     optimizer.zero_grad(set_to_none=True)
     losses = forward_backward(trainee, trainee.model, batches, place)
     if trainee.scaler is not None:
@@ -84,9 +85,9 @@ def _step(
     parameters = trainee.parameters()
     norms = gradient_norms(parameters)
     grad_norm = total_norm(norms.values())
-    finite_loss = trainee.processes.all_true(all_finite([losses]))
-    finite_gradients = trainee.processes.all_true(torch.isfinite(grad_norm))
-    loss = trainee.processes.mean(losses.mean())
+    finite_loss = processes.all_true(all_finite([losses]))
+    finite_gradients = processes.all_true(torch.isfinite(grad_norm))
+    loss = processes.mean(losses.mean())
     host = torch.stack([loss.double(), grad_norm, finite_loss.double(), finite_gradients.double()]).tolist()
     rate = learning_rate(config, place.step, trainee.max_steps)
 
@@ -101,14 +102,14 @@ def _step(
     if config.max_grad_norm is not None:
         # Like clip_grad_norm_, but after the finite check: it would turn one Inf into NaN everywhere.
         scale = (config.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0).float()
-        torch._foreach_mul_([p.grad for p in parameters.values() if p.grad is not None], scale)
+        torch._foreach_mul_([local(p.grad) for p in parameters.values() if p.grad is not None], scale)
     for group in optimizer.param_groups:
         group["lr"] = rate
+    processes.at("optimizer")
     optimizer.step()  # not scaler.step, which reads on the host what has been read above
     if trainee.scaler is not None:
         trainee.scaler.update()
-    if trainee.ema is not None:
-        trainee.ema.step(parameters.values())
+    trainee.update_average()
     if parameter_statistics is not None:
         parameter_statistics.after_step()
     return StepOutcome(host[0], host[1], rate, skipped=False)
@@ -120,8 +121,11 @@ def forward_backward(trainee: Trainee, model: nn.Module, batches: Sequence[Encod
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
         # DDP averages gradients over ranks once, in the last micro-batch.
+        # FSDP2 reduces in each: whole gradients would take the memory that it is there to save.
         with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
+            trainee.processes.at("forward")
             per_sample = flow_loss(trainee, model, batch, place)
+            trainee.processes.at("backward")
             loss = per_sample.mean() / len(batches)
             (loss if trainee.scaler is None else trainee.scaler.scale(loss)).backward()
         losses.append(per_sample.detach())

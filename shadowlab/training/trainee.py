@@ -1,7 +1,8 @@
 """What is trained: the UNet with its optimizer, EMA, precision and schedule."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from shadowlab.config import Config, OptimizerConfig
 from shadowlab.precision import POLICIES, Precision
 from shadowlab.task import ModelInputs
 from shadowlab.training.processes import Processes
+from shadowlab.training.sharding import local
 from shadowlab.unet import load_unet
 
 
@@ -21,7 +23,8 @@ from shadowlab.unet import load_unet
 class Trainee:
     """One model in training.
 
-    `model` is what forward and backward run on (the UNet itself, or DDP around it); `unet` is always the UNet.
+    `model` is what forward and backward run on (the UNet itself, or DDP around it); `unet` is always the UNet, and
+    under FSDP2 its parameters, their gradients and states are DTensors. The EMA holds each process's part of them.
     """
 
     unet: UNet2DConditionModel
@@ -42,6 +45,25 @@ class Trainee:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
+
+    def update_average(self) -> None:
+        """One step of the EMA, with foreach operators."""
+        if self.ema is not None:
+            self.ema.step([local(parameter) for parameter in self.parameters().values()])
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Inside, the UNet holds the EMA weights where there are any; afterwards its own again, bit for bit."""
+        if self.ema is None or self.ema.optimization_step == 0:
+            yield
+            return
+        parameters = [local(parameter).detach() for parameter in self.parameters().values()]
+        own = [parameter.clone() for parameter in parameters]
+        torch._foreach_copy_(parameters, self.ema.shadow_params)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(parameters, own)
 
 
 def build_unet(config: Config, task: ModelInputs, device: torch.device) -> UNet2DConditionModel:
@@ -72,16 +94,17 @@ def build_trainee(
     ema_decay: float | None,
 ) -> Trainee:
     """Optimizer, EMA and scaler around a finished UNet. The UNet must not gain or lose parameters afterwards."""
+    model = processes.wrap(unet)  # first: sharding replaces the parameters
     parameters = [p for p in unet.parameters() if p.requires_grad]
     precision = POLICIES[config.precision]
     ema = None
     if ema_decay is not None:
-        ema = EMAModel(parameters, decay=ema_decay, foreach=True)
+        ema = EMAModel([local(parameter) for parameter in parameters], decay=ema_decay, foreach=True)
         ema.to(dtype=torch.float32)
     optimizer = adamw(parameters, optimizer_config)
     return Trainee(
         unet=unet,
-        model=processes.wrap(unet),
+        model=model,
         optimizer=optimizer,
         ema=ema,
         scaler=torch.amp.GradScaler(processes.device.type) if precision.scales_gradients else None,

@@ -1,0 +1,225 @@
+"""Which of several processes was lost: killed, frozen, or stuck where the others are not.
+
+A collective waits for every process, so one that is lost holds all of them, and the error that a backend's timeout
+raises much later names none. Here a thread of each process tells the others, through the store that they met in,
+where its main thread stands. When a main thread has not moved for long, its own thread reads what the others say.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.distributed_c10d import _get_default_store
+
+LOST = 3  # exit code: the environment took a process
+_PERIOD_SECONDS = 1.0
+_LONGER_THAN_EVER = 5.0  # times the longest phase so far
+_FIRST_PATIENCE_SECONDS = 900.0  # before a step was done: kernels are chosen, graphs compiled, data sets opened
+_GRACE_SECONDS = 5.0  # for a run that ends while its store goes
+_JOINT = ("forward", "backward")  # places inside which processes wait for one another
+_TOLD = "shadowlab/told"
+LAUNCHER = "SHADOWLAB_LAUNCHER"  # in the environment of processes that `launch` started
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """What a process tells of itself.
+
+    beat: counts the seconds of its thread; one that stands still is frozen or dead. marks: places its main thread
+    has come to. place: the last of them; at: the line it is on. still_seconds: since it came there.
+    patience_seconds: how long it may stay. silence_seconds: how long its thread may not be heard of there.
+    """
+
+    rank: int
+    pid: int
+    beat: int
+    marks: int
+    place: str
+    at: str
+    still_seconds: float
+    patience_seconds: float
+    silence_seconds: float
+
+
+def lost_ranks(own: Pulse, others: Mapping[int, tuple[Pulse | None, float]]) -> dict[int, str]:
+    """Rank -> what is wrong with it; empty while there is hope.
+
+    Args:
+        own: of the process that asks.
+        others: rank -> its last pulse (None if it never gave one) and seconds since that one changed.
+    """
+    found = {}
+    for rank, (pulse, seconds) in others.items():
+        if seconds > (_FIRST_PATIENCE_SECONDS if pulse is None else pulse.silence_seconds):
+            where = f", last seen: {pulse.place}" if pulse is not None else ""
+            found[rank] = f"has not answered for {seconds:.0f} s (killed, frozen, or its machine is gone){where}"
+    pulses = [own, *(pulse for pulse, _ in others.values() if pulse is not None and pulse.rank not in found)]
+    last, front = min(pulse.marks for pulse in pulses), max(pulse.marks for pulse in pulses)
+    still = [p for p in pulses if p.still_seconds > p.patience_seconds]
+    if last < front == own.marks:
+        found |= {p.rank: _stands(p) for p in still if p.marks == last}
+    elif last == front and len(still) == len(others) + 1 and own.place in _JOINT:
+        found |= {p.rank: _stands(p) for p in still}  # nobody is ahead: their lines must tell
+    return found
+
+
+def _stands(pulse: Pulse) -> str:
+    return f"has stood still for {pulse.still_seconds:.0f} s ({pulse.place}, at {pulse.at})"
+
+
+class Liveness:
+    """Ends this process, with a message that names the lost one, when waiting for it has no sense any more.
+
+    Args:
+        hang_seconds: see `DistributedConfig`.
+        store: that the processes share; by default the one they met in.
+        end: called with the message; by default it is printed and the process ends with code 3.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        count: int,
+        hang_seconds: float,
+        *,
+        store: Any = None,
+        end: Callable[[str], None] | None = None,
+    ) -> None:
+        self.rank, self.count = rank, count
+        self.log: Path | None = None
+        self.go_on = ""
+        self._hang_seconds = hang_seconds
+        self._stays: dict[str, list[float]] = {}  # place -> seconds of the first stay, longest of the later ones
+        self._main = threading.main_thread().ident
+        meeting: Any = store or _get_default_store()
+        self._store = meeting.clone()  # a connection of its own: others block while they wait
+        self._end = end or self._say_and_end
+        self._parent = os.getppid()
+        self._lock = threading.Lock()
+        self._came_at = time.monotonic()
+        patience = max(hang_seconds, _FIRST_PATIENCE_SECONDS)
+        self._pulse = Pulse(rank, os.getpid(), 0, 0, "starting", "", 0.0, patience, patience)
+        self._seen: dict[int, tuple[Pulse | None, float]] = {}
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="liveness", daemon=True)
+        self._thread.start()
+
+    def at(self, place: str, patience_seconds: float = 0.0) -> None:
+        """The main thread has come to `place`. Costs no communication, but for a place that asks for patience."""
+        now = time.monotonic()
+        with self._lock:
+            before = self._pulse
+            self._note(before.place, now - self._came_at)
+            stays = self._stays.get(place)
+            usual = _FIRST_PATIENCE_SECONDS if stays is None else _LONGER_THAN_EVER * stays[-1]
+            self._came_at = now
+            self._pulse = replace(
+                before,
+                marks=before.marks + 1,
+                place=place,
+                still_seconds=0.0,
+                patience_seconds=max(self._hang_seconds, usual, patience_seconds),
+                silence_seconds=max(self._hang_seconds, patience_seconds),
+            )
+        if patience_seconds:
+            self._publish()
+
+    def _note(self, place: str, seconds: float) -> None:
+        """The first stay at a place is no measure for the later ones."""
+        stays = self._stays.setdefault(place, [])
+        if len(stays) < 2:
+            stays.append(seconds)
+        else:
+            stays[1] = max(stays[1], seconds)
+
+    def close(self) -> None:
+        """Stop watching; the others are told, so that none takes it for lost."""
+        if not self._closed.is_set():
+            self.at("done", patience_seconds=_FIRST_PATIENCE_SECONDS)
+            self._closed.set()
+
+    def _run(self) -> None:
+        while not self._closed.wait(_PERIOD_SECONDS):
+            try:
+                self._look()
+            except Exception as error:  # of several kinds: the store went with the process that held it
+                if not self._closed.wait(_GRACE_SECONDS):
+                    self._end(
+                        f"the launcher, or the process that held the others' store, was lost ({_first_line(error)})"
+                    )
+                return
+
+    def _look(self) -> None:
+        if LAUNCHER in os.environ and os.getppid() != self._parent:
+            self._end("the launcher is gone")
+            return
+        own = self._publish()
+        if own.still_seconds < 2 * _PERIOD_SECONDS:
+            self._seen.clear()
+            return
+        found = lost_ranks(own, self._read_others())
+        if not found:
+            return
+        listed = "; ".join(f"rank {rank} {what}" for rank, what in sorted(found.items()))
+        first = self._store.add(_TOLD, 1) == 1  # of those that noticed
+        self._end(f"{listed}; the others waited for it and end" if first else "")
+
+    def _publish(self) -> Pulse:
+        with self._lock:
+            still = time.monotonic() - self._came_at
+            self._pulse = replace(self._pulse, beat=self._pulse.beat + 1, still_seconds=still, at=_line_of(self._main))
+            pulse = self._pulse
+        self._store.set(_key(self.rank), json.dumps(asdict(pulse)))
+        return pulse
+
+    def _read_others(self) -> dict[int, tuple[Pulse | None, float]]:
+        """As `lost_ranks` wants it."""
+        now = time.monotonic()
+        for rank in range(self.count):
+            if rank == self.rank:
+                continue
+            given = self._store.check([_key(rank)])
+            pulse = Pulse(**json.loads(self._store.get(_key(rank)))) if given else None
+            old = self._seen.get(rank)
+            if old is None or _beat(pulse) != _beat(old[0]):
+                self._seen[rank] = (pulse, now)
+        return {rank: (pulse, now - since) for rank, (pulse, since) in self._seen.items()}
+
+    def _say_and_end(self, message: str) -> None:
+        if message:
+            line = f"error: {message}" + (f"; go on with: {self.go_on}" if self.go_on else "")
+            os.write(2, f"\n{line}\n".encode())
+            if self.log is not None:
+                with self.log.open("a", encoding="utf-8") as log:
+                    log.write(line + "\n")
+        os._exit(LOST)  # the main thread sits in a collective that nothing can end
+
+
+def _key(rank: int) -> str:
+    return f"shadowlab/alive/{rank}"
+
+
+def _beat(pulse: Pulse | None) -> int:
+    return -1 if pulse is None else pulse.beat
+
+
+def _line_of(thread: int | None) -> str:
+    """`path:line in function` of the innermost frame of a thread that is not torch's."""
+    innermost = sys._current_frames().get(thread or 0)
+    frame = innermost
+    while frame is not None and f"{os.sep}torch{os.sep}" in frame.f_code.co_filename:
+        frame = frame.f_back
+    frame = frame or innermost
+    if frame is None:
+        return "an unknown line"
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
