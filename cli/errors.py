@@ -55,6 +55,8 @@ def _of_torch(error: Exception) -> tuple[str, int]:
             told_here = error.verdict.rank in (None, int(os.environ.get("RANK", "0")))
             return str(error) if told_here else "", error.exit_code
         if isinstance(error, RuntimeError) and _is_lost_connection(error):
+            if "SHADOWLAB_LAUNCHER" in os.environ:
+                return "", 3  # our launcher names the process
             return f"another process of this run was lost ({_first_line(error)}); the launcher names it", 3
         if isinstance(error, torch.OutOfMemoryError):
             mend = "use a smaller train.batch_size or model.gradient_checkpointing=true"
@@ -66,7 +68,7 @@ def _is_lost_connection(error: RuntimeError) -> bool:
     """Whether a collective ended because a peer is gone; backends say so in words alone."""
     import torch
 
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if "RANK" not in os.environ:
         return False
     words = ("connection closed by peer", "connection reset by peer", "broken pipe", "socket timeout", "remote process")
     text = str(error).lower()

@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from shadowlab.errors import InterruptedRunError, LostProcessError
-from shadowlab.training.liveness import LAUNCHER, LOST
+from shadowlab.training.liveness import LAUNCHER, TOLD
 
 _SHUTDOWN_SECONDS = 10  # for processes that outlive one that was lost
 _SAME_MOMENT_SECONDS = 3
@@ -74,6 +74,8 @@ def _conclude(failures: Mapping[int, ProcessFailure], *, interrupted: bool) -> i
     """Exit code of the processes: that of the one that failed first. Their messages are out already."""
     if not failures:
         return 0
+    if any(failure.exitcode == TOLD for failure in failures.values()):
+        return LostProcessError.exit_code
     first = first_failure(failures)
     if first[1].exitcode >= 0:
         return first[1].exitcode
@@ -97,7 +99,7 @@ def first_failure(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessF
     def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, int]:
         rank, failure = item
         killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
-        return not killed, failure.exitcode in (-signal.SIGTERM, LOST), rank
+        return not killed, failure.exitcode == -signal.SIGTERM, rank
 
     return min(early.items(), key=order)
 

@@ -7,17 +7,20 @@ where its main thread stands. When a main thread has not moved for long, its own
 
 import json
 import os
+import platform
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch.distributed.distributed_c10d import _get_default_store
 
-LOST = 3  # exit code: the environment took a process
+TOLD = 103  # exit code of a process that has named a lost one, or leaves that to another
 _PERIOD_SECONDS = 1.0
 _LONGER_THAN_EVER = 5.0  # times the longest phase so far
 _FIRST_PATIENCE_SECONDS = 900.0  # before a step was done: kernels are chosen, graphs compiled, data sets opened
@@ -37,6 +40,7 @@ class Pulse:
     """
 
     rank: int
+    host: str
     pid: int
     beat: int
     marks: int
@@ -79,7 +83,7 @@ class Liveness:
     Args:
         hang_seconds: see `DistributedConfig`.
         store: that the processes share; by default the one they met in.
-        end: called with the message; by default it is printed and the process ends with code 3.
+        end: called with the message; by default it is printed and the process ends with code `TOLD`.
     """
 
     def __init__(
@@ -104,7 +108,7 @@ class Liveness:
         self._lock = threading.Lock()
         self._came_at = time.monotonic()
         patience = max(hang_seconds, _FIRST_PATIENCE_SECONDS)
-        self._pulse = Pulse(rank, os.getpid(), 0, 0, "starting", "", 0.0, patience, patience)
+        self._pulse = Pulse(rank, platform.node(), os.getpid(), 0, 0, "starting", "", 0.0, patience, patience)
         self._seen: dict[int, tuple[Pulse | None, float]] = {}
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="liveness", daemon=True)
@@ -157,7 +161,7 @@ class Liveness:
 
     def _look(self) -> None:
         if LAUNCHER in os.environ and os.getppid() != self._parent:
-            self._end("the launcher is gone")
+            self._end("the launcher is gone" if self.rank == 0 else "")
             return
         own = self._publish()
         if own.still_seconds < 2 * _PERIOD_SECONDS:
@@ -167,8 +171,16 @@ class Liveness:
         if not found:
             return
         listed = "; ".join(f"rank {rank} {what}" for rank, what in sorted(found.items()))
+        for rank in found:
+            self._kill(self._seen[rank][0] if rank != self.rank else None)
         first = self._store.add(_TOLD, 1) == 1  # of those that noticed
         self._end(f"{listed}; the others waited for it and end" if first else "")
+
+    def _kill(self, lost: Pulse | None) -> None:
+        """A frozen process does not hear the launcher, which would wait for it."""
+        if lost is not None and lost.host == self._pulse.host:
+            with suppress(ProcessLookupError):
+                os.kill(lost.pid, signal.SIGKILL)
 
     def _publish(self) -> Pulse:
         with self._lock:
@@ -198,7 +210,7 @@ class Liveness:
             if self.log is not None:
                 with self.log.open("a", encoding="utf-8") as log:
                     log.write(line + "\n")
-        os._exit(LOST)  # the main thread sits in a collective that nothing can end
+        os._exit(TOLD)  # the main thread sits in a collective that nothing can end
 
 
 def _key(rank: int) -> str:

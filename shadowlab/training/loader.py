@@ -44,7 +44,7 @@ def _collate(items: Sequence[Sample | UserError]) -> Batch | UserError:
 
 
 def _leave_interrupts_to_the_loop(_: int) -> None:
-    """Ctrl-C and a launcher's SIGTERM reach the workers too; the step that is finished first still needs their samples."""
+    """Ctrl-C and a launcher's SIGTERM reach the workers, too; the step that is finished first needs their samples."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

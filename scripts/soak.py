@@ -1,0 +1,212 @@
+"""Kill a training run again and again, resume it each time, and compare its end with a run that nobody disturbed.
+
+    python scripts/soak.py --kills 40            # needs a checkout; about ten minutes on 2 cores
+    python scripts/soak.py --kills 10 --processes 2
+
+SIGKILL comes at moments drawn from --seed: while the run starts, in the middle of a step, while a checkpoint is being
+written, between its renaming and its marker, while an old one is removed. Exit code 0 if every run resumed from a
+complete checkpoint and the final weights, averages, optimizer states and losses are those of the undisturbed run,
+bit for bit.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests import tiny
+
+MOMENTS = ("starting", "step", "step", "writing", "renamed", "removing")
+STARTED_AT = re.compile(r"steps (\d+) to (\d+)")
+PATIENCE_SECONDS = 300.0
+
+
+@dataclass
+class Soak:
+    """One disturbed run. folder: of the run."""
+
+    command: list[str]
+    folder: Path
+    random: random.Random
+    num_processes: int
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def kill_once(self, number: int) -> str:
+        """Start or resume, kill at a drawn moment; returns what happened."""
+        before = self.complete()
+        log = self.folder.parent / f"{self.folder.name}.{number}.txt"
+        with log.open("w") as out:
+            process = subprocess.Popen(self.words(), stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        moment = self.random.choice(MOMENTS)
+        self.wait_for(moment, process)
+        ended = process.poll() is not None
+        self.kill(process)
+        if ended:
+            raise SystemExit(f"kill {number}: the run ended by itself ({moment}): {log.read_text()[-2000:]}")
+        self.require_sound(number)
+        return (
+            f"{moment:<9} started at step {self.started_at(log, before)}, newest now {max(self.complete(), default=0)}"
+        )
+
+    def finish(self) -> int:
+        before = self.complete()
+        log = self.folder.parent / f"{self.folder.name}.last.txt"
+        with log.open("w") as out:
+            subprocess.run(self.words(), stdout=out, stderr=subprocess.STDOUT, check=True)
+        return self.started_at(log, before)
+
+    def words(self) -> list[str]:
+        return [*self.command, "--resume"] if self.folder.exists() else self.command
+
+    def wait_for(self, moment: str, process: subprocess.Popen[bytes]) -> None:
+        limit = time.monotonic() + PATIENCE_SECONDS
+        if moment == "starting":
+            time.sleep(self.random.uniform(0.0, 8.0))
+            return
+        steps_before, wanted = self.num_steps(), self.random.randint(1, 12)
+        marked = self.complete()
+        while process.poll() is None and time.monotonic() < limit:
+            if moment == "step" and self.num_steps() >= steps_before + wanted:
+                time.sleep(self.random.uniform(0.0, 0.2))
+                return
+            names = {path.name for path in self.checkpoints.glob("*")} if self.checkpoints.exists() else set()
+            unmarked = [name for name in names if name.startswith("step-") and not self.marker(name).exists()]
+            if moment == "writing" and any(name.startswith(".step-") for name in names):
+                time.sleep(self.random.uniform(0.0, 0.02))
+                return
+            if moment in ("renamed", "removing") and unmarked:
+                return
+            if moment in ("renamed", "removing") and len(self.complete() - marked) > 3:
+                return  # the window is shorter than this loop; four checkpoints went by
+            time.sleep(0.0005)
+
+    def marker(self, name: str) -> Path:
+        return self.checkpoints / name / "COMPLETE"
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """SIGKILL to the command, or to one of its processes; then wait until all are gone."""
+        try:
+            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return
+        self.random.choice(family[: self.num_processes + 1]).send_signal(signal.SIGKILL)
+        _, alive = psutil.wait_procs(family, timeout=60)
+        if alive:
+            raise SystemExit(f"{len(alive)} processes outlive the one that was killed by a minute")
+        process.wait()
+
+    def complete(self) -> set[int]:
+        """Steps whose marker and every byte are there; judged without the code under test."""
+        found = set()
+        for marker in self.checkpoints.glob("step-*/COMPLETE"):
+            try:
+                files = json.loads(marker.read_text())
+                good = all(
+                    hashlib.sha256((marker.parent / name).read_bytes()).hexdigest() == one["sha256"]
+                    for name, one in files.items()
+                )
+            except (OSError, ValueError):  # being removed
+                continue
+            if good:
+                found.add(int(marker.parent.name.removeprefix("step-")))
+        return found
+
+    def require_sound(self, number: int) -> None:
+        marked = {int(m.parent.name.removeprefix("step-")) for m in self.checkpoints.glob("step-*/COMPLETE")}
+        if marked != self.complete():
+            raise SystemExit(f"kill {number}: marked complete but damaged: {sorted(marked - self.complete())}")
+
+    def num_steps(self) -> int:
+        file = self.folder / "metrics.jsonl"
+        return file.read_bytes().count(b'"kind": "train"') if file.exists() else 0
+
+    def started_at(self, log: Path, before: set[int]) -> str | int:
+        found = STARTED_AT.search(log.read_text())
+        if found is None:
+            return "(not reached)"
+        step = int(found[1])
+        if step != max(before, default=0):
+            raise SystemExit(
+                f"{log}: went on from step {step}, the newest complete checkpoint was {max(before, default=0)}"
+            )
+        return step
+
+
+def command(folders: dict[str, Path], output: Path, name: str, num_steps: int, num_processes: int) -> list[str]:
+    settings = {
+        "model.vae": folders["vae"],
+        "data.image_size": tiny.SIDE * 8,
+        "output_dir": output,
+        "train.batch_size": 2,
+        "validation.num_samples": 2,
+        "validation.num_noises": 1,
+        "train.validate_every": 7,
+        "checkpoint.every_steps": 3,
+        "checkpoint.keep_last": 2,
+        "diagnostics.statistics_every": 5,
+        "precision": "fp32",
+    }
+    words = [sys.executable, "-m", "cli.main", "train", "--skip-stages", "--device", "cpu", "--run", name]
+    words += ["--max-steps", str(num_steps), "--processes", str(num_processes)]
+    words += ["--weights", str(folders["unet"]), "--data", str(folders["data"])]
+    return words + [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
+def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    files = sorted(folder.rglob("*.safetensors"))
+    return {f"{file.relative_to(folder)}/{key}": t for file in files for key, t in load_file(file).items()}
+
+
+def losses(run: Path) -> list[tuple[int, float, float]]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(r["step"], r["loss"], r.get("grad_norm", 0.0)) for r in records if r["kind"] in ("train", "validation")]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    os.environ.setdefault("PYTHONPATH", str(Path(__file__).parents[1]))
+    with tempfile.TemporaryDirectory() as temporary:
+        output = Path(temporary)
+        folders = tiny.stage_folder(output / "small")
+        whole = command(folders, output, "whole", asked.steps, asked.processes)
+        print(f"undisturbed: {asked.steps} steps", flush=True)
+        subprocess.run(whole, check=True, stdout=subprocess.DEVNULL)
+        words = command(folders, output, "killed", asked.steps, asked.processes)
+        soak = Soak(words, output / "killed", random.Random(asked.seed), asked.processes)
+        for number in range(1, asked.kills + 1):
+            print(f"kill {number:>2}/{asked.kills}: {soak.kill_once(number)}", flush=True)
+        print(f"last: started at step {soak.finish()}")
+        wanted, got = tensors(output / "whole", asked.steps), tensors(soak.folder, asked.steps)
+        different = [name for name in wanted if not torch.equal(wanted[name], got[name])]
+        same_losses = losses(output / "whole") == losses(soak.folder)
+    print(
+        f"{asked.kills} of {asked.kills} resumed; {len(wanted)} tensors, {len(different)} differ; losses equal: {same_losses}"
+    )
+    return 0 if wanted and wanted.keys() == got.keys() and not different and same_losses else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
