@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -86,6 +87,7 @@ def _is_first() -> bool:
 
 def run_reporting_usage(app: typer.Typer) -> None:
     """Run `app`; a wrong option or value is one line, too, and one JSON document with --json."""
+    threading.excepthook = _leave_to_the_main_thread
     try:
         code = app(standalone_mode=False)
     except _USAGE_ERRORS as error:
@@ -95,6 +97,12 @@ def run_reporting_usage(app: typer.Typer) -> None:
     except typer.Abort:
         sys.exit(130)
     sys.exit(code or 0)
+
+
+def _leave_to_the_main_thread(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread meets a full disk first, and its writer raises the same error again where it is called."""
+    if type(failure.thread).__name__ != "_AsyncWriterThread" or not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 # Typer carries its own copy of click, whose base of all usage errors has no public name.

@@ -4,8 +4,9 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from io import BufferedWriter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -67,13 +68,22 @@ class RecordWriter:
     def __init__(self, path: Path, *, keep_until_step: int | None = None) -> None:
         if path.exists():
             _trim(path, keep_until_step)
-        self._file: BinaryIO = path.open("ab")
+        self._file: BufferedWriter = path.open("ab")
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record; on disk, as far as the operating system goes, when this returns."""
+        """Append one record; on disk, as far as the operating system goes, when this returns.
+
+        Raises:
+            OSError: the disk refuses; the writer is closed, and a cut line is dropped when the file is opened again.
+        """
         # One write of a whole line: a kill between two writes would leave half of it.
-        self._file.write(json.dumps(encode(record), allow_nan=False).encode("ascii") + b"\n")
-        self._file.flush()
+        line = json.dumps(encode(record), allow_nan=False).encode("ascii") + b"\n"
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError:
+            self._file.raw.close()  # what is left of the line must not be tried again when the file is closed
+            raise
 
     def close(self) -> None:
         self._file.close()

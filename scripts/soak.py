@@ -61,9 +61,8 @@ class Soak:
         if ended:
             raise SystemExit(f"kill {number}: the run ended by itself ({moment}): {log.read_text()[-2000:]}")
         self.require_sound(number)
-        return (
-            f"{moment:<9} started at step {self.started_at(log, before)}, newest now {max(self.complete(), default=0)}"
-        )
+        newest = max(self.complete(), default=0)
+        return f"{moment:<9} started at step {self.started_at(log, before)}, newest now {newest}"
 
     def finish(self) -> int:
         before = self.complete()
@@ -73,7 +72,7 @@ class Soak:
         return self.started_at(log, before)
 
     def words(self) -> list[str]:
-        return [*self.command, "--resume"] if self.folder.exists() else self.command
+        return [*self.command, "--resume"] if (self.folder / "config.yaml").exists() else self.command
 
     def wait_for(self, moment: str, process: subprocess.Popen[bytes]) -> None:
         limit = time.monotonic() + PATIENCE_SECONDS
@@ -81,14 +80,14 @@ class Soak:
             time.sleep(self.random.uniform(0.0, 8.0))
             return
         steps_before, wanted = self.num_steps(), self.random.randint(1, 12)
-        marked = self.complete()
+        marked, stale = self.complete(), self.partial()
         while process.poll() is None and time.monotonic() < limit:
             if moment == "step" and self.num_steps() >= steps_before + wanted:
                 time.sleep(self.random.uniform(0.0, 0.2))
                 return
             names = {path.name for path in self.checkpoints.glob("*")} if self.checkpoints.exists() else set()
             unmarked = [name for name in names if name.startswith("step-") and not self.marker(name).exists()]
-            if moment == "writing" and any(name.startswith(".step-") for name in names):
+            if moment == "writing" and self.partial() - stale:
                 time.sleep(self.random.uniform(0.0, 0.02))
                 return
             if moment in ("renamed", "removing") and unmarked:
@@ -96,6 +95,16 @@ class Soak:
             if moment in ("renamed", "removing") and len(self.complete() - marked) > 3:
                 return  # the window is shorter than this loop; four checkpoints went by
             time.sleep(0.0005)
+
+    def partial(self) -> set[tuple[str, int]]:
+        """Name and inode of checkpoints that are being written, or were when a process ended."""
+        found = set()
+        for path in self.checkpoints.glob(".step-*"):
+            try:
+                found.add((path.name, path.stat().st_ino))
+            except FileNotFoundError:  # renamed meanwhile
+                continue
+        return found
 
     def marker(self, name: str) -> Path:
         return self.checkpoints / name / "COMPLETE"
@@ -202,9 +211,8 @@ def main() -> int:
         wanted, got = tensors(output / "whole", asked.steps), tensors(soak.folder, asked.steps)
         different = [name for name in wanted if not torch.equal(wanted[name], got[name])]
         same_losses = losses(output / "whole") == losses(soak.folder)
-    print(
-        f"{asked.kills} of {asked.kills} resumed; {len(wanted)} tensors, {len(different)} differ; losses equal: {same_losses}"
-    )
+    compared = f"{len(wanted)} tensors, {len(different)} differ; losses equal: {same_losses}"
+    print(f"{asked.kills} of {asked.kills} resumed; {compared}")
     return 0 if wanted and wanted.keys() == got.keys() and not different and same_losses else 1
 
 

@@ -107,6 +107,11 @@ class Reporter:
             self._log = None
 
     def _to_log(self, text: str) -> None:
-        if self._log is not None:
+        if self._log is None:
+            return
+        try:
             self._log.write(text + "\n")
             self._log.flush()
+        except OSError as error:
+            self._log = None
+            self.console.print(f"warning: log.txt ends here: {error.strerror}", markup=False)

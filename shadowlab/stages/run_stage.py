@@ -8,7 +8,7 @@ from pathlib import Path
 
 from diagnostics.nonfinite import NonFiniteError
 from shadowlab.config import Config
-from shadowlab.errors import InterruptedRunError, StageFailedError, StageStoppedError
+from shadowlab.errors import InterruptedRunError, StageFailedError, StageStoppedError, UserError
 from shadowlab.reporter import Reporter
 from shadowlab.run_folder import RunFolder, stage_passed
 from shadowlab.stages.check_forward import run_check_forward
@@ -40,6 +40,7 @@ def finish_stage(
 
     Raises:
         StageFailedError: the stage did not pass; and whatever the stage raises.
+        UserError: the disk refuses a file of the run.
     """
     if write:
         reporter.log_to(run.log)
@@ -47,6 +48,14 @@ def finish_stage(
         result = stage()
     except InterruptedRunError:
         raise  # no failure: nothing is recorded
+    except OSError as error:  # data that cannot be read has errors of its own
+        stopped = UserError(
+            f"{error.filename or run.path}: cannot be written ({error.strerror or error}); what was saved before "
+            "stays: free the disk or make it writable, then go on"
+        )
+        if write:
+            reporter.note(f"{name} stopped: {stopped}")
+        raise stopped from error
     except Exception as error:
         if write:
             reporter.note(f"{name} failed: {error}")
