@@ -80,17 +80,15 @@ class Soak:
             time.sleep(self.random.uniform(0.0, 8.0))
             return
         steps_before, wanted = self.num_steps(), self.random.randint(1, 12)
-        marked, stale = self.complete(), self.partial()
+        marked, stale, stale_unmarked = self.complete(), self.partial(), self.unmarked()
         while process.poll() is None and time.monotonic() < limit:
             if moment == "step" and self.num_steps() >= steps_before + wanted:
                 time.sleep(self.random.uniform(0.0, 0.2))
                 return
-            names = {path.name for path in self.checkpoints.glob("*")} if self.checkpoints.exists() else set()
-            unmarked = [name for name in names if name.startswith("step-") and not self.marker(name).exists()]
             if moment == "writing" and self.partial() - stale:
                 time.sleep(self.random.uniform(0.0, 0.02))
                 return
-            if moment in ("renamed", "removing") and unmarked:
+            if moment in ("renamed", "removing") and self.unmarked() - stale_unmarked:
                 return
             if moment in ("renamed", "removing") and len(self.complete() - marked) > 3:
                 return  # the window is shorter than this loop; four checkpoints went by
@@ -106,8 +104,9 @@ class Soak:
                 continue
         return found
 
-    def marker(self, name: str) -> Path:
-        return self.checkpoints / name / "COMPLETE"
+    def unmarked(self) -> set[str]:
+        """Names of checkpoints between renaming and marker, or half removed."""
+        return {path.name for path in self.checkpoints.glob("step-*") if not (path / "COMPLETE").exists()}
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """SIGKILL to the command, or to one of its processes; then wait until all are gone."""

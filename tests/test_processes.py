@@ -1,12 +1,14 @@
-"""Two processes under torchrun (gloo) do what one process does with twice the batch."""
+"""Several processes (gloo) make the run that one makes; what one of them meets, all of them tell once."""
 
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from shadowlab.config_files import load_config
 from shadowlab.data.dataset import open_dataset
@@ -14,49 +16,69 @@ from shadowlab.data.order import sample_indices
 from shadowlab.data.split import split_by_object
 from shadowlab.training.loader import micro_batch_positions
 from tests import tiny
+from tests.runs import BINARY, command, records, run_command, tensors
+
+STEPS = 6
+EFFECTIVE = 8  # 2 x accumulation x processes
 
 
-def losses(run: Path) -> list[tuple[int, float, float]]:
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(r["step"], r["loss"], r["grad_norm"]) for r in records if r["kind"] == "train"]
+@pytest.fixture(scope="module")
+def alone(stage_folder: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process, accumulation 4."""
+    output = tmp_path_factory.mktemp("alone")
+    run_command(train(stage_folder, output, "alone", 1, "train.gradient_accumulation_steps=4"))
+    return output / "alone"
 
 
-def train_words(folders: dict[str, Path], output: Path, *more: str) -> list[str]:
-    """The options of a short run on the small stages."""
-    settings = {
-        "model.vae": folders["vae"],
-        "data.image_size": tiny.SIDE * 8,
-        "output_dir": output,
-        "validation.num_samples": 2,
-        "checkpoint.every_steps": 3,
-    }
-    words = ["train", "--skip-stages", "--device", "cpu", "--max-steps", "3", *more]
-    words += ["--weights", str(folders["unet"]), "--data", str(folders["data"])]
-    return words + [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+def train(folders: dict[str, Path], output: Path, name: str, processes: int, *assignments: str) -> list[str]:
+    """6 steps of 8 samples; a checkpoint every two."""
+    words = command(folders, output, name, STEPS, "checkpoint.every_steps=2", "train.validate_every=4", *assignments)
+    return [*words, "--processes", str(processes)]
 
 
-def launched(port: int, *options: str) -> list[str]:
-    """The beginning of a command in two processes."""
-    binary = Path(sys.executable).parent
-    launch = [str(binary / "torchrun"), "--nproc-per-node", "2", "--master-port", str(port), *options]
-    return [*launch, "--no-python", "--", str(binary / "shadowlab")]
+def same_curve(one: Path, other: Path) -> None:
+    """Losses and norms within float32 rounding; the same samples, order and learning rates; the same validation."""
+    wanted, got = records(one), records(other)
+    assert [(r["kind"], r["step"]) for r in got] == [(r["kind"], r["step"]) for r in wanted]
+    for mine, yours in zip(wanted, got, strict=True):
+        assert yours["loss"] == pytest.approx(mine["loss"], rel=1e-5)
+        if mine["kind"] == "train":
+            assert yours["grad_norm"] == pytest.approx(mine["grad_norm"], rel=1e-4)
+            assert yours["samples"] == mine["samples"]
+            assert yours["learning_rate"] == mine["learning_rate"]
+    assert len(got[1]["samples"]) == EFFECTIVE
+    mine, yours = tensors(one, STEPS), tensors(other, STEPS)
+    assert mine.keys() == yours.keys()
+    for name, tensor in mine.items():
+        assert yours[name].dtype == tensor.dtype
+        torch.testing.assert_close(yours[name], tensor, rtol=1e-3, atol=1e-5 * float(tensor.abs().max() + 1e-12))
 
 
 @pytest.mark.slow
-def test_two_processes_follow_one(stage_folder: dict[str, Path], tmp_path: Path) -> None:
-    words = train_words(stage_folder, tmp_path, "--json")
-    alone = [str(Path(sys.executable).parent / "shadowlab"), *words, "--run", "one", "--set", "train.batch_size=4"]
-    two = [*launched(29517), *words, "--run", "two", "--set", "train.batch_size=2"]
-    for command in (alone, two):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["passed"] is True  # one document, from the first rank alone
-    for (step, loss, norm), (same_step, same_loss, same_norm) in zip(
-        losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True
-    ):
-        assert step == same_step
-        assert loss == pytest.approx(same_loss, rel=1e-5)
-        assert norm == pytest.approx(same_norm, rel=1e-4)
+def test_two_processes_with_ddp_follow_one(stage_folder: dict[str, Path], tmp_path: Path, alone: Path) -> None:
+    done = run_command([*train(stage_folder, tmp_path, "two", 2, "train.gradient_accumulation_steps=2"), "--json"])
+    assert json.loads(done.stdout)["passed"] is True  # one document, from the first process alone
+    same_curve(alone, tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_four_sharded_processes_then_two_then_one(stage_folder: dict[str, Path], tmp_path: Path, alone: Path) -> None:
+    """FSDP2 writes whole tensors, so that any number goes on, with DDP or alone, and with the same samples."""
+    words = train(stage_folder, tmp_path, "run", 4, "distributed.strategy=fsdp2", "train.max_steps=2")
+    run_command([word for word in words if word not in ("--max-steps", str(STEPS))])
+    resume = [str(BINARY / "shadowlab"), "train", "--run", "run", "--resume", "--skip-stages"]
+    resume += ["--set", f"output_dir={tmp_path}"]
+    done = run_command([*resume, "--processes", "2", "--max-steps", "4"])
+    assert "changed on resume: distributed.processes 4 -> 2" in done.stdout
+    assert "changed on resume: train.gradient_accumulation_steps 1 -> 2" in done.stdout
+    run_command([*resume, "--processes", "1", "--max-steps", str(STEPS), "--set", "distributed.strategy=ddp"])
+    # Validation ends each part, too.
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    kept = [line for line in lines if '"validation"' not in line or json.loads(line)["step"] in (0, 4, 6)]
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(kept) + "\n")
+    same_curve(alone, tmp_path / "run")
+    state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000002" / "state.json").read_text())
+    assert (state["processes"], state["strategy"]) == (4, "fsdp2")
 
 
 @pytest.mark.slow
@@ -72,17 +94,26 @@ def test_a_bad_sample_on_one_rank_is_everybodys_error(stage_folder: dict[str, Pa
     file = folders["data"] / "objects" / f"{name}.png"
     file.write_bytes(file.read_bytes()[:-20])
 
-    logs = tmp_path / "logs"
-    words = train_words(folders, tmp_path, "--run", "two", "--set", "train.batch_size=1")
-    command = [*launched(29518, "--redirects", "3", "--log-dir", str(logs)), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode != 0
-    said = [log.read_text() for log in sorted(logs.rglob("stderr.log"))]
-    assert len(said) == 2
-    for text in said:
-        assert "Traceback" not in text
-        errors = [line for line in text.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1, text
+    words = command(folders, tmp_path, "two", STEPS, "train.batch_size=1")
+    torchrun = [str(BINARY / "torchrun"), "--nproc-per-node", "2", "--master-port", "29518", "--no-python", "--"]
+    for launched in ([*torchrun, *words], [*words, "--processes", "2"]):
+        shutil.rmtree(tmp_path / "two", ignore_errors=True)
+        done: Any = subprocess.run(launched, capture_output=True, text=True, timeout=300)
+        assert done.returncode == (2 if launched[0] != torchrun[0] else 1)
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, done.stderr
         assert errors[0].startswith(f"error: step 2: {name}: objects/{name}.png: truncated or damaged picture")
-    entry = json.loads((tmp_path / "two" / "stages.json").read_text())["train"]
-    assert entry["passed"] is False and name in entry["summary"]["error"]
+        entry = json.loads((tmp_path / "two" / "stages.json").read_text())["train"]
+        assert entry["passed"] is False and name in entry["summary"]["error"]
+    assert "Traceback" not in done.stderr
+
+
+def test_more_processes_than_gpus(stage_folder: dict[str, Path], tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    words = [*train(stage_folder, tmp_path, "run", 2), "--device", "cuda"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: device cuda: torch sees 0 CUDA devices")
+    assert sys.executable  # the launcher was never started
+    assert not (tmp_path / "run").exists()

@@ -257,7 +257,7 @@ def _require_space(folder: Path, num_bytes: int) -> None:
     """Raise OSError before hours of training are half written."""
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
-        raise OSError(f"it takes {num_bytes / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
+        raise OSError(f"it takes {num_bytes / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free")
 
 
 def _described(folder: Path) -> dict[str, dict[str, Any]]:

@@ -79,6 +79,7 @@ class Telemetry:
             "learning_rate": outcome.learning_rate,
             "step_seconds": time.perf_counter() - started,
             "data_wait_seconds": waited_seconds,
+            "samples": self._samples(batches),
             "skipped": outcome.skipped,
             "num_skipped": watch.num_skipped,
         }
@@ -111,6 +112,11 @@ class Telemetry:
         if self._writer is not None and self._view is not None:
             self._writer.close()
             self._view.close()
+
+    def _samples(self, batches: Sequence[EncodedBatch]) -> list[str]:
+        """Ids of the samples that all processes really saw in this step, in the order of the data stream."""
+        own = [item for batch in batches for item in zip(batch.positions.tolist(), batch.ids, strict=True)]
+        return [name for _, name in sorted(self._trainee.processes.gather(own))]
 
     def _histograms(self) -> dict[str, Any]:
         """Weights and the gradients that the optimizer saw (after clipping), of the configured parameters."""

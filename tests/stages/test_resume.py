@@ -64,6 +64,24 @@ def test_the_end_of_a_cosine_is_part_of_it(tmp_path: Path) -> None:
         resumed(run, "train.max_steps=20")
 
 
+def test_other_processes_share_the_same_samples(tmp_path: Path) -> None:
+    words = [f"output_dir={tmp_path}", "train.batch_size=2", "distributed.processes=4"]
+    run = RunFolder.create(load_config(assignments=words), "four")
+
+    def accumulation(processes: int, *assignments: str, launched: int | None = None) -> int:
+        words = [*assignments, f"distributed.processes={processes}"]
+        config = resumed_config(run, source=None, options={}, assignments=words, num_processes=launched)
+        assert config.distributed.processes == (launched or processes)
+        return config.train.gradient_accumulation_steps
+
+    assert [accumulation(n) for n in (4, 2, 1)] == [1, 2, 4]
+    assert accumulation(4, launched=2) == 2  # what torchrun started holds
+    assert accumulation(2, "train.batch_size=4") == 1
+    assert accumulation(2, "train.gradient_accumulation_steps=3") == 3  # asked for; the checkpoint will refuse
+    with pytest.raises(UserError, match=r"batch of 8 cannot be shared by 3 processes with train\.batch_size=2"):
+        accumulation(3)
+
+
 def test_only_its_own_source_may_be_named(run: RunFolder) -> None:
     assert resumed(run, source="tiny") == run.saved_config()
     with pytest.raises(UserError, match=r"--resume: .* began with tiny, not sdxl; leave --preset and --config out"):

@@ -1,7 +1,10 @@
 """Checkpoints: what comes back is what went in, bit for bit; what is broken is neither written nor read."""
 
 import json
+import pickle
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,13 @@ from torch import Tensor
 
 from shadowlab.errors import StageFailedError, UserError
 from shadowlab.training import checkpoint
-from shadowlab.training.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
+from shadowlab.training.checkpoint import (
+    complete_checkpoints,
+    load_checkpoint,
+    newest_sound_checkpoint,
+    remove_unfinished,
+    save_checkpoint,
+)
 from shadowlab.training.trainee import Trainee
 from shadowlab.unet import predict_velocity, remove_cross_attention
 from tests import tiny
@@ -162,7 +171,7 @@ def test_nothing_bad_is_written(trainee: Trainee, tmp_path: Path, place: str) ->
     assert list(tmp_path.iterdir()) == [good]
 
 
-@pytest.mark.parametrize("victim", ["save_file", "_save_ema", "_sync"])
+@pytest.mark.parametrize("victim", ["save_file", "_described", "_sync"])
 def test_a_full_disk_leaves_the_earlier_ones(
     trainee: Trainee, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str
 ) -> None:
@@ -172,11 +181,26 @@ def test_a_full_disk_leaves_the_earlier_ones(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, victim, full)
-    with pytest.raises(UserError, match=r"No space left.*earlier checkpoints stay, free the disk"):
+    with pytest.raises(UserError, match=r"No space left.*earlier checkpoints stay, free the disk or make it writable"):
         save(tmp_path, trainee, 2, keep_last=1)
     monkeypatch.undo()
     assert complete_checkpoints(tmp_path) == [good]
     assert list(tmp_path.iterdir()) == [good]
+
+
+def test_too_little_space_is_known_before_writing(
+    trainee: Trainee, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 2**20))
+    monkeypatch.setattr(checkpoint, "save_file", None)  # nothing is tried
+    with pytest.raises(UserError, match=r"checkpoint not written \(it takes 1 MiB, 1 MiB are free"):
+        save(tmp_path, trainee)
+
+
+def test_those_kept_for_good_outlive_the_last(trainee: Trainee, tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20, 25):
+        save_checkpoint(tmp_path, trainee, step=step, position=0, identity={}, keep_last=1, keep_every=10)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-00000010", "step-00000020", "step-00000025"]
 
 
 # --- refusals on the way back ------------------------------------------------------------------------------------
@@ -193,6 +217,70 @@ def test_a_damaged_file_is_named_with_the_way_out(
     with pytest.raises(UserError, match=r"damaged checkpoint.*remove it to use the one before") as caught:
         load_checkpoint(path, tiny.trainee_of(hub_folder))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (
+            lambda path: _flip(path / "optimizer.safetensors"),
+            r"optimizer\.safetensors is not what was written",
+        ),
+        (lambda path: _flip(path / "state.json"), r"state\.json is not what was written"),
+        (lambda path: (path / "unet" / "config.json").unlink(), r"unet/config\.json is missing"),
+        (lambda path: (path / "state.json").write_text("{}"), r"state\.json has 2 bytes instead of"),
+        (lambda path: (path / "COMPLETE").write_text("{"), r"incomplete \(no readable COMPLETE\)"),
+        (lambda path: (path / "COMPLETE").write_text('{"state.json": 5}'), "incomplete"),
+    ],
+)
+def test_a_tampered_one_is_passed_over_and_told(
+    trainee: Trainee, tmp_path: Path, damage: Callable[[Path], None], says: str
+) -> None:
+    good, bad = save(tmp_path, trainee, 1), save(tmp_path, trainee, 2)
+    damage(bad)
+    told: list[str] = []
+    assert newest_sound_checkpoint(tmp_path, told.append) == good
+    assert len(told) == 1 and re.search(says, told[0]) and "the one before is used" in told[0]
+    assert bad.exists()
+    damage(good)
+    assert newest_sound_checkpoint(tmp_path, told.append) is None
+
+
+def _flip(file: Path) -> None:
+    """One bit in the middle: the size stays."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_what_a_killed_process_left_is_cleared_away(trainee: Trainee, tmp_path: Path) -> None:
+    good, renamed = save(tmp_path, trainee, 1), save(tmp_path, trainee, 2)
+    (renamed / "COMPLETE").unlink()
+    partial = Path(shutil.copytree(good, tmp_path / ".step-00000003.partial"))
+    assert sorted(remove_unfinished(tmp_path)) == [partial, renamed]
+    assert list(tmp_path.iterdir()) == [good]
+
+
+def test_code_in_a_file_is_never_run(trainee: Trainee, hub_folder: Path, tmp_path: Path) -> None:
+    """A pickle beside the weights, or in their place, is data that nobody asked for."""
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "run",)
+
+    path = save(tmp_path, trainee)
+    for name in ("unet/diffusion_pytorch_model.bin", "optimizer.pt", "random_states_0.pkl"):
+        (path / name).write_bytes(pickle.dumps(Bomb()))
+    load_checkpoint(path, tiny.trainee_of(hub_folder))
+    (path / "optimizer.safetensors").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(UserError, match="damaged checkpoint"):
+        load_checkpoint(path, tiny.trainee_of(hub_folder))
+    (path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UserError, match="damaged checkpoint"):
+        load_checkpoint(path, tiny.trainee_of(hub_folder))
+    with pytest.raises(UserError):
+        tiny.shadow_unet(path / "unet")
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_model_is_refused(trainee: Trainee, hub_folder: Path, tmp_path: Path) -> None:
