@@ -97,6 +97,7 @@ def train(
 
     from shadowlab.data.dataset import resolve_path
     from shadowlab.errors import InterruptedRunError
+    from shadowlab.latents.reading import require_index
     from shadowlab.run_folder import RunFolder, default_name, latest_training_run
     from shadowlab.stages.resume import resumed_config
     from shadowlab.stages.run_stage import finish_stage, prove_required_stages
@@ -115,6 +116,7 @@ def train(
     processes, reporter = start(config, request, resumed=run)
     try:
         resolve_path(config.data.path)  # a wrong path must not wait for the stages
+        require_index(config)
         if run is None:
             name = request.run or processes.share(default_name(request.label, "train"))
             if processes.is_main:
