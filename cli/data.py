@@ -92,7 +92,7 @@ def encode(
     unused = f"; {_count(report.num_unused, 'file')} of other pictures or another VAE" if report.num_unused else ""
     reporter.say(
         f"{_count(report.num_latents, 'latent')} of {_count(report.num_samples, 'sample')} in {folder} "
-        f"({report.gib:.3f} GiB): {report.num_encoded} encoded{mended}, {report.num_kept} kept{unused}"
+        f"({report.mib:,.1f} MiB): {report.num_encoded} encoded{mended}, {report.num_kept} kept{unused}"
     )
     reporter.say(f"train on them: --set data.latents={folder}", style="bold green")
     reporter.result({"passed": True, "out": str(folder), **asdict(report)})

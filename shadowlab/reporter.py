@@ -86,11 +86,11 @@ class Reporter:
 
     def advance(self, step: int, total: int, numbers: Mapping[str, float | str], *, log: bool) -> None:
         """Show step `step` of `total`. Without a terminal, and in log.txt, a line where `log` says so."""
-        text = "  ".join(f"{n} {value if isinstance(value, str) else f'{value:.4g}'}" for n, value in numbers.items())
+        texts = [f"{n} {value if isinstance(value, str) else f'{value:.4g}'}" for n, value in numbers.items()]
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=step, total=total, numbers=text)
+            self._progress.update(self._task, completed=step, total=total, numbers="  ".join(texts))
         if log:
-            line = f"{self._noun} {step}/{total}  {text}  {time.monotonic() - self._started:.0f} s"
+            line = "  ".join([f"{self._noun} {step}/{total}", *texts, f"{time.monotonic() - self._started:.0f} s"])
             if self._progress is None:
                 self.console.print(line, markup=False)
             self._to_log(line)

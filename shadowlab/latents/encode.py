@@ -42,7 +42,7 @@ class EncodeReport:
         num_encoded: latents written by this call. num_kept: those found whole.
         num_damaged: of those written, the ones that were there, but damaged.
         num_unused: files of the cache that belong to other pictures or another recipe.
-        gib: size of the latents on disk.
+        mib: size of the latents on disk.
     """
 
     num_samples: int
@@ -51,7 +51,7 @@ class EncodeReport:
     num_kept: int
     num_damaged: int
     num_unused: int
-    gib: float
+    mib: float
 
 
 def encode_dataset(config: Config, folder: Path, device: torch.device, reporter: Reporter) -> EncodeReport:
@@ -102,7 +102,7 @@ def _fill(
         num_kept=len(whole),
         num_damaged=damaged,
         num_unused=num_files - len(parts),
-        gib=sum(entry_path(folder, key).stat().st_size for key in parts) / 2**30,
+        mib=sum(entry_path(folder, key).stat().st_size for key in parts) / 2**20,
     )
 
 

@@ -98,7 +98,7 @@ def run_train(
         f"{sum(p.numel() for p in unet.parameters()):,} parameters, "
         f"{config.precision}{' (TF32 off)' if config.precision == 'fp32' else ''}, effective batch {global_batch} = "
         f"{settings.batch_size} x {settings.gradient_accumulation_steps} x {processes.count}, "
-        f"steps {step} to {settings.max_steps}"
+        f"steps {step} to {settings.max_steps}{'' if config.data.latents is None else ', no VAE in the step'}"
     )
 
     # 4. The loop.
