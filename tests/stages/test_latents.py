@@ -105,9 +105,7 @@ def test_the_order_and_the_noise_of_a_batch_are_the_same(
             torch.testing.assert_close(second.tensors()[name], tensor, rtol=0, atol=1e-4)
 
 
-def test_a_run_may_take_the_cache_up_on_resume(
-    filled: tuple[dict[str, Path], Path], pictures_run: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_may_take_the_cache_up_on_resume(filled: tuple[dict[str, Path], Path], pictures_run: RunFolder) -> None:
     config = tiny.stage_config(filled[0], filled[1] / "runs", *SHORT, "train.max_steps=3")
     run = trained(config, "resumed")
     words = {"train.max_steps": 7, "data.latents": str(filled[1] / "latents")}
