@@ -52,7 +52,7 @@ class Recipe:
 
     def key(self, part: LatentPart, digests: Sequence[str]) -> str:
         """Name of the latent of pictures with these SHA-256, in the order of the part's roles."""
-        return hashlib.sha256(json.dumps([asdict(self), part, *digests], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([vars(self), part, *digests], sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: "Recipe") -> list[str]:
         """`vae 1a2b3c4d5e6f, not 0a1b2c3d4e5f` of every field in which `other` is not the same."""
@@ -125,6 +125,11 @@ def entry_path(folder: Path, key: str) -> Path:
     return folder / key[:2] / f"{key}.safetensors"
 
 
+def kept_keys(folder: Path) -> set[str]:
+    """Keys of all entries, whole or not."""
+    return {path.stem for path in folder.glob("??/*.safetensors")}
+
+
 def write_entry(folder: Path, key: str, part: LatentPart, latent: Tensor) -> None:
     """Keep a finite `latent` (C, h, w) on the CPU under its key; the same latent gives the same bytes.
 
@@ -153,7 +158,7 @@ def read_entry(folder: Path, key: str, part: LatentPart) -> Tensor:
         raise DamagedEntryError(f"{path}: truncated or damaged ({' '.join(str(error).split())[:80]})") from None
     if noted != _digest(key, part, latent):
         raise DamagedEntryError(f"{path}: damaged: its content is not what was written")
-    if not bool(latent.isfinite().all()):
+    if not all(bool(extreme.isfinite()) for extreme in latent.aminmax()):  # which NaN is, where there is one
         raise DamagedEntryError(f"{path}: holds values that are not finite")
     return latent
 

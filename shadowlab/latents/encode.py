@@ -20,6 +20,7 @@ from shadowlab.latents.cache import (
     PictureFile,
     Recipe,
     entry_path,
+    kept_keys,
     read_entry,
     write_entry,
 )
@@ -94,14 +95,13 @@ def _fill(
         for part, latent in latents.items():
             write_entry(folder, keys[i][part], part, latent)
     LatentIndex(recipe, files).write(folder)
-    num_files = sum(1 for _ in folder.glob("??/*.safetensors"))
     return EncodeReport(
         num_samples=len(dataset),
         num_latents=len(parts),
         num_encoded=len(parts) - len(whole),
         num_kept=len(whole),
         num_damaged=damaged,
-        num_unused=num_files - len(parts),
+        num_unused=len(kept_keys(folder)) - len(parts),
         mib=sum(entry_path(folder, key).stat().st_size for key in parts) / 2**20,
     )
 
@@ -131,7 +131,7 @@ def _check_entries(
     folder: Path, parts: Mapping[str, LatentPart], num_workers: int, reporter: Reporter
 ) -> tuple[set[str], int]:
     """Keys of the entries that are whole, and the number of those that are there but damaged."""
-    there = [key for key in parts if entry_path(folder, key).exists()]
+    there = sorted(kept_keys(folder) & parts.keys())
 
     def fault(key: str) -> str:
         try:

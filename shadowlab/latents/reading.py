@@ -4,7 +4,7 @@ Legend: B batch, C channels, h w latents.
 """
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,15 @@ from shadowlab.config import Config
 from shadowlab.data.dataset import ShadowDataset
 from shadowlab.data.index import Entry, Role, one_line
 from shadowlab.errors import UserError
-from shadowlab.latents.cache import DamagedEntryError, LatentIndex, PictureFile, Recipe, entry_path, read_entry
+from shadowlab.latents.cache import (
+    DamagedEntryError,
+    LatentIndex,
+    PictureFile,
+    Recipe,
+    entry_path,
+    kept_keys,
+    read_entry,
+)
 from shadowlab.task import EncodedBatch, LatentPart, Task
 
 _RACY = "their bytes were compared instead, as they will be at each start until the data are encoded again"
@@ -113,7 +121,8 @@ class LatentDataset:
         if differences := index.recipe.differences(self._recipe):
             raise UserError(f"{self.folder}: not this run's latents ({'; '.join(differences)}); {self._mend}")
         self._touched: list[str] = []
-        self._keys = {i: self._find(dataset.entry(i), index) for i in indices}
+        kept = kept_keys(self.folder)
+        self._keys = {i: self._find(dataset.entry(i), index, kept) for i in indices}
         self.notices: list[str] = []
         if self._touched:
             self.notices.append(
@@ -133,12 +142,13 @@ class LatentDataset:
             raise UserError(f"sample {one_line(entry.id)}: {error}; {self._mend}") from None
         return LatentSample(entry.id, latents, torch.tensor(entry.light, dtype=torch.float32))
 
-    def _find(self, entry: Entry, index: LatentIndex) -> dict[LatentPart, str]:
+    def _find(self, entry: Entry, index: LatentIndex, kept: Container[str]) -> dict[LatentPart, str]:
         """Keys of the sample's latents, all of which are there."""
         digests = {role: self._digest(entry, role, index) for roles in self._parts.values() for role in roles}
         keys = {part: self._recipe.key(part, [digests[role] for role in roles]) for part, roles in self._parts.items()}
         for part, key in keys.items():
-            if not (path := entry_path(self.folder, key)).exists():
+            if key not in kept:
+                path = entry_path(self.folder, key)
                 raise UserError(f"sample {one_line(entry.id)}: its {part} latent {path} is missing; {self._mend}")
         return keys
 
