@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.options import Json
+from cli.request import Request, start
 
 
 def render(
@@ -60,6 +61,41 @@ def check(
     reporter.result({"passed": not report.problems, **asdict(report)})
     if report.problems:
         raise typer.Exit(2)
+
+
+def encode(
+    request: Request,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the latents; data.latents of the configuration where not given.")
+    ] = None,
+) -> None:
+    """Pass every picture through the VAE once; train and overfit then read the latents."""
+    from shadowlab.errors import InterruptedRunError, UserError
+    from shadowlab.latents.encode import encode_dataset
+
+    config = request.config()
+    folder = out or config.data.latents
+    if folder is None:
+        raise UserError("data encode: say where the latents go: --out DIR, or --set data.latents=DIR")
+    folder = Path(folder).expanduser()
+    processes, reporter = start(config, request)
+    try:
+        processes.require_single("data encode")
+        report = encode_dataset(config, folder, processes.device, reporter)
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            f"interrupted: what is encoded so far is kept in {folder}; go on with the same command"
+        ) from None
+    finally:
+        processes.close()
+    mended = f", {report.num_damaged} of them in place of damaged ones" if report.num_damaged else ""
+    unused = f"; {_count(report.num_unused, 'file')} of other pictures or another VAE" if report.num_unused else ""
+    reporter.say(
+        f"{_count(report.num_latents, 'latent')} of {_count(report.num_samples, 'sample')} in {folder} "
+        f"({report.mib:,.1f} MiB): {report.num_encoded} encoded{mended}, {report.num_kept} kept{unused}"
+    )
+    reporter.say(f"train on them: --set data.latents={folder}", style="bold green")
+    reporter.result({"passed": True, "out": str(folder), **asdict(report)})
 
 
 def train_vae(

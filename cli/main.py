@@ -37,6 +37,9 @@ for group, commands in {
 }.items():
     for command in commands:
         group.command(command.__name__.replace("_", "-"), cls=Command)(reports_errors(command))
+data_app.command("encode", cls=Command)(
+    reports_errors(with_request(data.encode, without=("run", "precision", "allow_unsafe")))
+)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 

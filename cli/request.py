@@ -3,7 +3,7 @@
 import functools
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,15 +63,18 @@ class Request:
         return load_config(preset=self.preset, file=self.config_file, options=self.given, assignments=self.assignments)
 
 
-def with_request(command: Callable[..., None]) -> Callable[..., None]:
-    """`command(request, ...)` as a function that Typer reads: a Request's options, then the command's own."""
+def with_request(command: Callable[..., None], *, without: Collection[str] = ()) -> Callable[..., None]:
+    """`command(request, ...)` as a function that Typer reads: a Request's options, then the command's own.
+
+    without: names of options that would be of no effect in this command.
+    """
 
     @functools.wraps(command)
     def wrapped(**given: Any) -> None:
         own = {name: given.pop(name) for name in own_parameters}
         command(_request(**given), **own)
 
-    shared = dict(inspect.signature(_request).parameters)
+    shared = {name: one for name, one in inspect.signature(_request).parameters.items() if name not in without}
     own_parameters = dict(list(inspect.signature(command).parameters.items())[1:])
     as_json = shared.pop("as_json")
     parameters = [*shared.values(), *own_parameters.values(), as_json]

@@ -71,12 +71,25 @@ class ModelConfig(Section):
 class DataConfig(Section):
     path: str = "embedded"
     """`embedded`, a folder (objects/ masks/ shadows/ metadata.json), or the benchmark's tar."""
+    latents: str | None = None
+    """Folder that `shadowlab data encode` filled: train and overfit read latents from it; null encodes in each step."""
     image_size: Annotated[int, Field(gt=0, multiple_of=8)] = 128
     """Side of the square images in pixels, 32 to 4096; latents are an eighth of it."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the objects, not of the images, kept for validation."""
     num_workers: Count = 0
     """Loader processes; the order of samples does not depend on it."""
+
+    @field_validator("latents")
+    @classmethod
+    def _latents_can_be_asked_for(cls, value: str | None) -> str | None:
+        if value == "":
+            raise ValueError("must name a folder, or be null")
+        try:
+            Path(value or ".").expanduser().exists()
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"no such folder ({error}); write the path out") from None
+        return value
 
     @field_validator("image_size")
     @classmethod

@@ -13,8 +13,8 @@ EMA and VAE, which never enter autocast. One exception: under fp16-pure diffuser
 between the two float32 modules that make and use them.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,18 @@ POLICIES: dict[str, Precision] = {
         Precision("fp16-pure", torch.float16, None, False, False),
     )
 }
+
+
+@contextmanager
+def true_float32(device: torch.device) -> Iterator[None]:
+    """Inside, float32 is float32: neither autocast nor TF32, whatever the run's precision."""
+    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
 
 
 def _keep_float32(module: Any, returns: torch.dtype | None) -> None:

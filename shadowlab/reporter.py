@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -33,7 +34,7 @@ class Reporter:
         self._log: TextIO | None = None
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._started = time.monotonic()
+        self._started, self._noun = time.monotonic(), "step"
 
     def log_to(self, file: Path) -> None:
         """From now on also append every line to `file`."""
@@ -64,9 +65,9 @@ class Reporter:
         if self._log is not None:
             Console(file=self._log, width=_PLAIN_WIDTH, highlight=False, emoji=False).print(table)
 
-    def start(self, title: str, total: int, done: int = 0) -> Self:
-        """Begin a progress display; use as a context manager."""
-        self._started = time.monotonic()
+    def start(self, title: str, total: int, done: int = 0, *, noun: str = "step") -> Self:
+        """Begin a progress display that counts `noun`s; use as a context manager."""
+        self._started, self._noun = time.monotonic(), noun
         if self.console.is_terminal and self._active:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._progress = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=self.console)
@@ -83,13 +84,13 @@ class Reporter:
             self._progress.stop()
             self._progress = self._task = None
 
-    def advance(self, step: int, total: int, numbers: dict[str, float], *, log: bool) -> None:
+    def advance(self, step: int, total: int, numbers: Mapping[str, float | str], *, log: bool) -> None:
         """Show step `step` of `total`. Without a terminal, and in log.txt, a line where `log` says so."""
-        text = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        texts = [f"{n} {value if isinstance(value, str) else f'{value:.4g}'}" for n, value in numbers.items()]
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=step, total=total, numbers=text)
+            self._progress.update(self._task, completed=step, total=total, numbers="  ".join(texts))
         if log:
-            line = f"step {step}/{total}  {text}  {time.monotonic() - self._started:.0f} s"
+            line = "  ".join([f"{self._noun} {step}/{total}", *texts, f"{time.monotonic() - self._started:.0f} s"])
             if self._progress is None:
                 self.console.print(line, markup=False)
             self._to_log(line)

@@ -6,17 +6,21 @@ Step, loop, stages and diagnostics see a `Task` and `EncodedBatch`es; what is co
 means, what the target is and how a result is judged is decided here. Another task is another such object.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from shadowlab.data.index import Role
 from shadowlab.data.sample import Batch
 from shadowlab.evaluation.metrics import per_image_metrics
 from shadowlab.light import EMBEDDING_DIM, embed_light
 from shadowlab.unet import Widening
 from shadowlab.vae import LATENT_CHANNELS, ShadowVae, mask_to_latent
+
+LatentPart = Literal["data", "concatenated"]  # the fields of an EncodedBatch that come from pictures
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,12 @@ class Task(ModelInputs, Protocol):
     name: str
     vae: ShadowVae
 
+    @property
+    def latent_parts(self) -> Mapping[LatentPart, tuple[Role, ...]]:
+        """Which pictures decide each part; what is encoded once can be kept by their content."""
+
+    def encode_part(self, part: LatentPart, batch: Batch) -> Tensor: ...
+    def embed(self, light: Tensor) -> Tensor: ...
     def encode(self, batch: Batch, positions: Tensor | None = None) -> EncodedBatch: ...
     def decode(self, latents: Tensor) -> Tensor: ...
     def target(self, batch: Batch) -> Tensor: ...
@@ -89,6 +99,10 @@ class ShadowTask:
     in_channels = LATENT_CHANNELS + LATENT_CHANNELS + 1  # x_t, object latent, mask; this order is in the weights
     embedding_dim = EMBEDDING_DIM
     widening: ClassVar[Widening] = "zero"
+    latent_parts: ClassVar[Mapping[LatentPart, tuple[Role, ...]]] = {
+        "data": ("shadow",),
+        "concatenated": ("object", "mask"),
+    }
 
     def __init__(self, vae: ShadowVae) -> None:
         self.vae = vae
@@ -96,17 +110,26 @@ class ShadowTask:
     @torch.no_grad()
     def encode(self, batch: Batch, positions: Tensor | None = None) -> EncodedBatch:
         """Encode pictures to latents on the VAE's device. `positions` defaults to 0 .. B-1."""
-        device = self.vae.device
-        embedding = embed_light(batch.light.cpu()).to(device)  # checked on the CPU: no synchronisation later
-        batch = batch.to(device)
-        mask = mask_to_latent(batch.mask)
+        embedding = self.embed(batch.light)
+        batch = batch.to(self.vae.device)
         return EncodedBatch(
             ids=list(batch.ids),
             positions=torch.arange(len(batch.ids)) if positions is None else positions,
-            data=self.vae.encode_shadow(batch.shadow),
-            concatenated=torch.cat([self.vae.encode(batch.object_image), mask], dim=1),
+            data=self.encode_part("data", batch),
+            concatenated=self.encode_part("concatenated", batch),
             embedding=embedding,
         )
+
+    @torch.no_grad()
+    def encode_part(self, part: LatentPart, batch: Batch) -> Tensor:
+        """One part of `encode`, of a batch on the VAE's device: data (B, 4, h, w) or concatenated (B, 5, h, w)."""
+        if part == "data":
+            return self.vae.encode_shadow(batch.shadow)
+        return torch.cat([self.vae.encode(batch.object_image), mask_to_latent(batch.mask)], dim=1)
+
+    def embed(self, light: Tensor) -> Tensor:
+        """(B, 3) theta, phi, size -> (B, 768) on the VAE's device."""
+        return embed_light(light.cpu()).to(self.vae.device)  # checked on the CPU: no synchronisation later
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

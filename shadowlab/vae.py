@@ -6,6 +6,7 @@ Shadow maps travel as the paper has it (Tasar et al., arXiv 2412.11972): one cha
 shadow, repeated to RGB, 2x - 1, encoder, times `scaling_factor`. The class is diffusers' `AutoencoderKL`.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -21,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from shadowlab.errors import MissingDependencyError, StageFailedError, UserError
+from shadowlab.precision import true_float32
 from shadowlab.seeding import derive_seed
 
 LATENT_CHANNELS = 4
@@ -46,6 +48,18 @@ SDXL_CONFIG: dict[str, Any] = {
     "force_upcast": True,
 }
 
+# Of the configuration, what decides a latent beside the encoder's weights.
+_DECIDES_LATENTS = (
+    "act_fn",
+    "block_out_channels",
+    "down_block_types",
+    "layers_per_block",
+    "mid_block_add_attention",
+    "norm_num_groups",
+    "scaling_factor",
+    "shift_factor",
+    "use_quant_conv",
+)
 _MAX_PIXELS = 2 * 1024 * 1024  # a larger batch goes through in pieces: memory stays flat, results are the same
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -79,6 +93,19 @@ class ShadowVae:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.autoencoder.parameters()).device
+
+    def encoder_digest(self) -> str:
+        """SHA-256 (hex) of what decides a latent: the encoder's weights by content and dtype, and its configuration.
+
+        VAEs that differ in their decoders alone have one digest.
+        """
+        config = {key: self.autoencoder.config.get(key) for key in _DECIDES_LATENTS}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        for name, tensor in sorted(self.autoencoder.state_dict().items()):
+            if name.startswith(("encoder.", "quant_conv.")):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+                digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def to(self, device: str | torch.device) -> Self:
         """Move the weights to `device`; the dtype stays float32."""
@@ -132,7 +159,7 @@ class ShadowVae:
         if self.autoencoder.dtype != torch.float32:
             raise StageFailedError(f"VAE weights are {self.autoencoder.dtype}, expected float32; do not convert it")
         pieces = batch.to(self.device, torch.float32).split(max(1, _MAX_PIXELS // pixels))
-        with torch.autocast(self.device.type, enabled=False):
+        with true_float32(self.device):
             return torch.cat([function(piece) for piece in pieces])
 
 

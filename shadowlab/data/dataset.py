@@ -6,7 +6,7 @@ from typing import Protocol
 import shadowlab
 from shadowlab.data.benchmark import BenchmarkDataset, index_benchmark
 from shadowlab.data.folder import FOLDERS, METADATA, FolderDataset, index_folder
-from shadowlab.data.index import Index, one_line
+from shadowlab.data.index import Entry, Index, one_line
 from shadowlab.data.sample import Sample
 from shadowlab.errors import MissingDependencyError, UserError
 
@@ -42,6 +42,9 @@ class ShadowDataset(Protocol):
 
     def __getitem__(self, i: int) -> Sample:
         """Sample i at the data set's image size. Raises UserError naming the sample if it cannot be read."""
+
+    def entry(self, i: int) -> Entry:
+        """What is known of sample i without decoding: its light and where its pictures lie."""
 
     def fingerprint(self) -> str:
         """Hex digest of metadata and file sizes, independent of where the data lie."""

@@ -45,6 +45,10 @@ class Source(Protocol):
     """Encoded bytes that can be read at any time, from any process."""
 
     @property
+    def path(self) -> Path:
+        """The file they lie in."""
+
+    @property
     def name(self) -> str:
         """Name inside the data set, as messages show it."""
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from shadowlab.data.images import check_image_size
-from shadowlab.data.index import Index, one_line
+from shadowlab.data.index import Entry, Index, one_line
 from shadowlab.data.pictures import decode_entry, make_sample
 from shadowlab.data.sample import Sample
 from shadowlab.errors import UserError
@@ -48,6 +48,10 @@ class IndexedDataset:
             return make_sample(entry, pictures, self.image_size)
         except UserError as error:
             raise UserError(f"{one_line(entry.id)}: {error}") from error
+
+    def entry(self, i: int) -> Entry:
+        """What the index has of sample i; nothing is decoded."""
+        return self._index.entries[i]
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the metadata and file sizes, the same wherever the data lie."""

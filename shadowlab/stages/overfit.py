@@ -20,6 +20,7 @@ from shadowlab.seeding import permutation
 from shadowlab.stages.result import StageResult
 from shadowlab.task import ShadowTask
 from shadowlab.training.processes import Processes
+from shadowlab.training.source import open_source
 from shadowlab.training.step import StepPlace
 from shadowlab.training.telemetry import Telemetry
 from shadowlab.training.trainee import build_trainee, build_unet
@@ -42,8 +43,8 @@ def run_overfit(config: Config, run: RunFolder, processes: Processes, reporter: 
         reporter.warn(notice)
     if len(dataset) < settings.num_samples:
         raise UserError(f"{config.data.path}: has {len(dataset)} samples; --samples {settings.num_samples} is too many")
-    chosen = permutation(len(dataset), config.seed, "overfit-samples")[: settings.num_samples].tolist()
-    batch = collate([dataset[i] for i in sorted(chosen)])
+    chosen = sorted(permutation(len(dataset), config.seed, "overfit-samples")[: settings.num_samples].tolist())
+    batch = collate([dataset[i] for i in chosen])
 
     task = ShadowTask(load_vae(config.model.vae_source, seed=config.seed).to(processes.device))
     grid = FixedGrid(
@@ -54,6 +55,12 @@ def run_overfit(config: Config, run: RunFolder, processes: Processes, reporter: 
         seed=config.seed,
         chunk=settings.batch_size,
     )
+    memorised = grid.encoded
+    if config.data.latents is not None:  # what train will read, judged on the grid's own latents
+        source = open_source(config, dataset, task, chosen)
+        for notice in source.notices:
+            reporter.warn(notice)
+        memorised = source.read(chosen)
     optimizer = OptimizerConfig(
         **config.optimizer.model_dump()
         | {"learning_rate": settings.learning_rate, "warmup_steps": settings.warmup_steps, "weight_decay": 0.0}
@@ -75,7 +82,7 @@ def run_overfit(config: Config, run: RunFolder, processes: Processes, reporter: 
             for step in range(1, settings.max_steps + 1):
                 first = (step - 1) * size
                 rows = torch.tensor(sample_indices(first, size, settings.num_samples, config.seed))
-                encoded = grid.encoded.select(rows).at_positions(torch.arange(first, first + size))
+                encoded = memorised.select(rows).at_positions(torch.arange(first, first + size))
                 outcome = telemetry.step([encoded], StepPlace(step - 1, first, size))
                 judged = step % settings.evaluate_every == 0 or step == settings.max_steps
                 if judged:

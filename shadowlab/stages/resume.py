@@ -12,7 +12,8 @@ from shadowlab.errors import UserError
 from shadowlab.run_folder import RunFolder
 
 # Sections and keys that decide weights or data order; all others may change on resume. Batch size, accumulation and
-# the number of processes may be exchanged for one another: their product is compared with the checkpoint's.
+# the number of processes may be exchanged for one another: their product is compared with the checkpoint's. So may
+# data.latents: the cache holds the same samples' latents, of the same VAE, up to the last bits (batches of one).
 _DECISIVE = (
     "seed",
     "precision",

@@ -9,7 +9,7 @@ import torch
 
 from shadowlab.config import Config
 from shadowlab.data.dataset import ShadowDataset, open_dataset
-from shadowlab.data.sample import Batch, collate
+from shadowlab.data.sample import collate
 from shadowlab.data.split import Split, split_by_object
 from shadowlab.errors import InterruptedRunError, StageFailedError, StageStoppedError, UserError
 from shadowlab.evaluation.fixed_grid import FixedGrid, GridResult
@@ -26,9 +26,11 @@ from shadowlab.training.checkpoint import (
     remove_unfinished,
     save_checkpoint,
 )
+from shadowlab.training.data_wait import DataWait
 from shadowlab.training.interruption import Interruption
 from shadowlab.training.loader import endless_batches, micro_batch_positions
 from shadowlab.training.processes import Processes
+from shadowlab.training.source import BatchSource, open_source
 from shadowlab.training.step import StepPlace
 from shadowlab.training.telemetry import Telemetry
 from shadowlab.training.trainee import Trainee, build_trainee, build_unet
@@ -61,6 +63,9 @@ def run_train(
         split = split_by_object(dataset.object_ids, config.data.validation_fraction, config.seed)
         task = ShadowTask(load_vae(config.model.vae_source, seed=config.seed).to(processes.device))
         grid = _validation_grid(config, task, dataset, split)
+        source = open_source(config, dataset, task, split.train)
+        for notice in source.notices:
+            reporter.warn(notice)
 
     # 2. Model and optimizer; conv_in is widened before the optimizer sees it.
     unet = build_unet(config, task, processes.device)
@@ -77,8 +82,9 @@ def run_train(
         reporter.say(f"{run.path} is complete at step {step}; give a larger --max-steps to train on")
         return StageResult("train", True, {"steps": step, "nothing_to_do": True}, idle=True)
     batches = endless_batches(
-        dataset,
+        source.dataset,
         split.train,
+        collate=source.collate,
         seed=config.seed,
         first_position=position,
         batch_size=settings.batch_size,
@@ -98,11 +104,12 @@ def run_train(
         f"{sum(p.numel() for p in unet.parameters()):,} parameters, "
         f"{config.precision}{' (TF32 off)' if config.precision == 'fp32' else ''}, effective batch {global_batch} = "
         f"{settings.batch_size} x {settings.gradient_accumulation_steps} x {processes.count}, "
-        f"steps {step} to {settings.max_steps}"
+        f"steps {step} to {settings.max_steps}{'' if config.data.latents is None else ', no VAE in the step'}"
     )
 
     # 4. The loop.
     try:
+        data_wait = DataWait(config, reporter)
         first_result = result = _validate(grid, trainee, telemetry, reporter, run, step, write=fresh)
         with reporter.start("train", settings.max_steps, step), Interruption(speaks=processes.is_main) as interruption:
             while step < settings.max_steps:
@@ -110,20 +117,26 @@ def run_train(
                 processes.at("reading data")
                 with processes.together():
                     micro_batches = _read(batches, settings.gradient_accumulation_steps, step)
-                    waited = time.perf_counter() - started
+                waited = time.perf_counter() - started  # until every process has its data
                 processes.at("encoding")
-                encoded = _encode(micro_batches, task, config, processes, position)
-                outcome = telemetry.step(encoded, StepPlace(step, position, global_batch), waited_seconds=waited)
+                encoded = _encode(micro_batches, source, config, processes, position)
+                place = StepPlace(step, position, global_batch)
+                outcome = telemetry.step(encoded, place, waited_seconds=waited, began=started)
+                data_wait.add(waited, time.perf_counter() - started)
                 step, position = step + 1, position + global_batch
                 if step % settings.validate_every == 0 or step == settings.max_steps:
                     result = _validate(grid, trainee, telemetry, reporter, run, step)
                 stopping = step < settings.max_steps and processes.any_true(interruption.asked)
                 if step % config.checkpoint.every_steps == 0 or step == settings.max_steps or stopping:
                     _save(config, run, trainee, step, position, identity)
-                numbers = {"loss": outcome.loss, "grad norm": outcome.grad_norm, "lr": outcome.learning_rate}
+                numbers: dict[str, float | str] = {"loss": outcome.loss, "grad norm": outcome.grad_norm}
+                numbers |= {"lr": outcome.learning_rate, "data wait": data_wait.text}
                 if trainee.watch.num_skipped:
                     numbers["skipped"] = trainee.watch.num_skipped
-                reporter.advance(step, settings.max_steps, numbers, log=step % settings.log_every == 0)
+                logged = step % settings.log_every == 0
+                reporter.advance(step, settings.max_steps, numbers, log=logged)
+                if logged:
+                    data_wait.end_window()
                 if stopping:
                     raise InterruptedRunError(f"interrupted after step {step}: saved", saved=True)
     finally:
@@ -175,7 +188,7 @@ def _telemetry(config: Config, run: RunFolder, trainee: Trainee, *, resumed_at: 
         raise UserError(" ".join(str(error).split())) from error
 
 
-def _read(batches: Iterator[Batch], count: int, step: int) -> list[Batch]:
+def _read(batches: Iterator[Any], count: int, step: int) -> list[Any]:
     """The micro-batches of the 0-based step."""
     try:
         return [next(batches) for _ in range(count)]
@@ -184,13 +197,13 @@ def _read(batches: Iterator[Batch], count: int, step: int) -> list[Batch]:
 
 
 def _encode(
-    batches: Sequence[Batch], task: Task, config: Config, processes: Processes, position: int
+    batches: Sequence[Any], source: BatchSource, config: Config, processes: Processes, position: int
 ) -> list[EncodedBatch]:
     settings = config.train
     places = micro_batch_positions(
         position, settings.batch_size, settings.gradient_accumulation_steps, processes.rank, processes.count
     )
-    return [task.encode(batch, torch.tensor(p)) for batch, p in zip(batches, places, strict=True)]
+    return [source.encode(batch, torch.tensor(p)) for batch, p in zip(batches, places, strict=True)]
 
 
 def _validate(

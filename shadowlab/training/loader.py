@@ -1,14 +1,24 @@
 """Batches by position: which samples a process reads in a step is arithmetic, not state."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from shadowlab.data.dataset import ShadowDataset
 from shadowlab.data.order import sample_indices
-from shadowlab.data.sample import Batch, Sample, collate
+from shadowlab.data.sample import collate
 from shadowlab.errors import UserError
+
+
+class Readable(Protocol):
+    """Samples by number: pictures or their latents. Workers get copies of it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Any:
+        """Sample i. Raises UserError naming the sample if it cannot be read."""
 
 
 def micro_batch_positions(
@@ -23,14 +33,14 @@ def micro_batch_positions(
     return [list(range(start, start + batch_size)) for start in starts]
 
 
-class _Subset(Dataset[Sample | UserError]):
-    def __init__(self, dataset: ShadowDataset, indices: Sequence[int]) -> None:
+class _Subset(Dataset[Any]):
+    def __init__(self, dataset: Readable, indices: Sequence[int]) -> None:
         self._dataset, self._indices = dataset, list(indices)
 
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index: int) -> Sample | UserError:
+    def __getitem__(self, index: int) -> Any:
         """A bad sample's error is a value here: raised in a worker, it would come back wrapped in a traceback."""
         try:
             return self._dataset[self._indices[index]]
@@ -38,9 +48,8 @@ class _Subset(Dataset[Sample | UserError]):
             return error
 
 
-def _collate(items: Sequence[Sample | UserError]) -> Batch | UserError:
-    samples = [item for item in items if isinstance(item, Sample)]
-    return collate(samples) if len(samples) == len(items) else next(i for i in items if isinstance(i, UserError))
+def _collate_unless_bad(collate: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> Any:
+    return next((item for item in items if isinstance(item, UserError)), None) or collate(items)
 
 
 def _leave_interrupts_to_the_loop(_: int) -> None:
@@ -63,9 +72,10 @@ class _EndlessSampler(Sampler[list[int]]):
 
 
 def endless_batches(
-    dataset: ShadowDataset,
+    dataset: Readable,
     indices: Sequence[int],
     *,
+    collate: Callable[[Sequence[Any]], Any] = collate,
     seed: int,
     first_position: int,
     batch_size: int,
@@ -73,8 +83,11 @@ def endless_batches(
     rank: int,
     num_processes: int,
     num_workers: int,
-) -> Iterator[Batch]:
+) -> Iterator[Any]:
     """This process's micro-batches, from `first_position` on, for ever. Workers do not change the order.
+
+    Args:
+        collate: makes a micro-batch of its samples.
 
     Raises:
         UserError: a sample cannot be read; names it.
@@ -84,7 +97,7 @@ def endless_batches(
     loader = DataLoader(
         subset,
         batch_sampler=sampler,
-        collate_fn=_collate,
+        collate_fn=partial(_collate_unless_bad, collate),
         num_workers=num_workers,
         worker_init_fn=_leave_interrupts_to_the_loop,
     )
@@ -92,3 +105,26 @@ def endless_batches(
         if isinstance(item, UserError):
             raise item
         yield item
+
+
+def in_order(dataset: Readable, indices: Sequence[int], *, num_workers: int) -> Iterator[Any]:
+    """The samples of these numbers, one by one. Workers read ahead; they do not change the order.
+
+    Raises:
+        UserError: a sample cannot be read; names it.
+    """
+    loader = DataLoader(
+        _Subset(dataset, indices),
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=num_workers,
+        worker_init_fn=_leave_interrupts_to_the_loop,
+    )
+    for item in loader:
+        if isinstance(item, UserError):
+            raise item
+        yield item
+
+
+def _as_it_is(item: Any) -> Any:
+    return item

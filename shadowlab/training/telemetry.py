@@ -42,11 +42,19 @@ class Telemetry:
             self._writer = RecordWriter(run.metrics, keep_until_step=resumed_at)
             self._view = TensorBoardView(run.tensorboard, purge_step=resumed_at + 1 if resumed_at else None)
 
-    def step(self, batches: Sequence[EncodedBatch], place: StepPlace, *, waited_seconds: float = 0.0) -> StepOutcome:
+    def step(
+        self,
+        batches: Sequence[EncodedBatch],
+        place: StepPlace,
+        *,
+        waited_seconds: float = 0.0,
+        began: float | None = None,
+    ) -> StepOutcome:
         """One training step, recorded under its 1-based number.
 
         Args:
             waited_seconds: time spent waiting for the data of this step.
+            began: `time.perf_counter()` when that wait began; the share of the wait is recorded with it.
 
         Raises:
             NonFiniteError: as `training_step`, after the finding is written to incidents/.
@@ -83,6 +91,8 @@ class Telemetry:
             "skipped": outcome.skipped,
             "num_skipped": watch.num_skipped,
         }
+        if began is not None:
+            record["data_wait_share"] = waited_seconds / (time.perf_counter() - began)
         if due:
             record["layers"] = {
                 name: {kind: _unscaled(s.to_dict(), scale if kind == "gradient" else 1.0) for kind, s in kinds.items()}

@@ -60,6 +60,7 @@ def test_first_line_names_the_default_preset_and_the_way_to_the_real_one() -> No
         (["--object", "a.png"], 2, ["--mask"]),
         (["--theta", "30"], 2, ["--object FILE --mask FILE", "DATA/objects/ID.png"]),
         (["--sample", "x", "--theta", "30"], 2, ["exclude each other", "metadata.json", "DATA/objects/ID.png"]),
+        (["--set", "data.latents=''"], 2, ["data.latents", "must name a folder, or be null"]),
         (["--set", "optimizer=3"], 2, ["optimizer is a section", "optimizer.learning_rate=..."]),
         (["--object", "a.png", "--mask", "b.png", "--theta", "1", "--phi", "2"], 2, ["--size"]),
         (["--object", "a.png", "--mask", "b.png", "--theta", "1", "--phi", "2", "--size", "3"], 2, ["a.png"]),

@@ -57,7 +57,7 @@ def saved_tensors(run: RunFolder, step: int) -> dict[str, Tensor]:
 def numbers(run: RunFolder) -> list[dict[str, Any]]:
     """Records without what time decides."""
     return [
-        {key: value for key, value in record.items() if not key.endswith("_seconds")}
+        {key: value for key, value in record.items() if not key.endswith(("_seconds", "_share"))}
         for record in read_records(run.metrics)
     ]
 

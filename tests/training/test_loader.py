@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shadowlab.data.dataset import ShadowDataset, open_dataset
 from shadowlab.data.sample import Batch
 from shadowlab.errors import UserError
-from shadowlab.training.loader import endless_batches, micro_batch_positions
+from shadowlab.training.loader import endless_batches, in_order, micro_batch_positions
 
 
 @given(st.integers(0, 100), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
@@ -85,9 +85,18 @@ def test_a_resumed_stream_goes_on_in_mid_epoch(dataset: ShadowDataset) -> None:
     assert ids(dataset, 11)[5:] == ids(dataset, 6, first=5)
 
 
-@pytest.mark.slow
-def test_workers_do_not_change_the_order(dataset: ShadowDataset) -> None:
-    assert ids(dataset, 5, workers=2) == ids(dataset, 5)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_do_not_change_the_order(dataset: ShadowDataset, workers: int) -> None:
+    """Across the end of an epoch, and within each micro-batch: the noise goes by position."""
+
+    def order(workers: int) -> list[list[str]]:
+        batches = stream(dataset, range(len(dataset)), seed=3, batch_size=3, first=5, workers=workers)
+        return [batch.ids for batch in islice(batches, 4)]
+
+    assert order(workers) == order(0)
+    assert [sample.id for sample in in_order(dataset, [4, 1, 4, 7], num_workers=workers)] == [
+        dataset.ids[i] for i in (4, 1, 4, 7)
+    ]
 
 
 def test_only_the_given_part_of_the_data_set_is_read(dataset: ShadowDataset) -> None:

@@ -1,0 +1,1 @@
+"""Latents that are encoded once and read in every step thereafter."""

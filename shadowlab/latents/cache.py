@@ -1,0 +1,180 @@
+"""The latent cache on disk.
+
+    DIR/index.json               the recipe, and of each picture its size, modification time and SHA-256
+    DIR/3f/3f62...e1.safetensors one tensor, (C, h, w) float32, named by its part; the file's name is its key
+
+A key is the digest of the recipe and of the pictures' bytes. What was made of other pictures, of another VAE, at
+another size or in another dtype has another key: it is not found, so it cannot be used. Samples that show the same
+object share its latent.
+
+Legend: C channels, h w latents (an eighth of the pictures' side).
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from shadowlab.data.index import Source
+from shadowlab.errors import UserError
+from shadowlab.task import LatentPart, Task
+
+ENCODING_VERSION = 1  # one more whenever decoding, compositing, resizing or encoding comes to give other numbers
+INDEX_NAME = "index.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides a latent beside its pictures.
+
+    Attributes:
+        vae: `ShadowVae.encoder_digest`. dtype: that the VAE computes in; float32 whatever the run's precision.
+    """
+
+    task: str
+    image_size: int
+    vae: str
+    dtype: str
+    version: int = ENCODING_VERSION
+
+    @classmethod
+    def of(cls, task: Task, image_size: int) -> Self:
+        vae = task.vae
+        return cls(task.name, image_size, vae.encoder_digest(), str(vae.autoencoder.dtype).removeprefix("torch."))
+
+    def key(self, part: LatentPart, digests: Sequence[str]) -> str:
+        """Name of the latent of pictures with these SHA-256, in the order of the part's roles."""
+        return hashlib.sha256(json.dumps([vars(self), part, *digests], sort_keys=True).encode()).hexdigest()
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """`vae 1a2b3c4d5e6f, not 0a1b2c3d4e5f` of every field in which `other` is not the same."""
+        mine, its = asdict(self), asdict(other)
+        return [f"{name} {str(mine[name])[:12]}, not {str(its[name])[:12]}" for name in mine if mine[name] != its[name]]
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture's bytes: SHA-256, and by what a change is seen without reading them."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
+
+    @classmethod
+    def of(cls, source: Source) -> Self:
+        """Raises UserError naming the file if it cannot be read."""
+        mtime_ns = modification_time(source)  # before the bytes: a change in between is seen at the next look
+        data = source.read()
+        return cls(len(data), mtime_ns, hashlib.sha256(data).hexdigest())
+
+    def looks_like(self, source: Source) -> bool:
+        """Whether size and modification time are still those of `source`."""
+        return (self.size, self.mtime_ns) == (source.size, modification_time(source))
+
+
+def modification_time(source: Source) -> int:
+    """Nanoseconds; of the archive where the picture lies in one."""
+    try:
+        return source.path.stat().st_mtime_ns
+    except OSError as error:
+        raise UserError(f"{source.name}: cannot be read ({error.strerror}); check the file") from error
+
+
+@dataclass(frozen=True)
+class LatentIndex:
+    """What a finished encoding noted. `files`: name inside the data set to picture."""
+
+    recipe: Recipe
+    files: dict[str, PictureFile]
+
+    @classmethod
+    def read(cls, folder: Path, mend: str) -> Self:
+        """The index of a cache; UserError, which ends with `mend`, where there is none that can be read."""
+        path = folder / INDEX_NAME
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            recipe = Recipe(**content["recipe"])
+            return cls(recipe, {name: PictureFile(*values) for name, values in content["files"].items()})
+        except FileNotFoundError:
+            what = "no such file: no latent cache, or its encoding did not come to its end"
+        except OSError as error:
+            what = f"cannot be read ({error.strerror})"
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            what = "damaged"
+        raise UserError(f"{path}: {what}; {mend}")
+
+    def write(self, folder: Path) -> None:
+        files = {name: [file.size, file.mtime_ns, file.sha256] for name, file in self.files.items()}
+        content = {"recipe": asdict(self.recipe), "files": files}
+        _replace(folder / INDEX_NAME, json.dumps(content, indent=0).encode())
+
+
+class DamagedEntryError(UserError):
+    """An entry that is absent or not what was written. The message names its file and what is wrong."""
+
+
+def entry_path(folder: Path, key: str) -> Path:
+    return folder / key[:2] / f"{key}.safetensors"
+
+
+def kept_keys(folder: Path) -> set[str]:
+    """Keys of all entries, whole or not."""
+    return {path.stem for path in folder.glob("??/*.safetensors")}
+
+
+def write_entry(folder: Path, key: str, part: LatentPart, latent: Tensor) -> None:
+    """Keep a finite `latent` (C, h, w) on the CPU under its key; the same latent gives the same bytes.
+
+    Not synced: what a power cut leaves half written does not pass the check when it is read.
+    """
+    latent = latent.contiguous()
+    path = entry_path(folder, key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, save({part: latent}, metadata={"sha256": _digest(key, part, latent)}))
+
+
+def read_entry(folder: Path, key: str, part: LatentPart) -> Tensor:
+    """The latent (C, h, w) as it was written, on the CPU.
+
+    Raises:
+        DamagedEntryError: no such file, or not one bit of it may be trusted.
+    """
+    path = entry_path(folder, key)
+    try:
+        with safe_open(path, framework="pt") as file:
+            noted = (file.metadata() or {}).get("sha256")
+            latent = file.get_tensor(part).clone()  # out of the mapped file: what is checked is what is used
+    except FileNotFoundError:
+        raise DamagedEntryError(f"{path}: missing") from None
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise DamagedEntryError(f"{path}: truncated or damaged ({' '.join(str(error).split())[:80]})") from None
+    if noted != _digest(key, part, latent):
+        raise DamagedEntryError(f"{path}: damaged: its content is not what was written")
+    if not all(bool(extreme.isfinite()) for extreme in latent.aminmax()):  # which NaN is, where there is one
+        raise DamagedEntryError(f"{path}: holds values that are not finite")
+    return latent
+
+
+def _digest(key: str, part: str, latent: Tensor) -> str:
+    digest = hashlib.sha256(f"{key} {part} {latent.dtype} {tuple(latent.shape)} ".encode())
+    digest.update(latent.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write aside and rename: the name never stands for half a file."""
+    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

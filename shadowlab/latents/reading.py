@@ -1,0 +1,165 @@
+"""Latents in place of pictures: a data set over the cache, and its batches.
+
+Legend: B batch, C channels, h w latents.
+"""
+
+import shlex
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from shadowlab.config import Config
+from shadowlab.data.dataset import ShadowDataset
+from shadowlab.data.index import Entry, Role, one_line
+from shadowlab.errors import UserError
+from shadowlab.latents.cache import (
+    DamagedEntryError,
+    LatentIndex,
+    PictureFile,
+    Recipe,
+    entry_path,
+    kept_keys,
+    read_entry,
+)
+from shadowlab.task import EncodedBatch, LatentPart, Task
+
+_RACY = "their bytes were compared instead, as they will be at each start until the data are encoded again"
+
+
+def encode_command(config: Config, folder: str | Path | None = None) -> str:
+    """The command that fills the cache for this configuration, whatever preset it came from."""
+    words = ["shadowlab", "data", "encode", "--data", config.data.path, "--out", str(folder or config.data.latents)]
+    words += ["--set", f"data.image_size={config.data.image_size}", "--set", f"model.vae={config.model.vae_source}"]
+    return shlex.join([*words, *(["--seed", str(config.seed)] if config.model.vae_source == "random" else [])])
+
+
+def require_index(config: Config) -> None:
+    """Raise UserError where the configuration names a cache that is none, or is one of pictures of another size."""
+    if config.data.latents is not None:
+        _read_index(config)
+
+
+def _read_index(config: Config) -> LatentIndex:
+    folder, mend = Path(config.data.latents or "").expanduser(), f"run: {encode_command(config)}"
+    index = LatentIndex.read(folder, mend)
+    if index.recipe.image_size != config.data.image_size:
+        raise UserError(
+            f"{folder}: latents of pictures with {index.recipe.image_size} pixels a side, not "
+            f"{config.data.image_size} as data.image_size says; {mend}"
+        )
+    return index
+
+
+@dataclass(frozen=True, eq=False)
+class LatentSample:
+    """latents: each part (C, h, w) float32. light: (3,) as in `Sample`."""
+
+    id: str
+    latents: dict[LatentPart, Tensor]
+    light: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LatentBatch:
+    """LatentSamples stacked: each part (B, C, h, w) float32, light (B, 3)."""
+
+    ids: list[str]
+    latents: dict[LatentPart, Tensor]
+    light: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def collate_latents(samples: Sequence[LatentSample]) -> LatentBatch:
+    """Stack samples in their order."""
+    parts = samples[0].latents
+    return LatentBatch(
+        ids=[sample.id for sample in samples],
+        latents={part: torch.stack([sample.latents[part] for sample in samples]) for part in parts},
+        light=torch.stack([sample.light for sample in samples]),
+    )
+
+
+def encoded_latents(task: Task, batch: LatentBatch, positions: Tensor | None = None) -> EncodedBatch:
+    """What `task.encode` makes of the same samples' pictures, without the VAE: only the light is embedded."""
+    return EncodedBatch(
+        ids=list(batch.ids),
+        positions=torch.arange(len(batch)) if positions is None else positions,
+        embedding=task.embed(batch.light),
+        **{part: latent.to(task.vae.device) for part, latent in batch.latents.items()},
+    )
+
+
+class LatentDataset:
+    """The latents of a data set's samples; safe to fork and to pickle. Pictures are not decoded.
+
+    The light is read from the data set's metadata, so that editing a light needs no new encoding.
+
+    Args:
+        config: names the cache, and in messages how to fill it.
+        indices: samples of `dataset` that will be read; only these need to be in the cache.
+
+    Attributes:
+        notices: remarks that the caller should print.
+
+    Raises:
+        UserError: the cache is absent, of another VAE, image size or version, or lacks the latents of these pictures
+            as they are now; names the sample.
+    """
+
+    def __init__(self, config: Config, dataset: ShadowDataset, task: Task, indices: Iterable[int]) -> None:
+        assert config.data.latents is not None, "asked for where there is a cache"
+        self.folder = Path(config.data.latents).expanduser()
+        self._dataset, self._mend = dataset, f"run: {encode_command(config)}"
+        self._recipe = Recipe.of(task, config.data.image_size)
+        self._parts = dict(task.latent_parts)
+        index = _read_index(config)
+        if differences := index.recipe.differences(self._recipe):
+            raise UserError(f"{self.folder}: not this run's latents ({'; '.join(differences)}); {self._mend}")
+        self._touched: list[str] = []
+        kept = kept_keys(self.folder)
+        self._keys = {i: self._find(dataset.entry(i), index, kept) for i in indices}
+        self.notices: list[str] = []
+        if self._touched:
+            self.notices.append(
+                f"{self.folder}: {len(self._touched)} pictures (first {one_line(self._touched[0])}) have another "
+                f"modification time than when they were encoded: {_RACY}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, i: int) -> LatentSample:
+        """Sample i, if it is one of `indices`. Raises UserError naming sample and file if an entry is damaged."""
+        entry = self._dataset.entry(i)
+        try:
+            latents = {part: read_entry(self.folder, key, part) for part, key in self._keys[i].items()}
+        except DamagedEntryError as error:
+            raise UserError(f"sample {one_line(entry.id)}: {error}; {self._mend}") from None
+        return LatentSample(entry.id, latents, torch.tensor(entry.light, dtype=torch.float32))
+
+    def _find(self, entry: Entry, index: LatentIndex, kept: Container[str]) -> dict[LatentPart, str]:
+        """Keys of the sample's latents, all of which are there."""
+        digests = {role: self._digest(entry, role, index) for roles in self._parts.values() for role in roles}
+        keys = {part: self._recipe.key(part, [digests[role] for role in roles]) for part, roles in self._parts.items()}
+        for part, key in keys.items():
+            if key not in kept:
+                path = entry_path(self.folder, key)
+                raise UserError(f"sample {one_line(entry.id)}: its {part} latent {path} is missing; {self._mend}")
+        return keys
+
+    def _digest(self, entry: Entry, role: Role, index: LatentIndex) -> str:
+        source = entry.sources[role]
+        where = f"sample {one_line(entry.id)}: {one_line(source.name)}"
+        known = index.files.get(source.name)
+        if known is None:
+            raise UserError(f"{where} is not in the latent cache {self.folder}; {self._mend}")
+        if not known.looks_like(source):
+            self._touched.append(source.name)
+            if PictureFile.of(source).sha256 != known.sha256:
+                raise UserError(f"{where} has changed since {self.folder} was encoded; {self._mend}")
+        return known.sha256

@@ -1,0 +1,50 @@
+"""Where a run's encoded batches come from: pictures that pass the VAE in the step, or latents from the cache."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from shadowlab.config import Config
+from shadowlab.data.dataset import ShadowDataset
+from shadowlab.data.sample import collate
+from shadowlab.latents.reading import LatentDataset, collate_latents, encoded_latents
+from shadowlab.task import EncodedBatch, Task
+from shadowlab.training.loader import Readable
+
+
+@dataclass(frozen=True)
+class BatchSource:
+    """`dataset` and `collate` are for the loader and its workers, `encode` for the step.
+
+    encode: (micro-batch, positions (B,) int64) to an EncodedBatch on the VAE's device.
+    """
+
+    dataset: Readable
+    collate: Callable[[Sequence[Any]], Any]
+    encode: Callable[[Any, Tensor | None], EncodedBatch]
+    notices: Sequence[str] = ()
+
+    def read(self, indices: Iterable[int], positions: Tensor | None = None) -> EncodedBatch:
+        """These samples as one batch, without a loader."""
+        return self.encode(self.collate([self.dataset[i] for i in indices]), positions)
+
+
+def open_source(config: Config, dataset: ShadowDataset, task: Task, indices: Iterable[int]) -> BatchSource:
+    """Latents where `data.latents` names a cache, pictures of `dataset` where it does not.
+
+    Both give the same samples in the same order with the same noise. Latents are those of batches of one, which may
+    differ from those of larger ones in the last bits.
+
+    Args:
+        indices: samples that will be read.
+
+    Raises:
+        UserError: as LatentDataset.
+    """
+    if config.data.latents is None:
+        return BatchSource(dataset, collate, task.encode)
+    latents = LatentDataset(config, dataset, task, indices)
+    return BatchSource(latents, collate_latents, partial(encoded_latents, task), latents.notices)
