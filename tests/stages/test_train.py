@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from diagnostics.nonfinite import NonFiniteError
@@ -116,6 +117,29 @@ def test_resuming_changes_nothing(
     assert wanted.keys() == got.keys()
     assert not [name for name in wanted if not torch.equal(wanted[name], got[name])]
     assert numbers(parts) == numbers(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_three_parts_make_the_whole(stage_folder: dict[str, Path], tmp_path: Path, precision: str) -> None:
+    """Weights, EMA, moments, scaler, data order and records, bit for bit; TensorBoard's steps only grow."""
+    words = (*SHORT, f"precision={precision}", "diagnostics.statistics_every=2")
+    whole = trained(tiny.stage_config(stage_folder, tmp_path, *words, "train.max_steps=9"), "whole")
+    parts = trained(tiny.stage_config(stage_folder, tmp_path, *words, "train.max_steps=3"), "parts")
+    for max_steps in (6, 9):
+        longer = resumed_config(parts, source=None, options={"train.max_steps": max_steps}, assignments=[])
+        trained(longer, "parts", resume=True)
+    wanted, got = saved_tensors(whole, 9), saved_tensors(parts, 9)
+    assert wanted.keys() == got.keys()
+    assert not [name for name in wanted if not torch.equal(wanted[name], got[name])]
+    states = [json.loads((r.checkpoints / "step-00000009" / "state.json").read_text()) for r in (whole, parts)]
+    assert states[0] == states[1]
+    assert (states[0]["scaler"] is None) == (precision == "fp32")
+    assert numbers(parts) == numbers(whole)
+    events = EventAccumulator(str(parts.tensorboard), size_guidance={"scalars": 0}).Reload()
+    steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert steps["train/loss"] == list(range(1, 10))
+    assert not [tag for tag, found in steps.items() if found != sorted(set(found))]
 
 
 def test_a_longer_run_is_the_shorter_one_continued(
