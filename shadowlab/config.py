@@ -48,6 +48,10 @@ class ModelConfig(Section):
     `weights` (random with random weights)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    channels_last: bool = False
+    """Keep pictures in memory pixel by pixel (NHWC), which some convolutions want; `bench step` measures it."""
+    compile: bool = False
+    """torch.compile of the UNet's blocks; needs a C++ compiler. Steps with statistics and validation run eagerly."""
 
     @field_validator("weights", "vae")
     @classmethod
@@ -117,6 +121,8 @@ class OptimizerConfig(Section):
     schedule: Literal["constant", "cosine"] = "constant"
     """After warm-up; cosine falls to zero at train.max_steps."""
     warmup_steps: Count = 0
+    fused: bool = False
+    """AdamW's whole update in one kernel. A fault inside it is told without the operator's name."""
 
 
 class TrainConfig(Section):
@@ -224,10 +230,11 @@ class Config(Section):
     def model_hash(self) -> str:
         """Names what the stages prove: the model, its image size and its precision. 12 hex digits.
 
-        Local weights enter by content, not by path alone. Gradient checkpointing is left out: it changes no number.
+        Local weights enter by content, not by path alone. How the same function is computed is left out: gradient
+        checkpointing changes no number, layout and compilation the last bits alone.
         """
         proven = {
-            "model": self.model.model_dump(mode="json", exclude={"gradient_checkpointing"}),
+            "model": self.model.model_dump(mode="json", exclude={"gradient_checkpointing", "channels_last", "compile"}),
             "files": [_digest(source) for source in (self.model.weights, self.model.vae_source)],
             "image_size": self.data.image_size,
             "precision": self.precision,

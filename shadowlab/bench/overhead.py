@@ -1,9 +1,6 @@
 """What watching costs: step times on an SDXL-shaped UNet, host reads inside a step, proof of identical weights.
 
-All variants run in one process on one model, each once a round, in an order that rotates; a variant's figure is the
-median of its per-round ratios to the bare step, so that a load which drifts or comes in bursts cancels out. Each
-timed step follows an untimed one of its kind: a watch that finds optimizer states written by others looks at them
-all, which in training happens once.
+All variants run in one process on one model, in interleaved rounds (see `shadowlab.bench.rounds`).
 """
 
 import importlib
@@ -11,7 +8,7 @@ import math
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +18,7 @@ from torch import Tensor, nn
 
 from diagnostics import NonFiniteError, Watch
 from shadowlab.bench.host_reads import HostReads, count_host_reads
+from shadowlab.bench.rounds import Rounds, Row, row_lines, timed
 from shadowlab.bench.trial import Trial, narrowed_sdxl
 
 BARE = "bare step"
@@ -36,23 +34,6 @@ _NUM_IDENTITY_STEPS = 3
 _FAULTS = ("one NaN in the batch", "log of a negative value in the middle block")
 
 Variant = Callable[[], AbstractContextManager[Any]]
-
-
-@dataclass(frozen=True)
-class OverheadRow:
-    """One variant. ratio: median over the rounds of its time to the bare step's; low and high: their quartiles.
-
-    seconds: median step. cpu_ratio: the same of processor time over all threads, which other processes disturb less;
-    None on an accelerator. All are None where the variant could not run; `note` says why.
-    """
-
-    name: str
-    ratio: float | None = None
-    low: float | None = None
-    high: float | None = None
-    seconds: float | None = None
-    cpu_ratio: float | None = None
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,7 +56,7 @@ class OverheadReport:
     num_threads: int
     torch: str
     cadence: int
-    rows: list[OverheadRow]
+    rows: list[Row]
     trips: list[TripRow]
     host_reads: dict[str, HostReads]
     bit_identical: dict[str, bool]
@@ -83,7 +64,7 @@ class OverheadReport:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def row(self, name: str) -> OverheadRow:
+    def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.name == name)
 
 
@@ -148,7 +129,7 @@ def measure_overhead(
 
 def _rows(
     trial: Trial, watches: dict[str, Watch], cadence: int, repeats: int, on_row: Callable[[str], None]
-) -> list[OverheadRow]:
+) -> list[Row]:
     calls: dict[str, Callable[[], Any]] = {
         BARE: trial.step,
         FULL: lambda: trial.watched(watches[FULL], 1),
@@ -165,23 +146,9 @@ def _rows(
     else:
         calls[UNDERFLOW_OVERFLOW] = trial.step
         around[UNDERFLOW_OVERFLOW] = lambda: _underflow_overflow(debug_utils, trial.unet)
-    names = list(calls)
-    wall: dict[str, list[float]] = {name: [] for name in names}
-    cpu: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(repeats):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
-            with around.get(name, nullcontext)():
-                calls[name]()
-                seconds = trial.timed(calls[name])
-            wall[name].append(seconds[0])
-            cpu[name].append(seconds[1])
-        ratios = ", ".join(f"{name} {wall[name][-1] / wall[BARE][-1]:.3f}" for name in names if name != BARE)
-        on_row(f"round {number + 1}/{repeats}: {BARE} {wall[BARE][-1]:.2f} s; {ratios}")
-    for times in (wall, cpu):  # a due step's surplus spread over the steps of a cadence
-        pairs = zip(times[BETWEEN], times[FULL], strict=True)
-        times[CADENCE] = [between + (due - between) / cadence for between, due in pairs]
-    is_cpu = trial.device.type == "cpu"
+    times = Rounds(calls, repeats, trial.device, around=around, on_round=on_row)
+    # A due step's surplus spread over the steps of a cadence.
+    times.mix(CADENCE, {BETWEEN: 1 - 1 / cadence, FULL: 1 / cadence})
     notes = {
         CONTROL: "the noise of this measurement",
         FULL: "every leaf module's activations and gradients, measured and collected",
@@ -190,22 +157,9 @@ def _rows(
     }
     order = (BARE, CONTROL, FULL, BETWEEN, CADENCE, ANOMALY, UNDERFLOW_OVERFLOW)
     return [
-        OverheadRow(name, note=missing[name])
-        if name in missing
-        else _row(name, wall, cpu if is_cpu else None, notes.get(name, ""))
+        Row(name, note=missing[name]) if name in missing else times.row(name, BARE, notes.get(name, ""))
         for name in order
     ]
-
-
-def _row(name: str, wall: dict[str, list[float]], cpu: dict[str, list[float]] | None, note: str) -> OverheadRow:
-    ratios = _ratios(wall, name)
-    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-    cpu_ratio = None if cpu is None else statistics.median(_ratios(cpu, name))
-    return OverheadRow(name, statistics.median(ratios), low, high, statistics.median(wall[name]), cpu_ratio, note)
-
-
-def _ratios(times: dict[str, list[float]], name: str) -> list[float]:
-    return [seconds / bare for seconds, bare in zip(times[name], times[BARE], strict=True)]
 
 
 @contextmanager
@@ -239,10 +193,10 @@ def _trip(trial: Trial, watch: Watch, fault: str, num_trips: int, on_row: Callab
             raise AssertionError(f"{fault}: Watch let the step pass")
 
     for number in range(1, num_trips + 1):
-        before = trial.timed(trial.step)[0]
+        before = timed(trial.step, trial.device)[0]
         with _poisoned_batch(trial) if "batch" in fault else _poisoned_forward(trial):
-            seconds.append(trial.timed(tripping)[0])
-        steps.append(2 * seconds[-1] / (before + trial.timed(trial.step)[0]))
+            seconds.append(timed(tripping, trial.device)[0])
+        steps.append(2 * seconds[-1] / (before + timed(trial.step, trial.device)[0]))
         on_row(f"{fault} {number}/{num_trips}: verdict in {seconds[-1]:.2f} s, {steps[-1]:.2f} steps: {verdict}")
     return TripRow(fault, statistics.median(steps), statistics.median(seconds), verdict)
 
@@ -303,16 +257,8 @@ def format_table(report: OverheadReport) -> str:
         f"float32, {report.device}, {report.num_threads} threads, torch {report.torch}",
         f"medians of {report.num_rounds} interleaved rounds, as ratios to the bare step; quartiles beside them",
         "",
-        f"{'':<36} {'ratio':>7}  {'quartiles':>15}  {'cpu time':>8}  {'seconds':>8}",
+        *row_lines(report.rows),
     ]
-    for row in report.rows:
-        if row.ratio is None:
-            lines.append(f"{row.name:<36} {row.note}")
-            continue
-        cpu = "" if row.cpu_ratio is None else f"{row.cpu_ratio:.3f}"
-        quartiles = f"{row.low:.3f} - {row.high:.3f}"
-        figures = f"{row.name:<36} {row.ratio:>7.3f}  {quartiles:>15}  {cpu:>8}  {row.seconds:>8.3f}"
-        lines.append(f"{figures}  {row.note}".rstrip())
     lines.append("")
     for trip in report.trips:
         lines.append(f"trip to verdict, {trip.fault}: {trip.steps:.2f} steps ({trip.seconds:.1f} s): {trip.verdict}")

@@ -1,8 +1,6 @@
 """The model, optimizer and step on which overhead is measured."""
 
 import math
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -86,15 +84,3 @@ class Trial:
 
     def watched(self, watch: Watch, step_index: int) -> float:
         return watch.step(lambda: self.step(watch), batch=self.batch, step_index=step_index)
-
-    def timed(self, step: Callable[[], Any]) -> tuple[float, float]:
-        """Wall and processor seconds of a call."""
-        self.synchronize()
-        wall, cpu = time.perf_counter(), time.process_time()
-        step()
-        self.synchronize()
-        return time.perf_counter() - wall, time.process_time() - cpu
-
-    def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)

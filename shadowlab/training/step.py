@@ -98,7 +98,7 @@ def _step(
     trainee.watch.note(loss=host[0] if host[2] else math.nan, grad_norm=host[1] if host[3] else math.inf)
 
     if parameter_statistics is not None:
-        parameter_statistics.before_step()
+        parameter_statistics.before_step(norms)
     if config.max_grad_norm is not None:
         # Like clip_grad_norm_, but after the finite check: it would turn one Inf into NaN everywhere.
         scale = (config.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0).float()

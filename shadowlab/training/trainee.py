@@ -14,6 +14,7 @@ from diagnostics.watch import Watch
 from shadowlab.config import Config, OptimizerConfig
 from shadowlab.precision import POLICIES, Precision
 from shadowlab.task import ModelInputs
+from shadowlab.training.compilation import compile_blocks
 from shadowlab.training.processes import Processes
 from shadowlab.training.sharding import local
 from shadowlab.unet import load_unet
@@ -68,8 +69,7 @@ class Trainee:
 
 def build_unet(config: Config, task: ModelInputs, device: torch.device) -> UNet2DConditionModel:
     """The UNet as configured: weights, surgery, precision, device."""
-    precision = POLICIES[config.precision]
-    precision.apply_to_backend(device)
+    POLICIES[config.precision].apply_to_backend(device)
     unet = load_unet(
         config.model.weights,
         config.model.architecture,
@@ -78,10 +78,16 @@ def build_unet(config: Config, task: ModelInputs, device: torch.device) -> UNet2
         embedding_dim=task.embedding_dim,
         seed=config.seed,
     )
+    return prepare_unet(unet, config, device)
+
+
+def prepare_unet(unet: UNet2DConditionModel, config: Config, device: torch.device) -> UNet2DConditionModel:
+    """Checkpointing, precision, layout in memory and device of a UNet whose surgery is done, in place."""
     if config.model.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    precision.prepare(unet)
-    return unet.to(device)
+    POLICIES[config.precision].prepare(unet)
+    layout = torch.channels_last if config.model.channels_last else torch.preserve_format
+    return unet.to(device, memory_format=layout)
 
 
 def build_trainee(
@@ -102,6 +108,8 @@ def build_trainee(
         ema = EMAModel([local(parameter) for parameter in parameters], decay=ema_decay, foreach=True)
         ema.to(dtype=torch.float32)
     optimizer = adamw(parameters, optimizer_config)
+    if config.model.compile:
+        compile_blocks(unet)
     return Trainee(
         unet=unet,
         model=model,
@@ -131,6 +139,7 @@ def adamw(parameters: Iterable[Tensor], config: OptimizerConfig) -> torch.optim.
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         weight_decay=config.weight_decay,
+        fused=config.fused or None,  # None is torch's own choice, foreach on a GPU; False would be the slow loop
     )
 
 
