@@ -41,3 +41,33 @@ def overhead(
     report = measure_overhead(parameters, repeats=rounds, trips=trips, device=place, on_row=reporter.say)
     reporter.say(format_table(report))
     reporter.result(report.to_json())
+
+
+def step(
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; the figures are medians of ratios.")] = 15,
+    parameters: Annotated[float, typer.Option(min=1e4, help="Size of the SDXL-shaped UNet.")] = 80e6,
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a step.")] = 4,
+    size: Annotated[int, typer.Option(min=4, help="Side of the latents; pictures are 8 times as wide.")] = 32,
+    precision: Annotated[str, typer.Option(help="fp32, tf32, bf16 or fp16.")] = "fp32",
+    only: Annotated[list[str] | None, typer.Option("--option", help="Name of an option; may be given again.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Measure the harness's step against a bare PyTorch loop, the speed options, and what a latent cache saves."""
+    from shadowlab.bench.step import chosen_options, format_table, measure_step
+    from shadowlab.reporter import Reporter
+    from shadowlab.training.processes import pick_device
+
+    reporter = Reporter(as_json=as_json)
+    report = measure_step(
+        parameters,
+        batch,
+        size,
+        rounds,
+        reporter.say,
+        precision=precision,
+        device=str(pick_device(device)),
+        options=chosen_options(only),
+    )
+    reporter.say(format_table(report))
+    reporter.result(report.to_json())

@@ -62,6 +62,8 @@ def _of_torch(error: Exception) -> tuple[str, int]:
         if isinstance(error, torch.OutOfMemoryError):
             mend = "use a smaller train.batch_size or model.gradient_checkpointing=true"
             return f"out of memory ({str(error).split('.')[0]}); {mend}", 3
+        if "torch._dynamo" in sys.modules and isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            return f"model.compile: torch.compile failed ({_first_line(error)}); set model.compile=false", 3
     raise error
 
 

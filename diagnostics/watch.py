@@ -431,7 +431,8 @@ class Watch:
             witness={"seen": trip.text + failure},
             fix="the same step was finite when it was repeated: suspect a race (an asynchronous copy), memory that is "
             "read before it is written, a batch that the step takes from an iterator, gradients that were there before "
-            "the step, a nondeterministic kernel, or the hardware (torchtitan#951)"
+            "the step, a nondeterministic kernel, a compiled one (it was repeated eagerly: try without torch.compile), "
+            "or the hardware (torchtitan#951)"
             if not failure
             else "let the step be callable twice: it must not consume its batch",
             reproducible=False if not failure else None,

@@ -227,6 +227,10 @@ class Config(Section):
             )
         return self
 
+    def eager(self) -> "Config":
+        """The same without compilation, for what runs a step once."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"compile": False})})
+
     def model_hash(self) -> str:
         """Names what the stages prove: the model, its image size and its precision. 12 hex digits.
 

@@ -283,7 +283,17 @@ def test_another_model_needs_another_proof(assignment: str) -> None:
 
 @pytest.mark.parametrize(
     "assignment",
-    ["seed=1", "device=cpu", "output_dir=x", "train.max_steps=7", "data.path=x", "checkpoint.keep_last=1"],
+    [
+        "seed=1",
+        "device=cpu",
+        "output_dir=x",
+        "train.max_steps=7",
+        "data.path=x",
+        "checkpoint.keep_last=1",
+        "model.channels_last=true",
+        "model.compile=true",
+        "optimizer.fused=true",
+    ],
 )
 def test_another_run_of_the_same_model_does_not(assignment: str) -> None:
     assert load_config(assignments=[assignment]).model_hash() == load_config().model_hash()

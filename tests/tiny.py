@@ -12,11 +12,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from shadowlab.config import Config
 from shadowlab.config_files import load_config
 from shadowlab.light import EMBEDDING_DIM
-from shadowlab.precision import POLICIES
 from shadowlab.seeding import normal
 from shadowlab.task import EncodedBatch
 from shadowlab.training.processes import Processes, SingleProcess
-from shadowlab.training.trainee import Trainee, build_trainee
+from shadowlab.training.trainee import Trainee, build_trainee, prepare_unet
 from shadowlab.unet import Widening, load_unet
 from tests.data.sound import make_folder
 
@@ -118,8 +117,8 @@ def trainee_of(weights: Path, *assignments: str, processes: Processes | None = N
     """A trainee of `weights` at a rate that moves every weight."""
     config = config_of(weights, "optimizer.learning_rate=1e-2", "optimizer.warmup_steps=0", *assignments)
     unet = copy.deepcopy(_loaded(str(weights)))
-    POLICIES[config.precision].prepare(unet)
     alone = processes or SingleProcess(torch.device("cpu"))
+    prepare_unet(unet, config, alone.device)
     settings = config.train
     return build_trainee(config, unet, alone, config.optimizer, settings.max_steps, ema_decay=settings.ema_decay)
 

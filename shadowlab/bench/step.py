@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from shadowlab.config import Config
 from shadowlab.config_files import load_config
 from shadowlab.data.dataset import open_dataset
 from shadowlab.data.sample import collate
-from shadowlab.errors import MissingDependencyError
+from shadowlab.errors import MissingDependencyError, UserError
 from shadowlab.flow import interpolate, velocity
 from shadowlab.light import EMBEDDING_DIM
 from shadowlab.precision import POLICIES
@@ -54,6 +53,18 @@ OPTIONS = {
     "attention without SDPA": [],
 }
 _SEED = 0
+
+
+def chosen_options(names: list[str] | None) -> dict[str, list[str]]:
+    """All of `OPTIONS`, or those named.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    for name in names or []:
+        if name not in OPTIONS:
+            raise UserError(f"--option {name}: there is none; choose of {', '.join(OPTIONS)}")
+    return {name: words for name, words in OPTIONS.items() if names is None or name in names}
 
 
 def cadence_name(preset: str) -> str:
@@ -112,7 +123,9 @@ class Loops:
             ema_decay=config.train.ema_decay,
         )
         self.batch = _random_batch(batch, size, self.device) if isinstance(batch, int) else batch
-        self.telemetry = Telemetry(RunFolder.create_beside(config, "bench"), self.trainee, config.diagnostics, kind="train")
+        self.telemetry = Telemetry(
+            RunFolder.create_beside(config, "bench"), self.trainee, config.diagnostics, kind="train"
+        )
         self._statistics_every = config.diagnostics.statistics_every
         self._histograms_every = config.diagnostics.histograms_every
         self._parameters = list(self.trainee.parameters().values())
@@ -189,7 +202,10 @@ def measure_step(
             torch.manual_seed(_SEED)
             return narrowed_sdxl(num_parameters) if make_unet is None else make_unet()
 
-    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []), tempfile.TemporaryDirectory() as folder:
+    with (
+        torch.random.fork_rng(devices=[place] if place.type == "cuda" else []),
+        tempfile.TemporaryDirectory() as folder,
+    ):
 
         @contextmanager
         def loops(*assignments: str) -> Iterator[Loops]:
@@ -237,9 +253,7 @@ def _harness_rows(loops: Loops, num_rounds: int, on_row: Callable[[str], None]) 
         cadence = load_config(preset=preset).diagnostics
         both = 1 / cadence.histograms_every
         statistics = 1 / cadence.statistics_every - both  # a step with histograms has statistics, too
-        times.mix(
-            cadence_name(preset), {BETWEEN: 1 - statistics - both, STATISTICS: statistics, HISTOGRAMS: both}
-        )
+        times.mix(cadence_name(preset), {BETWEEN: 1 - statistics - both, STATISTICS: statistics, HISTOGRAMS: both})
         notes[cadence_name(preset)] = (
             f"statistics every {cadence.statistics_every} steps, histograms every {cadence.histograms_every}"
         )
@@ -284,8 +298,8 @@ def measure_encoding(
     loops.close()
     rows = [times.row(name, IN_MEMORY) for name in (IN_MEMORY, ENCODING)]
     about = (
-        f"{config.model.architecture}, {config.model.vae_source} VAE of {task.vae.num_parameters / 1e6:.1f} M parameters, "
-        f"{config.data.image_size} x {config.data.image_size} pictures, batch {config.train.batch_size}"
+        f"{config.model.architecture}, {config.model.vae_source} VAE of {task.vae.num_parameters / 1e6:.1f} M "
+        f"parameters, {config.data.image_size} x {config.data.image_size} pictures, batch {config.train.batch_size}"
     )
     return EncodingShare(about, rows, 1 - 1 / (rows[1].ratio or math.nan))
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diagnostics.layers import eagerly
 from shadowlab.data.sample import Batch
 from shadowlab.evaluation.metrics import r_squared
 from shadowlab.flow import integrate, interpolate, loss_per_sample, velocity
@@ -80,14 +81,15 @@ class FixedGrid:
 
     @torch.no_grad()
     def evaluate(self, unet: torch.nn.Module, precision: Precision, processes: Processes | None = None) -> GridResult:
-        """Judge `unet`; it is left in the mode it was in.
+        """Judge `unet`, run eagerly; it is left in the mode it was in.
 
         processes: share the work; every one of them must call, and all get the same result.
         """
         was_training = unet.training
         unet.eval()
         try:
-            parts = self._shared_out(unet, precision, processes)
+            with eagerly():  # for these shapes compilation would begin anew
+                parts = self._shared_out(unet, precision, processes)
         finally:
             unet.train(was_training)
         parts.sort(key=lambda part: part.number)

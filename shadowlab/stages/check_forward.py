@@ -77,7 +77,7 @@ def run_check_forward(
     checks.append(structure_checks.new_channels_are_ignored(unet, config))
     # The training step's own loss is judged; a trainee without EMA or optimizer state costs nothing.
     alone = SingleProcess(processes.device)
-    trainee = build_trainee(config, unet, alone, config.optimizer, config.train.max_steps, ema_decay=None)
+    trainee = build_trainee(config.eager(), unet, alone, config.optimizer, config.train.max_steps, ema_decay=None)
     trainee.watch.detach()
     checks += preflight(trainee, config)
     checks += model_checks.forward(trainee, encoded, path)

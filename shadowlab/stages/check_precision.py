@@ -156,7 +156,7 @@ def _batch(config: Config, device: torch.device) -> EncodedBatch:
 
 
 def _trainee(config: Config, policy: str, device: torch.device) -> Trainee:
-    config = config.model_copy(update={"precision": policy})
+    config = config.eager().model_copy(update={"precision": policy})
     unet = build_unet(config, ShadowTask, device)
     alone = SingleProcess(device)
     trainee = build_trainee(config, unet, alone, config.optimizer, config.train.max_steps, ema_decay=None)

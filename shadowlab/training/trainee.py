@@ -100,7 +100,9 @@ def build_trainee(
     ema_decay: float | None,
 ) -> Trainee:
     """Optimizer, EMA and scaler around a finished UNet. The UNet must not gain or lose parameters afterwards."""
-    model = processes.wrap(unet)  # first: sharding replaces the parameters
+    if config.model.compile:
+        compile_blocks(unet)
+    model = processes.wrap(unet)  # before the optimizer: sharding replaces the parameters
     parameters = [p for p in unet.parameters() if p.requires_grad]
     precision = POLICIES[config.precision]
     ema = None
@@ -108,8 +110,6 @@ def build_trainee(
         ema = EMAModel([local(parameter) for parameter in parameters], decay=ema_decay, foreach=True)
         ema.to(dtype=torch.float32)
     optimizer = adamw(parameters, optimizer_config)
-    if config.model.compile:
-        compile_blocks(unet)
     return Trainee(
         unet=unet,
         model=model,

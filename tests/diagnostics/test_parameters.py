@@ -45,7 +45,9 @@ class TestUpdateRatio:
             assert record.update_ratio is None
         else:
             expected = 1e-2 * 0.5 * math.sqrt(weight.numel()) / float(weight.norm())
-            assert record.update_ratio == pytest.approx(expected, rel=2e-2 if weight.numel() > MAX_SAMPLED_ELEMENTS else 1e-4)
+            assert record.update_ratio == pytest.approx(
+                expected, rel=2e-2 if weight.numel() > MAX_SAMPLED_ELEMENTS else 1e-4
+            )
 
     def test_float64_keeps_small_changes(self):
         model = with_gradient(5, dtype=torch.float64)

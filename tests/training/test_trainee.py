@@ -26,6 +26,8 @@ OPTIONS = (
     "train.ema_decay=0.875",
     "train.max_consecutive_skips=7",
     "model.gradient_checkpointing=true",
+    "model.channels_last=true",
+    "optimizer.fused=true",
 )
 
 
@@ -37,7 +39,9 @@ def test_optimizer_average_and_checkpointing_are_as_configured(stage_folder: dic
     assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (3e-4, (0.7, 0.8), 1e-5, 0.25)
     assert {id(p) for p in group["params"]} == {id(p) for p in unet.parameters()}
     assert trainee.ema is not None and trainee.ema.decay == 0.875
+    assert group["fused"] is True
     assert unet.is_gradient_checkpointing
+    assert unet.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
     plain = build_unet(tiny.stage_config(stage_folder, tmp_path), ShadowTask(load_vae(config.model.vae)), ALONE.device)
     assert not plain.is_gradient_checkpointing
     assert build_trainee(config, plain, ALONE, config.optimizer, 9, ema_decay=None).ema is None
