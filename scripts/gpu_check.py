@@ -322,11 +322,10 @@ def write_section(file: Path, name: str, body: str) -> None:
 
 def _heading(words: argparse.Namespace, part: str) -> str:
     device = torch.cuda.get_device_properties(0)
-    return (
-        f"{datetime.now(UTC):%Y-%m-%d}, {device.name} ({device.total_memory / GIB:.0f} GiB), "
-        f"torch {torch.__version__}, CUDA {torch.version.cuda}; `python scripts/gpu_check.py --part {part} --image-size {words.image_size} "
-        f"--batch {words.batch}`"
-    )
+    command = f"python scripts/gpu_check.py --part {part} --image-size {words.image_size} --batch {words.batch}"
+    memory = f"{device.total_memory / GIB:.0f} GiB"
+    versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}"
+    return f"{datetime.now(UTC):%Y-%m-%d}, {device.name} ({memory}), {versions}; `{command}`"
 
 
 def _forget() -> None:

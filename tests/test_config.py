@@ -292,7 +292,7 @@ def test_another_model_needs_another_proof(assignment: str) -> None:
         "checkpoint.keep_last=1",
         "model.channels_last=true",
         "model.compile=true",
-        "optimizer.fused=true",
+        "optimizer.fused=false",
     ],
 )
 def test_another_run_of_the_same_model_does_not(assignment: str) -> None:

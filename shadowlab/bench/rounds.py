@@ -91,7 +91,7 @@ def timed(step: Step, device: torch.device) -> tuple[float, float]:
 
 def row_lines(rows: list[Row]) -> list[str]:
     """A table of plain text."""
-    width = max(36, *(len(row.name) for row in rows))
+    width = max([36, *(len(row.name) for row in rows)])
     lines = [f"{'':<{width}} {'ratio':>7}  {'quartiles':>15}  {'cpu time':>8}  {'seconds':>8}"]
     for row in rows:
         if row.ratio is None:

@@ -48,7 +48,7 @@ ENCODING = "step that encodes its pictures"
 CADENCES = ("tiny", "sdxl")  # presets
 OPTIONS = {
     "channels_last": ["model.channels_last=true"],
-    "fused AdamW": ["optimizer.fused=true"],
+    "AdamW without fusion": ["optimizer.fused=false"],
     "torch.compile": ["model.compile=true"],
     "attention without SDPA": [],
 }

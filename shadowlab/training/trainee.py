@@ -133,13 +133,17 @@ def build_trainee(
 
 
 def adamw(parameters: Iterable[Tensor], config: OptimizerConfig) -> torch.optim.AdamW:
+    parameters = list(parameters)
+    fused = config.fused
+    if fused is None:
+        fused = all(parameter.dtype is torch.float32 for parameter in parameters)
     return torch.optim.AdamW(
         parameters,
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         weight_decay=config.weight_decay,
-        fused=config.fused or None,  # None is torch's own choice, foreach on a GPU; False would be the slow loop
+        fused=fused or None,  # None is torch's own choice, foreach on a GPU; False would be the slow loop
     )
 
 

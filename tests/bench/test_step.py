@@ -65,4 +65,4 @@ def test_rounds_are_interleaved_and_mixed():
 def test_an_option_that_is_none():
     result = CliRunner().invoke(app, ["bench", "step", "--option", "faster"])
     assert result.exit_code == 2
-    assert "--option faster: there is none; choose of channels_last, fused AdamW" in result.output
+    assert "--option faster: there is none; choose of channels_last, AdamW without fusion" in result.output
