@@ -25,6 +25,7 @@ from shadowlab.training.checkpoint import complete_checkpoints, load_checkpoint,
 from shadowlab.training.interruption import Interruption
 from shadowlab.training.loader import endless_batches, micro_batch_positions
 from shadowlab.training.processes import Processes
+from shadowlab.training.sharding import copy_into
 from shadowlab.training.step import StepPlace
 from shadowlab.training.telemetry import Telemetry
 from shadowlab.training.trainee import Trainee, build_trainee, build_unet
@@ -234,12 +235,11 @@ def averaged_weights(trainee: Trainee) -> Iterator[None]:
         return
     parameters = list(trainee.parameters().values())
     own = [p.detach().clone() for p in parameters]
-    trainee.ema.copy_to(parameters)
+    copy_into(parameters, trainee.ema.shadow_params)
     try:
         yield
     finally:
-        with torch.no_grad():
-            torch._foreach_copy_([p.data for p in parameters], own)
+        copy_into(parameters, own)
 
 
 def _save(config: Config, run: RunFolder, trainee: Trainee, step: int, position: int, identity: dict[str, Any]) -> None:
