@@ -41,3 +41,26 @@ def overhead(
     report = measure_overhead(parameters, repeats=rounds, trips=trips, device=place, on_row=reporter.say)
     reporter.say(format_table(report))
     reporter.result(report.to_json())
+
+
+def memory(
+    parameters: Annotated[float, typer.Option(min=1e4, help="Size of the SDXL-shaped UNet.")] = 200e6,
+    image_size: Annotated[int, typer.Option(help="Side of the pictures in pixels; latents are an eighth.")] = 512,
+    batch: Annotated[int, typer.Option(min=1, help="Samples.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Hold the plan of `shadowlab plan` against the measured peak: fp32, with checkpointing, bf16."""
+    from shadowlab.bench.memory import measure_memory
+    from shadowlab.reporter import Reporter
+    from shadowlab.training.processes import pick_device
+
+    reporter = Reporter(as_json=as_json)
+    found = measure_memory(
+        parameters,
+        image_size=image_size,
+        batch_size=batch,
+        device=pick_device(device),
+        on_case=lambda case: reporter.say(f"{case.text}\n"),
+    )
+    reporter.result({"cases": [case.to_json() for case in found]})

@@ -24,6 +24,7 @@ from shadowlab.unet import architecture_of, unwritten_unet
 from shadowlab.vae import unwritten_vae
 
 Strategy = Literal["single", "ddp", "fsdp2"]
+DeviceKind = Literal["cpu", "cuda"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 GB = 10**9
 Peaks = dict[str, dict[str, int]]  # moment -> item -> bytes
@@ -56,6 +57,10 @@ class StrategyPlan:
     def peak(self, moment: str) -> Peak:
         return next(peak for peak in self.peaks if peak.moment == moment)
 
+    def most(self, item: str) -> int:
+        """The most of one item at any moment's peak."""
+        return max(peak.items.get(item, 0) for peak in self.peaks)
+
     @property
     def highest(self) -> Peak:
         return max(self.peaks, key=lambda peak: peak.total)
@@ -70,7 +75,7 @@ class MemoryPlan:
     """num_parameters: of the UNet. processes: that ddp and fsdp2 run in."""
 
     config: Config
-    device: Literal["cpu", "cuda"]
+    device: DeviceKind
     processes: int
     num_parameters: int
     strategies: tuple[StrategyPlan, ...]
@@ -79,7 +84,7 @@ class MemoryPlan:
 def plan_memory(
     config: Config,
     *,
-    device: Literal["cpu", "cuda"] = "cuda",
+    device: DeviceKind = "cuda",
     processes: int = 4,
     strategies: Sequence[Strategy] = STRATEGIES,
 ) -> MemoryPlan:
@@ -112,7 +117,7 @@ def _strategy(name: Strategy, peaks: dict[str, dict[str, int]], device: str) -> 
     assumed = {}
     if device == "cuda":
         highest = max(peak.total for peak in found)
-        assumed["CUDA context, workspaces"] = _CONTEXT_BYTES
+        assumed["CUDA, workspaces"] = _CONTEXT_BYTES
         if name != "single":
             assumed["NCCL buffers"] = _NCCL_BYTES
         assumed["fragmentation"] = round(_FRAGMENTATION * highest)

@@ -5,29 +5,39 @@ from pathlib import Path
 from typing import Any
 
 from shadowlab.planning.kernels import kernel_of
-from shadowlab.planning.live_bytes import ITEMS
+from shadowlab.planning.live_bytes import ACTIVATIONS, ITEMS
 from shadowlab.planning.plan import GB, MemoryPlan
-from shadowlab.planning.rehearsal import ALL_MOMENTS
+from shadowlab.planning.rehearsal import ALL_MOMENTS, BACKWARD, EMA_STEP, ENCODE, FORWARD, OPTIMIZER, VALIDATION
 from shadowlab.precision import POLICIES
 
-_WIDTH = 38  # of the first column
+_WIDTH = 42  # of the first column
+_ACTIVATIONS_OF = {
+    ENCODE: "VAE encoding",
+    FORWARD: "activations in forward",
+    BACKWARD: "activations in backward",
+    OPTIMIZER: "temporaries of AdamW",
+    EMA_STEP: "temporaries of EMA",
+    VALIDATION: "weights' copy, VAE decoding: validation",
+}
 
 
 def format_plan(plan: MemoryPlan, gpu_bytes: int) -> str:
     """A table with a column for each strategy, and what its figures rest on."""
     shown = plan.strategies
-    highest = [one.highest for one in shown]
     rule = _row("-" * (_WIDTH - 2), ["-" * 8 for _ in shown])
     lines = [_headline(plan), _row("GB of 10^9 bytes, per process", [one.strategy for one in shown]), rule]
-    for moment in ALL_MOMENTS:
-        lines.append(_row(f"peak in {moment}", [_gb(one.peak(moment).total) for one in shown]))
-    lines += [rule, _row("the highest is in", [peak.moment.split()[0] for peak in highest])]
     for item in ITEMS:
-        if any(peak.items.get(item) for peak in highest):
-            lines.append(_row(f"  {item}", [_gb(peak.items.get(item, 0)) for peak in highest]))
-    for name in dict.fromkeys(name for one in shown for name in one.assumed):
-        lines.append(_row(f"  {name} (assumed)", [_gb(one.assumed.get(name, 0)) for one in shown]))
-    lines += [rule, _row("needed", [_gb(one.needed) for one in shown])]
+        if item == ACTIVATIONS:
+            for moment in ALL_MOMENTS:
+                held = [one.peak(moment).items.get(ACTIVATIONS, 0) for one in shown]
+                lines.append(_row(_ACTIVATIONS_OF[moment], [_gb(size) for size in held]))
+        elif any(one.most(item) for one in shown):
+            lines.append(_row(item, [_gb(one.most(item)) for one in shown]))
+    lines += [rule, *(_row(f"peak in {m}", [_gb(one.peak(m).total) for one in shown]) for m in ALL_MOMENTS), rule]
+    lines.append(_row("highest peak", [_gb(one.highest.total) for one in shown]))
+    for name in dict.fromkeys(name for one in reversed(shown) for name in one.assumed):
+        lines.append(_row(f"{name} (assumed)", [_gb(one.assumed.get(name, 0)) for one in shown]))
+    lines += [_row("needed", [_gb(one.needed) for one in shown])]
     if plan.device == "cuda":
         lines.append(_row(f"fits {gpu_bytes / GB:g} GB", ["yes" if one.needed <= gpu_bytes else "NO" for one in shown]))
     return "\n".join([*lines, "", *_grounds(plan)])
@@ -83,8 +93,8 @@ def _grounds(plan: MemoryPlan) -> list[str]:
     if plan.device == "cuda":
         kernel = kernel_of(policy.autocast_dtype or policy.weights_dtype)
         lines += [
-            f"taken for granted: torch's {kernel} attention in the UNet, AdamW with foreach. assumed: what is marked so;",
-            "workspaces are those of cuDNN and cuBLAS, and what statistics of a logged step hold.",
+            f"taken for granted: torch's {kernel} attention in the UNet, AdamW with foreach. assumed: what is marked",
+            "so; workspaces are those of cuDNN and cuBLAS, and what statistics of a logged step hold.",
         ]
     if model.weights != "random" and not Path(model.weights).expanduser().is_dir():
         lines.append(f"{model.weights} is taken to be of the {model.architecture} architecture; nothing is downloaded.")

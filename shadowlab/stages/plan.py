@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from shadowlab.config import Config
 from shadowlab.planning.measure import measured_peaks
-from shadowlab.planning.plan import GB, STRATEGIES, Strategy, plan_memory
+from shadowlab.planning.plan import GB, STRATEGIES, DeviceKind, Strategy, plan_memory
 from shadowlab.planning.report import format_measured, format_plan, plan_document
 from shadowlab.reporter import Reporter
 from shadowlab.training.processes import pick_device
@@ -23,7 +23,7 @@ def run_plan(
 
     Returns whether at least one of the strategies shown fits the GPU; a plan for a CPU always does.
     """
-    device = "cpu" if config.device == "cpu" else "cuda"
+    device: DeviceKind = "cpu" if config.device == "cpu" else "cuda"
     gpu_bytes = round(gpu_memory_gb * GB)
     plan = plan_memory(config, device=device, processes=processes, strategies=strategies or STRATEGIES)
     reporter.say(format_plan(plan, gpu_bytes))

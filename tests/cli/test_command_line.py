@@ -166,7 +166,7 @@ def test_check_forward_passes_and_prints_json() -> None:
     document = json.loads(result.stdout)
     assert document["passed"] is True
     assert all(check["passed"] for check in document["checks"])
-    assert {"stage", "run", "path", "checks", "memory_gib"} <= set(document)
+    assert {"stage", "run", "path", "checks"} <= set(document)
     run = Path("runs/proof")
     for name in ("config.yaml", "environment.json", "stages.json", "log.txt", "samples/input.png"):
         assert (run / name).is_file()
