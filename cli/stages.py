@@ -167,6 +167,11 @@ def plan(
     request = request.also({"train.batch_size": batch, "model.gradient_checkpointing": checkpointing})
     config = request.config()
 
+    from shadowlab.errors import UserError
+
+    if request.run is not None:
+        raise UserError("--run: plan writes no run folder; leave it out")
+
     from shadowlab.reporter import Reporter
     from shadowlab.stages.plan import run_plan
 

@@ -32,7 +32,7 @@ def of(plan: MemoryPlan, strategy: str) -> StrategyPlan:
 
 
 def test_live_bytes_follow_a_sum_by_hand() -> None:
-    """Three tensors of 1, 2 and 4 MiB: what is alive together counts, views and what was freed do not."""
+    """Tensors of 1, 2 and 4 MiB and a mask of 1: what is alive together counts, views and what was freed do not."""
     with fake_tensors() as live:
         live.enter("first")
         a = torch.zeros(MIB // 4)
@@ -46,8 +46,8 @@ def test_live_bytes_follow_a_sum_by_hand() -> None:
         live.enter("second")
         c = torch.cat([a] * 4)
         assert bool((c > 0).all()) and c[0].item() == 2.0
-    assert live.peaks["first"] == {WEIGHTS: MIB, ACTIVATIONS: 2 * MIB} or sum(live.peaks["first"].values()) == 3 * MIB
-    assert sum(live.peaks["second"].values()) >= 5 * MIB
+    assert sum(live.peaks["first"].values()) == 3 * MIB
+    assert sum(live.peaks["second"].values()) == 6 * MIB + 512  # a, c, the mask and whether all of it holds
 
 
 def test_exact_items_are_exact(plan: MemoryPlan, config: Config) -> None:
@@ -72,25 +72,22 @@ def test_strategies_differ_where_they_should(plan: MemoryPlan) -> None:
     assert fsdp2.peak(FORWARD).items[ACTIVATIONS] == pytest.approx(single.peak(FORWARD).items[ACTIVATIONS], rel=0.1)
 
 
-def test_choices_show(config: Config, plan: MemoryPlan) -> None:
+def test_choices_show(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     """More samples take more, checkpointing less; without an EMA there is none, and no copy while it is judged."""
 
-    def planned(**changes: object) -> StrategyPlan:
-        sections = {"train": config.train, "model": config.model}
-        updated = {
-            name: section.model_copy(update={k: v for k, v in changes.items() if k in type(section).model_fields})
-            for name, section in sections.items()
-        }
-        return plan_memory(config.model_copy(update=updated), strategies=["single"]).strategies[0]
+    def planned(*words: str) -> StrategyPlan:
+        config = tiny.stage_config(stage_folder, tmp_path, "data.image_size=256", *words)
+        return plan_memory(config, strategies=["single"]).strategies[0]
 
-    base = of(plan, "single")
-    larger = planned(batch_size=4)
-    assert larger.peak(BACKWARD).items[ACTIVATIONS] > 1.5 * base.peak(BACKWARD).items[ACTIVATIONS]
-    checkpointed = planned(batch_size=4, gradient_checkpointing=True)
-    assert checkpointed.peak(BACKWARD).items[ACTIVATIONS] < larger.peak(BACKWARD).items[ACTIVATIONS]
-    without = planned(ema_decay=None)
-    assert without.most(EMA) == 0
-    assert without.peak(VALIDATION).total < base.peak(VALIDATION).total - base.most(EMA)
+    def step(one: StrategyPlan) -> int:
+        return max(one.peak(moment).items[ACTIVATIONS] for moment in (FORWARD, BACKWARD))
+
+    base, larger = planned(), planned("train.batch_size=4")
+    assert step(larger) == pytest.approx(2 * step(base), rel=0.05)
+    assert step(planned("model.gradient_checkpointing=true")) < 0.9 * step(base)
+    assert planned("train.ema_decay=null").most(EMA) == 0
+    saved = base.peak(VALIDATION).total - planned("train.ema_decay=null").peak(VALIDATION).total
+    assert saved == pytest.approx(2 * base.most(EMA), rel=0.01)  # the average, and the weights set aside
 
 
 def test_attention_is_that_of_a_gpu() -> None:

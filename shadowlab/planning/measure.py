@@ -38,8 +38,7 @@ def measured_peaks(config: Config) -> dict[str, int]:
     done = subprocess.run(
         [sys.executable, "-m", "shadowlab.planning.measure"],
         input=config.model_dump_json(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         env=os.environ | _ENVIRONMENT,
     )
