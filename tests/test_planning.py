@@ -69,9 +69,11 @@ def test_strategies_differ_where_they_should(plan: MemoryPlan) -> None:
     assert ddp.most(COMMUNICATION) == single.most(COMMUNICATION) == 0 < fsdp2.most(COMMUNICATION)
     whole, shard = single.most(WEIGHTS), fsdp2.most(WEIGHTS)
     assert whole / 2 <= shard < 0.7 * whole  # half, and the padding of very small tensors
-    assert fsdp2.peak(FORWARD).items[ACTIVATIONS] == pytest.approx(single.peak(FORWARD).items[ACTIVATIONS], rel=0.1)
+    for moment in (FORWARD, BACKWARD):  # activations are nobody else's
+        assert fsdp2.peak(moment).items[ACTIVATIONS] == pytest.approx(ddp.peak(moment).items[ACTIVATIONS], rel=0.1)
 
 
+@pytest.mark.slow
 def test_choices_show(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     """More samples take more, checkpointing less; without an EMA there is none, and no copy while it is judged."""
 
@@ -85,8 +87,9 @@ def test_choices_show(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     base, larger = planned(), planned("train.batch_size=4")
     assert step(larger) == pytest.approx(2 * step(base), rel=0.05)
     assert step(planned("model.gradient_checkpointing=true")) < 0.9 * step(base)
-    assert planned("train.ema_decay=null").most(EMA) == 0
-    saved = base.peak(VALIDATION).total - planned("train.ema_decay=null").peak(VALIDATION).total
+    without = planned("train.ema_decay=null")
+    assert without.most(EMA) == 0
+    saved = base.peak(VALIDATION).total - without.peak(VALIDATION).total
     assert saved == pytest.approx(2 * base.most(EMA), rel=0.01)  # the average, and the weights set aside
 
 

@@ -187,6 +187,7 @@ def _trace_sharded(config: Config, device: str, processes: int, whole: Peaks) ->
             live.add(name, round(share * whole[OPTIMIZER].get(name, 0)))
         rehearsal = Rehearsal(config, trainee, task, enter, live.on_host if device == "cuda" else _nowhere)
         rehearsal.forward_and_backward()
+        live.enter(VALIDATION)
         live.add(ACTIVATIONS, held if config.train.ema_decay is not None else 0)  # set aside while the EMA is judged
         rehearsal.validate()
     updates = {

@@ -153,6 +153,7 @@ def test_a_used_run_folder_is_refused_and_left_alone() -> None:
     assert [path.name for path in folder.iterdir()] == ["precious.txt"]
 
 
+@pytest.mark.slow
 def test_plan_fits_or_ends_with_1(stage_folder: dict[str, Path]) -> None:
     words = ["plan", "--weights", str(stage_folder["unet"]), "--set", f"model.vae={stage_folder['vae']}", "--json"]
     words += ["--set", "data.image_size=32", "--strategy", "ddp", "--batch", "2", "--checkpointing"]
