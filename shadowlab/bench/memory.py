@@ -14,12 +14,7 @@ from shadowlab.planning.measure import measured_peaks
 from shadowlab.planning.plan import plan_memory
 from shadowlab.planning.report import format_measured
 
-# What is measured: name -> assignments.
-CASES = {
-    "fp32": ["precision=fp32"],
-    "fp32, gradient checkpointing": ["precision=fp32", "model.gradient_checkpointing=true"],
-    "bf16": ["precision=bf16"],
-}
+CASES = {"without checkpointing": False, "with checkpointing": True}
 
 
 @dataclass(frozen=True)
@@ -45,6 +40,7 @@ def measure_memory(
     image_size: int,
     batch_size: int,
     device: torch.device,
+    precision: str = "fp32",
     cases: list[str] | None = None,
     on_case: Callable[[MemoryCase], None] = lambda _: None,
 ) -> list[MemoryCase]:
@@ -64,13 +60,14 @@ def measure_memory(
                     "data.image_size": image_size,
                     "train.batch_size": batch_size,
                     "validation.num_samples": 2,
+                    "precision": precision,
+                    "model.gradient_checkpointing": CASES[name],
                 },
-                assignments=CASES[name],
             )
             plan = plan_memory(config, device="cpu" if device.type == "cpu" else "cuda", strategies=("single",))
             peaks = measured_peaks(config)
             [one] = plan.strategies
-            text = f"{plan.num_parameters / 1e6:.0f} M parameters, {name}\n{format_measured(plan, peaks)}"
+            text = f"{plan.num_parameters / 1e6:.0f} M parameters, {precision}, {name}\n{format_measured(plan, peaks)}"
             found.append(MemoryCase(name, one.highest.total, max(peaks.values()), text))
             on_case(found[-1])
     return found

@@ -1,20 +1,22 @@
 """The true peak of a round of training, measured in a process of its own, to hold the plan against.
 
-On a CPU it is the resident memory that Linux counts, above what Python and torch take once their kernels have run;
+On a CPU it is the resident memory that Linux counts, above what Python and torch take once a small round has run;
 on a GPU what torch's allocator has handed out.
 """
 
+import gc
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from shadowlab.config import Config
 from shadowlab.errors import StageFailedError, UserError
-from shadowlab.planning.rehearsal import Rehearsal
+from shadowlab.planning.rehearsal import ALL_MOMENTS, Rehearsal
 from shadowlab.task import ShadowTask
 from shadowlab.training.processes import SingleProcess, pick_device
 from shadowlab.training.trainee import build_trainee, build_unet
@@ -77,12 +79,9 @@ def _measure(config: Config) -> dict[str, int]:
     device = pick_device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    _warm_up(device)
+    _rehearsal(_smallest(config), device, lambda _: None).run()  # libraries are loaded, kernels made
+    gc.collect()
     meter = _CudaPeaks() if device.type == "cuda" else _HostPeaks()
-    task = ShadowTask(load_vae(config.model.vae_source, seed=config.seed).to(device))
-    unet, train = build_unet(config, task, device), config.train
-    alone = SingleProcess(device)
-    trainee = build_trainee(config, unet, alone, config.optimizer, train.max_steps, ema_decay=train.ema_decay)
     peaks: dict[str, int] = {}
     current = ""
 
@@ -92,20 +91,33 @@ def _measure(config: Config) -> dict[str, int]:
         current = moment
         meter.reset()
 
-    rehearsal = Rehearsal(config, trainee, task, enter, lambda _: None)
+    rehearsal = _rehearsal(config, device, enter)
     for _ in range(2):
         peaks.clear()
         rehearsal.run()
     enter("")
-    return {moment: size for moment, size in peaks.items() if moment}
+    return {moment: peaks[moment] for moment in ALL_MOMENTS}
 
 
-def _warm_up(device: torch.device) -> None:
-    """Have libraries loaded and kernels made, so that they are not counted."""
-    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.GroupNorm(2, 8), torch.nn.SiLU()).to(device)
-    optimizer = torch.optim.AdamW(layers.parameters())
-    layers(torch.randn(1, 3, 16, 16, device=device)).sum().backward()
-    optimizer.step()
+def _rehearsal(config: Config, device: torch.device, enter: Callable[[str], None]) -> Rehearsal:
+    task = ShadowTask(load_vae(config.model.vae_source, seed=config.seed).to(device))
+    unet, train = build_unet(config, task, device), config.train
+    alone = SingleProcess(device)
+    trainee = build_trainee(config, unet, alone, config.optimizer, train.max_steps, ema_decay=train.ema_decay)
+    return Rehearsal(config, trainee, task, enter, lambda _: None)
+
+
+def _smallest(config: Config) -> Config:
+    """The same run with the tiny model and one small picture."""
+    model = {"architecture": "tiny", "weights": "random", "vae": "embedded"}
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update=model),
+            "data": config.data.model_copy(update={"image_size": 64}),
+            "train": config.train.model_copy(update={"batch_size": 1}),
+            "validation": config.validation.model_copy(update={"num_samples": 1, "num_noises": 1}),
+        }
+    )
 
 
 if __name__ == "__main__":
