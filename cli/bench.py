@@ -71,3 +71,28 @@ def step(
     )
     reporter.say(format_table(report))
     reporter.result(report.to_json())
+
+
+def memory(
+    parameters: Annotated[float, typer.Option(min=1e4, help="Size of the SDXL-shaped UNet.")] = 200e6,
+    image_size: Annotated[int, typer.Option(help="Side of the pictures in pixels; latents are an eighth.")] = 512,
+    batch: Annotated[int, typer.Option(min=1, help="Samples.")] = 1,
+    precision: Annotated[str, typer.Option(help="fp32, tf32, bf16 or fp16; a half type takes a CPU long.")] = "fp32",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Hold the plan of `shadowlab plan` against the measured peak, without and with checkpointing."""
+    from shadowlab.bench.memory import measure_memory
+    from shadowlab.reporter import Reporter
+    from shadowlab.training.processes import pick_device
+
+    reporter = Reporter(as_json=as_json)
+    found = measure_memory(
+        parameters,
+        image_size=image_size,
+        batch_size=batch,
+        device=pick_device(device),
+        precision=precision,
+        on_case=lambda case: reporter.say(f"{case.text}\n"),
+    )
+    reporter.result({"cases": [case.to_json() for case in found]})

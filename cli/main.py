@@ -26,14 +26,17 @@ app = typer.Typer(
     add_completion=False,
 )
 data_app = typer.Typer(help="Make and examine data sets.", cls=Group, no_args_is_help=True)
-bench_app = typer.Typer(help="Measure: right verdicts, what watching costs, the step's speed.", no_args_is_help=True)
+bench_app = typer.Typer(
+    help="Measure this project: right verdicts, what watching costs, the step's speed, and whether plans hold.",
+    no_args_is_help=True,
+)
 
-for stage in (stages.check_forward, stages.check_precision, stages.overfit, stages.train):
+for stage in (stages.check_forward, stages.check_precision, stages.overfit, stages.train, stages.plan):
     app.command(stage.__name__.replace("_", "-"), cls=Command)(reports_errors(with_request(stage)))
 for group, commands in {
     app: (findings.why, findings.drill, data.train_vae),
     data_app: (data.render, data.check),
-    bench_app: (bench.faults, bench.overhead, bench.step),
+    bench_app: (bench.faults, bench.overhead, bench.step, bench.memory),
 }.items():
     for command in commands:
         group.command(command.__name__.replace("_", "-"), cls=Command)(reports_errors(command))

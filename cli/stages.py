@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -195,6 +195,51 @@ def _resuming(config: "Config", name: str, skip_stages: bool) -> str:
     if config.output_dir != type(config)().output_dir:
         words += ["--set", f"output_dir={config.output_dir}"]
     return shlex.join([*words, *(["--skip-stages"] if skip_stages else [])])
+
+
+def plan(
+    request: Request,
+    batch: Annotated[int | None, typer.Option(help="Samples per process.", show_default=THE_PRESETS)] = None,
+    checkpointing: Annotated[
+        bool | None,
+        typer.Option("--checkpointing/--no-checkpointing", help="Gradient checkpointing.", show_default=THE_PRESETS),
+    ] = None,
+    strategy: Annotated[
+        Literal["single", "ddp", "fsdp2"] | None, typer.Option(help="This one alone.", show_default="all of them")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="GPUs of ddp and fsdp2.", show_default="the preset's, at least 4")
+    ] = None,
+    gpu_memory: Annotated[float, typer.Option(min=0, help="Memory of a GPU in GB of 10^9 bytes.")] = 80,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also run two rounds in one process here and print their true peak.")
+    ] = False,
+) -> None:
+    """Say what training needs in memory on each GPU, item by item, without allocating it. Exit 1 where nothing fits.
+
+    For a GPU, unless --device cpu is given; --measure takes the device that is here.
+    """
+    request = request.also({"train.batch_size": batch, "model.gradient_checkpointing": checkpointing})
+    config = request.config()
+
+    from shadowlab.errors import UserError
+
+    if request.run is not None:
+        raise UserError("--run: plan writes no run folder; leave it out")
+
+    from shadowlab.reporter import Reporter
+    from shadowlab.stages.plan import run_plan
+
+    fits = run_plan(
+        config,
+        Reporter(as_json=request.as_json),
+        strategies=None if strategy is None else (strategy,),
+        processes=processes or max(4, config.distributed.processes),
+        gpu_memory_gb=gpu_memory,
+        measure=measure,
+    )
+    if not fits:
+        raise typer.Exit(1)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,12 @@ DEFAULT_PRESET = "tiny"
 _TOO_DEEP = "nested too deeply, or an alias holds itself (`&a {key: *a}`); write the values out"
 
 # Dedicated options whose name is not that of their key.
-_OPTIONS = {"overfit.num_samples": "--samples", "data.path": "--data"}
+_OPTIONS = {
+    "overfit.num_samples": "--samples",
+    "data.path": "--data",
+    "train.batch_size": "--batch",
+    "model.gradient_checkpointing": "--checkpointing",
+}
 
 
 class _Loader(yaml.SafeLoader):

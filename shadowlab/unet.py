@@ -44,14 +44,48 @@ def load_unet(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "unet"))
         unet = _random(architecture) if weights == "random" else _pretrained(weights)
-        add_embedding_input(unet, embedding_dim)
-        widen_conv_in(unet, in_channels, widening)
+        _adapt(unet, in_channels, widening, embedding_dim)
     return unet.train()
+
+
+def unwritten_unet(config: dict, *, in_channels: int, widening: Widening, embedding_dim: int) -> UNet2DConditionModel:
+    """The UNet that `load_unet` gives for weights of this configuration, with whatever values its tensors come with.
+
+    For fake tensors: building on the meta device first, as random weights are, is not for them.
+    """
+    unet = UNet2DConditionModel.from_config(config)
+    remove_cross_attention(unet)
+    _adapt(unet, in_channels, widening, embedding_dim)
+    return unet.train()
+
+
+def _adapt(unet: UNet2DConditionModel, in_channels: int, widening: Widening, embedding_dim: int) -> None:
+    add_embedding_input(unet, embedding_dim)
+    widen_conv_in(unet, in_channels, widening)
 
 
 def architecture_config(architecture: str) -> dict:
     """The UNet configuration of an architecture as the hub has it, before the three changes."""
     config = json.loads((_CONFIGS / f"{architecture}.json").read_text())
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def architecture_of(weights: str, architecture: str) -> dict:
+    """The UNet configuration that `weights` bring: a folder's own; for random weights and a hub id, `architecture`'s.
+
+    Raises:
+        UserError: the folder has no config.json that can be read.
+    """
+    folder = Path(weights).expanduser()
+    if weights == "random" or not folder.is_dir():
+        return architecture_config(architecture)
+    file = next((one for one in (folder / "config.json", folder / "unet" / "config.json") if one.is_file()), None)
+    if file is None:
+        raise UserError(f"{weights}: no config.json here or in unet/; give a folder in diffusers' layout")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file}: not readable JSON ({error}); copy it again") from error
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 

@@ -206,6 +206,23 @@ def load_vae(source: str, *, seed: int = 0) -> ShadowVae:
     return _from_hub(source)
 
 
+def unwritten_vae(source: str) -> ShadowVae:
+    """The VAE that `load_vae(source)` gives, with whatever values its tensors come with; a hub id is taken for SDXL's.
+
+    Raises:
+        UserError: a folder has no config.json that can be read.
+    """
+    folder = EMBEDDED_FOLDER if source == "embedded" else Path(source).expanduser()
+    if source == "random" or not folder.is_dir():
+        return ShadowVae(AutoencoderKL(**SDXL_CONFIG))
+    config_path = (folder if (folder / CONFIG_NAME).is_file() else folder / "vae") / CONFIG_NAME
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{config_path}: not readable JSON ({_brief(error)}); copy it again") from error
+    return ShadowVae(AutoencoderKL.from_config(config))
+
+
 def embedded_parameters() -> int:
     """Number of parameters of the embedded VAE, as its training reported it."""
     return json.loads((EMBEDDED_FOLDER / "report.json").read_text(encoding="utf-8"))["num_parameters"]

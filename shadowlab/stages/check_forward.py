@@ -21,7 +21,6 @@ from shadowlab.run_folder import RunFolder
 from shadowlab.seeding import permutation
 from shadowlab.stages import input_checks, model_checks, structure_checks
 from shadowlab.stages.check_report import Check, PathTable, checks_table
-from shadowlab.stages.memory import memory_items
 from shadowlab.stages.preflight import preflight
 from shadowlab.stages.result import StageResult
 from shadowlab.task import ShadowTask
@@ -59,7 +58,7 @@ def run_check_forward(
     task = ShadowTask(load_vae(config.model.vae_source, seed=config.seed).to(processes.device))
     checks: list[Check] = [input_checks.background_is_constant(batch), input_checks.vae_is_frozen(task)]
     if not checks[-1].passed:  # nothing that it encodes would mean anything
-        return _conclude(about, checks, path, {}, reporter)
+        return _conclude(about, checks, path, reporter)
     encoded = task.encode(batch)
     object_latent, mask = encoded.concatenated[:, :LATENT_CHANNELS], encoded.concatenated[:, LATENT_CHANNELS:]
     path.add("condition", "light embedding", encoded.embedding, "(B, 768)", model_checks.EMBEDDING_LIMITS)
@@ -84,17 +83,11 @@ def run_check_forward(
     checks += model_checks.gradients(trainee, encoded)
     checks += model_checks.light_response(trainee, encoded, batch)
     checks.append(path.check())
-    memory = memory_items(config, unet, task.vae.num_parameters, model_checks.activation_bytes(config, unet, encoded))
-
-    total = sum(memory.values())
-    listed = ", ".join(f"{name} {size:.2f}" for name, size in memory.items())
-    reporter.say(f"memory to train, GiB per process at batch {config.train.batch_size}: {listed}; total {total:.2f}")
-    return _conclude(about, checks, path, memory | {"total": total}, reporter)
+    reporter.say("what training needs in memory: shadowlab plan, with the same options", style="dim")
+    return _conclude(about, checks, path, reporter)
 
 
-def _conclude(
-    about: str, checks: list[Check], path: PathTable, memory_gib: dict[str, float], reporter: Reporter
-) -> StageResult:
+def _conclude(about: str, checks: list[Check], path: PathTable, reporter: Reporter) -> StageResult:
     reporter.table(path.table())
     reporter.table(checks_table(checks))
     failed = [check for check in checks if not check.passed and not check.tolerated]
@@ -104,12 +97,7 @@ def _conclude(
     message = "; ".join(f"{check.name}: expected {check.expected}, saw {check.seen}; {check.mend}" for check in failed)
     if not failed:
         reporter.say(f"check-forward passed: {len(checks)} checks", style="green")
-    summary = {
-        "sample": about,
-        "path": path.rows_as_dicts(),
-        "checks": [asdict(check) for check in checks],
-        "memory_gib": memory_gib,
-    }
+    summary = {"sample": about, "path": path.rows_as_dicts(), "checks": [asdict(check) for check in checks]}
     return StageResult("check-forward", not failed, summary, message)
 
 

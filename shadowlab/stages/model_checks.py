@@ -12,19 +12,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from diagnostics.layers import LayerStatistics
-from shadowlab.config import Config
 from shadowlab.data.sample import Batch
 from shadowlab.flow import integrate, interpolate, velocity
 from shadowlab.light import SCALAR_DIM, embed_light
-from shadowlab.precision import POLICIES
 from shadowlab.seeding import normal
 from shadowlab.stages.check_report import Check, PathTable
 from shadowlab.stages.input_checks import other_light
-from shadowlab.stages.memory import SavedBytes
 from shadowlab.task import EncodedBatch
 from shadowlab.training.step import StepPlace, flow_loss
 from shadowlab.training.trainee import Trainee
@@ -185,25 +181,6 @@ def gradients(trainee: Trainee, encoded: EncodedBatch) -> list[Check]:
             "use --precision bf16 or fp32, or look at the largest activations",
         ),
     ]
-
-
-def activation_bytes(config: Config, unet: UNet2DConditionModel, encoded: EncodedBatch) -> float:
-    """Bytes that autograd saves for one sample at the configured size.
-
-    Measured at two small sizes: what grows with the area is activations, what does not (autocast's copies of the
-    weights, the time embedding) is not multiplied.
-    """
-    precision, device = POLICIES[config.precision], encoded.data.device
-    saved = {}
-    for side in (SMALL_LATENT // 2, SMALL_LATENT):
-        small = encoded.select(slice(0, 1)).resized(side)
-        t = torch.full((1,), 0.5, device=device)
-        with SavedBytes(unet) as counted, precision.autocast(device):
-            predict_velocity(unet, small.data, t, small.concatenated, small.embedding)
-        saved[side] = counted.total
-    low, high = saved
-    per_area = (saved[high] - saved[low]) / (high**2 - low**2)
-    return saved[low] + per_area * (encoded.data.shape[-1] ** 2 - low**2)
 
 
 def light_response(trainee: Trainee, encoded: EncodedBatch, batch: Batch) -> list[Check]:

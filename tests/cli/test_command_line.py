@@ -154,6 +154,26 @@ def test_a_used_run_folder_is_refused_and_left_alone() -> None:
     assert [path.name for path in folder.iterdir()] == ["precious.txt"]
 
 
+@pytest.mark.slow
+def test_plan_fits_or_ends_with_1(stage_folder: dict[str, Path]) -> None:
+    words = ["plan", "--weights", str(stage_folder["unet"]), "--set", f"model.vae={stage_folder['vae']}", "--json"]
+    words += ["--set", "data.image_size=32", "--strategy", "ddp", "--batch", "2", "--checkpointing"]
+    result = shadowlab(*words)
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["fits"] is True
+    assert list(document["strategies"]) == ["ddp"]
+    assert "batch 2 per process, fp32, with gradient checkpointing; ddp and fsdp2: 4 processes" in result.stderr
+    assert shadowlab(*words, "--gpu-memory", "1").exit_code == 1  # less than CUDA's own
+    assert not Path("runs").exists()
+
+
+def test_plan_refuses_what_it_would_ignore() -> None:
+    result = shadowlab("plan", "--run", "mine")
+    assert result.exit_code == 2
+    assert "--run" in error_line(result)
+
+
 def test_resume_without_a_run_says_so() -> None:
     result = shadowlab("train", "--resume")
     assert result.exit_code == 2
@@ -167,7 +187,7 @@ def test_check_forward_passes_and_prints_json() -> None:
     document = json.loads(result.stdout)
     assert document["passed"] is True
     assert all(check["passed"] for check in document["checks"])
-    assert {"stage", "run", "path", "checks", "memory_gib"} <= set(document)
+    assert {"stage", "run", "path", "checks"} <= set(document)
     run = Path("runs/proof")
     for name in ("config.yaml", "environment.json", "stages.json", "log.txt", "samples/input.png"):
         assert (run / name).is_file()

@@ -423,35 +423,6 @@ def test_every_failure_says_what_to_do(config: Config, monkeypatch: pytest.Monke
         assert check["mend"] != "as above"
 
 
-def test_memory_is_counted_exactly(config: Config) -> None:
-    memory = checked(config).summary["memory_gib"]
-    weights = sum(p.numel() for p in tiny.shadow_unet(config.model.weights).parameters()) * 4 / 1024**3
-    for item in ("UNet weights", "gradients", "EMA (float32)", "weights set aside while the EMA is judged"):
-        assert memory[item] == pytest.approx(weights), item
-    assert memory["AdamW moments"] == pytest.approx(2 * weights)
-    assert memory["VAE weights (float32)"] == pytest.approx(load_vae(config.model.vae).num_parameters * 4 / 1024**3)
-    assert memory["total"] == pytest.approx(sum(value for name, value in memory.items() if name != "total"))
-
-
-def test_activations_grow_with_batch_and_picture(stage_folder: dict[str, Path], tmp_path: Path) -> None:
-    """At least what the first convolution leaves; in proportion to the batch; more for larger pictures."""
-
-    def activations(*words: str) -> float:
-        result = checked(tiny.stage_config(stage_folder, tmp_path, *words))
-        return result.summary["memory_gib"]["activations (estimated)"]
-
-    one = activations("train.batch_size=1")
-    width = tiny.HUB_CONFIG["block_out_channels"][0]
-    assert one > width * tiny.SIDE**2 * 4 / 1024**3
-    assert activations("train.batch_size=3") == pytest.approx(3 * one)
-    assert activations("train.batch_size=1", f"data.image_size={16 * tiny.SIDE}") > 2 * one
-
-
-def test_memory_without_an_ema(stage_folder: dict[str, Path], tmp_path: Path) -> None:
-    memory = checked(tiny.stage_config(stage_folder, tmp_path, "train.ema_decay=null")).summary["memory_gib"]
-    assert memory["EMA (float32)"] == memory["weights set aside while the EMA is judged"] == 0
-
-
 def test_defaults_need_no_network() -> None:
     config = load_config()
     assert (config.model.weights, config.model.vae, config.data.path) == ("random", "embedded", "embedded")

@@ -1,0 +1,73 @@
+"""The memory plan against the measured peak, on an SDXL-shaped UNet of a chosen size."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shadowlab.bench.trial import narrowed_sdxl
+from shadowlab.config_files import load_config
+from shadowlab.planning.measure import measured_peaks
+from shadowlab.planning.plan import plan_memory
+from shadowlab.planning.report import format_measured
+
+CASES = {"without checkpointing": False, "with checkpointing": True}
+
+
+@dataclass(frozen=True)
+class MemoryCase:
+    """Plan and measured peak in bytes, of one case. text: both, moment by moment."""
+
+    name: str
+    planned: int
+    measured: int
+    text: str
+
+    @property
+    def ratio(self) -> float:
+        return self.planned / self.measured
+
+    def to_json(self) -> dict[str, Any]:
+        return {"case": self.name, "planned": self.planned, "measured": self.measured, "ratio": self.ratio}
+
+
+def measure_memory(
+    num_parameters: float,
+    *,
+    image_size: int,
+    batch_size: int,
+    device: torch.device,
+    precision: str = "fp32",
+    cases: list[str] | None = None,
+    on_case: Callable[[MemoryCase], None] = lambda _: None,
+) -> list[MemoryCase]:
+    """Plan a round of training and run it, case by case.
+
+    Raises:
+        UserError, StageFailedError: as `measured_peaks`.
+    """
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        narrowed_sdxl(num_parameters).save_pretrained(Path(folder) / "unet")
+        for name in cases or CASES:
+            config = load_config(
+                options={
+                    "model.weights": folder,
+                    "device": str(device),
+                    "data.image_size": image_size,
+                    "train.batch_size": batch_size,
+                    "validation.num_samples": 2,
+                    "precision": precision,
+                    "model.gradient_checkpointing": CASES[name],
+                },
+            )
+            plan = plan_memory(config, device="cpu" if device.type == "cpu" else "cuda", strategies=("single",))
+            peaks = measured_peaks(config)
+            [one] = plan.strategies
+            text = f"{plan.num_parameters / 1e6:.0f} M parameters, {precision}, {name}\n{format_measured(plan, peaks)}"
+            found.append(MemoryCase(name, one.highest.total, max(peaks.values()), text))
+            on_case(found[-1])
+    return found

@@ -1,0 +1,116 @@
+"""One round of training as `train` does it, for its memory: encode, step, validation; on real or on fake tensors.
+
+Legend: B samples of a micro-batch, H W pixels.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from shadowlab.config import Config
+from shadowlab.data.sample import Batch
+from shadowlab.evaluation.fixed_grid import FixedGrid
+from shadowlab.light import RANGES
+from shadowlab.task import EncodedBatch, Task
+from shadowlab.training.step import StepPlace, forward_backward, training_step
+from shadowlab.training.trainee import Trainee
+
+ENCODE, FORWARD, BACKWARD, OPTIMIZER, EMA_STEP, VALIDATION = ALL_MOMENTS = (
+    "encoding",
+    "forward",
+    "backward",
+    "optimizer step",
+    "EMA step",
+    "validation",
+)
+
+
+class Rehearsal:
+    """Runs what `train` runs between two validations, with inputs of the configured shapes.
+
+    The step is one between two that measure every layer.
+
+    Args:
+        enter: told at which of ALL_MOMENTS the work is. keep_on_host: told what `train` leaves in the host's memory.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        trainee: Trainee,
+        task: Task,
+        enter: Callable[[str], None],
+        keep_on_host: Callable[[Any], None],
+    ) -> None:
+        self._config, self._trainee, self._task, self._enter = config, trainee, task, enter
+        self._keep_on_host = keep_on_host
+
+    def make_states(self) -> None:
+        """Gradients and optimizer states as a step before leaves them."""
+        for parameter in self._trainee.parameters().values():
+            parameter.grad = torch.zeros_like(parameter)
+        self._trainee.optimizer.step()
+
+    def run(self) -> None:
+        """Encode, step, validate."""
+        encoded = self._encode()
+        with self._telling_moments():
+            training_step(self._trainee, encoded, self._place)
+        del encoded
+        self.validate()
+
+    def forward_and_backward(self) -> None:
+        """Encode and a step that ends before the optimizer."""
+        encoded = self._encode()
+        with self._telling_moments():
+            forward_backward(self._trainee, self._trainee.model, encoded, self._place)
+
+    def validate(self) -> None:
+        """The fixed grid with one chunk, one t and one noise. More of them take more time, not more memory."""
+        chunk = min(self._config.train.batch_size, self._config.validation.num_samples)
+        self._enter(VALIDATION)
+        with self._trainee.averaged_weights(), torch.no_grad():
+            pictures = self._pictures(chunk)
+            self._keep_on_host(vars(pictures))
+            grid = FixedGrid(self._task, pictures, timesteps=(0.5,), num_noises=1, seed=0, chunk=chunk)
+            grid.evaluate(self._trainee.unet, self._trainee.precision)
+
+    @property
+    def _place(self) -> StepPlace:
+        train = self._config.train
+        return StepPlace(1, 0, train.batch_size * train.gradient_accumulation_steps)
+
+    def _encode(self) -> list[EncodedBatch]:
+        train = self._config.train
+        self._enter(ENCODE)
+        return [
+            self._task.encode(self._pictures(train.batch_size), torch.arange(train.batch_size))
+            for _ in range(train.gradient_accumulation_steps)
+        ]
+
+    @contextmanager
+    def _telling_moments(self) -> Iterator[None]:
+        unet, optimizer = self._trainee.unet, self._trainee.optimizer
+        handles = [
+            unet.register_forward_pre_hook(lambda *_: self._enter(FORWARD)),
+            unet.register_forward_hook(lambda *_: self._enter(BACKWARD)),
+            optimizer.register_step_pre_hook(lambda *_: self._enter(OPTIMIZER)),
+            optimizer.register_step_post_hook(lambda *_: self._enter(EMA_STEP)),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _pictures(self, count: int) -> Batch:
+        size = self._config.data.image_size
+        return Batch(
+            ids=[f"sample {i}" for i in range(count)],
+            object_image=torch.rand(count, 3, size, size) * 2 - 1,
+            mask=torch.ones(count, 1, size, size),
+            shadow=torch.rand(count, 1, size, size),
+            light=torch.tensor([[(low + high) / 2 for low, high in RANGES.values()]]).expand(count, -1),
+        )

@@ -1,0 +1,115 @@
+"""The memory plan: exact where it says so, and near the memory that a real round takes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from shadowlab.bench.memory import measure_memory
+from shadowlab.config import Config
+from shadowlab.planning.kernels import kernel_of
+from shadowlab.planning.live_bytes import ACTIVATIONS, COMMUNICATION, EMA, GRADIENTS, MOMENTS, WEIGHTS, fake_tensors
+from shadowlab.planning.plan import GB, MemoryPlan, StrategyPlan, plan_memory
+from shadowlab.planning.rehearsal import BACKWARD, FORWARD, OPTIMIZER, VALIDATION
+from shadowlab.planning.report import format_plan
+from tests import tiny
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def config(stage_folder: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return tiny.stage_config(stage_folder, tmp_path_factory.mktemp("plan"))
+
+
+@pytest.fixture(scope="module")
+def plan(config: Config) -> MemoryPlan:
+    return plan_memory(config, processes=2)
+
+
+def of(plan: MemoryPlan, strategy: str) -> StrategyPlan:
+    return next(one for one in plan.strategies if one.strategy == strategy)
+
+
+def test_live_bytes_follow_a_sum_by_hand() -> None:
+    """Tensors of 1, 2 and 4 MiB and a mask of 1: what is alive together counts, views and what was freed do not."""
+    with fake_tensors() as live:
+        live.enter("first")
+        a = torch.zeros(MIB // 4)
+        b = torch.cat([a, a])
+        view = b.view(2, -1).t()
+        live.label(WEIGHTS, a)
+        assert live.live == {WEIGHTS: MIB, ACTIVATIONS: 2 * MIB}
+        del b
+        assert live.live[ACTIVATIONS] == 2 * MIB  # the view holds it
+        del view
+        live.enter("second")
+        c = torch.cat([a] * 4)
+        assert bool((c > 0).all()) and c[0].item() == 2.0
+    assert sum(live.peaks["first"].values()) == 3 * MIB
+    assert sum(live.peaks["second"].values()) == 6 * MIB + 512  # a, c, the mask and whether all of it holds
+
+
+def test_exact_items_are_exact(plan: MemoryPlan, config: Config) -> None:
+    """Every tensor rounded up to the allocator's 512 bytes."""
+    parameters = list(tiny.shadow_unet(config.model.weights).parameters())
+    assert plan.num_parameters == sum(p.numel() for p in parameters)
+    weights = sum(-(-p.numel() * 4 // 512) * 512 for p in parameters)
+    step_counters = 512 * len(parameters)
+    for strategy in ("single", "ddp"):
+        held = of(plan, strategy).peak(OPTIMIZER).items
+        assert held[WEIGHTS] == held[GRADIENTS] == held[EMA] == weights
+        assert held[MOMENTS] == 2 * weights + step_counters
+
+
+def test_strategies_differ_where_they_should(plan: MemoryPlan) -> None:
+    single, ddp, fsdp2 = (of(plan, name) for name in ("single", "ddp", "fsdp2"))
+    assert GRADIENTS not in single.peak(FORWARD).items  # dropped before the step; DDP's buckets stay
+    assert ddp.peak(FORWARD).items[GRADIENTS] == ddp.peak(OPTIMIZER).items[GRADIENTS]
+    assert ddp.most(COMMUNICATION) == single.most(COMMUNICATION) == 0 < fsdp2.most(COMMUNICATION)
+    whole, shard = single.most(WEIGHTS), fsdp2.most(WEIGHTS)
+    assert whole / 2 <= shard < 0.7 * whole  # half, and the padding of very small tensors
+    for moment in (FORWARD, BACKWARD):  # activations are nobody else's
+        assert fsdp2.peak(moment).items[ACTIVATIONS] == pytest.approx(ddp.peak(moment).items[ACTIVATIONS], rel=0.1)
+
+
+@pytest.mark.slow
+def test_choices_show(stage_folder: dict[str, Path], tmp_path: Path) -> None:
+    """More samples take more, checkpointing less; without an EMA there is none, and no copy while it is judged."""
+
+    def planned(*words: str) -> StrategyPlan:
+        config = tiny.stage_config(stage_folder, tmp_path, "data.image_size=256", *words)
+        return plan_memory(config, strategies=["single"]).strategies[0]
+
+    def step(one: StrategyPlan) -> int:
+        return max(one.peak(moment).items[ACTIVATIONS] for moment in (FORWARD, BACKWARD))
+
+    base, larger = planned(), planned("train.batch_size=4")
+    assert step(larger) == pytest.approx(2 * step(base), rel=0.05)
+    assert step(planned("model.gradient_checkpointing=true")) < 0.9 * step(base)
+    without = planned("train.ema_decay=null")
+    assert without.most(EMA) == 0
+    saved = base.peak(VALIDATION).total - without.peak(VALIDATION).total
+    assert saved == pytest.approx(2 * base.most(EMA), rel=0.01)  # the average, and the weights set aside
+
+
+def test_attention_is_that_of_a_gpu() -> None:
+    assert kernel_of(torch.bfloat16) == "flash"
+    assert kernel_of(torch.float32) == kernel_of(torch.bfloat16, 512) == "memory-efficient"
+
+
+def test_the_table_says_what_fits_and_what_is_assumed(plan: MemoryPlan) -> None:
+    text = format_plan(plan, 80 * GB)
+    assert text.count("(assumed)") == 3
+    assert "fits 80 GB" in text and "NO" not in text
+    assert format_plan(plan, GB).count("NO") == 3
+    needed = of(plan, "ddp").needed
+    assert needed == of(plan, "ddp").highest.total + sum(of(plan, "ddp").assumed.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["without checkpointing", "with checkpointing"])
+def test_the_plan_is_within_a_tenth_of_the_measured_peak(case: str) -> None:
+    """Resident memory of a real round in a process of its own, on an SDXL-shaped UNet."""
+    [found] = measure_memory(40e6, image_size=512, batch_size=1, device=torch.device("cpu"), cases=[case])
+    assert 0.9 < found.ratio < 1.1, found.text
