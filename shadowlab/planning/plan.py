@@ -140,7 +140,7 @@ def _trace(config: Config, device: str) -> _Trace:
         if trainee.ema is not None:
             live.label(EMA, trainee.ema.shadow_params)
         for group in trainee.optimizer.param_groups:
-            group["foreach"] = device == "cuda"  # torch's default for real tensors there
+            group["foreach"] = device == "cuda" and not group["fused"]  # torch's default for real tensors there
         copies: list[OptimizerState] = []
 
         def enter(moment: str) -> None:

@@ -93,8 +93,8 @@ def _grounds(plan: MemoryPlan) -> list[str]:
     if plan.device == "cuda":
         kernel = kernel_of(policy.autocast_dtype or policy.weights_dtype)
         lines += [
-            f"taken for granted: torch's {kernel} attention in the UNet, AdamW with foreach. assumed: what is marked",
-            "so; workspaces are those of cuDNN and cuBLAS, and what statistics of a logged step hold.",
+            f"taken for granted: torch's {kernel} attention in the UNet. assumed: what is marked so; workspaces are",
+            "those of cuDNN and cuBLAS, and what statistics of a logged step hold.",
         ]
     if model.weights != "random" and not Path(model.weights).expanduser().is_dir():
         lines.append(f"{model.weights} is taken to be of the {model.architecture} architecture; nothing is downloaded.")

@@ -101,7 +101,7 @@ def test_help_gives_flags_no_value_and_says_whose_defaults_hold(words: list[str]
     result = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "100", "TERMINAL_WIDTH": "100"})
     assert result.exit_code == 0
     assert "bool" not in result.output.lower()
-    presets = {"overfit": 2, "train": 1}.get(" ".join(words), 0)
+    presets = {"overfit": 2, "train": 2}.get(" ".join(words), 0)
     assert result.output.count("[default: (the preset's)]") == presets
 
 
