@@ -35,8 +35,9 @@ from shadowlab.bench.rounds import Rounds, timed  # noqa: E402
 from shadowlab.bench.step import OPTIONS, Loops, measure_encoding  # noqa: E402
 from shadowlab.config import Config  # noqa: E402
 from shadowlab.config_files import load_config  # noqa: E402
-from shadowlab.stages.memory import memory_items  # noqa: E402
-from shadowlab.stages.model_checks import activation_bytes  # noqa: E402
+from shadowlab.planning.live_bytes import VAE  # noqa: E402
+from shadowlab.planning.plan import plan_memory  # noqa: E402
+from shadowlab.planning.rehearsal import ENCODE, VALIDATION  # noqa: E402
 from shadowlab.task import ShadowTask  # noqa: E402
 from shadowlab.training.trainee import build_unet  # noqa: E402
 from shadowlab.vae import DOWNSCALE  # noqa: E402
@@ -44,7 +45,6 @@ from shadowlab.vae import DOWNSCALE  # noqa: E402
 PRECISIONS = ("fp32", "tf32", "bf16")
 PRESET = "sdxl-4xh100"
 GIB = 2**30
-_NOT_IN_A_STEP = ("weights set aside while the EMA is judged", "VAE weights (float32)")
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,6 @@ def step_figures(config: Config, num_rounds: int, flops: int) -> StepFigures:
     unet = build_unet(config, ShadowTask, device)
     loops = Loops(config, unet, config.train.batch_size, config.data.image_size // DOWNSCALE)
     loops.harness()  # optimizer states exist from now on
-    planned = planned_gib(config, loops)
-    _forget()
     torch.cuda.reset_peak_memory_stats(device)
     loops.harness(), loops.with_statistics()
     torch.cuda.synchronize(device)
@@ -158,7 +156,7 @@ def step_figures(config: Config, num_rounds: int, flops: int) -> StepFigures:
         statistics_seconds=seconds["statistics"],
         share_of_chip=share_reached(flops, seconds["watched"], torch.cuda.get_device_name(device), config.precision),
         peak_gib=peak,
-        planned_gib=planned,
+        planned_gib=planned_gib(config),
         synchronisations=synchronisations,
         statistics_synchronisations=of_statistics,
     )
@@ -173,11 +171,12 @@ def _detached(watch: Watch) -> Iterator[None]:
         watch.attach()
 
 
-def planned_gib(config: Config, loops: Loops) -> float:
-    """What the memory plan of `check-forward` gives for a step of this configuration, the VAE left out."""
-    unet = loops.trainee.unet
-    items = memory_items(config, unet, 0, activation_bytes(config, unet, loops.batch))
-    return sum(size for name, size in items.items() if name not in _NOT_IN_A_STEP)
+def planned_gib(config: Config) -> float:
+    """What `shadowlab plan` foresees as the peak of a step on latents in memory: without the VAE, and without what it
+    assumes beside tensors."""
+    [plan] = plan_memory(config, device="cuda", strategies=("single",)).strategies
+    of_step = [peak for peak in plan.peaks if peak.moment not in (ENCODE, VALIDATION)]
+    return max(peak.total - peak.items.get(VAE, 0) for peak in of_step) / GIB
 
 
 def count_synchronisations(step: Callable[[], Any]) -> Counter[str]:

@@ -6,13 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from shadowlab.task import ShadowTask
-from shadowlab.unet import (
-    add_embedding_input,
-    architecture_config,
-    predict_velocity,
-    remove_cross_attention,
-    widen_conv_in,
-)
+from shadowlab.unet import architecture_config, predict_velocity, unwritten_unet
 
 # Dense matrix rates in TFLOP/s, without sparsity, from NVIDIA's data sheets "H100 Tensor Core GPU" (SXM5 and PCIe),
 # "H200 Tensor Core GPU", "A100 Tensor Core GPU" and "L40S". fp32 is the rate outside tensor cores. Keys are the
@@ -61,8 +55,9 @@ def training_flops(unet: nn.Module, batch: int, size: int) -> int:
 def unet_without_memory(architecture: str) -> UNet2DConditionModel:
     """The UNet as this project trains it, on the meta device."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(architecture_config(architecture))
-        remove_cross_attention(unet)
-        add_embedding_input(unet, ShadowTask.embedding_dim)
-        widen_conv_in(unet, ShadowTask.in_channels, ShadowTask.widening)
-    return unet
+        return unwritten_unet(
+            architecture_config(architecture),
+            in_channels=ShadowTask.in_channels,
+            widening=ShadowTask.widening,
+            embedding_dim=ShadowTask.embedding_dim,
+        )
