@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _config(words: argparse.Namespace, precision: str, folder: str, *assignments: str) -> Config:
     given = {"model.weights": "random", "device": "cuda", "precision": precision, "output_dir": folder}
-    given |= {"data.image_size": words.image_size, "train.batch_size": words.batch}
+    given |= {"data.image_size": words.image_size, "train.batch_size": words.batch, "distributed.processes": 1}
     return load_config(preset=PRESET, options=given, assignments=assignments)
 
 
@@ -226,7 +226,8 @@ def stages(words: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         common = ["--preset", PRESET, "--weights", "random", "--data", "embedded", "--device", "cuda"]
         common += ["--precision", "bf16", "--set", "model.vae=embedded", "--set", f"data.image_size={words.image_size}"]
-        common += ["--set", f"train.batch_size={words.batch}", "--set", f"output_dir={folder}"]
+        common += ["--set", f"train.batch_size={words.batch}", "--set", "distributed.processes=1"]
+        common += ["--set", f"output_dir={folder}"]
         common += ["--set", f"overfit.max_steps={words.overfit_steps}", "--set", "checkpoint.keep_last=1"]
         for stage, own in (
             ("check-forward", []),
