@@ -26,7 +26,7 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except UserError as error:
             if _is_first() or not error.shared:
-                _print(f"error: {error}", as_json=as_json and not error.reported)
+                _print(f"error: {error}", as_json=as_json and not error.reported, aloud=not error.told)
             raise typer.Exit(error.exit_code) from None
         except (KeyboardInterrupt, InterruptedRunError) as stop:
             if _is_first():  # every process was told to stop
@@ -111,7 +111,8 @@ def _leave_to_the_main_thread(failure: threading.ExceptHookArgs) -> None:
 _USAGE_ERRORS: Any = typer.BadParameter.__mro__[2]
 
 
-def _print(text: str, *, as_json: bool) -> None:
-    typer.echo(text, err=True)
+def _print(text: str, *, as_json: bool, aloud: bool = True) -> None:
+    if aloud:
+        typer.echo(text, err=True)
     if as_json and _is_first():
         sys.stdout.write(json.dumps({"passed": False, "error": text.removeprefix("error: ")}) + "\n")

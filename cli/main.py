@@ -12,6 +12,7 @@ from cli import bench, data, findings, stages
 from cli.errors import reports_errors, run_reporting_usage
 from cli.options import Command, Group
 from cli.request import with_request
+from shadowlab.launched import end_with_launcher
 
 # Read by torch at its first allocation: large tensors on huge pages. On a CPU, page faults are a quarter of the time
 # that SDXL takes at 1024 x 1024.
@@ -59,6 +60,7 @@ def _version(
 
 
 def main() -> None:
+    end_with_launcher()
     run_reporting_usage(app)
 
 

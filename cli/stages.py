@@ -1,6 +1,7 @@
 """The stages: check-forward, check-precision, overfit, train."""
 
 import shlex
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -135,6 +136,7 @@ def _train(request: Request, config: "Config", run: "RunFolder | None", *, skip_
     from shadowlab.stages.train import run_train
 
     resume = run is not None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before the loop there is nothing to finish
     processes, reporter = start(config, request, resumed=run)
     config = with_processes(config, processes.count)
     try:
@@ -144,8 +146,10 @@ def _train(request: Request, config: "Config", run: "RunFolder | None", *, skip_
                 if processes.is_main:
                     RunFolder.create(config, name, source=request.label)
             run = RunFolder.reopen(config, name)
-        if processes.is_main:
-            reporter.log_to(run.log)
+        with processes.together():
+            if processes.is_main:
+                run.claim()
+                reporter.log_to(run.log)
         processes.tell(run.log, go_on=_resuming(config, run.path.name, skip_stages))
         prove_required_stages(config, run, processes, reporter, skip=skip_stages)
         finish_stage(
@@ -183,7 +187,9 @@ def _train_in_processes(request: Request, config: "Config", name: str, *, resume
     try:
         code = launch(config.distributed.processes, "cli.main", words)
     except LostProcessError as lost:
-        raise LostProcessError(f"{lost}; go on with: {go_on}") from None
+        error = LostProcessError(f"{lost}; go on with: {go_on}")
+        error.told = lost.told
+        raise error from None
     except InterruptedRunError as stop:
         raise InterruptedRunError(f"{stop}; go on with: {go_on}") from None
     raise typer.Exit(code)

@@ -81,6 +81,7 @@ class Watch:
 
     Attributes:
         layers: statistics of the last step that measured them, as `LayerStatistics.collect` gives them.
+        on_trip: called before a step that tripped is repeated, which takes many times as long.
         num_skipped, skips_in_a_row: steps that a gradient scaler left out, in all and just now; set them on resume.
 
     Raises:
@@ -121,6 +122,7 @@ class Watch:
         self.skips_in_a_row = 0
         self.layers: dict[str, dict[str, TensorStatistics]] = {}
         self.num_skipped = 0
+        self.on_trip: Callable[[], None] | None = None
         self._seen = Observation(Randomness())
 
     @property
@@ -399,6 +401,8 @@ class Watch:
 
     def _explain(self, trip: _Trip, step: Callable[[], Any], batch: Any, index: int) -> NonFiniteError | None:
         """The error to raise; None where the replay shows that a buffer's infinity is meant."""
+        if self.on_trip is not None:
+            self.on_trip()
         is_restored = self._seen.before is not None or not self._seen.moved(trip.phase)
         bad_buffers = self._guarded.bad_buffers()
         if not is_restored:

@@ -6,6 +6,7 @@ class UserError(Exception):
 
     exit_code = 2
     reported = False  # whether the JSON document of the command tells of it already
+    told = False  # whether a process has printed the message already
     shared = False  # whether every process of the run raises it, so that the first one's words are enough
 
 

@@ -4,6 +4,7 @@ runs/NAME/{config.yaml, environment.json, stages.json, metrics.jsonl, log.txt,
            tensorboard/, checkpoints/, samples/, incidents/, reports/}
 """
 
+import fcntl
 import json
 import platform
 import re
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -26,6 +27,8 @@ from shadowlab.errors import UserError
 SUBFOLDERS = ("tensorboard", "checkpoints", "samples", "incidents", "reports")
 MAX_NAME = 150  # characters; file systems take 255, and required stages append theirs
 _MAX_LABEL = 100
+_LOCK = ".lock"
+_CLAIMED: list[TextIO] = []  # open for as long as the process lives: the system lets go of it, however that ends
 
 # What stage_passed and --resume read of an entry of stages.json.
 _ENTRY = {"passed": bool, "model_hash": str, "finished": str, "summary": dict}
@@ -104,6 +107,23 @@ class RunFolder:
         run = cls(path)
         run.stages()
         return run
+
+    def claim(self) -> None:
+        """Keep other processes out for as long as this one lives.
+
+        Raises:
+            UserError: another one trains this run.
+        """
+        lock = (self.path / _LOCK).open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{self.path}: another process trains this run; wait for it, or choose another --run"
+            ) from None
+        except OSError:  # a file system without locks
+            lock.close()
+        _CLAIMED.append(lock)
 
     def save_config(self, config: Config) -> None:
         """Replace config.yaml: what a resumed run continues with."""
@@ -206,7 +226,7 @@ def _as_strict(config: Config, stage: str, result: dict[str, Any]) -> bool:
 
 def _has_results(path: Path) -> bool:
     """Whether a run folder holds more than the beginning of a run that came to nothing."""
-    beginning = {"config.yaml", "environment.json", "log.txt", "required-stages.json", *SUBFOLDERS}
+    beginning = {"config.yaml", "environment.json", "log.txt", "required-stages.json", _LOCK, *SUBFOLDERS}
     return any(
         item.name not in beginning or (item.is_dir() and any(item.iterdir()))
         for item in (path.iterdir() if path.is_dir() else ())

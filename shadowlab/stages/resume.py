@@ -17,11 +17,20 @@ from shadowlab.run_folder import RunFolder
 _DECISIVE = (
     "seed",
     "precision",
-    "model",
+    "model.architecture",
+    "model.weights",
+    "model.vae",
     "data.path",
     "data.image_size",
     "data.validation_fraction",
-    "optimizer",
+    "optimizer.learning_rate",
+    "optimizer.beta1",
+    "optimizer.beta2",
+    "optimizer.eps",
+    "optimizer.weight_decay",
+    "optimizer.max_grad_norm",
+    "optimizer.schedule",
+    "optimizer.warmup_steps",
     "train.ema_decay",
 )
 

@@ -37,6 +37,8 @@ from shadowlab.training.trainee import Trainee, build_trainee, build_unet
 from shadowlab.vae import load_vae
 
 _READING_SECONDS = 3600.0  # the other processes wait this long while the first one reads checkpoints
+_SILENT_SECONDS = 600.0  # large files are read without giving other threads a turn
+_OPENING_SECONDS = 1800.0
 
 
 def run_train(
@@ -56,6 +58,7 @@ def run_train(
     # 1. Data: split by object, and a fixed grid of held-out samples.
     settings = config.train
     POLICIES[config.precision].apply_to_backend(processes.device)  # before the VAE computes anything
+    processes.at("opening the data", patience_seconds=_OPENING_SECONDS)
     with processes.together():
         dataset = open_dataset(config.data.path, config.data.image_size)
         for notice in dataset.notices:
@@ -68,6 +71,7 @@ def run_train(
             reporter.warn(notice)
 
     # 2. Model and optimizer; conv_in is widened before the optimizer sees it.
+    processes.at("building the model", patience_seconds=_OPENING_SECONDS, silence_seconds=_SILENT_SECONDS)
     unet = build_unet(config, task, processes.device)
     trainee = build_trainee(config, unet, processes, config.optimizer, settings.max_steps, ema_decay=settings.ema_decay)
 
@@ -160,7 +164,7 @@ def _validation_grid(config: Config, task: Task, dataset: ShadowDataset, split: 
 
 def _restore(run: RunFolder, trainee: Trainee, identity: dict[str, Any], reporter: Reporter) -> tuple[int, int]:
     processes = trainee.processes
-    processes.at("reading the checkpoint", patience_seconds=_READING_SECONDS)
+    processes.at("reading the checkpoint", patience_seconds=_READING_SECONDS, silence_seconds=_SILENT_SECONDS)
     checkpoint = None
     if processes.is_main:
         for path in remove_unfinished(run.checkpoints):
@@ -168,17 +172,24 @@ def _restore(run: RunFolder, trainee: Trainee, identity: dict[str, Any], reporte
         checkpoint = newest_sound_checkpoint(run.checkpoints, reporter.warn)
     checkpoint = processes.share(checkpoint)
     if checkpoint is None:
-        raise UserError(f"{run.path}: has no complete checkpoint to resume from; start it again under another --run")
+        raise _on_all(f"{run.path}: has no complete checkpoint to resume from; start it again under another --run")
     state = load_checkpoint(checkpoint, trainee)
     saved = state.get("identity", {})
     for name, value in identity.items():
         if saved.get(name) != value:
-            raise UserError(
+            raise _on_all(
                 f"--resume: {name} was {saved.get(name, 'not noted')} in {checkpoint} and is {value} now; take "
                 "the change back (effective batch = train.batch_size x train.gradient_accumulation_steps x processes), "
                 "or start anew with another --run"
             )
     return state["step"], state["position"]
+
+
+def _on_all(text: str) -> UserError:
+    """An error that every process raises, from what all of them know."""
+    error = UserError(text)
+    error.shared = True
+    return error
 
 
 def _telemetry(config: Config, run: RunFolder, trainee: Trainee, *, resumed_at: int) -> Telemetry:

@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 _MARKER = "COMPLETE"
 _PARTIAL = ".partial"
 _SAVING_SECONDS = 3600.0  # the other processes wait for the disk this long
+_SILENT_SECONDS = 600.0  # a file of many GiB is written without giving other threads a turn
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def save_checkpoint(
         UserError: the disk refuses; earlier checkpoints stay.
     """
     processes = trainee.processes
-    processes.at("checkpoint", patience_seconds=_SAVING_SECONDS)
+    processes.at("checkpoint", patience_seconds=_SAVING_SECONDS, silence_seconds=_SILENT_SECONDS)
     bad = next((name for name in processes.gather([first_bad(trainee)]) if name is not None), None)
     if bad is not None:
         failure = StageFailedError(
@@ -86,7 +88,7 @@ def save_checkpoint(
     with processes.together():
         if processes.is_main:
             write_checkpoint(folder, state)
-            _drop_old(folder, keep_last, keep_every)
+            _drop_old(folder, step, keep_last, keep_every)
     processes.at("checkpoint written")
     return folder / f"step-{step:08d}"
 
@@ -313,11 +315,13 @@ def _problem(path: Path) -> str | None:
     return f"{changed[0]} is not what was written (SHA-256 differs)" if changed else None
 
 
-def _drop_old(folder: Path, keep_last: int, keep_every: int | None) -> None:
-    for old in complete_checkpoints(folder)[:-keep_last]:
-        step = int(old.name.removeprefix("step-"))
+def _drop_old(folder: Path, written: int, keep_last: int, keep_every: int | None) -> None:
+    """Of the checkpoints up to the one just written: a later one was damaged, or a resume had not passed it over."""
+    steps = {int(path.name.removeprefix("step-")): path for path in complete_checkpoints(folder)}
+    for step in sorted(step for step in steps if step <= written)[:-keep_last]:
         if keep_every is None or step % keep_every != 0:
-            _remove(old)
+            with suppress(OSError):  # a run does not end for this; what stays has no marker, and a resume clears it
+                _remove(steps[step])
 
 
 def _remove(checkpoint: Path) -> None:

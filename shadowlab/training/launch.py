@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -17,7 +18,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from shadowlab.errors import InterruptedRunError, LostProcessError
-from shadowlab.training.liveness import LAUNCHER, TOLD
+from shadowlab.launched import LAUNCHER
+from shadowlab.training.liveness import TOLD
 
 _SHUTDOWN_SECONDS = 10  # for processes that outlive one that was lost
 _SAME_MOMENT_SECONDS = 3
@@ -43,12 +45,13 @@ def launch(num_processes: int, module: str, words: Sequence[str]) -> int:
         run_id=f"shadowlab-{os.getpid()}",
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",  # a machine need not be able to resolve its own name
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(),
     )
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # one line of ours says it
     failures: dict[int, ProcessFailure] = {}
-    problem: list[BaseException] = []
+    problem: list[Exception] = []
 
     def run() -> None:
         try:
@@ -56,7 +59,7 @@ def launch(num_processes: int, module: str, words: Sequence[str]) -> int:
             elastic_launch(config, sys.executable)("-P", "-m", module, *words)
         except ChildFailedError as error:
             failures.update(error.failures)
-        except BaseException as error:  # of the launcher itself; raised again where the caller is
+        except Exception as error:  # of the launcher itself; raised again where the caller is
             problem.append(error)
 
     # In a thread the launcher leaves signals to us: it would give the processes seconds to save, then kill them.
@@ -65,9 +68,10 @@ def launch(num_processes: int, module: str, words: Sequence[str]) -> int:
         thread.start()
         while thread.is_alive():
             thread.join(0.2)
+            passed_on.deliver()
     if problem:
-        raise problem[0]
-    return _conclude(failures, interrupted=passed_on.count > 0)
+        raise LostProcessError(f"the processes could not be started ({problem[0]})") from problem[0]
+    return _conclude(failures, interrupted=bool(passed_on.heard))
 
 
 def _conclude(failures: Mapping[int, ProcessFailure], *, interrupted: bool) -> int:
@@ -75,7 +79,9 @@ def _conclude(failures: Mapping[int, ProcessFailure], *, interrupted: bool) -> i
     if not failures:
         return 0
     if any(failure.exitcode == TOLD for failure in failures.values()):
-        return LostProcessError.exit_code
+        lost = LostProcessError("a process was lost; the message above names it")
+        lost.told = True
+        raise lost
     first = first_failure(failures)
     if first[1].exitcode >= 0:
         return first[1].exitcode
@@ -96,10 +102,11 @@ def first_failure(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessF
     started = min(failure.timestamp for failure in failures.values())
     early = {r: f for r, f in failures.items() if f.timestamp <= started + _SAME_MOMENT_SECONDS}
 
-    def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, int]:
+    def order(item: tuple[int, ProcessFailure]) -> tuple[int, int, int]:
         rank, failure = item
-        killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
-        return not killed, failure.exitcode == -signal.SIGTERM, rank
+        code = failure.exitcode
+        consequence = {-signal.SIGKILL: 0, LostProcessError.exit_code: 3, -signal.SIGTERM: 4}.get(code, 1 + (code > 0))
+        return consequence, failure.timestamp, rank
 
     return min(early.items(), key=order)
 
@@ -113,26 +120,32 @@ def _search_path(module: str) -> str:
 
 
 class _PassedOn:
-    """Inside, SIGINT and SIGTERM go to the processes; they decide when to end."""
+    """Inside, SIGINT and SIGTERM go to the processes, those too that start later; they decide when to end."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.heard: list[int] = []
+        self._delivered: dict[int, int] = {}  # process id -> how many of them it got
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_PassedOn":
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._pass_on)
+            self._before[number] = signal.signal(number, self._hear)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
-        self.count += 1
+    def deliver(self) -> None:
+        if not self.heard:
+            return
         for child in psutil.Process().children():
-            try:
-                if "RANK" in child.environ():
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if "RANK" not in child.environ():
+                    continue
+                for number in self.heard[self._delivered.get(child.pid, 0) :]:
                     child.send_signal(number)
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
+                self._delivered[child.pid] = len(self.heard)
+
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        self.heard.append(number)

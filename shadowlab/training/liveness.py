@@ -22,12 +22,13 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 TOLD = 103  # exit code of a process that has named a lost one, or leaves that to another
 _PERIOD_SECONDS = 1.0
-_LONGER_THAN_EVER = 5.0  # times the longest phase so far
-_FIRST_PATIENCE_SECONDS = 900.0  # before a step was done: kernels are chosen, graphs compiled, data sets opened
+_SUSPENDED_SECONDS = 5.0  # a period that took longer: the whole machine, or this process, stood still
+_BUSY_SHARE = 0.1  # of a processor, in a period; a process that only waits uses less
+_FIRST_SECONDS = 900.0  # patience at a place where a process has not been before: kernels are chosen, disks wake up
 _GRACE_SECONDS = 5.0  # for a run that ends while its store goes
 _JOINT = ("forward", "backward")  # places inside which processes wait for one another
 _TOLD = "shadowlab/told"
-LAUNCHER = "SHADOWLAB_LAUNCHER"  # in the environment of processes that `launch` started
+TOLD = 103  # exit code of a process that has named a lost one, or leaves that to another
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class Pulse:
     """What a process tells of itself.
 
     beat: counts the seconds of its thread; one that stands still is frozen or dead. marks: places its main thread
-    has come to. place: the last of them; at: the line it is on. still_seconds: since it came there.
-    patience_seconds: how long it may stay. silence_seconds: how long its thread may not be heard of there.
+    has come to. place: the last of them; at: the line it is on. still_seconds: since it came there. idle_seconds:
+    since it last used a processor. patience_seconds: how long the others wait for it there. silence_seconds: how long
+    its thread may not be heard of there.
     """
 
     rank: int
@@ -47,6 +49,7 @@ class Pulse:
     place: str
     at: str
     still_seconds: float
+    idle_seconds: float
     patience_seconds: float
     silence_seconds: float
 
@@ -60,16 +63,19 @@ def lost_ranks(own: Pulse, others: Mapping[int, tuple[Pulse | None, float]]) -> 
     """
     found = {}
     for rank, (pulse, seconds) in others.items():
-        if seconds > (_FIRST_PATIENCE_SECONDS if pulse is None else pulse.silence_seconds):
+        if seconds > (_FIRST_SECONDS if pulse is None else pulse.silence_seconds):
             where = f", last seen: {pulse.place}" if pulse is not None else ""
             found[rank] = f"has not answered for {seconds:.0f} s (killed, frozen, or its machine is gone){where}"
     pulses = [own, *(pulse for pulse, _ in others.values() if pulse is not None and pulse.rank not in found)]
     last, front = min(pulse.marks for pulse in pulses), max(pulse.marks for pulse in pulses)
-    still = [p for p in pulses if p.still_seconds > p.patience_seconds]
     if last < front == own.marks:
-        found |= {p.rank: _stands(p) for p in still if p.marks == last}
-    elif last == front and len(still) == len(others) + 1 and own.place in _JOINT:
-        found |= {p.rank: _stands(p) for p in still}  # nobody is ahead: their lines must tell
+        # It is behind for as long as we are ahead, not for as long as it is there.
+        behind = [p for p in pulses if p.marks == last and min(p.still_seconds, own.still_seconds) > p.patience_seconds]
+        found |= {p.rank: _stands(p) for p in behind}
+    elif last == front and own.place in _JOINT and len(pulses) == len(others) + 1:
+        # Nobody is ahead: if none of them computes, their lines must tell.
+        idle = all(min(pulse.still_seconds, pulse.idle_seconds) > pulse.patience_seconds for pulse in pulses)
+        found |= {pulse.rank: _stands(pulse) for pulse in pulses if idle}
     return found
 
 
@@ -98,54 +104,45 @@ class Liveness:
         self.rank, self.count = rank, count
         self.log: Path | None = None
         self.go_on = ""
+        self.delay_seconds = 0.0
         self._hang_seconds = hang_seconds
-        self._stays: dict[str, list[float]] = {}  # place -> seconds of the first stay, longest of the later ones
+        self._known_places: set[str] = set()
         self._main = threading.main_thread().ident
         meeting: Any = store or _get_default_store()
         self._store = meeting.clone()  # a connection of its own: others block while they wait
         self._end = end or self._say_and_end
-        self._parent = os.getppid()
         self._lock = threading.Lock()
-        self._came_at = time.monotonic()
-        patience = max(hang_seconds, _FIRST_PATIENCE_SECONDS)
-        self._pulse = Pulse(rank, platform.node(), os.getpid(), 0, 0, "starting", "", 0.0, patience, patience)
+        self._came_at = self._looked_at = self._busy_at = time.monotonic()
+        self._processor_seconds = time.process_time()
+        self._pulse = Pulse(
+            rank, platform.node(), os.getpid(), 0, 0, "starting", "", 0.0, 0.0, _FIRST_SECONDS, _FIRST_SECONDS
+        )
         self._seen: dict[int, tuple[Pulse | None, float]] = {}
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="liveness", daemon=True)
         self._thread.start()
 
-    def at(self, place: str, patience_seconds: float = 0.0) -> None:
-        """The main thread has come to `place`. Costs no communication, but for a place that asks for patience."""
-        now = time.monotonic()
+    def at(self, place: str, patience_seconds: float = 0.0, silence_seconds: float = 0.0) -> None:
+        """The main thread has come to `place`. Costs no communication, but where other threads will get no turn."""
+        first = 0.0 if place in self._known_places else _FIRST_SECONDS
+        self._known_places.add(place)
         with self._lock:
-            before = self._pulse
-            self._note(before.place, now - self._came_at)
-            stays = self._stays.get(place)
-            usual = _FIRST_PATIENCE_SECONDS if stays is None else _LONGER_THAN_EVER * stays[-1]
-            self._came_at = now
+            self._came_at = time.monotonic()
             self._pulse = replace(
-                before,
-                marks=before.marks + 1,
+                self._pulse,
+                marks=self._pulse.marks + 1,
                 place=place,
                 still_seconds=0.0,
-                patience_seconds=max(self._hang_seconds, usual, patience_seconds),
-                silence_seconds=max(self._hang_seconds, patience_seconds),
+                patience_seconds=max(self._hang_seconds, first, patience_seconds, self.delay_seconds),
+                silence_seconds=max(self._hang_seconds, silence_seconds),
             )
-        if patience_seconds:
+        if silence_seconds:
             self._publish()
-
-    def _note(self, place: str, seconds: float) -> None:
-        """The first stay at a place is no measure for the later ones."""
-        stays = self._stays.setdefault(place, [])
-        if len(stays) < 2:
-            stays.append(seconds)
-        else:
-            stays[1] = max(stays[1], seconds)
 
     def close(self) -> None:
         """Stop watching; the others are told, so that none takes it for lost."""
         if not self._closed.is_set():
-            self.at("done", patience_seconds=_FIRST_PATIENCE_SECONDS)
+            self.at("done", _FIRST_SECONDS, _FIRST_SECONDS)
             self._closed.set()
 
     def _run(self) -> None:
@@ -160,8 +157,7 @@ class Liveness:
                 return
 
     def _look(self) -> None:
-        if LAUNCHER in os.environ and os.getppid() != self._parent:
-            self._end("the launcher is gone" if self.rank == 0 else "")
+        if self._was_suspended():
             return
         own = self._publish()
         if own.still_seconds < 2 * _PERIOD_SECONDS:
@@ -170,11 +166,28 @@ class Liveness:
         found = lost_ranks(own, self._read_others())
         if not found:
             return
-        listed = "; ".join(f"rank {rank} {what}" for rank, what in sorted(found.items()))
         for rank in found:
             self._kill(self._seen[rank][0] if rank != self.rank else None)
+        listed = "; ".join(f"rank {rank} {what}" for rank, what in sorted(found.items()))
+        ending = "the others waited for it and end" if len(found) < self.count else "one of them holds the others"
         first = self._store.add(_TOLD, 1) == 1  # of those that noticed
-        self._end(f"{listed}; the others waited for it and end" if first else "")
+        self._end(f"{listed}; {ending}" if first else "")
+
+    def _was_suspended(self) -> bool:
+        """Whether this thread had no turn for long (Ctrl-Z, a queue that suspends): then nothing it saw counts."""
+        now = time.monotonic()
+        gap = now - self._looked_at
+        self._looked_at = now
+        used, self._processor_seconds = self._processor_seconds, time.process_time()
+        if self._processor_seconds - used > _BUSY_SHARE * gap:
+            self._busy_at = now
+        if gap < _SUSPENDED_SECONDS:
+            return False
+        with self._lock:
+            self._came_at = min(now, self._came_at + gap)
+        self._busy_at = now
+        self._seen.clear()
+        return True
 
     def _kill(self, lost: Pulse | None) -> None:
         """A frozen process does not hear the launcher, which would wait for it."""
@@ -184,8 +197,14 @@ class Liveness:
 
     def _publish(self) -> Pulse:
         with self._lock:
-            still = time.monotonic() - self._came_at
-            self._pulse = replace(self._pulse, beat=self._pulse.beat + 1, still_seconds=still, at=_line_of(self._main))
+            now = time.monotonic()
+            self._pulse = replace(
+                self._pulse,
+                beat=self._pulse.beat + 1,
+                at=_line_of(self._main),
+                still_seconds=now - self._came_at,
+                idle_seconds=now - self._busy_at,
+            )
             pulse = self._pulse
         self._store.set(_key(self.rank), json.dumps(asdict(pulse)))
         return pulse

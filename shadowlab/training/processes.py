@@ -109,13 +109,20 @@ class Processes:
         """`single`, `ddp` or `fsdp2`."""
         return "single" if self.count == 1 else self._distributed.strategy
 
-    def at(self, place: str, *, patience_seconds: float = 0.0) -> None:
+    def at(self, place: str, *, patience_seconds: float = 0.0, silence_seconds: float = 0.0) -> None:
         """Say where this process stands, for the others and for the message that names it should it stay there.
 
-        patience_seconds: it may stay so long at least, whatever the others do.
+        Every process must come to the same places in the same order.
+
+        patience_seconds: the others wait so long at least. silence_seconds: so long its threads may have no turn.
         """
         if self.liveness is not None:
-            self.liveness.at(place, patience_seconds)
+            self.liveness.at(place, patience_seconds, silence_seconds)
+
+    def expect_delay(self, seconds: float) -> None:
+        """From here on every place may take so long: a step is looked into, operator by operator. 0 ends it."""
+        if self.liveness is not None:
+            self.liveness.delay_seconds = seconds
 
     def tell(self, log: Path, *, go_on: str) -> None:
         """Where a message of a lost process is kept, and the command that it ends with."""

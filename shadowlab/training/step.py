@@ -24,6 +24,8 @@ from shadowlab.training.sharding import local
 from shadowlab.training.trainee import Trainee, learning_rate
 from shadowlab.unet import predict_velocity
 
+_COMPILING_SECONDS = 1800.0  # a compiled block may meet a new shape in any step
+
 
 @dataclass(frozen=True)
 class StepPlace:
@@ -122,14 +124,15 @@ def _step(
 def forward_backward(trainee: Trainee, model: nn.Module, batches: Sequence[EncodedBatch], place: StepPlace) -> Tensor:
     """Accumulate gradients of the mean loss over `batches`. Returns the loss of each sample, (N,) float32."""
     losses = []
+    patience = _COMPILING_SECONDS if trainee.compiles else 0.0
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
         # DDP averages gradients over ranks once, in the last micro-batch.
         # FSDP2 reduces in each: whole gradients would take the memory that it is there to save.
         with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
-            trainee.processes.at("forward")
+            trainee.processes.at("forward", patience_seconds=patience)
             per_sample = flow_loss(trainee, model, batch, place)
-            trainee.processes.at("backward")
+            trainee.processes.at("backward", patience_seconds=patience)
             loss = per_sample.mean() / len(batches)
             (loss if trainee.scaler is None else trainee.scaler.scale(loss)).backward()
         losses.append(per_sample.detach())

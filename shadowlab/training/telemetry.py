@@ -4,6 +4,7 @@ import fnmatch
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -16,8 +17,11 @@ from shadowlab.config import DiagnosticsConfig
 from shadowlab.run_folder import RunFolder
 from shadowlab.task import EncodedBatch
 from shadowlab.training.capture import capture_step
+from shadowlab.training.sharding import whole
 from shadowlab.training.step import StepOutcome, StepPlace, training_step
 from shadowlab.training.trainee import Trainee
+
+_INCIDENT_SECONDS = 3600.0  # a step that is looked into takes many times as long, and its evidence GiB
 
 
 class Telemetry:
@@ -35,6 +39,7 @@ class Telemetry:
     ) -> None:
         self._run, self._trainee, self._config, self._kind = run, trainee, config, kind
         trainee.watch.incidents = run.path / "incidents"
+        trainee.watch.on_trip = partial(trainee.processes.expect_delay, _INCIDENT_SECONDS)
         self._parameters = ParameterStatistics(trainee.unet)
         self._writer: RecordWriter | None = None
         self._view: TensorBoardView | None = None
@@ -65,10 +70,12 @@ class Telemetry:
         scaler = self._trainee.scaler
         scale = scaler.get_scale() if due and scaler is not None else 1.0  # before the step may change it
         started = time.perf_counter()
+        self._trainee.processes.expect_delay(0.0)
         try:
             statistics = self._parameters if due else None
             outcome = training_step(self._trainee, batches, place, parameter_statistics=statistics)
         except NonFiniteError as error:
+            self._trainee.processes.at("writing the incident", patience_seconds=_INCIDENT_SECONDS)
             kept = None
             if error.incident is not None:  # on the rank that wrote it
                 kept = capture_step(error.incident, self._run, self._trainee, place, kind=self._kind)
@@ -134,9 +141,9 @@ class Telemetry:
         content = {}
         for name, parameter in self._trainee.parameters().items():
             if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
-                content[f"histogram_weight/{name}"] = asdict(histogram(parameter))
+                content[f"histogram_weight/{name}"] = asdict(histogram(whole(parameter, like=parameter)))
                 if parameter.grad is not None:
-                    content[f"histogram_gradient/{name}"] = asdict(histogram(parameter.grad))
+                    content[f"histogram_gradient/{name}"] = asdict(histogram(whole(parameter.grad, like=parameter)))
         return content
 
 

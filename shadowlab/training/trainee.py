@@ -39,6 +39,7 @@ class Trainee:
     max_steps: int
     seed: int
     watch: Watch
+    compiles: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -129,6 +130,7 @@ def build_trainee(
             safe_averages=ema.shadow_params if ema is not None else (),  # float32, a decay below 1
             max_consecutive_skips=config.train.max_consecutive_skips,
         ),
+        compiles=config.model.compile,
     )
 
 

@@ -280,7 +280,7 @@ def test_a_disk_that_refuses_does_not_hide_the_finding(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(capture, "save_checkpoint", full)
+    monkeypatch.setattr(capture, "write_checkpoint", full)
     config = tiny.config_of(hub_folder, f"output_dir={tmp_path}")
     trainee = tiny.trainee_of(hub_folder)
     run = RunFolder.create(config, "run")

@@ -197,6 +197,14 @@ def test_too_little_space_is_known_before_writing(
         save(tmp_path, trainee)
 
 
+def test_a_damaged_newer_one_does_not_push_out_what_was_just_written(trainee: Trainee, tmp_path: Path) -> None:
+    """A resume passed over step 4 and went on from 2."""
+    save(tmp_path, trainee, 2)
+    _flip(save(tmp_path, trainee, 4) / "optimizer.safetensors")
+    save(tmp_path, trainee, 3, keep_last=1)
+    assert newest_sound_checkpoint(tmp_path, lambda _: None) == tmp_path / "step-00000003"
+
+
 def test_those_kept_for_good_outlive_the_last(trainee: Trainee, tmp_path: Path) -> None:
     for step in (5, 10, 15, 20, 25):
         save_checkpoint(tmp_path, trainee, step=step, position=0, identity={}, keep_last=1, keep_every=10)

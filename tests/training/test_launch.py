@@ -22,6 +22,12 @@ def test_the_killed_one_and_not_those_that_waited_for_it() -> None:
     assert first_failure(failures)[0] == 2
 
 
+def test_a_cause_and_not_its_consequences() -> None:
+    """SIGABRT of a survivor, a silent 3 of one whose peer is gone, a traceback."""
+    assert first_failure({0: failure(-signal.SIGABRT), 3: failure(-signal.SIGKILL)})[0] == 3
+    assert first_failure({0: failure(3), 1: failure(1)})[0] == 1
+
+
 def test_what_the_launcher_killed_itself_came_later() -> None:
     failures = {0: failure(1, 100), 1: failure(-signal.SIGKILL, 115)}
     assert first_failure(failures)[0] == 0
@@ -30,7 +36,9 @@ def test_what_the_launcher_killed_itself_came_later() -> None:
 def test_exit_codes() -> None:
     assert _conclude({}, interrupted=False) == 0
     assert _conclude({1: failure(2), 0: failure(2)}, interrupted=False) == 2
-    assert _conclude({0: failure(TOLD), 1: failure(-signal.SIGKILL)}, interrupted=False) == 3
+    with pytest.raises(LostProcessError) as hung:
+        _conclude({0: failure(TOLD), 1: failure(-signal.SIGKILL)}, interrupted=False)
+    assert hung.value.told
     with pytest.raises(LostProcessError, match=r"^rank 1 \(pid 4242\) was ended by SIGKILL .*memory") as caught:
         _conclude({0: failure(3), 1: failure(-signal.SIGKILL)}, interrupted=False)
     assert caught.value.exit_code == 3

@@ -19,6 +19,7 @@ WAITING = Pulse(
     place="waiting for the others",
     at="processes.py:1 in wait",
     still_seconds=45.0,
+    idle_seconds=45.0,
     patience_seconds=40.0,
     silence_seconds=40.0,
 )
@@ -41,6 +42,12 @@ def test_one_that_stays_behind_is_named_with_place_and_line() -> None:
 )
 def test_there_is_hope(other: Pulse) -> None:
     assert lost_ranks(WAITING, {1: (other, 1.0)}) == {}
+
+
+def test_waiting_counts_from_when_somebody_is_ahead() -> None:
+    """Ten minutes in one place, two seconds behind the others."""
+    slow = replace(READING, still_seconds=600.0)
+    assert lost_ranks(replace(WAITING, still_seconds=2.0), {1: (slow, 1.0)}) == {}
 
 
 def test_one_that_is_behind_itself_accuses_nobody() -> None:
@@ -68,6 +75,7 @@ def test_inside_a_joint_operator_all_lines_are_told() -> None:
     assert list(found) == [1, 0] or list(found) == [0, 1]
     assert "hooks.py:7" in found[1]
     assert lost_ranks(replace(own, still_seconds=1.0), {1: (other, 1.0)}) == {}
+    assert lost_ranks(own, {1: (replace(other, idle_seconds=1.0), 1.0)}) == {}  # it computes: slow, not lost
 
 
 @pytest.fixture
@@ -111,6 +119,22 @@ def test_a_process_that_stays_behind_ends_the_one_that_waits(
     assert rank == 0
     assert text.startswith("rank 1 has stood still for")
     assert "(reading data, at " in text
+
+
+def test_what_a_suspended_process_saw_does_not_count(
+    pair: tuple[list[Liveness], list[tuple[int, str]]],
+) -> None:
+    both, said = pair
+    for one in both * 2:
+        one.at("reading data")
+    both[0].at("waiting for the others")
+    both[0].at("waiting for the others")
+    time.sleep(1.2)
+    for one in both:  # Ctrl-Z, an hour, fg
+        one._came_at -= 3600.0
+        one._looked_at -= 3600.0
+    time.sleep(1.5)
+    assert said == []
 
 
 def test_one_that_moves_or_has_finished_is_left_alone(pair: tuple[list[Liveness], list[tuple[int, str]]]) -> None:
