@@ -104,7 +104,7 @@ def train(
     from shadowlab.latents.reading import require_index
     from shadowlab.run_folder import RunFolder, default_name, latest_training_run
     from shadowlab.stages.resume import resumed_config
-    from shadowlab.training.processes import launched_processes, require_gpus
+    from shadowlab.training.processes import crowded, launched_processes, require_gpus
 
     run = None
     if resume:
@@ -123,6 +123,8 @@ def train(
         _train(request, config, run, skip_stages=skip_stages)
         return
     require_gpus(config.device, config.distributed.processes)
+    for warning in crowded(config.device, config.distributed.processes):
+        typer.echo(f"warning: {warning}", err=True)
     name = run.path.name if run is not None else request.run or default_name(request.label, "train")
     _train_in_processes(request, config, name, resume=resume, skip_stages=skip_stages)
 
@@ -191,7 +193,8 @@ def _train_in_processes(request: Request, config: "Config", name: str, *, resume
         error.told = lost.told
         raise error from None
     except InterruptedRunError as stop:
-        raise InterruptedRunError(f"{stop}; go on with: {go_on}") from None
+        begun = (Path(config.output_dir) / name / "config.yaml").exists()
+        raise InterruptedRunError(f"{stop}; " + (f"go on with: {go_on}" if begun else "start it again")) from None
     raise typer.Exit(code)
 
 
@@ -216,7 +219,7 @@ def plan(
     processes: Annotated[
         int | None, typer.Option(min=1, help="GPUs of ddp and fsdp2.", show_default="the preset's, at least 4")
     ] = None,
-    gpu_memory: Annotated[float, typer.Option(min=0, help="Memory of a GPU in GB of 10^9 bytes.")] = 80,
+    gpu_memory: Annotated[float, typer.Option(min=1, help="Memory of a GPU in GB of 10^9 bytes.")] = 80,
     measure: Annotated[
         bool, typer.Option("--measure", help="Also run two rounds in one process here and print their true peak.")
     ] = False,

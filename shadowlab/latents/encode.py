@@ -65,6 +65,8 @@ def encode_dataset(config: Config, folder: Path, device: torch.device, reporter:
         UserError: data, VAE or folder cannot be read or written.
         StageFailedError: a latent is not finite; names the sample, of which nothing is kept.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, not a folder; choose another --out")
     dataset = open_dataset(config.data.path, config.data.image_size)
     for notice in dataset.notices:
         reporter.warn(notice)

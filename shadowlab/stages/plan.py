@@ -25,7 +25,9 @@ def run_plan(
     """
     device: DeviceKind = "cpu" if config.device == "cpu" else "cuda"
     gpu_bytes = round(gpu_memory_gb * GB)
-    plan = plan_memory(config, device=device, processes=processes, strategies=strategies or STRATEGIES)
+    shown = strategies or STRATEGIES
+    reporter.say(f"tracing a round of training, {', '.join(shown)}: a minute or two for sdxl")
+    plan = plan_memory(config, device=device, processes=processes, strategies=shown)
     reporter.say(format_plan(plan, gpu_bytes))
     document = plan_document(plan, gpu_bytes)
     if measure:
@@ -39,5 +41,7 @@ def run_plan(
             "plan": {peak.moment: peak.total for peak in alone.strategies[0].peaks},
         }
     fits = device == "cpu" or any(one.needed <= gpu_bytes for one in plan.strategies)
+    if not fits:
+        reporter.say("nothing shown fits: try --checkpointing, a smaller --batch, or fsdp2 with more --processes")
     reporter.result({"fits": fits, **document})
     return fits

@@ -1,6 +1,7 @@
 """train: the run itself. One readable loop; what a step is stands in shadowlab/training/step.py."""
 
 import math
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -75,6 +76,8 @@ def run_train(
     unet = build_unet(config, task, processes.device)
     trainee = build_trainee(config, unet, processes, config.optimizer, settings.max_steps, ema_decay=settings.ema_decay)
 
+    _warn_of_space(run, trainee, reporter)
+
     # 3. Where to begin.
     global_batch = settings.batch_size * settings.gradient_accumulation_steps * processes.count
     identity = {"data": dataset.fingerprint(), "effective batch": global_batch, "model": config.model_hash()}
@@ -146,6 +149,18 @@ def run_train(
     finally:
         telemetry.close()
     return _conclude(first_result, result, step, run, reporter)
+
+
+def _warn_of_space(run: RunFolder, trainee: Trainee, reporter: Reporter) -> None:
+    """Before hours of training, not at the first checkpoint: weights, two moments, and the EMA."""
+    copies = 3 if trainee.ema is None else 4
+    needed = copies * sum(parameter.numel() * parameter.element_size() for parameter in trainee.unet.parameters())
+    free = shutil.disk_usage(run.path).free
+    if free < needed:
+        reporter.warn(
+            f"{run.path}: a checkpoint takes {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free; make room "
+            "or choose another --set output_dir=DIR"
+        )
 
 
 def _validation_grid(config: Config, task: Task, dataset: ShadowDataset, split: Split) -> FixedGrid:

@@ -57,6 +57,14 @@ def require_gpus(device: str, num_processes: int) -> None:
         )
 
 
+def crowded(device: str, num_processes: int) -> list[str]:
+    """What to say of more processes on a CPU than it has cores; empty otherwise."""
+    num_cores = os.cpu_count() or 1
+    if pick_device(device).type != "cpu" or num_processes <= num_cores:
+        return []
+    return [f"{num_processes} processes share {num_cores} cores: each is that much slower, and starting takes long"]
+
+
 class Processes:
     """One process, or one of several started by `--processes`, torchrun or `accelerate launch`.
 
