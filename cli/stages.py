@@ -137,8 +137,8 @@ def _train(request: Request, config: "Config", run: "RunFolder | None", *, skip_
     from shadowlab.stages.run_stage import finish_stage, prove_required_stages
     from shadowlab.stages.train import run_train
 
-    resume = run is not None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before the loop there is nothing to finish
+    resume, lock = run is not None, None
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop there is nothing to finish
     processes, reporter = start(config, request, resumed=run)
     config = with_processes(config, processes.count)
     try:
@@ -150,7 +150,7 @@ def _train(request: Request, config: "Config", run: "RunFolder | None", *, skip_
             run = RunFolder.reopen(config, name)
         with processes.together():
             if processes.is_main:
-                run.claim()
+                lock = run.claim()
                 reporter.log_to(run.log)
         processes.tell(run.log, go_on=_resuming(config, run.path.name, skip_stages))
         prove_required_stages(config, run, processes, reporter, skip=skip_stages)
@@ -173,6 +173,9 @@ def _train(request: Request, config: "Config", run: "RunFolder | None", *, skip_
             saved=getattr(stop, "saved", False),
         ) from None
     finally:
+        signal.signal(signal.SIGTERM, before)
+        if lock is not None:
+            lock.close()
         reporter.close()
         processes.close()
 

@@ -28,7 +28,6 @@ SUBFOLDERS = ("tensorboard", "checkpoints", "samples", "incidents", "reports")
 MAX_NAME = 150  # characters; file systems take 255, and required stages append theirs
 _MAX_LABEL = 100
 _LOCK = ".lock"
-_CLAIMED: list[TextIO] = []  # open for as long as the process lives: the system lets go of it, however that ends
 
 # What stage_passed and --resume read of an entry of stages.json.
 _ENTRY = {"passed": bool, "model_hash": str, "finished": str, "summary": dict}
@@ -108,8 +107,8 @@ class RunFolder:
         run.stages()
         return run
 
-    def claim(self) -> None:
-        """Keep other processes out for as long as this one lives.
+    def claim(self) -> TextIO:
+        """Keep other processes out until the returned file is closed, or this process ends, however that comes.
 
         Raises:
             UserError: another one trains this run.
@@ -121,9 +120,9 @@ class RunFolder:
             raise UserError(
                 f"{self.path}: another process trains this run; wait for it, or choose another --run"
             ) from None
-        except OSError:  # a file system without locks
-            lock.close()
-        _CLAIMED.append(lock)
+        except OSError:  # a file system without locks: nobody can be kept out
+            pass
+        return lock
 
     def save_config(self, config: Config) -> None:
         """Replace config.yaml: what a resumed run continues with."""

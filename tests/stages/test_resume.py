@@ -168,3 +168,9 @@ def test_any_file_name_makes_a_run_name(tmp_path: Path, label: str) -> None:
     folder.mkdir()
     (folder / "COMPLETE").write_text("{}")
     assert latest_training_run(config, label) == name
+
+
+def test_one_process_at_a_time_trains_a_run(run: RunFolder) -> None:
+    with run.claim(), pytest.raises(UserError, match=r"run: another process trains this run; wait for it"):
+        run.claim()
+    run.claim().close()
