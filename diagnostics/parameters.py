@@ -132,15 +132,12 @@ class ParameterStatistics:
         return _Snapshot([self._named[name] for name in names])
 
 
-def gradient_norms(parameters: dict[str, nn.Parameter], *, quick: bool = False) -> dict[str, Tensor]:
+def gradient_norms(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     """L2 norm of each gradient that exists, scalars on the device.
 
     Summed and returned in float64 (float32 on devices that have no float64): finite float32 gradients of 1e20 have
     a finite norm. Of a sparse gradient, the norm of the summed entries; of a sharded one (DTensor), of the whole,
     with one collective for each device mesh, so every process must call.
-
-    Args:
-        quick: summed in float32, a third of the time on a CPU: beyond 1e19 a norm is inf, below 1e-23 it is 0.
     """
     gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
     found = {
@@ -148,7 +145,7 @@ def gradient_norms(parameters: dict[str, nn.Parameter], *, quick: bool = False) 
         for name, g in gradients.items()
         if (values := dense(_without_partial_sums(g))) is not None
     }
-    norms = dict(zip(found, _norms([values for _, values in found.values()], quick=quick), strict=True))
+    norms = dict(zip(found, _norms([values for _, values in found.values()]), strict=True))
     return _across_shards(norms, {name: gradient for name, (gradient, _) in found.items()})
 
 
@@ -173,7 +170,7 @@ def _norm_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _norms(tensors: list[Tensor], *, quick: bool = False) -> list[Tensor]:
+def _norms(tensors: list[Tensor]) -> list[Tensor]:
     """L2 norms, scalars. A float64 sum of squares holds any float32 magnitude; float64 itself is scaled first."""
     norms: list[Tensor | None] = [_scaled_norm(x) if x.dtype is torch.float64 else None for x in tensors]
     kinds: dict[torch.device, list[int]] = {}
@@ -181,9 +178,8 @@ def _norms(tensors: list[Tensor], *, quick: bool = False) -> list[Tensor]:
         if norms[index] is None:
             kinds.setdefault(x.device, []).append(index)
     for device, indices in kinds.items():
-        dtype = torch.float32 if quick else _norm_dtype(device)
-        values = torch.stack(torch._foreach_norm([tensors[i] for i in indices], dtype=dtype))
-        for index, norm in zip(indices, values.to(_norm_dtype(device)).unbind(), strict=True):
+        values = torch._foreach_norm([tensors[i] for i in indices], dtype=_norm_dtype(device))
+        for index, norm in zip(indices, values, strict=True):
             norms[index] = norm
     return [norm for norm in norms if norm is not None]
 

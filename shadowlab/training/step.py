@@ -59,8 +59,7 @@ def training_step(
 ) -> StepOutcome:
     """Forward, backward, finite check, clip, optimizer, EMA over the micro-batches of one step, under watch.
 
-    The only host read is of (loss, gradient norm, finite flags), together, before the optimizer step; twice where the
-    norm is not finite.
+    The only host read is of (loss, gradient norm, finite flags), together, before the optimizer step.
 
     Raises:
         NonFiniteError: something is not finite on some rank, or the scaler has skipped too many steps in a row. It
@@ -86,15 +85,12 @@ def _step(
     if trainee.scaler is not None:
         trainee.scaler.unscale_(optimizer)
     parameters = trainee.parameters()
-    for quick in (True, False):  # once more where float32 cannot hold the squares of gradients that it can
-        norms = gradient_norms(parameters, quick=quick)
-        grad_norm = total_norm(norms.values())
-        finite_loss = processes.all_true(all_finite([losses]))
-        finite_gradients = processes.all_true(torch.isfinite(grad_norm))
-        loss = processes.mean(losses.mean())
-        host = torch.stack([loss.double(), grad_norm, finite_loss.double(), finite_gradients.double()]).tolist()
-        if host[3]:
-            break
+    norms = gradient_norms(parameters)
+    grad_norm = total_norm(norms.values())
+    finite_loss = processes.all_true(all_finite([losses]))
+    finite_gradients = processes.all_true(torch.isfinite(grad_norm))
+    loss = processes.mean(losses.mean())
+    host = torch.stack([loss.double(), grad_norm, finite_loss.double(), finite_gradients.double()]).tolist()
     rate = learning_rate(config, place.step, trainee.max_steps)
 
     if not host[3] and host[2] and trainee.scaler is not None:
