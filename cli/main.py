@@ -12,7 +12,6 @@ from cli import bench, data, findings, stages
 from cli.errors import reports_errors, run_reporting_usage
 from cli.options import Command, Group
 from cli.request import with_request
-from shadowlab.launched import end_with_launcher
 
 # Read by torch at its first allocation: large tensors on huge pages. On a CPU, page faults are a quarter of the time
 # that SDXL takes at 1024 x 1024.
@@ -60,6 +59,8 @@ def _version(
 
 
 def main() -> None:
+    from shadowlab.launched import end_with_launcher
+
     end_with_launcher()
     run_reporting_usage(app)
 

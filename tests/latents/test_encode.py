@@ -135,7 +135,7 @@ def test_a_picture_that_changes_meanwhile_is_not_kept_under_its_old_key(
 
 def test_a_folder_that_cannot_be_written(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "latents").write_text("a file")
-    with pytest.raises(UserError, match=r"latents: cannot be written .*choose another --out"):
+    with pytest.raises(UserError, match=r"latents is a file, not a folder; choose another --out"):
         encode(cached_config(stage_folder, tmp_path))
 
 

@@ -344,8 +344,8 @@ def test_a_validation_that_is_not_finite_fails(
     """The training loss may be finite where the averaged weights are not: NaN is no smaller than anything."""
     original = FixedGrid.evaluate
 
-    def spoiled(self: FixedGrid, unet: Any, precision: Any) -> GridResult:
-        result = original(self, unet, precision)
+    def spoiled(self: FixedGrid, *arguments: Any) -> GridResult:
+        result = original(self, *arguments)
         if what == "loss":
             return replace(result, loss=math.nan, loss_by_t={**result.loss_by_t, 0.5: math.nan})
         result.prediction[1, 0, 3, 3] = math.nan
