@@ -76,7 +76,8 @@ def save_checkpoint(
         UserError: the disk refuses; earlier checkpoints stay.
     """
     processes = trainee.processes
-    processes.at("checkpoint", patience_seconds=_SAVING_SECONDS, silence_seconds=_SILENT_SECONDS)
+    writes = _SILENT_SECONDS if processes.is_main else 0.0
+    processes.at("checkpoint", patience_seconds=_SAVING_SECONDS, silence_seconds=writes)
     bad = next((name for name in processes.gather([first_bad(trainee)]) if name is not None), None)
     if bad is not None:
         failure = StageFailedError(
