@@ -51,12 +51,13 @@ def _of_torch(error: Exception) -> tuple[str, int]:
         import torch
 
         from diagnostics.nonfinite import NonFiniteError
+        from shadowlab.launched import LAUNCHER
 
         if isinstance(error, NonFiniteError):
             told_here = error.verdict.rank in (None, int(os.environ.get("RANK", "0")))
             return str(error) if told_here else "", error.exit_code
         if isinstance(error, RuntimeError) and _is_lost_connection(error):
-            if "SHADOWLAB_LAUNCHER" in os.environ:
+            if LAUNCHER in os.environ:
                 return "", 3  # our launcher names the process
             return f"another process of this run was lost ({_first_line(error)}); the launcher names it", 3
         if isinstance(error, torch.OutOfMemoryError):

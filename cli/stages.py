@@ -1,7 +1,6 @@
 """The stages: check-forward, check-precision, overfit, train."""
 
 import shlex
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -136,33 +135,34 @@ def _train(request: Request, config: "Config", run: "RunFolder | None", *, skip_
     from shadowlab.stages.resume import with_processes
     from shadowlab.stages.run_stage import finish_stage, prove_required_stages
     from shadowlab.stages.train import run_train
+    from shadowlab.training.interruption import ending_at_once
 
     resume, lock = run is not None, None
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop there is nothing to finish
     processes, reporter = start(config, request, resumed=run)
     config = with_processes(config, processes.count)
     try:
-        if run is None:
-            name = request.run or processes.share(default_name(request.label, "train"))
+        with ending_at_once():  # until the loop, which finishes its step
+            if run is None:
+                name = request.run or processes.share(default_name(request.label, "train"))
+                with processes.together():
+                    if processes.is_main:
+                        RunFolder.create(config, name, source=request.label)
+                run = RunFolder.reopen(config, name)
             with processes.together():
                 if processes.is_main:
-                    RunFolder.create(config, name, source=request.label)
-            run = RunFolder.reopen(config, name)
-        with processes.together():
-            if processes.is_main:
-                lock = run.claim()
-                reporter.log_to(run.log)
-        processes.tell(run.log, go_on=_resuming(config, run.path.name, skip_stages))
-        prove_required_stages(config, run, processes, reporter, skip=skip_stages)
-        finish_stage(
-            "train",
-            config,
-            run,
-            reporter,
-            lambda: run_train(config, run, processes, reporter, resume=resume),
-            write=processes.is_main,
-        )
-        reporter.say(f"look at it: tensorboard --logdir {run.tensorboard}")
+                    lock = run.claim()
+                    reporter.log_to(run.log)
+            processes.tell(run.log, go_on=_resuming(config, run.path.name, skip_stages))
+            prove_required_stages(config, run, processes, reporter, skip=skip_stages)
+            finish_stage(
+                "train",
+                config,
+                run,
+                reporter,
+                lambda: run_train(config, run, processes, reporter, resume=resume),
+                write=processes.is_main,
+            )
+            reporter.say(f"look at it: tensorboard --logdir {run.tensorboard}")
     except (KeyboardInterrupt, InterruptedRunError) as stop:
         if run is None:
             raise
@@ -173,7 +173,6 @@ def _train(request: Request, config: "Config", run: "RunFolder | None", *, skip_
             saved=getattr(stop, "saved", False),
         ) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
         if lock is not None:
             lock.close()
         reporter.close()

@@ -26,22 +26,22 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout, installed or not
+
+from diagnostics import Watch
+from shadowlab.bench.flops import share_reached, training_flops, unet_without_memory
+from shadowlab.bench.rounds import Rounds, timed
+from shadowlab.bench.step import OPTIONS, Loops, measure_encoding
+from shadowlab.config import Config
+from shadowlab.config_files import load_config
+from shadowlab.planning.live_bytes import VAE
+from shadowlab.planning.plan import plan_memory
+from shadowlab.planning.rehearsal import ENCODE, VALIDATION
+from shadowlab.task import ShadowTask
+from shadowlab.training.trainee import build_unet
+from shadowlab.vae import DOWNSCALE
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # a checkout, installed or not
-
-from diagnostics import Watch  # noqa: E402
-from shadowlab.bench.flops import share_reached, training_flops, unet_without_memory  # noqa: E402
-from shadowlab.bench.rounds import Rounds, timed  # noqa: E402
-from shadowlab.bench.step import OPTIONS, Loops, measure_encoding  # noqa: E402
-from shadowlab.config import Config  # noqa: E402
-from shadowlab.config_files import load_config  # noqa: E402
-from shadowlab.planning.live_bytes import VAE  # noqa: E402
-from shadowlab.planning.plan import plan_memory  # noqa: E402
-from shadowlab.planning.rehearsal import ENCODE, VALIDATION  # noqa: E402
-from shadowlab.task import ShadowTask  # noqa: E402
-from shadowlab.training.trainee import build_unet  # noqa: E402
-from shadowlab.vae import DOWNSCALE  # noqa: E402
-
 PRECISIONS = ("fp32", "tf32", "bf16")
 PRESET = "sdxl-4xh100"
 GIB = 2**30

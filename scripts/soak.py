@@ -25,10 +25,9 @@ from pathlib import Path
 
 import psutil
 import torch
-from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests import tiny
+from tests import runs, tiny
 
 MOMENTS = ("starting", "step", "step", "writing", "renamed", "removing")
 STARTED_AT = re.compile(r"steps (\d+) to (\d+)")
@@ -158,34 +157,13 @@ class Soak:
 
 
 def command(folders: dict[str, Path], output: Path, name: str, num_steps: int, num_processes: int) -> list[str]:
-    settings = {
-        "model.vae": folders["vae"],
-        "data.image_size": tiny.SIDE * 8,
-        "output_dir": output,
-        "train.batch_size": 2,
-        "validation.num_samples": 2,
-        "validation.num_noises": 1,
-        "train.validate_every": 7,
-        "checkpoint.every_steps": 3,
-        "checkpoint.keep_last": 2,
-        "diagnostics.statistics_every": 5,
-        "precision": "fp32",
-    }
-    words = [sys.executable, "-m", "cli.main", "train", "--skip-stages", "--device", "cpu", "--run", name]
-    words += ["--max-steps", str(num_steps), "--processes", str(num_processes)]
-    words += ["--weights", str(folders["unet"]), "--data", str(folders["data"])]
-    return words + [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-
-
-def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
-    folder = run / "checkpoints" / f"step-{step:08d}"
-    files = sorted(folder.rglob("*.safetensors"))
-    return {f"{file.relative_to(folder)}/{key}": t for file in files for key, t in load_file(file).items()}
+    often = ("train.validate_every=7", "checkpoint.every_steps=3", "checkpoint.keep_last=2")
+    words = runs.command(folders, output, name, num_steps, *often, "diagnostics.statistics_every=5")
+    return [*words, "--processes", str(num_processes)]
 
 
 def losses(run: Path) -> list[tuple[int, float, float]]:
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(r["step"], r["loss"], r.get("grad_norm", 0.0)) for r in records if r["kind"] in ("train", "validation")]
+    return [(record["step"], record["loss"], record.get("grad_norm", 0.0)) for record in runs.records(run)]
 
 
 def main() -> int:
@@ -207,7 +185,7 @@ def main() -> int:
         for number in range(1, asked.kills + 1):
             print(f"kill {number:>2}/{asked.kills}: {soak.kill_once(number)}", flush=True)
         print(f"last: started at step {soak.finish()}")
-        wanted, got = tensors(output / "whole", asked.steps), tensors(soak.folder, asked.steps)
+        wanted, got = (runs.tensors(folder, asked.steps) for folder in (output / "whole", soak.folder))
         different = [name for name in wanted if not torch.equal(wanted[name], got[name])]
         same_losses = losses(output / "whole") == losses(soak.folder)
     compared = f"{len(wanted)} tensors, {len(different)} differ; losses equal: {same_losses}"

@@ -166,7 +166,8 @@ class DistributedConfig(Section):
     weights when it needs them."""
     hang_seconds: Annotated[float, Field(ge=5, le=3600)] = 40.0
     """A process that stays behind the others, or does not answer, for so long is taken for lost: the others end and
-    name it. Phases that took longer before, first steps and checkpoints get more time."""
+    name it. More time has a process in a phase that it enters for the first time, in checkpoints, compiled passes and
+    while a fault is looked into."""
 
 
 class OverfitConfig(Section):

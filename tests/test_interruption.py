@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from shadowlab.training.interruption import Interruption
+from shadowlab.training.interruption import Interruption, ending_at_once
 from tests.runs import BINARY, command, run_command, started, steps_of, tensors, wait_for
 
 STEPS = 30
@@ -102,7 +102,7 @@ def test_two_processes_stop_at_the_same_step(stage_folder: dict[str, Path], tmp_
 ENDLESS_STEP = """
 import time, typer
 from cli.errors import reports_errors, run_reporting_usage
-from shadowlab.training.interruption import Interruption
+from shadowlab.training.interruption import Interruption, ending_at_once
 
 app = typer.Typer()
 
@@ -143,3 +143,20 @@ def test_the_loop_sees_the_first_and_the_second_raises() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def opened_as_safetensors_does() -> None:
+    """safetensors makes an error about the file of any exception that is raised while it opens one."""
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except KeyboardInterrupt:
+        raise OSError("not a safetensors file") from None
+
+
+def test_an_interruption_that_a_library_swallows_is_one_still() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), ending_at_once():
+        opened_as_safetensors_does()
+    with pytest.raises(OSError, match="of its own"), ending_at_once():
+        raise OSError("of its own")
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -112,5 +111,4 @@ def test_more_processes_than_gpus(stage_folder: dict[str, Path], tmp_path: Path)
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode == 3
     assert done.stderr.startswith("error: device cuda: torch sees 0 CUDA devices")
-    assert sys.executable  # the launcher was never started
     assert not (tmp_path / "run").exists()

@@ -1,14 +1,39 @@
-"""Ctrl-C or SIGTERM in a training loop: the first asks, a second Ctrl-C ends."""
+"""Ctrl-C or SIGTERM. In a training loop the first asks, a second Ctrl-C ends; before the loop each ends at once."""
 
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
 _ONE_PRESS_SECONDS = 0.5  # a launcher passes the terminal's signal on to processes that had it already
 _NOTICE = b"\nstopping: this step is finished, then saved; Ctrl-C (again) ends at once without saving\n"
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Inside this context SIGINT and SIGTERM raise KeyboardInterrupt, and it leaves the context as such even where a
+    library caught it and raised an error of its own (safetensors does while it opens a file)."""
+    heard = False
+
+    def hear(_number: int, _frame: FrameType | None) -> None:
+        nonlocal heard
+        heard = True
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except Exception as error:
+        if heard:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Interruption:

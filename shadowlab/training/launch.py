@@ -85,7 +85,7 @@ def _conclude(failures: Mapping[int, ProcessFailure], *, interrupted: bool) -> i
     first = first_failure(failures)
     if first[1].exitcode >= 0:
         return first[1].exitcode
-    if interrupted:
+    if interrupted and -first[1].exitcode in (signal.SIGINT, signal.SIGTERM):
         raise InterruptedRunError("interrupted before there was anything to save")
     rank, failure = first
     name = signal.Signals(-failure.exitcode).name

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import DistError
 from torch.distributed.distributed_c10d import _get_default_store
 
 TOLD = 103  # exit code of a process that has named a lost one, or leaves that to another
@@ -28,7 +29,6 @@ _FIRST_SECONDS = 900.0  # patience at a place where a process has not been befor
 _GRACE_SECONDS = 5.0  # for a run that ends while its store goes
 _JOINT = ("forward", "backward")  # places inside which processes wait for one another
 _TOLD = "shadowlab/told"
-TOLD = 103  # exit code of a process that has named a lost one, or leaves that to another
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,9 @@ class Liveness:
     def close(self) -> None:
         """Stop watching; the others are told, so that none takes it for lost."""
         if not self._closed.is_set():
-            self.at("done", _FIRST_SECONDS, _FIRST_SECONDS)
             self._closed.set()
+            with suppress(DistError):  # after a loss the store is gone, and whoever reads it, too
+                self.at("done", _FIRST_SECONDS, _FIRST_SECONDS)
 
     def _run(self) -> None:
         while not self._closed.wait(_PERIOD_SECONDS):

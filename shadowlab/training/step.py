@@ -111,7 +111,7 @@ def _step(
     optimizer.step()  # not scaler.step, which reads on the host what has been read above
     if trainee.scaler is not None:
         trainee.scaler.update()
-    trainee.update_average()
+    trainee.update_average(parameters.values())
     if parameter_statistics is not None:
         parameter_statistics.after_step()
     return StepOutcome(host[0], host[1], rate, skipped=False)

@@ -48,10 +48,10 @@ class Trainee:
     def parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
 
-    def update_average(self) -> None:
-        """One step of the EMA, with foreach operators."""
+    def update_average(self, parameters: Iterable[Tensor]) -> None:
+        """One step of the EMA, with foreach operators. parameters: those of `parameters()`, walked once a step."""
         if self.ema is not None:
-            self.ema.step([local(parameter) for parameter in self.parameters().values()])
+            self.ema.step([local(parameter) for parameter in parameters])
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:

@@ -44,5 +44,7 @@ def test_exit_codes() -> None:
     assert caught.value.exit_code == 3
     with pytest.raises(LostProcessError, match="SIGSEGV; the others were stopped"):
         _conclude({0: failure(-signal.SIGSEGV)}, interrupted=False)
+    with pytest.raises(LostProcessError, match="SIGKILL"):  # out of memory while it saved
+        _conclude({0: failure(-signal.SIGKILL)}, interrupted=True)
     with pytest.raises(InterruptedRunError, match="before there was anything to save"):
         _conclude({0: failure(-signal.SIGTERM)}, interrupted=True)
