@@ -120,8 +120,8 @@ class Samples:
             columns = _merged(_Rows(*(values[numbers] for values in rows)), owners, len(groups))
         self._forget()
         return [
-            TensorStatistics(norm, mean, std, max_abs, fraction_zero, int(num_bad))
-            for norm, mean, std, max_abs, fraction_zero, num_bad in columns.tolist()
+            TensorStatistics(norm, mean, std, max_abs, fraction_zero, int(num_bad), headroom)
+            for norm, mean, std, max_abs, fraction_zero, num_bad, headroom in columns.tolist()
         ]
 
 
@@ -150,19 +150,21 @@ class TensorStatistics:
 
     norm: L2. std: the population's, exactly 0 for constant tensors. max_abs: largest magnitude. fraction_zero: of
     exact zeros; in tensors that reach beyond 1e12 what is 1e-45 of the largest counts as zero. num_nonfinite: NaN and
-    Inf.
+    Inf. headroom_bits: log2 of the dtype's largest number over max_abs, of several tensors the least; how many times
+    the values can double before they overflow. inf where all is zero.
 
     Tensors of up to 16,384 elements are measured whole. Of larger ones
 
-    - max_abs is exact, and so is whether num_nonfinite is 0: a single NaN anywhere is noticed;
+    - max_abs and headroom_bits are exact, and so is whether num_nonfinite is 0: a single NaN anywhere is noticed;
     - the rest are estimates from up to 4,096 elements, 512 evenly spread runs of 8 neighbours. Typical errors: mean
       1/60 of std, fraction_zero 0.008 at most, norm and std 1% for normal values; sqrt((k - 1) / 16,000) of
       themselves for values of kurtosis k, so 8% for k = 100; all up to 3 times that where neighbours are alike.
       Rare values may be missed: a fraction_zero of 0 says "fewer than about 1 in 1,000". num_nonfinite is scaled up
       from the sample, and 1 where the sample holds none. Never is norm < max_abs, nor std beyond half the range.
 
-    Where num_nonfinite > 0, norm and max_abs are inf or nan, mean is inf, -inf or nan, std and fraction_zero are nan.
-    An empty tensor gives zeros. Extreme finite values overflow nothing: norm is inf only beyond float64's range.
+    Where num_nonfinite > 0, norm and max_abs are inf or nan, mean is inf, -inf or nan, std and fraction_zero are nan,
+    headroom_bits is -inf or nan. An empty tensor gives zeros and an infinite headroom. Extreme finite values overflow
+    nothing: norm is inf only beyond float64's range.
     """
 
     norm: float
@@ -171,6 +173,7 @@ class TensorStatistics:
     max_abs: float
     fraction_zero: float
     num_nonfinite: int
+    headroom_bits: float
 
     @classmethod
     def of(cls, tensor: Tensor) -> "TensorStatistics":
@@ -194,13 +197,15 @@ class _Rows(NamedTuple):
     std: Tensor
     num_zero: Tensor
     num_nonfinite: Tensor
+    headroom: Tensor
 
 
 def _to_host(tables: Sequence[_Table], num_samples: int) -> _Rows:
     orders: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     columns: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    number = torch.empty(num_samples, dtype=torch.float64, device="cpu")
+    number, limit = torch.empty(2, num_samples, dtype=torch.float64, device="cpu")
     for table in tables:
+        limit[table.numbers] = torch.finfo(table.values.dtype).max
         number[table.numbers] = torch.tensor(table.num_elements, dtype=torch.float64, device="cpu")
         measured = _measured(table)
         orders.setdefault((measured.device, measured.dtype), []).extend(table.numbers)
@@ -213,7 +218,8 @@ def _to_host(tables: Sequence[_Table], num_samples: int) -> _Rows:
     num_bad = torch.where(scale == 0, (num_nonzero * share).round().clamp(min=1), 0)
     num_zero = (size - num_nonzero) * share
     norm = norm / scale * share.sqrt()
-    return _Rows(number, smallest, largest, mean / scale, norm, std / scale, num_zero, num_bad)
+    headroom = limit.log2() - torch.maximum(smallest.neg(), largest).log2()
+    return _Rows(number, smallest, largest, mean / scale, norm, std / scale, num_zero, num_bad, headroom)
 
 
 def _measured(table: _Table) -> Tensor:
@@ -244,7 +250,7 @@ def _measured(table: _Table) -> Tensor:
 
 
 def _merged(rows: _Rows, owners: Tensor, num_groups: int) -> Tensor:
-    """The fields of TensorStatistics, (groups, 6). Summed is in units of a group's largest: no square overflows."""
+    """The fields of TensorStatistics, (groups, 7). Summed is in units of a group's largest: no square overflows."""
     info = torch.finfo(torch.float64)
 
     def total(values: Tensor) -> Tensor:
@@ -269,4 +275,5 @@ def _merged(rows: _Rows, owners: Tensor, num_groups: int) -> Tensor:
     is_bad = ~max_abs.isfinite()
     norm, mean = norm.where(~is_bad, max_abs), mean.where(~is_bad, smallest + largest)
     std, fraction_zero = std.where(~is_bad, math.nan), fraction_zero.where(~is_bad, math.nan)
-    return torch.stack([norm, mean, std, max_abs, fraction_zero, total(rows.num_nonfinite)], dim=1)
+    headroom = rows.headroom.new_full((num_groups,), math.inf).scatter_reduce_(0, owners, rows.headroom, "amin")
+    return torch.stack([norm, mean, std, max_abs, fraction_zero, total(rows.num_nonfinite), headroom], dim=1)

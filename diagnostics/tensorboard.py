@@ -42,6 +42,8 @@ def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield f"{block}/gradient_norm/{name}", 0.0
         for part, statistics in parts.items():
             for statistic, value in statistics.items():
+                if statistic == "headroom_bits" and value == math.inf:  # all is zero
+                    continue
                 yield f"{block}/{part}_{statistic}/{name}", value
     for name, values in record.get("parameters", {}).items():
         for key, tag in (("gradient_norm", "parameter_gradient_norm"), ("update_ratio", "update_ratio")):

@@ -16,7 +16,7 @@ from torch import Tensor
 from shadowlab.data.index import Role
 from shadowlab.data.sample import Batch
 from shadowlab.evaluation.metrics import per_image_metrics
-from shadowlab.light import EMBEDDING_DIM, embed_light
+from shadowlab.light import EMBEDDING_DIM, RANGES, embed_light
 from shadowlab.unet import Widening
 from shadowlab.vae import LATENT_CHANNELS, ShadowVae, mask_to_latent
 
@@ -86,6 +86,10 @@ class Task(ModelInputs, Protocol):
 
     def encode_part(self, part: LatentPart, batch: Batch) -> Tensor: ...
     def embed(self, light: Tensor) -> Tensor: ...
+    def other_lights(self, light: Tensor) -> dict[str, Tensor]:
+        """Condition to the same lights, far away in this condition alone."""
+        ...
+
     def encode(self, batch: Batch, positions: Tensor | None = None) -> EncodedBatch: ...
     def decode(self, latents: Tensor) -> Tensor: ...
     def target(self, batch: Batch) -> Tensor: ...
@@ -130,6 +134,18 @@ class ShadowTask:
     def embed(self, light: Tensor) -> Tensor:
         """(B, 3) theta, phi, size -> (B, 768) on the VAE's device."""
         return embed_light(light.cpu()).to(self.vae.device)  # checked on the CPU: no synchronisation later
+
+    def other_lights(self, light: Tensor) -> dict[str, Tensor]:
+        """(B, 3) -> for theta, phi and size the lights that differ in it alone: half a turn for phi, else the farther
+        end of its range."""
+        others = {}
+        for column, (name, (low, high)) in enumerate(RANGES.items()):
+            other = light.clone()
+            own = light[:, column]
+            far = torch.where(own * 2 > low + high, low, high)
+            other[:, column] = (own + 180.0) % 360.0 if name == "phi" else far
+            others[name] = other
+        return others
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ samples meet the same noise at the same t every time.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ class GridResult:
     loss: mean of loss_by_t. loss_by_t: t to mean squared error of the velocity. r2: variance of the latents that
     one-step generation explains. metrics: means over samples and noises of one-step generation in pixels.
     black_metrics: the same for an all-black prediction. prediction: (n, 1, H, W) of the first noise.
+    responses: condition to the relative change of the first sample's velocity at t = 0 under another light, which
+    differs in this condition alone; 0 where the model does not see it.
     """
 
     loss: float
@@ -36,11 +38,13 @@ class GridResult:
     metrics: dict[str, float]
     black_metrics: dict[str, float]
     prediction: Tensor
+    responses: dict[str, float]
 
     def numbers(self) -> dict[str, float]:
         """Flat name -> value, for records."""
         flat = {"loss": self.loss, "r2": self.r2, **self.metrics}
         flat |= {f"loss_t{t:g}": value for t, value in self.loss_by_t.items()}
+        flat |= {f"response_{name}": value for name, value in self.responses.items()}
         return flat | {f"black_{name}": value for name, value in self.black_metrics.items()}
 
 
@@ -90,6 +94,7 @@ class FixedGrid:
         try:
             with eagerly():  # for these shapes compilation would begin anew
                 parts = self._shared_out(unet, precision, processes)
+                responses = self._responses(unet, precision)
         finally:
             unet.train(was_training)
         parts.sort(key=lambda part: part.number)
@@ -104,7 +109,21 @@ class FixedGrid:
             metrics=_mean_metrics([part.metrics for part in parts]),
             black_metrics=self._black_metrics,
             prediction=torch.cat([part.pictures for part in by_noise[0]]),
+            responses=responses,
         )
+
+    def _responses(self, unet: torch.nn.Module, precision: Precision) -> dict[str, float]:
+        """One sample at a time: no more memory than the rest of the evaluation."""
+        first = torch.tensor([0])
+        encoded, eps = self.encoded.select(first), self._noises[0][first]
+        t = torch.zeros(1, device=eps.device)
+        own = _predict(unet, encoded, precision)(eps, t)
+        scale = float(own.norm()) or 1.0  # a silent model answers with 0, not with a division by it
+        responses = {}
+        for name, light in self.task.other_lights(self.batch.light[first]).items():
+            other = replace(encoded, embedding=self.task.embed(light))
+            responses[name] = float((_predict(unet, other, precision)(eps, t) - own).norm()) / scale
+        return responses
 
     def _shared_out(self, unet: torch.nn.Module, precision: Precision, processes: Processes | None) -> list["_Part"]:
         """All parts, each made by one process."""

@@ -69,9 +69,11 @@ def run_overfit(config: Config, run: RunFolder, processes: Processes, reporter: 
     unet = build_unet(config, task, processes.device)
     trainee = build_trainee(config, unet, processes, optimizer, settings.max_steps, ema_decay=None)
     telemetry = Telemetry(run, trainee, config.diagnostics, kind="overfit")
+    num_parameters = sum(p.numel() for p in unet.parameters())
+    telemetry.write_header(num_samples=settings.num_samples, num_parameters=num_parameters)
     reporter.say(
         f"overfit: {settings.num_samples} sample{'s' if settings.num_samples > 1 else ''} of {dataset.name}, "
-        f"{sum(p.numel() for p in unet.parameters()):,} parameters, {config.precision}, "
+        f"{num_parameters:,} parameters, {config.precision}, "
         f"until R^2 >= {settings.min_r2} and soft IoU >= {settings.min_soft_iou}"
     )
     size = settings.batch_size  # fewer samples come several times in a step, each time with other noise and t

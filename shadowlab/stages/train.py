@@ -102,6 +102,7 @@ def run_train(
     )
     with processes.together():
         telemetry = _telemetry(config, run, trainee, resumed_at=-1 if fresh else step)
+    telemetry.write_header(num_samples=len(split.train), num_parameters=sum(p.numel() for p in unet.parameters()))
     if resume and processes.is_main:
         for change in changes(run.saved_config(), config):
             reporter.say(f"changed on resume: {change}")

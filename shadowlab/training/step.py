@@ -42,12 +42,14 @@ class StepPlace:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """Host numbers of one finished step. `grad_norm` is before clipping. `skipped`: the scaler left weights alone."""
+    """Host numbers of one finished step. `grad_norm` is before clipping. `skipped`: the scaler left weights alone.
+    sample_losses: of this process's samples, with the t of each."""
 
     loss: float
     grad_norm: float
     learning_rate: float
     skipped: bool
+    sample_losses: tuple[tuple[float, float], ...] = ()
 
 
 def training_step(
@@ -90,13 +92,16 @@ def _step(
     finite_loss = processes.all_true(all_finite([losses]))
     finite_gradients = processes.all_true(torch.isfinite(grad_norm))
     loss = processes.mean(losses.mean())
-    host = torch.stack([loss.double(), grad_norm, finite_loss.double(), finite_gradients.double()]).tolist()
+    flags = [loss.double(), grad_norm, finite_loss.double(), finite_gradients.double()]
+    host = torch.cat([torch.stack(flags), losses.double()]).tolist()
+    times = torch.cat([sample_times(trainee.seed, batch.positions, place) for batch in batches]).tolist()
+    sample_losses = tuple(zip(times, host[4:], strict=True))
     rate = learning_rate(config, place.step, trainee.max_steps)
 
     if not host[3] and host[2] and trainee.scaler is not None:
         # float16 gradients overflowed at this scale: the scaler halves it, nothing moves.
         trainee.scaler.update()
-        return StepOutcome(host[0], host[1], rate, skipped=True)
+        return StepOutcome(host[0], host[1], rate, skipped=True, sample_losses=sample_losses)
     trainee.watch.note(loss=host[0] if host[2] else math.nan, grad_norm=host[1] if host[3] else math.inf)
 
     if parameter_statistics is not None:
@@ -114,7 +119,7 @@ def _step(
     trainee.update_average(parameters.values())
     if parameter_statistics is not None:
         parameter_statistics.after_step()
-    return StepOutcome(host[0], host[1], rate, skipped=False)
+    return StepOutcome(host[0], host[1], rate, skipped=False, sample_losses=sample_losses)
 
 
 def forward_backward(trainee: Trainee, model: nn.Module, batches: Sequence[EncodedBatch], place: StepPlace) -> Tensor:
@@ -140,11 +145,16 @@ def flow_loss(trainee: Trainee, model: nn.Module, batch: EncodedBatch, place: St
     device, seed = trainee.device, trainee.seed
     shape = batch.data.shape[1:]
     noise = torch.stack([normal(shape, seed, "noise", position) for position in batch.positions.tolist()])
-    offset = torch.rand((), generator=generator(seed, "t", place.step), dtype=torch.float64).item()
-    in_step = batch.positions - place.first_position
-    t = torch.cat([stratified_times(1, offset, int(p), place.global_batch) for p in in_step.tolist()])
-    noise, t = noise.to(device, non_blocking=True), t.to(device, non_blocking=True)
+    t = sample_times(seed, batch.positions, place).to(device, non_blocking=True)
+    noise = noise.to(device, non_blocking=True)
     x_t = interpolate(noise, batch.data, t)
     with trainee.precision.autocast(device):
         predicted = predict_velocity(model, x_t, t, batch.concatenated, batch.embedding)
     return loss_per_sample(predicted, velocity(noise, batch.data))
+
+
+def sample_times(seed: int, positions: Tensor, place: StepPlace) -> Tensor:
+    """t of the samples at `positions` (B,) of the data stream, (B,) float32 in [0, 1) on the CPU."""
+    offset = torch.rand((), generator=generator(seed, "t", place.step), dtype=torch.float64).item()
+    in_step = positions - place.first_position
+    return torch.cat([stratified_times(1, offset, int(p), place.global_batch) for p in in_step.tolist()])

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import psutil
+import torch
 from torch import Tensor
 
 from diagnostics.nonfinite import NonFiniteError
@@ -91,13 +93,18 @@ class Telemetry:
             "step": number,
             "loss": outcome.loss,
             "grad_norm": outcome.grad_norm,
+            "grad_norm_clipped": self._clipped(outcome.grad_norm),
+            "loss_by_t": _by_quarter(outcome.sample_losses),
             "learning_rate": outcome.learning_rate,
             "step_seconds": time.perf_counter() - started,
             "data_wait_seconds": waited_seconds,
             "samples": self._samples(batches),
             "skipped": outcome.skipped,
             "num_skipped": watch.num_skipped,
+            "memory_gib": _memory_gib(self._trainee.device),
         }
+        if due and scaler is not None:
+            record["loss_scale"] = scale
         if began is not None:
             record["data_wait_share"] = waited_seconds / (time.perf_counter() - began)
         if due:
@@ -110,6 +117,12 @@ class Telemetry:
             record["histograms"] = self._histograms()
         self.write(record)
         return outcome
+
+    def write_header(self, *, num_samples: int, num_parameters: int) -> None:
+        """What the records that follow are about; it has no step. num_samples: that are trained on."""
+        header = {"kind": "header", "stage": self._kind, "num_samples": num_samples, "num_parameters": num_parameters}
+        if self._writer is not None:
+            self._writer.write(header | {"precision": self._trainee.precision.name})
 
     def write(self, record: dict[str, Any]) -> None:
         """Write a record with `kind` and `step` to both files."""
@@ -130,6 +143,10 @@ class Telemetry:
             self._writer.close()
             self._view.close()
 
+    def _clipped(self, grad_norm: float) -> float:
+        limit = self._trainee.learning_rate_config.max_grad_norm
+        return grad_norm if limit is None else min(grad_norm, limit)
+
     def _samples(self, batches: Sequence[EncodedBatch]) -> list[str]:
         """Ids of the samples that all processes really saw in this step, in the order of the data stream."""
         own = [item for batch in batches for item in zip(batch.positions.tolist(), batch.ids, strict=True)]
@@ -145,6 +162,21 @@ class Telemetry:
                 if parameter.grad is not None:
                     content[f"histogram_gradient/{name}"] = asdict(histogram(whole(parameter.grad, like=parameter)))
         return content
+
+
+def _by_quarter(sample_losses: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Mean loss of the samples in each quarter of t that has some; keys are the quarter's ends, `0.25-0.50`."""
+    quarters: dict[int, list[float]] = {}
+    for t, loss in sample_losses:
+        quarters.setdefault(int(t * 4), []).append(loss)
+    return {f"{q / 4:.2f}-{(q + 1) / 4:.2f}": sum(own) / len(own) for q, own in sorted(quarters.items())}
+
+
+def _memory_gib(device: torch.device) -> float:
+    """What this process holds in GiB: tensors on a GPU, else its resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / 2**30
+    return psutil.Process().memory_info().rss / 2**30
 
 
 def _unscaled(statistics: dict[str, float | int], scale: float) -> dict[str, float | int]:
