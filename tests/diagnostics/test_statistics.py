@@ -231,7 +231,7 @@ def test_gradually_larger_tensors_change_no_kind_of_answer():
     """Both sides of the limit between measured and sampled."""
     for size in (16_383, 16_384, 16_385):
         assert TensorStatistics.of(torch.full((size,), 2.0)) == TensorStatistics(
-            pytest.approx(2 * math.sqrt(size), rel=1e-6), 2.0, 0.0, 2.0, 0.0, 0, 127.0
+            pytest.approx(2 * math.sqrt(size), rel=1e-6), 2.0, 0.0, 2.0, 0.0, 0, pytest.approx(127.0)
         )
 
 
