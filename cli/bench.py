@@ -34,7 +34,7 @@ def overhead(
     """Measure what watching costs, against a bare step and the tools that users pick today."""
     from shadowlab.bench.overhead import format_table, measure_overhead
     from shadowlab.reporter import Reporter
-    from shadowlab.training.processes import pick_device
+    from shadowlab.training.devices import pick_device
 
     reporter = Reporter(as_json=as_json)
     place = str(pick_device(device))
@@ -56,7 +56,7 @@ def step(
     """Measure the harness's step against a bare PyTorch loop, the speed options, and what a latent cache saves."""
     from shadowlab.bench.step import chosen_options, format_table, measure_step
     from shadowlab.reporter import Reporter
-    from shadowlab.training.processes import pick_device
+    from shadowlab.training.devices import pick_device
 
     reporter = Reporter(as_json=as_json)
     report = measure_step(
@@ -84,7 +84,7 @@ def memory(
     """Hold the plan of `shadowlab plan` against the measured peak, without and with checkpointing."""
     from shadowlab.bench.memory import measure_memory
     from shadowlab.reporter import Reporter
-    from shadowlab.training.processes import pick_device
+    from shadowlab.training.devices import pick_device
 
     reporter = Reporter(as_json=as_json)
     found = measure_memory(

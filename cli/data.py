@@ -112,7 +112,7 @@ def train_vae(
     """Train a small AutoencoderKL (8x, 4 channels) on renders."""
     from shadowlab.reporter import Reporter
     from shadowlab.stages.train_vae import train_vae as run
-    from shadowlab.training.processes import pick_device
+    from shadowlab.training.devices import pick_device
 
     reporter = Reporter(as_json=as_json)
     pick_device(device)

@@ -100,10 +100,9 @@ def train(
     config = request.config()
 
     from shadowlab.data.dataset import resolve_path
-    from shadowlab.latents.reading import require_index
     from shadowlab.run_folder import RunFolder, default_name, latest_training_run
     from shadowlab.stages.resume import resumed_config
-    from shadowlab.training.processes import crowded, launched_processes, require_gpus
+    from shadowlab.training.devices import crowded, launched_processes, require_gpus
 
     run = None
     if resume:
@@ -117,7 +116,10 @@ def train(
             num_processes=launched_processes(),
         )
     resolve_path(config.data.path)  # a wrong path must not wait for processes or stages
-    require_index(config)
+    if config.data.latents is not None:
+        from shadowlab.latents.reading import require_index
+
+        require_index(config)
     if launched_processes() is not None or config.distributed.processes == 1:
         _train(request, config, run, skip_stages=skip_stages)
         return

@@ -28,8 +28,8 @@ class GridResult:
     loss: mean of loss_by_t. loss_by_t: t to mean squared error of the velocity. r2: variance of the latents that
     one-step generation explains. metrics: means over samples and noises of one-step generation in pixels.
     black_metrics: the same for an all-black prediction. prediction: (n, 1, H, W) of the first noise.
-    responses: condition to the relative change of the first sample's velocity at t = 0 under another light, which
-    differs in this condition alone; 0 where the model does not see it.
+    responses: condition to the relative change of one sample's velocity at t = 0 under another light, which differs in
+    this condition alone; 0 where the model does not see it.
     """
 
     loss: float
@@ -114,7 +114,7 @@ class FixedGrid:
 
     def _responses(self, unet: torch.nn.Module, precision: Precision) -> dict[str, float]:
         """One sample at a time: no more memory than the rest of the evaluation."""
-        first = torch.tensor([0])
+        first = torch.tensor([self.batch.ids.index(min(self.batch.ids))])
         encoded, eps = self.encoded.select(first), self._noises[0][first]
         t = torch.zeros(1, device=eps.device)
         own = _predict(unet, encoded, precision)(eps, t)

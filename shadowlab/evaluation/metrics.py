@@ -8,7 +8,6 @@ import math
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 MAX_PSNR_DB = 100.0
 
@@ -45,12 +44,16 @@ def soft_iou(p: Tensor, g: Tensor) -> Tensor:
 
 def psnr(p: Tensor, g: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB for data range 1, at most 100: equal images would give inf and spoil a mean."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio  # 2 s: for stages that judge pictures alone
+
     values = [peak_signal_noise_ratio(p[i : i + 1], g[i : i + 1], data_range=1.0) for i in range(len(p))]
     return torch.stack(values).clamp(max=MAX_PSNR_DB)
 
 
 def ssim(p: Tensor, g: Tensor) -> Tensor:
     """Structural similarity for data range 1, Gaussian window of 11 pixels with sigma 1.5."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     values = structural_similarity_index_measure(p.float(), g.float(), data_range=1.0, reduction="none")
     assert isinstance(values, Tensor)
     return values.reshape(-1)

@@ -37,9 +37,8 @@ def encode_command(config: Config, folder: str | Path | None = None) -> str:
 
 
 def require_index(config: Config) -> None:
-    """Raise UserError where the configuration names a cache that is none, or is one of pictures of another size."""
-    if config.data.latents is not None:
-        _read_index(config)
+    """Raise UserError where `data.latents` names a cache that is none, or is one of pictures of another size."""
+    _read_index(config)
 
 
 def _read_index(config: Config) -> LatentIndex:

@@ -18,7 +18,8 @@ from shadowlab.config import Config
 from shadowlab.errors import StageFailedError, UserError
 from shadowlab.planning.rehearsal import ALL_MOMENTS, Rehearsal
 from shadowlab.task import ShadowTask
-from shadowlab.training.processes import SingleProcess, pick_device
+from shadowlab.training.devices import pick_device
+from shadowlab.training.processes import SingleProcess
 from shadowlab.training.trainee import build_trainee, build_unet
 from shadowlab.vae import load_vae
 

@@ -8,7 +8,8 @@ that what the optimizer's arithmetic loses is told apart from what the gradient 
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -96,28 +97,13 @@ def run_check_precision(
     processes.require_single("check-precision")
     device = processes.device
     batch = _batch(config, device)
-    trainee = _trainee(config, "fp32", device)
-    num_parameters = sum(p.numel() for p in trainee.unet.parameters())
-    width = torch.float64 if num_parameters <= _MAX_FLOAT64_PARAMETERS else torch.float32
-    side = batch.data.shape[-1]
-    reporter.say(
-        f"check-precision: {num_parameters:,} parameters, {', '.join(batch.ids)}, {side} x {side} latents, "
-        f"compared with {_name(width)}"
-    )
-    if width is torch.float64:
-        nn.Module.to(trainee.unet, width)  # diffusers' own warns
-        trainee.unet.class_embedding.register_forward_pre_hook(lambda _, inputs: tuple(x.to(width) for x in inputs))
-    reference = _traced(trainee, batch)
-    del trainee
+    reference, width = _reference(config, batch, device, reporter)
     reports = []
     for name in POLICIES:
         if POLICIES[name].allows_tf32 and device.type != "cuda":
             reporter.say(f"{name}: not measured, TF32 exists on NVIDIA GPUs only", style="dim")
             continue
-        trainee = _trainee(config, name, device)
-        measured = _traced(trainee, batch)
-        measured.updates = _updates(trainee, batch, measured, config)
-        reports.append(_report(name, measured, reference, width))
+        reports.append(_report(name, _measured(config, name, batch, device), reference, width))
         reporter.table(_layers_table(reports[-1], num_layers))
     reporter.table(_summary_table(reports))
     return _conclude(config, run, reporter, reports, width)
@@ -145,6 +131,42 @@ def _conclude(
 
 
 # The step
+
+
+def _reference(
+    config: Config, batch: EncodedBatch, device: torch.device, reporter: Reporter
+) -> tuple[_Measured, torch.dtype]:
+    """The step to compare with, and the dtype it was computed in."""
+    with _one_model(config, "fp32", device) as trainee:
+        num_parameters = sum(p.numel() for p in trainee.unet.parameters())
+        width = torch.float64 if num_parameters <= _MAX_FLOAT64_PARAMETERS else torch.float32
+        side = batch.data.shape[-1]
+        reporter.say(
+            f"check-precision: {num_parameters:,} parameters, {', '.join(batch.ids)}, {side} x {side} latents, "
+            f"compared with {_name(width)}"
+        )
+        if width is torch.float64:
+            nn.Module.to(trainee.unet, width)  # diffusers' own warns
+            trainee.unet.class_embedding.register_forward_pre_hook(lambda _, inputs: tuple(x.to(width) for x in inputs))
+        return _traced(trainee, batch), width
+
+
+def _measured(config: Config, policy: str, batch: EncodedBatch, device: torch.device) -> _Measured:
+    with _one_model(config, policy, device) as trainee:
+        measured = _traced(trainee, batch)
+        measured.updates = _updates(trainee, batch, measured, config)
+        return measured
+
+
+@contextmanager
+def _one_model(config: Config, policy: str, device: torch.device) -> Iterator[Trainee]:
+    """Its weights are gone afterwards, whatever cycles of references it was part of: two of SDXL would not fit."""
+    trainee = _trainee(config, policy, device)
+    try:
+        yield trainee
+    finally:
+        trainee.optimizer.state.clear()
+        trainee.unet.to_empty(device="meta")
 
 
 def _batch(config: Config, device: torch.device) -> EncodedBatch:

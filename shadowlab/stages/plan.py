@@ -7,7 +7,7 @@ from shadowlab.planning.measure import measured_peaks
 from shadowlab.planning.plan import GB, STRATEGIES, DeviceKind, Strategy, plan_memory
 from shadowlab.planning.report import format_measured, format_plan, plan_document
 from shadowlab.reporter import Reporter
-from shadowlab.training.processes import pick_device
+from shadowlab.training.devices import pick_device
 
 
 def run_plan(

@@ -28,7 +28,7 @@ from shadowlab.stages.operator_alone import operator_outcomes
 from shadowlab.stages.replay import Replay
 from shadowlab.stages.why_conclusion import conclude
 from shadowlab.training.capture import CapturedStep
-from shadowlab.training.processes import pick_device
+from shadowlab.training.devices import pick_device
 
 NAMES = (*(one.name for one in STEP_COUNTERFACTUALS), "operator")
 _STYLES = {FINITE: "green", OTHER: "yellow", SOME_FAIL: "magenta", NOT_RUN: "dim"}

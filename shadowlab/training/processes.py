@@ -1,7 +1,6 @@
 """The processes of a run, through accelerate: which rank this is, its device, and what ranks tell each other."""
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,54 +14,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from shadowlab.config import DistributedConfig
-from shadowlab.errors import MissingDependencyError, UserError
+from shadowlab.errors import UserError
+from shadowlab.training.devices import launched_processes, pick_device, require_gpus
 from shadowlab.training.liveness import Liveness
 from shadowlab.training.sharding import shard
 
 _COLLECTIVE_TIMEOUT = timedelta(hours=2)  # of last resort: Liveness tells a lost process from a slow one long before
-
-
-def launched_processes() -> int | None:
-    """How many processes a launcher (torchrun, `accelerate launch`, `--processes`) started; None without one."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else None
-
-
-def pick_device(device: str) -> torch.device:
-    """`auto` (cuda where there is one), `cpu`, `cuda` or `cuda:N` as a device.
-
-    Raises:
-        UserError: the word names no device.
-        MissingDependencyError: CUDA, or that many GPUs, are absent.
-    """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise UserError(f"device {device}: use auto, cpu, cuda or cuda:N")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise MissingDependencyError(
-            f"device {device}: torch sees {torch.cuda.device_count()} CUDA devices; "
-            "use --device cpu or a smaller number"
-        )
-    return chosen
-
-
-def require_gpus(device: str, num_processes: int) -> None:
-    """Raise MissingDependencyError where this machine has fewer GPUs than processes that want one."""
-    num_gpus = torch.cuda.device_count()
-    if pick_device(device).type == "cuda" and num_processes > num_gpus:
-        raise MissingDependencyError(
-            f"{num_processes} processes and {num_gpus} GPUs: each needs one of its own; use --processes {num_gpus} "
-            "or --device cpu"
-        )
-
-
-def crowded(device: str, num_processes: int) -> list[str]:
-    """What to say of more processes on a CPU than it has cores; empty otherwise."""
-    num_cores = os.cpu_count() or 1
-    if pick_device(device).type != "cpu" or num_processes <= num_cores:
-        return []
-    return [f"{num_processes} processes share {num_cores} cores: each is that much slower, and starting takes long"]
 
 
 class Processes:

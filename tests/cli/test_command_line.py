@@ -131,7 +131,7 @@ def test_a_complete_run_has_nothing_to_do(stage_folder: dict[str, Path]) -> None
 
 
 def test_hub_weights_without_network_are_an_environment_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries the network, again and again
     result = shadowlab("check-forward", "--weights", "nobody/nothing")
     assert result.exit_code == 3
     assert "--weights DIR" in error_line(result)

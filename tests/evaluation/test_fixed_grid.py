@@ -61,7 +61,7 @@ def test_every_sample_and_every_draw_has_noise_of_its_own(
     original = fixed_grid.predict_velocity
 
     def spy(model: Any, x_t: Tensor, t: Tensor, concatenated: Tensor, embedding: Tensor) -> Tensor:
-        if not seen or float(t[0]) == 0.0:
+        if len(x_t) == 4:  # not the one sample whose light is changed
             seen.append(x_t.clone())
         return original(model, x_t, t, concatenated, embedding)
 
@@ -126,3 +126,19 @@ def test_loss_is_the_mean_over_t_and_black_is_reported(task: ShadowTask, samples
     black = shadows.square().flatten(1).mean(dim=1).sqrt().mean()
     assert numbers["black_rmse"] == pytest.approx(float(black), rel=1e-5)
     assert {"loss", "r2", "soft_iou", "rmse", "zncc", "psnr", "ssim", "loss_t0", "loss_t0.5"} <= set(numbers)
+
+
+def test_responses_are_of_one_condition_each(
+    task: ShadowTask, samples: list[Any], hub_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that sees theta alone answers to theta alone."""
+    unet = tiny.shadow_unet(hub_folder)
+    assert all(value > 0 for value in grid(task, collate(samples)).evaluate(unet, FP32).responses.values())
+    original = ShadowTask.embed
+
+    def theta_alone(self: ShadowTask, light: Tensor) -> Tensor:
+        return original(self, torch.cat([light[:, :1], torch.full_like(light[:, 1:], 5.0)], dim=1))
+
+    monkeypatch.setattr(ShadowTask, "embed", theta_alone)
+    numbers = grid(task, collate(samples)).evaluate(unet, FP32).numbers()
+    assert numbers["response_theta"] > 0.0 == numbers["response_phi"] == numbers["response_size"]

@@ -86,9 +86,11 @@ def test_records_are_complete_and_in_order(whole: RunFolder) -> None:
     records = list(read_records(whole.metrics))
     by_kind = {kind: [r["step"] for r in records if r["kind"] == kind] for kind in ("train", "validation")}
     assert by_kind == {"train": [1, 2, 3, 4, 5, 6], "validation": [0, 3, 6]}
-    steps = [record["step"] for record in records]
+    header, *stepped = records
+    assert header["kind"] == "header" and header["num_samples"] > 0
+    steps = [record["step"] for record in stepped]
     assert steps == sorted(steps)
-    assert len(records[1]["parameters"]) > 50  # the first step is observed in full
+    assert len(stepped[1]["parameters"]) > 50  # the first step is observed in full
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 3])
