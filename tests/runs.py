@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from click.testing import Result
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from cli.main import app
 from diagnostics.records import read_records
 from tests import tiny
 
@@ -33,6 +36,13 @@ def command(folders: dict[str, Path], output: Path, name: str, max_steps: int, *
     words += ["--max-steps", str(max_steps), "--weights", str(folders["unet"]), "--data", str(folders["data"])]
     words += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     return words + [word for assignment in assignments for word in ("--set", assignment)]
+
+
+def run_here(words: list[str]) -> Result:
+    """The command in this process, which has torch and diffusers in memory already."""
+    done = CliRunner().invoke(app, words[1:])
+    assert done.exit_code == 0, done.output
+    return done
 
 
 def run_command(words: list[str]) -> subprocess.CompletedProcess[str]:

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 from shadowlab.training.interruption import Interruption, ending_at_once
-from tests.runs import BINARY, command, run_command, started, steps_of, tensors, wait_for
+from tests.runs import BINARY, command, run_here, started, steps_of, tensors, wait_for
 
 STEPS = 30
 SAVED = re.compile(r"^interrupted after step (\d+): saved; go on with: shadowlab (train --run \S+ --resume .*)$", re.M)
@@ -31,7 +30,7 @@ def same_run(one: Path, other: Path) -> None:
 def whole(stage_folder: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nobody interrupts."""
     output = tmp_path_factory.mktemp("whole")
-    subprocess.run(command(stage_folder, output, "whole", STEPS), check=True, capture_output=True)
+    run_here(command(stage_folder, output, "whole", STEPS))
     return output / "whole"
 
 
@@ -55,8 +54,7 @@ def test_interrupted_and_resumed_is_as_if_nothing_had_been(
     assert 3 <= step < STEPS
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{step:08d}"]
     assert f"interrupted after step {step}: saved" in (run / "log.txt").read_text()
-    resumed = subprocess.run([words[0], *found[2].split()], capture_output=True, text=True)
-    assert resumed.returncode == 0, resumed.stderr
+    run_here([words[0], *found[2].split()])
     same_run(whole, run)
 
 
@@ -72,7 +70,7 @@ def test_interrupted_before_any_step_the_name_is_free(
     assert process.returncode == 130, stderr
     assert "interrupted; go on with: shadowlab train --run run --resume" in stderr
     assert not steps_of(run)
-    resumed = run_command([*command(stage_folder, tmp_path, "run", STEPS), "--resume"])
+    resumed = run_here([*command(stage_folder, tmp_path, "run", STEPS), "--resume"])
     assert "has no checkpoint yet: it starts from the beginning" in resumed.stdout
     same_run(whole, run)
 

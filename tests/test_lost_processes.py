@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.runs import command, run_command, started, steps_of, wait_for
+from tests.runs import command, run_here, started, steps_of, wait_for
 
 
 @pytest.mark.slow
@@ -39,5 +39,5 @@ def test_the_others_end_and_name_it(stage_folder: dict[str, Path], tmp_path: Pat
 
     done = len(steps_of(run))
     resume = [words[0], *go_on.removeprefix("; go on with: shadowlab ").split(), "--processes", "1"]
-    resumed = run_command([*resume, "--max-steps", str(done + 2)])
+    resumed = run_here([*resume, "--max-steps", str(done + 2)])
     assert f"steps {done // 3 * 3} to {done + 2}" in resumed.stdout

@@ -15,7 +15,7 @@ from shadowlab.data.order import sample_indices
 from shadowlab.data.split import split_by_object
 from shadowlab.training.loader import micro_batch_positions
 from tests import tiny
-from tests.runs import BINARY, command, records, run_command, tensors
+from tests.runs import BINARY, command, records, run_command, run_here, tensors
 
 STEPS = 6
 EFFECTIVE = 8  # 2 x accumulation x processes
@@ -25,7 +25,7 @@ EFFECTIVE = 8  # 2 x accumulation x processes
 def alone(stage_folder: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process, accumulation 4."""
     output = tmp_path_factory.mktemp("alone")
-    run_command(train(stage_folder, output, "alone", 1, "train.gradient_accumulation_steps=4"))
+    run_here(train(stage_folder, output, "alone", 1, "train.gradient_accumulation_steps=4"))
     return output / "alone"
 
 
@@ -65,7 +65,7 @@ def test_four_sharded_processes_then_two_then_one(stage_folder: dict[str, Path],
     assert json.loads(done.stdout)["passed"] is True  # one document, from the first process alone
     assert "changed on resume: distributed.processes 4 -> 2" in done.stderr
     assert "changed on resume: train.gradient_accumulation_steps 1 -> 2" in done.stderr
-    run_command([*resume, "--processes", "1", "--max-steps", str(STEPS)])
+    run_here([*resume, "--processes", "1", "--max-steps", str(STEPS)])
     # Validation ends each part, too.
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     kept = [line for line in lines if '"validation"' not in line or json.loads(line)["step"] in (0, 4, 6)]

@@ -31,7 +31,7 @@ from shadowlab.task import EncodedBatch, ShadowTask
 from shadowlab.training.processes import Processes, SingleProcess
 from shadowlab.training.step import StepPlace, flow_loss
 from shadowlab.training.trainee import Trainee, adamw, build_trainee, build_unet, learning_rate
-from shadowlab.vae import load_vae
+from shadowlab.vae import DOWNSCALE, load_vae
 
 MAX_ERROR = 0.25  # relative, of a gradient: with more, steps of a quarter of their length go elsewhere
 MIN_HEADROOM_BITS = 3.0  # activations may grow eightfold in training before they overflow
@@ -170,11 +170,11 @@ def _one_model(config: Config, policy: str, device: torch.device) -> Iterator[Tr
 
 
 def _batch(config: Config, device: torch.device) -> EncodedBatch:
-    dataset = open_dataset(config.data.path, config.data.image_size)
+    # Small pictures: precision is a matter of values, not of resolution, and SDXL at 1024 takes minutes on a CPU.
+    dataset = open_dataset(config.data.path, min(config.data.image_size, SMALL_LATENT * DOWNSCALE))
     chosen = permutation(len(dataset), config.seed, "check-samples")[:_NUM_SAMPLES].tolist()
     task = ShadowTask(load_vae(config.model.vae_source, seed=config.seed).to(device))
-    encoded = task.encode(collate([dataset[i] for i in chosen]))
-    return encoded.resized(min(SMALL_LATENT, encoded.data.shape[-1]))
+    return task.encode(collate([dataset[i] for i in chosen]))
 
 
 def _trainee(config: Config, policy: str, device: torch.device) -> Trainee:
