@@ -31,8 +31,9 @@ bench_app = typer.Typer(
     no_args_is_help=True,
 )
 
-for stage in (stages.check_forward, stages.check_precision, stages.overfit, stages.train, stages.plan):
+for stage in (stages.check_forward, stages.check_precision, stages.overfit, stages.train):
     app.command(stage.__name__.replace("_", "-"), cls=Command)(reports_errors(with_request(stage)))
+app.command("plan", cls=Command)(reports_errors(with_request(stages.plan, without=("quiet",))))  # it is one table
 for group, commands in {
     app: (findings.why, findings.drill, data.train_vae),
     data_app: (data.render, data.check),
