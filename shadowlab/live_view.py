@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from shadowlab.sparkline import sparkline
@@ -32,8 +32,7 @@ class LiveView:
     ) -> None:
         self._title = title
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            MofNCompleteColumn(),
+            TextColumn("{task.description} {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=None),
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
