@@ -119,7 +119,7 @@ def test_an_overfit_of_one_step_in_a_narrow_terminal(tmp_path: Path) -> None:
     assert "overfit, 1 step, the last 1, 1 with statistics" in lines[0]
     table = [line for line in lines[2:] if line.strip()]
     assert table and max(map(len, table)) <= 40
-    assert table[2].split() == ["1", "mid_block.attention.to", "100"] and table[3].split() == ["_out"]
+    assert table[2].split() == ["1", "mid_block.attention.to_", "100"] and table[3].split() == ["out"]
 
 
 @pytest.mark.parametrize(
