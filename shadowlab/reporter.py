@@ -82,7 +82,7 @@ class Reporter:
         """Begin a progress display that counts `noun`s; use as a context manager."""
         self._started, self._noun = time.monotonic(), noun
         # Not on a dumb terminal: it cannot move its cursor back.
-        if self.console.is_interactive and self._active and not self.quiet:
+        if self.console.is_interactive and self._active and not self.quiet and total > 0:
             self._view = LiveView(self.console, title, total, done, noun=noun, owns_stdout=not self.as_json)
         return self
 
