@@ -90,7 +90,7 @@ def encode(
         processes.close()
     mended = f", {report.num_damaged} of them in place of damaged ones" if report.num_damaged else ""
     unused = f"; {_count(report.num_unused, 'file')} of other pictures or another VAE" if report.num_unused else ""
-    reporter.say(
+    reporter.conclude(
         f"{_count(report.num_latents, 'latent')} of {_count(report.num_samples, 'sample')} in {folder} "
         f"({report.mib:,.1f} MiB): {report.num_encoded} encoded{mended}, {report.num_kept} kept{unused}"
     )
@@ -116,17 +116,24 @@ def train_vae(
 
     reporter = Reporter(as_json=as_json)
     pick_device(device)
-    report = run(
-        data=data,
-        out=out,
-        steps=steps,
-        seed=seed,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        image_size=image_size,
-        device=device,
-        on_log=lambda numbers: reporter.say("  ".join(f"{k} {v:.5g}" for k, v in numbers.items())),
-    )
+    with reporter.start("train-vae", steps):
+        report = run(
+            data=data,
+            out=out,
+            steps=steps,
+            seed=seed,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            image_size=image_size,
+            device=device,
+            on_log=lambda numbers: reporter.advance(
+                numbers["step"] + 1,
+                steps,
+                {k.replace("_", " "): v for k, v in numbers.items() if k not in ("step", "seconds")},
+                log=True,
+                line="  ".join(f"{k} {v:.5g}" for k, v in numbers.items()),
+            ),
+        )
     for name, value in asdict(report).items():
         reporter.say(f"{name}: {value}")
     reporter.result(asdict(report))

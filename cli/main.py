@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli import bench, data, findings, stages
+from cli import bench, data, findings, stages, views
 from cli.errors import reports_errors, run_reporting_usage
 from cli.options import Command, Group
 from cli.request import with_request
@@ -31,10 +31,11 @@ bench_app = typer.Typer(
     no_args_is_help=True,
 )
 
-for stage in (stages.check_forward, stages.check_precision, stages.overfit, stages.train, stages.plan):
+for stage in (stages.check_forward, stages.check_precision, stages.overfit, stages.train):
     app.command(stage.__name__.replace("_", "-"), cls=Command)(reports_errors(with_request(stage)))
+app.command("plan", cls=Command)(reports_errors(with_request(stages.plan, without=("quiet",))))  # it is one table
 for group, commands in {
-    app: (findings.why, findings.drill, data.train_vae),
+    app: (findings.why, findings.drill, views.inspect, data.train_vae),
     data_app: (data.render, data.check),
     bench_app: (bench.faults, bench.overhead, bench.step, bench.memory),
 }.items():

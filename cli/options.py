@@ -35,6 +35,9 @@ Run = Annotated[str | None, typer.Option(help="Name of the run folder below outp
 Seed = Annotated[int | None, typer.Option(help="Seed of all randomness.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; text goes to stderr.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Print warnings, errors and the last line alone; log.txt has everything.")
+]
 Precision = Annotated[str | None, typer.Option(help="fp32, tf32, bf16, fp16 or fp16-pure.")]
 Unsafe = Annotated[bool, typer.Option("--allow-unsafe", help="Permit fp16-pure.")]
 Data = Annotated[str | None, typer.Option(help="Data set: a folder, a tar, or `embedded`.")]

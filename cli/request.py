@@ -8,7 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.options import Assignments, ConfigFile, Data, Device, Json, Precision, Preset, Run, Seed, Unsafe, Weights
+from cli.options import (
+    Assignments,
+    ConfigFile,
+    Data,
+    Device,
+    Json,
+    Precision,
+    Preset,
+    Quiet,
+    Run,
+    Seed,
+    Unsafe,
+    Weights,
+)
 
 if TYPE_CHECKING:
     from shadowlab.config import Config
@@ -28,6 +41,7 @@ class Request:
     assignments: list[str]
     run: str | None
     as_json: bool
+    quiet: bool = False
 
     @property
     def label(self) -> str:
@@ -55,6 +69,7 @@ class Request:
         assignments = [f"{key}={json.dumps(value)}" for key, value in self.given.items()]
         for assignment in [*assignments, *self.assignments]:
             words += ["--set", assignment]
+        words += ["--quiet"] if self.quiet else []
         return [*words, *(["--json"] if self.as_json else [])]
 
     def config(self) -> "Config":
@@ -76,8 +91,8 @@ def with_request(command: Callable[..., None], *, without: Collection[str] = ())
 
     shared = {name: one for name, one in inspect.signature(_request).parameters.items() if name not in without}
     own_parameters = dict(list(inspect.signature(command).parameters.items())[1:])
-    as_json = shared.pop("as_json")
-    parameters = [*shared.values(), *own_parameters.values(), as_json]
+    last = [shared.pop(name) for name in ("quiet", "as_json") if name in shared]
+    parameters = [*shared.values(), *own_parameters.values(), *last]
     keywords = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
     wrapped.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {one.name: one.annotation for one in keywords}
@@ -95,6 +110,7 @@ def _request(
     allow_unsafe: Unsafe = False,
     data: Data = None,
     weights: Weights = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> Request:
     options = {
@@ -105,7 +121,7 @@ def _request(
         "data.path": data,
         "model.weights": weights,
     }
-    return Request(preset, config, options, assignments or [], run, as_json)
+    return Request(preset, config, options, assignments or [], run, as_json, quiet)
 
 
 def start(config: "Config", request: Request, resumed: "RunFolder | None" = None) -> "tuple[Processes, Reporter]":
@@ -116,7 +132,7 @@ def start(config: "Config", request: Request, resumed: "RunFolder | None" = None
 
     processes = Processes(config.device, config.distributed)
     POLICIES[config.precision].apply_to_backend(processes.device)  # an impossible one fails before any work
-    reporter = Reporter(as_json=request.as_json, active=processes.is_main)
+    reporter = Reporter(as_json=request.as_json, active=processes.is_main, quiet=request.quiet)
     if resumed is not None:
         reporter.say(f"resuming {resumed.path} with its own config.yaml and the options given now")
     elif request.is_default:

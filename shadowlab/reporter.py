@@ -1,4 +1,4 @@
-"""What a person reads while a stage runs: a progress bar on a terminal, plain lines elsewhere, log.txt always."""
+"""What a person reads while a stage runs: a live view on a terminal, plain lines elsewhere, log.txt always."""
 
 import json
 import sys
@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from diagnostics.records import encode
+from shadowlab.live_view import LiveView, shown
 
 _PLAIN_WIDTH = 140
 
@@ -22,18 +23,18 @@ class Reporter:
     Args:
         as_json: text goes to stderr and stdout holds one JSON object.
         active: False on all ranks but the first, which then say nothing.
+        quiet: warnings and the last line alone are printed; log.txt has everything.
     """
 
-    def __init__(self, *, as_json: bool = False, active: bool = True) -> None:
-        self.as_json = as_json
+    def __init__(self, *, as_json: bool = False, active: bool = True, quiet: bool = False) -> None:
+        self.as_json, self.quiet = as_json, quiet
         self._active = active
-        self._gives_result = as_json and active
+        self._concludes = active
         self.console = Console(stderr=as_json, quiet=not active, highlight=False, soft_wrap=True, emoji=False)
         if not self.console.is_terminal:
             self.console.width = _PLAIN_WIDTH  # tables in a log file need not fit 80 columns
         self._log: TextIO | None = None
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
+        self._view: LiveView | None = None
         self._started, self._noun = time.monotonic(), "step"
 
     def log_to(self, file: Path) -> None:
@@ -44,68 +45,106 @@ class Reporter:
             self._log = file.open("a", encoding="utf-8")
 
     def say(self, text: str, style: str | None = None) -> None:
-        self.console.print(text, style=style, markup=False)
+        if not self.quiet:
+            self._print(text, style)
         self._to_log(text)
+
+    def warn(self, text: str) -> None:
+        self._print(f"warning: {text}", "yellow")
+        self._to_log(f"warning: {text}")
+
+    def conclude(self, text: str, style: str | None = None) -> None:
+        """The last line of a command, which `quiet` prints, too."""
+        if self._concludes:
+            self._print(text, style)
+            self._to_log(text)
+        else:
+            self.say(text, style)
 
     def note(self, text: str) -> None:
         """To log.txt alone; the command line prints errors itself."""
         self._to_log(text)
 
     def without_result(self) -> "Reporter":
-        """A reporter with the same voice that prints no JSON document and keeps its own log."""
-        other = Reporter(as_json=self.as_json, active=self._active)
-        other._gives_result = False
+        """A reporter with the same voice for a stage within a command: it has no JSON document and no last line, and
+        keeps its own log."""
+        other = Reporter(as_json=self.as_json, active=self._active, quiet=self.quiet)
+        other._concludes = False
         return other
 
-    def warn(self, text: str) -> None:
-        self.say(f"warning: {text}", style="yellow")
-
     def table(self, table: Table) -> None:
-        self.console.print(table)
+        if not self.quiet:
+            self.console.print(table)
         if self._log is not None:
             Console(file=self._log, width=_PLAIN_WIDTH, highlight=False, emoji=False).print(table)
 
     def start(self, title: str, total: int, done: int = 0, *, noun: str = "step") -> Self:
         """Begin a progress display that counts `noun`s; use as a context manager."""
         self._started, self._noun = time.monotonic(), noun
-        if self.console.is_terminal and self._active:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._progress = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=self.console)
-            self._task = self._progress.add_task(title, total=total, completed=done, numbers="")
+        # Not on a dumb terminal: it cannot move its cursor back.
+        if self.console.is_interactive and self._active and not self.quiet and total > 0:
+            self._view = LiveView(self.console, title, total, done, noun=noun, owns_stdout=not self.as_json)
         return self
 
     def __enter__(self) -> Self:
-        if self._progress is not None:
-            self._progress.start()
+        if self._view is not None:
+            self._view.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = self._task = None
+        if self._view is not None:
+            self._view.stop()
+            self._view = None
 
-    def advance(self, step: int, total: int, numbers: Mapping[str, float | str], *, log: bool) -> None:
-        """Show step `step` of `total`. Without a terminal, and in log.txt, a line where `log` says so."""
-        texts = [f"{n} {value if isinstance(value, str) else f'{value:.4g}'}" for n, value in numbers.items()]
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=step, total=total, numbers="  ".join(texts))
+    def advance(
+        self,
+        step: int,
+        total: int,
+        numbers: Mapping[str, float | str],
+        *,
+        log: bool,
+        live: Mapping[str, float | str] | None = None,
+        line: str | None = None,
+    ) -> None:
+        """Show step `step` of `total`. Without a live view, and in log.txt, a line where `log` says so.
+
+        Args:
+            live: what the live view shows beside `numbers`.
+            line: in place of the usual one.
+        """
+        if self._view is not None:
+            self._view.update(step, total, {**numbers, **(live or {})})
         if log:
-            line = "  ".join([f"{self._noun} {step}/{total}", *texts, f"{time.monotonic() - self._started:.0f} s"])
-            if self._progress is None:
-                self.console.print(line, markup=False)
+            texts = [f"{name} {shown(value)}" for name, value in numbers.items()]
+            seconds = f"{time.monotonic() - self._started:.0f} s"
+            line = line or "  ".join([f"{self._noun} {step}/{total}", *texts, seconds])
+            if self._view is None and not self.quiet:
+                self._print(line)
             self._to_log(line)
+
+    def notice(self, text: str) -> bool:
+        """Show `text` in the live view, if there is one; returns whether. Safe in a signal handler."""
+        if self._view is None:
+            return False
+        self._view.notice(text)
+        return True
 
     def result(self, document: dict[str, Any]) -> bool:
         """The JSON document of the command, on stdout; only with `as_json`. Returns whether it was written."""
-        if self._gives_result:
+        gives_result = self.as_json and self._concludes
+        if gives_result:
             sys.stdout.write(json.dumps(encode(document), indent=2, allow_nan=False) + "\n")
             sys.stdout.flush()
-        return self._gives_result
+        return gives_result
 
     def close(self) -> None:
         if self._log is not None:
             self._log.close()
             self._log = None
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        # Text with a style, not print(style=...): that would colour the live view, too.
+        self.console.print(Text(text, style=style or ""))
 
     def _to_log(self, text: str) -> None:
         if self._log is None:

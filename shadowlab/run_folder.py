@@ -4,6 +4,7 @@ runs/NAME/{config.yaml, environment.json, stages.json, metrics.jsonl, log.txt,
            tensorboard/, checkpoints/, samples/, incidents/, reports/}
 """
 
+import difflib
 import fcntl
 import json
 import platform
@@ -245,6 +246,36 @@ def latest_training_run(config: Config, preset: str) -> str:
             f"--resume: no run of preset {preset} with a checkpoint in {config.output_dir}/; name it with --run"
         )
     return newest.parents[2].name
+
+
+def run_places(path: str, output_dir: str | None = None) -> tuple[Path, Path]:
+    """Where to look for what a user names by a path, or by a name below `output_dir`."""
+    return Path(path).expanduser(), Path(output_dir or Config().output_dir) / path
+
+
+def find_run(path: str, output_dir: str | None = None) -> RunFolder:
+    """The run with records that `path` names: a run folder, its metrics.jsonl, or a name below `output_dir`.
+
+    Raises:
+        UserError: there is none, or it has no records.
+    """
+    given, below = run_places(path, output_dir)
+    for place in (given.parent if given.name == "metrics.jsonl" else given, below):
+        run = RunFolder(place)
+        if run.metrics.is_file():
+            return run
+        if (place / "config.yaml").is_file():
+            raise UserError(
+                f"{place}: has no metrics.jsonl: it came to no training step (overfit and train write it, one line a "
+                "step)"
+            )
+    if given.exists():
+        raise UserError(f"{given}: not a run folder (no metrics.jsonl)")
+    runs = Path(output_dir or Config().output_dir)
+    names = [file.parent.name for file in runs.glob("*/metrics.jsonl")]
+    close = difflib.get_close_matches(path, names, 1)
+    hint = f"; did you mean `{close[0]}`?" if close else f"; `ls {runs}` shows the runs there are"
+    raise UserError(f"{path}: no such run, here or in {runs}/{hint}")
 
 
 def environment(config: Config) -> dict[str, Any]:

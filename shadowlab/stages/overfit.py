@@ -92,7 +92,7 @@ def run_overfit(config: Config, run: RunFolder, processes: Processes, reporter: 
                     telemetry.write({"kind": "fixed_grid", "step": step, **result.numbers()})
                 numbers = {"loss": outcome.loss, "grad norm": outcome.grad_norm, "grid loss": result.loss}
                 numbers |= {"R^2": result.r2, "soft IoU": result.metrics["soft_iou"]}
-                reporter.advance(step, settings.max_steps, numbers, log=judged)
+                reporter.advance(step, settings.max_steps, numbers, log=judged, live=telemetry.live)
                 if judged and _meets(result, config):
                     break
         picture = comparison_grid(batch, task.target(batch), result.prediction, max_rows=settings.num_samples)

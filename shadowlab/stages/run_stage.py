@@ -73,7 +73,7 @@ def finish_stage(
         failure = StageFailedError(result.message)
         failure.reported = told  # one JSON document, not two
         raise failure
-    reporter.say(f"{name}: {'nothing to do' if result.idle else 'passed'} ({run.path})", style="bold green")
+    reporter.conclude(f"{name}: {'nothing to do' if result.idle else 'passed'} ({run.path})", style="bold green")
     return result
 
 

@@ -119,7 +119,10 @@ def run_train(
     try:
         data_wait = DataWait(config, reporter)
         first_result = result = _validate(grid, trainee, telemetry, reporter, run, step, write=fresh)
-        with reporter.start("train", settings.max_steps, step), Interruption(speaks=processes.is_main) as interruption:
+        with (
+            reporter.start("train", settings.max_steps, step),
+            Interruption(speaks=processes.is_main, show=reporter.notice) as interruption,
+        ):
             while step < settings.max_steps:
                 started = time.perf_counter()
                 processes.at("reading data")
@@ -142,7 +145,7 @@ def run_train(
                 if trainee.watch.num_skipped:
                     numbers["skipped"] = trainee.watch.num_skipped
                 logged = step % settings.log_every == 0
-                reporter.advance(step, settings.max_steps, numbers, log=logged)
+                reporter.advance(step, settings.max_steps, numbers, log=logged, live=telemetry.live)
                 if logged:
                     data_wait.end_window()
                 if stopping:

@@ -13,6 +13,7 @@ from diagnostics.verdict import Verdict
 from shadowlab.config import Config
 from shadowlab.errors import UserError
 from shadowlab.reporter import Reporter
+from shadowlab.run_folder import run_places
 from shadowlab.stages.counterfactuals import (
     FINITE,
     NOT_RUN,
@@ -41,8 +42,8 @@ def find_incident(path: str, output_dir: str | None = None) -> Path:
         UserError: there is none; names the runs beside it that have one.
     """
     runs = Path(output_dir or Config().output_dir)
-    given = Path(path).expanduser()
-    for place in (given, runs / path):
+    given, below = run_places(path, output_dir)
+    for place in (given, below):
         if (place / "verdict.json").is_file():
             return place
         folder = place if place.name == "incidents" else place / "incidents"

@@ -4,13 +4,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
 _ONE_PRESS_SECONDS = 0.5  # a launcher passes the terminal's signal on to processes that had it already
-_NOTICE = b"\nstopping: this step is finished, then saved; Ctrl-C (again) ends at once without saving\n"
+_NOTICE = "stopping: this step is finished, then saved; Ctrl-C (again) ends at once without saving"
 
 
 @contextmanager
@@ -42,11 +42,12 @@ class Interruption:
 
     Args:
         speaks: whether this process tells the user that it has heard.
+        show: puts the words where a live view would draw over a line; returns whether it did. Called in the handler.
     """
 
-    def __init__(self, *, speaks: bool) -> None:
+    def __init__(self, *, speaks: bool, show: Callable[[str], bool] | None = None) -> None:
         self.asked = False
-        self._speaks = speaks
+        self._speaks, self._show = speaks, show
         self._first_at = 0.0
         self._before: dict[int, Any] = {}
 
@@ -64,7 +65,7 @@ class Interruption:
         now = time.monotonic()
         if not self.asked:
             self.asked, self._first_at = True, now
-            if self._speaks:
-                os.write(2, _NOTICE)  # not print: the signal may have come in the middle of one
+            if self._speaks and not (self._show is not None and self._show(_NOTICE)):
+                os.write(2, f"\n{_NOTICE}\n".encode())  # not print: the signal may have come in the middle of one
         elif number == signal.SIGINT and now - self._first_at > _ONE_PRESS_SECONDS:
             raise KeyboardInterrupt

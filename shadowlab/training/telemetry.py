@@ -1,8 +1,9 @@
 """Training steps under observation: metrics.jsonl first, TensorBoard from the same record."""
 
 import fnmatch
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -34,6 +35,10 @@ class Telemetry:
         resumed_at: steps done before; records of later steps in existing files are dropped.
 
     Every rank measures (hooks must not differ between ranks); only the first writes.
+
+    Attributes:
+        live: what a live view shows of the last step beside loss and gradient norm; the headroom is that of the last
+            step with statistics.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class Telemetry:
         trainee.watch.incidents = run.path / "incidents"
         trainee.watch.on_trip = partial(trainee.processes.expect_delay, _INCIDENT_SECONDS)
         self._parameters = ParameterStatistics(trainee.unet)
+        self.live: dict[str, float | str] = {}
         self._writer: RecordWriter | None = None
         self._view: TensorBoardView | None = None
         if trainee.processes.is_main:
@@ -116,6 +122,7 @@ class Telemetry:
         if _is_due(number, self._config.histograms_every):
             record["histograms"] = self._histograms()
         self.write(record)
+        self._show(record)
         return outcome
 
     def write_header(self, *, num_samples: int, num_parameters: int) -> None:
@@ -143,6 +150,15 @@ class Telemetry:
             self._writer.close()
             self._view.close()
 
+    def _show(self, record: Mapping[str, Any]) -> None:
+        self.live |= {"lr": record["learning_rate"], "memory": f"{record['memory_gib']:.2f} GiB"}
+        if record["num_skipped"]:
+            self.live["skipped"] = record["num_skipped"]
+        lowest = lowest_headroom(record.get("layers", {}))
+        if lowest is not None:
+            layer, bits = lowest
+            self.live["lowest headroom"] = f"{bits:.1f} bits in {layer} at step {record['step']}"
+
     def _clipped(self, grad_norm: float) -> float:
         limit = self._trainee.learning_rate_config.max_grad_norm
         return grad_norm if limit is None else min(grad_norm, limit)
@@ -162,6 +178,13 @@ class Telemetry:
                 if parameter.grad is not None:
                     content[f"histogram_gradient/{name}"] = asdict(histogram(whole(parameter.grad, like=parameter)))
         return content
+
+
+def lowest_headroom(layers: Mapping[str, Mapping[str, Mapping[str, float]]]) -> tuple[str, float] | None:
+    """Of a record's layers, the one whose output comes nearest to its dtype's largest number, with the distance in
+    bits; NaN before any number. None where no layer was measured."""
+    found = [(name, parts["activation"]["headroom_bits"]) for name, parts in layers.items() if "activation" in parts]
+    return min(found, key=lambda one: -math.inf if math.isnan(one[1]) else one[1], default=None)
 
 
 def _by_quarter(sample_losses: Sequence[tuple[float, float]]) -> dict[str, float]:

@@ -1,0 +1,46 @@
+"""Views of what a run recorded."""
+
+from typing import Annotated
+
+import typer
+
+from cli.options import Json
+
+
+def inspect(
+    run: Annotated[str, typer.Argument(help="A run folder, or the name of one below runs/.")],
+    by: Annotated[
+        str | None,
+        typer.Option(
+            help="Statistic: norm, mean, std, max_abs, fraction_zero, num_nonfinite or headroom of activations, "
+            "gradient.NAME for gradients, parameter.gradient_norm, update_ratio.",
+            show_default="headroom; norm with --against",
+        ),
+    ] = None,
+    step: Annotated[int | None, typer.Option(help="Step to look at.", show_default="the last with statistics")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Layers to show.")] = 15,
+    layers: Annotated[
+        list[str] | None, typer.Option(help="Shell pattern over names, such as 'mid_block.*'; may be given again.")
+    ] = None,
+    ascending: Annotated[
+        bool | None,
+        typer.Option(
+            "--ascending/--descending", help="Order.", show_default="smallest first for headroom, else largest"
+        ),
+    ] = None,
+    over_time: Annotated[str | None, typer.Option(metavar="LAYER", help="The curve of this layer alone.")] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Hold another run against it: where do they part?")
+    ] = None,
+    rtol: Annotated[
+        float, typer.Option(help="With --against: relative difference up to which numbers count as equal.")
+    ] = 1e-4,
+    as_json: Json = False,
+) -> None:
+    """Browse a run's layers by any statistic at any step, NaN first."""
+    from shadowlab.reporter import Reporter
+    from shadowlab.run_folder import find_run
+    from shadowlab.views.inspect import Query, run_inspect
+
+    query = Query(by, step, top, tuple(layers or ()), ascending, over_time, rtol)
+    run_inspect(find_run(run), None if against is None else find_run(against), query, Reporter(as_json=as_json))

@@ -1,0 +1,153 @@
+"""`shadowlab inspect` as a user meets it."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cli.main import app
+from tests.views.records import step, write_run
+
+LAYERS = {"conv_in": 1.0, "mid_block.attention": 40.0, "conv_out": 2.0}
+
+
+@pytest.fixture(autouse=True)
+def _two_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    header = {"kind": "header", "stage": "train", "precision": "fp16"}
+    sound = [header, *(step(i, LAYERS) for i in (1, 2, 4))]
+    write_run(Path("runs/sound"), sound, cut=True)
+    hurt = step(4, LAYERS | {"mid_block.attention": math.nan})
+    hurt["layers"]["conv_out"]["activation"]["headroom_bits"] = 0.5
+    incident = {"kind": "incident", "step": 5, "verdict": {}}
+    write_run(Path("runs/hurt"), [header, step(1, LAYERS), step(2, LAYERS), hurt, incident])
+
+
+def shadowlab(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["inspect", *arguments])
+
+
+def rows(result: Result) -> list[list[str]]:
+    assert result.exit_code == 0, result.output
+    return [line.split() for line in result.stdout.splitlines() if line.strip()[:1].isdigit()]
+
+
+def error_line(result: Result) -> str:
+    assert result.exit_code == 2
+    [line] = result.stderr.splitlines()
+    assert line.startswith("error: ") and "Traceback" not in result.output
+    return line.removeprefix("error: ")
+
+
+def test_the_layers_with_the_least_headroom_at_the_last_step() -> None:
+    result = shadowlab("hurt", "--top", "2")
+    assert "hurt: train in fp16, 3 steps, the last 4, 3 with statistics (1 to 4); step 5 met NaN" in result.stdout
+    assert "activation.headroom_bits at step 4, 2 of 3 layers" in result.stdout
+    assert [row[:4] for row in rows(result)] == [["3", "conv_out", "0.5", "██▁"], ["1", "conv_in", "100", "▄▄▄"]]
+
+
+def test_nan_is_the_first_row() -> None:
+    found = rows(shadowlab("runs/hurt", "--by", "norm"))
+    assert found[0][:4] == ["2", "mid_block.attention", "nan", "▄▄N"]
+    assert [row[1] for row in found[1:]] == ["conv_out", "conv_in"]
+    assert rows(shadowlab("hurt", "--by", "norm", "--step", "2", "--ascending"))[0][1] == "conv_in"
+
+
+def test_a_half_written_run_and_parameters() -> None:
+    [row] = rows(shadowlab("runs/sound/metrics.jsonl", "--by", "update_ratio", "--layers", "mid*"))
+    assert row[:3] == ["2", "mid_block.attention.weight", "0.04"]
+
+
+def test_json_holds_what_the_table_leaves_out() -> None:
+    result = shadowlab("hurt", "--by", "max_abs", "--json")
+    document = json.loads(result.stdout)
+    assert (document["statistic"], document["step"], document["num_ranked"]) == ("activation.max_abs", 4, 3)
+    first = document["rows"][0]
+    assert (first["name"], first["value"], first["curve"]) == (
+        "mid_block.attention",
+        "NaN",
+        [[1, 20], [2, 20], [4, "NaN"]],
+    )
+    assert first["gradient"]["std"] == 1.0
+    assert "activation.max_abs at step 4" in result.stderr
+
+
+def test_one_layer_over_time() -> None:
+    result = shadowlab("hurt", "--by", "norm", "--over-time", "attention")
+    assert "activation.norm of mid_block.attention\n  ▄▄N\n" in result.stdout
+    for line in (
+        "first  40 at step 1",
+        "last   nan at step 4",
+        "max    40 at step 1",
+        "1 of 3 not finite, the first at",
+    ):
+        assert line in result.stdout
+    document = json.loads(shadowlab("hurt", "--by", "norm", "--over-time", "attention", "--json").stdout)
+    assert document["over_time"][0]["first_nonfinite"] == 4
+
+
+def test_where_two_runs_part() -> None:
+    result = shadowlab("sound", "--against", "hurt")
+    assert "step 4, activation.norm of mid_block.attention: 40 and nan (not comparable)" in result.stdout
+    assert "over 3 steps that both measured" in result.stdout
+    assert "activation.norm at step 4: 1 of 3 layers differ" in result.stdout
+    assert rows(result) == [["2", "mid_block.attention", "40", "nan", "not", "comparable"]]
+    document = json.loads(shadowlab("sound", "--against", "hurt", "--json").stdout)
+    assert document["first_difference"]["step"] == 4 and document["first_difference"]["relative"] == "Infinity"
+    assert document["num_beyond"] == 1
+    same = shadowlab("sound", "--against", "hurt", "--step", "2")
+    assert "activation.norm at step 2: 3 layers, all equal" in same.stdout
+    assert "no difference beyond 0.0001" in shadowlab("sound", "--against", "runs/sound").stdout
+
+
+def test_layers_of_one_run_alone_are_named() -> None:
+    write_run(Path("runs/new"), [step(1, {"conv_in": 1.0, "added": 1.0})])
+    text = shadowlab("sound", "--against", "new").stdout
+    assert "in sound alone: 2: mid_block.attention, conv_out" in text
+    assert "in new alone: 1: added" in text
+
+
+def test_an_overfit_of_one_step_in_a_narrow_terminal(tmp_path: Path) -> None:
+    """40 columns: names are folded, curves and the other statistics left out, and no line of the table is broken."""
+    write_run(tmp_path / "elsewhere", [step(1, {"mid_block.attention.to_out": 1.0}, kind="overfit")])
+    narrow = {"COLUMNS": "40", "FORCE_COLOR": "1", "TERM": "xterm"}
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "elsewhere")], env=narrow)
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in result.stdout.splitlines()]
+    assert "overfit, 1 step, the last 1, 1 with statistics" in lines[0]
+    table = [line for line in lines[2:] if line.strip()]
+    assert table and max(map(len, table)) <= 40
+    assert table[2].split() == ["1", "mid_block.attention.to_", "100"] and table[3].split() == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["snd"], ["snd: no such run, here or in runs/", "did you mean `sound`?"]),
+        (["."], ["not a run folder (no metrics.jsonl)"]),
+        (["sound", "--against", "zzzzzz"], ["zzzzzz: no such run", "`ls runs`"]),
+        (["sound", "--by", "nrm"], ["--by nrm", "activation.norm", "parameter.update_ratio"]),
+        (["sound", "--step", "3"], ["--step 3", "the nearest that has is 2"]),
+        (["sound", "--layers", "nothing*"], ["--layers nothing*: matches none of 3 layers"]),
+        (["sound", "--over-time", "conv", "--by", "norm"], ["means 2 layers", "conv_in, conv_out"]),
+        (["sound", "--over-time", "conv_in", "--step", "2"], ["--over-time", "leave --step out"]),
+        (["sound", "--against", "hurt", "--ascending"], ["--against", "--ascending"]),
+        (["sound", "--against", "hurt", "--rtol", "nan"], ["--rtol nan"]),
+        (["unmeasured"], ["no step has statistics", "diagnostics.statistics_every"]),
+        (["begun"], ["begun: has no metrics.jsonl"]),
+        (["fallen"], ["holds no training step", "step 1 met NaN or Inf: shadowlab why runs/fallen"]),
+        (["damaged"], ["damaged/metrics.jsonl:1: not a JSON record"]),
+    ],
+)
+def test_what_is_wrong_is_one_line(arguments: list[str], words: list[str]) -> None:
+    write_run(Path("runs/unmeasured"), [{"kind": "train", "step": 1, "loss": 1.0}])
+    write_run(Path("runs/fallen"), [{"kind": "incident", "step": 1, "verdict": {}}])
+    write_run(Path("runs/begun"), [])
+    Path("runs/begun/metrics.jsonl").unlink()
+    write_run(Path("runs/damaged"), [])
+    Path("runs/damaged/metrics.jsonl").write_text("{oops}\n{}\n")
+    line = error_line(shadowlab(*arguments))
+    for word in words:
+        assert word in line

@@ -1,0 +1,51 @@
+"""What a live view is given."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from shadowlab.reporter import Reporter
+from shadowlab.run_folder import RunFolder
+from shadowlab.stages.overfit import run_overfit
+from shadowlab.training.processes import SingleProcess
+from shadowlab.training.telemetry import lowest_headroom
+from tests import tiny
+from tests.screen import screen, terminal
+
+
+def layer(bits: float) -> dict[str, dict[str, float]]:
+    return {"activation": {"headroom_bits": bits}}
+
+
+@pytest.mark.parametrize(
+    ("layers", "name"),
+    [
+        ({"a": layer(3.0), "b": layer(1.0), "c": layer(2.0)}, "b"),
+        ({"a": layer(1.0), "b": layer(-math.inf)}, "b"),
+        ({"a": layer(-math.inf), "b": layer(math.nan), "c": layer(-5.0)}, "a"),  # the first of the two in order
+        ({"a": layer(1.0), "b": layer(math.nan)}, "b"),
+        ({"a": layer(math.inf)}, "a"),
+        ({"a": {"gradient": {"headroom_bits": 1.0}}, "b": layer(2.0)}, "b"),
+    ],
+)
+def test_the_layer_that_overflows_next(layers: dict[str, dict[str, dict[str, float]]], name: str) -> None:
+    found = lowest_headroom(layers)
+    assert found is not None and found[0] == name
+
+
+def test_no_layer_has_no_headroom() -> None:
+    assert lowest_headroom({}) is None
+
+
+def test_a_stage_shows_headroom_memory_and_rate(stage_folder: dict[str, Path], tmp_path: Path) -> None:
+    """Statistics at steps 1 and 2, none at step 3: the headroom of step 2 stays."""
+    config = tiny.stage_config(stage_folder, tmp_path, "overfit.max_steps=3", "diagnostics.statistics_every=2")
+    reporter = Reporter()
+    reporter.console = terminal(100)
+    run_overfit(config, RunFolder.create(config, "run"), SingleProcess(torch.device("cpu")), reporter)
+    shown = "\n".join(screen(reporter.console))
+    assert "step 3/3" in shown and "GiB" in shown and "lr " in shown
+    [line] = [line for line in shown.splitlines() if "lowest headroom" in line]
+    assert " bits in " in line and "at step 2 " in line
