@@ -56,10 +56,11 @@ def saved_tensors(run: RunFolder, step: int) -> dict[str, Tensor]:
 
 
 def numbers(run: RunFolder) -> list[dict[str, Any]]:
-    """Records without what time decides."""
+    """Records by step, without what time and the process decide."""
     return [
-        {key: value for key, value in record.items() if not key.endswith(("_seconds", "_share"))}
+        {key: value for key, value in record.items() if not key.endswith(("_seconds", "_share", "_gib"))}
         for record in read_records(run.metrics)
+        if "step" in record
     ]
 
 
