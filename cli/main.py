@@ -34,7 +34,7 @@ bench_app = typer.Typer(
 for stage in (stages.check_forward, stages.check_precision, stages.overfit, stages.train, stages.plan):
     app.command(stage.__name__.replace("_", "-"), cls=Command)(reports_errors(with_request(stage)))
 for group, commands in {
-    app: (findings.why, findings.drill, data.train_vae),
+    app: (findings.why, findings.health, findings.drill, data.train_vae),
     data_app: (data.render, data.check),
     bench_app: (bench.faults, bench.overhead, bench.step, bench.memory),
 }.items():
