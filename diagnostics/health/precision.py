@@ -73,7 +73,7 @@ def _falling(table: LayerTable, part: str, bits: Tensor, steps: Tensor) -> list[
     span = steps[-1] - torch.where(known, steps, steps[-1]).amin(1)
     found = (count >= MIN_POINTS) & known[:, -1] & (torch.minimum(now, last) < LOW_BITS)
     found &= (-slope * span >= MIN_FALL) & (fit >= MIN_FIT)
-    rows = [int(row) for row in last.argsort() if found[row]]
+    rows = sorted(found.nonzero().flatten().tolist(), key=last.tolist().__getitem__)
     findings = []
     step = int(steps[-1])
     for row in rows:
@@ -127,13 +127,9 @@ def nonfinite(history: History) -> list[Finding]:
 
 
 def _bad_numbers(record: Mapping[str, Any]) -> list[str]:
-    return [
-        key
-        for key, value in record.items()
-        if (key in ("loss", "grad_norm") or key.startswith("loss_t"))
-        and isinstance(value, float)
-        and not math.isfinite(value)
-    ]
+    """Of an evaluation the losses at each t, too."""
+    keys = ["loss", "grad_norm"] if "grad_norm" in record else [key for key in record if key.startswith("loss")]
+    return [key for key in keys if not math.isfinite(record.get(key, 0.0))]
 
 
 def _of_incident(record: Mapping[str, Any]) -> Finding:

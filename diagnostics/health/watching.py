@@ -1,5 +1,6 @@
 """The rules that foretell trouble, asked while a run is under way."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,14 +50,13 @@ class _RecentHistory(History):
         self._cells, self._there = self._cells.roll(-1, -1), self._there.roll(-1, -1)
         self._cells[..., -1], self._there[..., -1] = torch.nan, False
         rows = torch.tensor([self._rows[name] for name in layers])
+        absent = dict.fromkeys(_STATISTICS, math.nan)
         for number, part in enumerate(PARTS):
-            found = [parts.get(part) for parts in layers.values()]
-            there = torch.tensor([one is not None for one in found])
-            values = [[one[key] for key in _STATISTICS] for one in found if one is not None]
-            self._there[number, rows, -1] = there
-            self._cells[number, :, rows[there], -1] = (
-                torch.tensor(values, dtype=torch.float64).reshape(-1, len(_STATISTICS)).T
-            )
+            found = [parts.get(part, absent) for parts in layers.values()]
+            self._there[number, rows, -1] = torch.tensor([one is not absent for one in found])
+            for place, key in enumerate(_STATISTICS):
+                values = torch.tensor([one[key] for one in found], dtype=torch.float64)
+                self._cells[number, place, rows, -1] = values
 
     def layers(self, statistic: str, part: str = "activation") -> LayerTable:
         used = len(self._columns)
@@ -75,7 +75,7 @@ def _norm(record: Mapping[str, Any]) -> float:
 class HealthWatch:
     """Asks `LIVE_RULES` about the records of a run that is under way; each finding is told once.
 
-    Nothing but the records is read: no tensor of the model, no random number. 5 ms for 800 layers on one CPU core, in
+    Nothing but the records is read: no tensor of the model, no random number. 9 ms for 800 layers on one CPU core, in
     steps with statistics and in steps that the gradient scaler skipped; a copy of a few numbers in others.
 
         health = HealthWatch("train")
