@@ -52,7 +52,8 @@ def exploding(history: History) -> list[Finding]:
     hits = [i for i in high.nonzero().flatten().tolist() if not _fell(losses, i, int(until[i]))]
     if not hits:
         return []
-    first, lasts = hits[0], hits[-1] == len(norms) - 1
+    first = hits[0]
+    lasts = bool(recent[-1] > EXPLODED * largest[first])
     return [
         Finding(
             "exploding-gradients",

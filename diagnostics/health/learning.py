@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from diagnostics.health.rule import Finding, Severity, number, rule
+from diagnostics.health.rule import Finding, number, rule
 from diagnostics.history import History
 
 RECENT = 5  # records with statistics
@@ -113,16 +113,14 @@ def lost_updates(history: History) -> list[Finding]:
         numbers = [record["parameters"].get(name, {}) for record in kept]
         if all(one.get("update_ratio") == 0 and _arrived(one.get("gradient_norm")) for one in numbers):
             lost.append((name, numbers[-1]["gradient_norm"]))
-    severity: Severity = "alarm" if len(lost) >= MOST * len(names) else "warning"
+    evidence = f"in the last {RECENT} records, with gradients of norm"
+    advice = "keep the weights in float32 (autocast computes in half precision), or raise the learning rate"
+    if lost and len(lost) >= MOST * len(names):
+        norms = sorted(norm for _, norm in lost)
+        evidence = f"{len(lost)} of {len(names)} parameters did not move {evidence} {number(norms[len(norms) // 2])}"
+        return [Finding("lost-updates", "alarm", step, evidence, advice)]
     return [
-        Finding(
-            "lost-updates",
-            severity,
-            step,
-            f"no weight moved in the last {RECENT} records, with gradients of norm {number(norm)}",
-            "keep the weights in float32 (autocast computes in half precision), or raise the learning rate",
-            parameter=name,
-        )
+        Finding("lost-updates", "warning", step, f"did not move {evidence} {number(norm)}", advice, parameter=name)
         for name, norm in lost
     ]
 

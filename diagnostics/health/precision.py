@@ -98,7 +98,7 @@ def _falling(table: LayerTable, part: str, bits: Tensor, steps: Tensor) -> list[
 @rule(
     "non-finite",
     threshold="any NaN or Inf in loss, gradient norm, evaluation, activations or gradients; not: gradients of a step "
-    "that the gradient scaler skipped; layers that never were finite while the loss always was",
+    "that the gradient scaler skipped; layers that never were finite, and met a finite loss so",
     source="skipped steps are how dynamic loss scaling works: Micikevicius et al. 2018 (arXiv 1710.03740), "
     "NVIDIA/apex#864; attention masks hold -inf by design: google/flax#4093",
     live=True,
@@ -146,12 +146,16 @@ def _of_incident(record: Mapping[str, Any]) -> Finding:
 
 
 def _first_bad_layer(table: LayerTable, part: str, skipped: set[int], sound: set[int]) -> list[Finding]:
+    if not table.steps:
+        return []
     counts = table.values.where(table.present, 0.0)
     if part == "gradient":
         counts = counts * torch.tensor([float(step not in skipped) for step in table.steps])
     bad = counts != 0  # NaN counts as bad
-    of_sound_steps = torch.tensor([step in sound for step in table.steps], dtype=torch.bool)
-    by_design = (bad & of_sound_steps | ~table.present).all(1)  # a mask, from the first record on
+    begins_sound = torch.tensor([step in sound for step in table.steps], dtype=torch.bool)[
+        table.present.int().argmax(1)
+    ]
+    by_design = (bad | ~table.present).all(1) & begins_sound  # a mask, from its first record on
     bad &= ~by_design[:, None]
     columns = bad.any(0).nonzero().flatten().tolist()
     if not columns:
