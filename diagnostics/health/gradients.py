@@ -89,7 +89,7 @@ def _grown_most(table: LayerTable, step: int) -> str | None:
     threshold=f"in each of the last {RECENT} records with statistics (of {MIN_RECORDS} at least): a layer's gradient, "
     f"as a multiple of the median layer's, is below {VANISHED:g} of what it was in the first half of the records; or "
     f"the first quarter of {MIN_DEPTH} or more layers gets less than {VANISHED_IN_DEPTH:g} of the last quarter's",
-    source="Glorot and Bengio 2010 (AISTATS 9, figures 6 and 7: gradients of the same variance in every layer); "
+    source="Glorot and Bengio 2010 (AISTATS 9, figure 7: gradients of the same variance in every layer); "
     "Pascanu et al. 2013 (arXiv 1211.5063)",
 )
 def vanishing(history: History) -> list[Finding]:

@@ -16,8 +16,8 @@ MIN_FALL = 0.01
     "no-response",
     threshold=f"in each of the last {NUM_SILENT} evaluations after step 0, a response_* (relative change of the output "
     f"when this condition alone is changed) is below {NO_RESPONSE:g}; alarm where it is 0",
-    source="a hundredth of 8-bit pictures' resolution; rounding in float32 alone is 1e-7. Conditions that are ignored: "
-    "Tasar et al. 2024 (arXiv 2412.11972) judge control by changing one light parameter at a time",
+    source="a fortieth of the step of an 8-bit picture, a thousand times float32's rounding; one condition is changed at "
+    "a time as in the control experiments of Tasar et al. 2024 (arXiv 2412.11972)",
 )
 def no_response(history: History) -> list[Finding]:
     """A model that ignores a condition can have a falling loss for as long as the average answer is good enough.

@@ -28,7 +28,7 @@ SKIP_WINDOW, SKIP_SHARE = 100, 0.25
     threshold=f"less than {LOW_BITS:g} bits (the largest value is within a factor of {2**LOW_BITS:g} of overflow) and "
     f"falling by {MIN_FALL:g} bits or more over the last {WINDOW} records with r^2 >= {MIN_FIT:g}; alarm below "
     f"{ALARM_BITS:g} bit",
-    source="float16 ends at 65504: Micikevicius et al. 2018 (arXiv 1710.03740); activations that grow until they do: "
+    source="float16 ends at 65504: Micikevicius et al. 2018 (arXiv 1710.03740); layers that got there: "
     "huggingface/transformers#9295, huggingface/diffusers#9096",
     live=True,
 )
@@ -98,7 +98,7 @@ def _falling(table: LayerTable, part: str, bits: Tensor, steps: Tensor) -> list[
 @rule(
     "non-finite",
     threshold="any NaN or Inf in loss, gradient norm, evaluation, activations or gradients; not: gradients of a step "
-    "that the gradient scaler skipped; layers that never were finite, and met a finite loss so",
+    "that the gradient scaler skipped; layers that were so from their first record on, with a finite loss",
     source="skipped steps are how dynamic loss scaling works: Micikevicius et al. 2018 (arXiv 1710.03740), "
     "NVIDIA/apex#864; attention masks hold -inf by design: google/flax#4093",
     live=True,
@@ -180,7 +180,7 @@ def _first_bad_layer(table: LayerTable, part: str, skipped: set[int], sound: set
     "scaler-collapse",
     threshold=f"{SKIPS_IN_A_ROW} steps skipped in a row, or a loss scale below {MIN_SCALE:g}: alarm; more than "
     f"{SKIP_SHARE:.0%} of the last {SKIP_WINDOW} steps skipped: warning",
-    source="openai/guided-diffusion#50, NVIDIA/apex#715; the scale falls from 2^16 to 2^8 at most when it is found: "
+    source="openai/guided-diffusion#50, NVIDIA/apex#715; finding the scale halves 2^16 a few times; "
     "Micikevicius et al. 2018 (arXiv 1710.03740) trained with 8 to 32768",
     live=True,
 )

@@ -113,7 +113,7 @@ def drifting(trainee: Trainee, batch: EncodedBatch) -> Iterator[EncodedBatch]:
             return original(x)
 
     with torch.no_grad():
-        layer.weight.mul_(2.0**10)  # where a long run would have got to
+        layer.weight.mul_(2.0**11)  # where a long run would have got to
     with patch.object(layer, "forward", in_half):
         yield batch
 

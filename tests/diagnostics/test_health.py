@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from diagnostics.health import RULES, Finding, HealthWatch, examine
+from diagnostics.health.watching import LIVE_RULES
 from diagnostics.history import History
 from diagnostics.records import encode
 from diagnostics.verdict import Verdict
@@ -492,6 +493,10 @@ def test_every_rule_says_when_why_and_whence() -> None:
     assert len({rule.name for rule in RULES}) == len(RULES)
     for rule in RULES:
         assert rule.threshold and len(rule.why) > 40 and len(rule.source) > 20, rule.name
+
+
+def test_the_rules_marked_as_live_are_those_that_are_asked() -> None:
+    assert {rule.name for rule in LIVE_RULES} == {rule.name for rule in RULES if rule.live}
 
 
 def test_alarms_come_first_and_rules_can_be_chosen() -> None:
