@@ -1,4 +1,4 @@
-"""What to do about NaN and Inf: why a run met them, and what each kind looks like."""
+"""What is wrong with a run: what its records show, why it met NaN and Inf, and what each kind looks like."""
 
 from typing import Annotated
 
@@ -26,6 +26,26 @@ def why(
 
     incident = find_incident(path)
     run_why(incident, Reporter(as_json=as_json), device=device, only=only or [], counterfactuals=not no_counterfactuals)
+
+
+def health(
+    run: Annotated[str | None, typer.Argument(help="A run folder, its name, or a metrics.jsonl.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Ask this rule alone; may be given again.")] = None,
+    show_rules: Annotated[bool, typer.Option("--list", help="List the rules with their thresholds.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Judge a run by its records: headroom, gradients, dead layers, data, memory. Exit code 1 for an alarm."""
+    from shadowlab.errors import UserError
+    from shadowlab.reporter import Reporter
+    from shadowlab.stages.health import find_metrics, find_rules, list_rules, run_health
+
+    reporter, rules = Reporter(as_json=as_json), find_rules(only or [])
+    if (run is None) != show_rules:
+        raise UserError("name a run, or give --list to see the rules; not both")
+    if run is None:
+        list_rules(rules, reporter)
+    elif not run_health(find_metrics(run), rules, reporter):
+        raise typer.Exit(1)
 
 
 def drill(

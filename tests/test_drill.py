@@ -7,16 +7,45 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from diagnostics import PHASES
-from shadowlab.drill.case import Drill
+from shadowlab.drill.case import Drill, Forecast
 from shadowlab.drill.cases import DRILLS
 from shadowlab.drill.run import run_drill
 
+LONG = ("drift",)
 
-@pytest.mark.parametrize("drill", DRILLS, ids=lambda drill: drill.name)
+
+@pytest.mark.parametrize(
+    "drill",
+    [pytest.param(d, id=d.name, marks=[pytest.mark.slow] if d.name in LONG else []) for d in DRILLS],
+)
 def test_the_verdict_names_the_injected_place(drill: Drill):
     result = run_drill(drill)
     assert result.passed, f"{result.misses}\n{result.error}"
     json.dumps(result.to_json(), allow_nan=False)
+
+    if drill.forecast is not None:
+        assert result.error is not None and result.error.verdict.step is not None
+        (warning,) = result.warnings  # one, of the layer that overflows
+        lead = result.error.verdict.step + 1 - warning.step
+        assert warning.layer == drill.forecast.layer and lead >= 20
+        assert abs(warning.predicted_step - result.error.verdict.step - 1) <= lead / 4
+
+
+@pytest.mark.parametrize(
+    ("warned_at", "predicted", "real", "words"),
+    [
+        (20, 40, 44, []),
+        (20, 38, 44, []),
+        (20, 37, 44, ["foretold for step 37, off by 7"]),
+        (30, 44, 44, ["the warning came 14 steps ahead, not 20"]),
+        (None, None, 44, ["no warning that conv will overflow"]),
+        (20, 40, None, ["no overflow"]),
+    ],
+)
+def test_a_late_or_wrong_forecast_fails_the_drill(
+    warned_at: int | None, predicted: int | None, real: int | None, words: list[str]
+):
+    assert Forecast("conv").misses(warned_at, predicted, real) == words
 
 
 def test_drills_cover_the_phases_of_a_step():

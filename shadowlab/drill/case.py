@@ -1,4 +1,4 @@
-"""One drill: what goes wrong, who met it first, and what the verdict must say."""
+"""One drill: what goes wrong, who met it first, what the verdict must say, and what must be foretold."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -15,11 +15,34 @@ Inject = Callable[[Trainee, EncodedBatch], AbstractContextManager[EncodedBatch]]
 
 
 @dataclass(frozen=True)
+class Forecast:
+    """What the health rules must say before the fault is there.
+
+    layer: where the overflow must be foretold. min_lead: steps from the first warning of it to the overflow.
+    tolerance: by which the foretold step may be off, as a share of those steps.
+    """
+
+    layer: str
+    min_lead: int = 20
+    tolerance: float = 0.25
+
+    def misses(self, warned_at: int | None, predicted_step: int | None, real_step: int | None) -> list[str]:
+        """What is wrong with a warning, in words. Steps count from 1; None: none was named."""
+        if warned_at is None or predicted_step is None or real_step is None:
+            return [f"no warning that {self.layer} will overflow" if warned_at is None else "no overflow"]
+        lead, off = real_step - warned_at, abs(predicted_step - real_step)
+        late = [f"the warning came {lead} steps ahead, not {self.min_lead}"] if lead < self.min_lead else []
+        allowed = self.tolerance * lead
+        return late + ([f"foretold for step {predicted_step}, off by {off}"] if off > allowed else [])
+
+
+@dataclass(frozen=True)
 class Drill:
     """inject: puts the fault in, gives the batch to train on, and takes the fault out again.
 
     expected: fields of the right verdict; None where nothing must be said. reference: public source of the cause.
-    num_steps: steps with the fault until it must have been found.
+    num_steps: steps with the fault until it must have been found. each_step: done before each of them.
+    forecast: what must be foretold; None where there is nothing to see before the fault.
     """
 
     name: str
@@ -32,6 +55,8 @@ class Drill:
     num_steps: int = 1
     num_healthy_steps: int = 1
     assignments: tuple[str, ...] = field(default=())  # of configuration keys, as --set takes them
+    each_step: Callable[[Trainee], None] | None = None
+    forecast: Forecast | None = None
 
     @property
     def origin(self) -> str | None:

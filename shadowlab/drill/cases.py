@@ -10,12 +10,13 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from shadowlab.drill.case import Drill
+from shadowlab.drill.case import Drill, Forecast
 from shadowlab.task import EncodedBatch
 from shadowlab.training import step
 from shadowlab.training.trainee import Trainee
 
 VICTIM = 2  # the sample that is hurt where one is
+DRIFTING = "up_blocks.1.resnets.0.conv1"  # a norm follows: neither loss nor gradients show that it grows
 ATTENTION = "mid_block.attentions.0.transformer_blocks.0.attn1"
 
 
@@ -100,6 +101,27 @@ def masked_row(trainee: Trainee, batch: EncodedBatch) -> Iterator[EncodedBatch]:
 
     with _hooked(trainee.unet.mid_block.resnets[0], change):
         yield batch
+
+
+@contextmanager
+def drifting(trainee: Trainee, batch: EncodedBatch) -> Iterator[EncodedBatch]:
+    layer = trainee.unet.get_submodule(DRIFTING)
+    original = layer.forward
+
+    def in_half(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.float16):  # this layer alone: the drill takes a tenth of the time
+            return original(x)
+
+    with torch.no_grad():
+        layer.weight.mul_(2.0**11)  # where a long run would have got to
+    with patch.object(layer, "forward", in_half):
+        yield batch
+
+
+def drift(trainee: Trainee) -> None:
+    """An eighth of a bit in every step."""
+    with torch.no_grad():
+        trainee.unet.get_submodule(DRIFTING).weight.mul_(2.0**0.125)
 
 
 # Loss and backward
@@ -275,6 +297,18 @@ DRILLS: tuple[Drill, ...] = (
         "Zhen-Dong/Magic-Me#14",
         masked_row,
         {"exception": "invalid", "cause": "masked_row", "samples": (VICTIM,)},
+    ),
+    Drill(
+        "drift",
+        "forward",
+        "float16 activations ahead of a norm grow by a twelfth in every step, unseen in the loss, until they overflow",
+        "huggingface/diffusers#9096",
+        drifting,
+        {"exception": "overflow", "cause": "overflow", "module": DRIFTING},
+        num_steps=60,
+        assignments=("diagnostics.statistics_every=2",),
+        each_step=drift,
+        forecast=Forecast(DRIFTING),
     ),
     Drill(
         "loss-weight",

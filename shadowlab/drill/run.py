@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from diagnostics import NonFiniteError
+from diagnostics.health import Finding, HealthWatch
+from diagnostics.health.precision import headroom
 from shadowlab.config_files import load_config
 from shadowlab.drill.case import Drill
 from shadowlab.drill.cases import DRILLS
@@ -18,6 +20,7 @@ from shadowlab.seeding import normal
 from shadowlab.task import EncodedBatch, ShadowTask
 from shadowlab.training.processes import SingleProcess
 from shadowlab.training.step import StepPlace, training_step
+from shadowlab.training.telemetry import layer_statistics
 from shadowlab.training.trainee import Trainee, build_trainee, build_unet
 
 _NUM_SAMPLES = 6  # like no dimension of a parameter
@@ -26,12 +29,14 @@ _SIDE = 8  # of the latents
 
 @dataclass(frozen=True)
 class DrillResult:
-    """error: what a failing run would print, None where no step failed. misses: what it has wrong."""
+    """error: what a failing run would print, None where no step failed. misses: what it has wrong.
+    warnings: what the health rules said before, of a drill that has a forecast."""
 
     drill: Drill
     error: NonFiniteError | None
     misses: tuple[str, ...]
     seconds: float
+    warnings: tuple[Finding, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -43,6 +48,7 @@ class DrillResult:
             "passed": self.passed,
             "misses": list(self.misses),
             "verdict": None if self.error is None else self.error.verdict.to_json(),
+            "warnings": [finding.to_json() for finding in self.warnings],
             "seconds": self.seconds,
         }
 
@@ -75,6 +81,8 @@ def report_drill(result: DrillResult, reporter: Reporter) -> None:
     reporter.say(f"drill {drill.name}: {drill.summary}")
     reporter.say(f"injected into phase {drill.phase}{where}; first met in {drill.reference}")
     reporter.say("")
+    for finding in result.warnings:
+        reporter.say(f"warning: step {finding.step}: {finding}", style="yellow")
     # As `cli.errors` prints what a stage raises.
     reporter.say("no error: every step went through" if result.error is None else f"error: {result.error}")
     reporter.say("")
@@ -88,21 +96,41 @@ def run_drill(drill: Drill) -> DrillResult:
     """Nothing is written, and global randomness is left alone."""
     started = time.perf_counter()
     error: NonFiniteError | None = None
+    warnings: list[Finding] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         trainee = _trainee(drill)
         batch = _batch()
+        health = HealthWatch("train")
         try:
-            _train(trainee, batch, range(drill.num_healthy_steps))
+            for number in range(drill.num_healthy_steps):
+                _step(trainee, batch, number)
             with drill.inject(trainee, batch) as hurt:
-                first = drill.num_healthy_steps
-                _train(trainee, hurt, range(first, first + drill.num_steps))
+                for number in range(drill.num_healthy_steps, drill.num_healthy_steps + drill.num_steps):
+                    if drill.each_step is not None:
+                        drill.each_step(trainee)
+                    record = _step(trainee, hurt, number)
+                    if drill.forecast is not None:
+                        warnings += health.add(record)
         except NonFiniteError as caught:
             error = caught
         finally:
             trainee.watch.detach()
-    misses = drill.misses(None if error is None else error.verdict)
-    return DrillResult(drill, error, tuple(misses), time.perf_counter() - started)
+    misses = drill.misses(None if error is None else error.verdict) + _missed_forecast(drill, warnings, error)
+    return DrillResult(drill, error, tuple(misses), time.perf_counter() - started, tuple(warnings))
+
+
+def _missed_forecast(drill: Drill, warnings: Sequence[Finding], error: NonFiniteError | None) -> list[str]:
+    if drill.forecast is None:
+        return []
+    own = [one for one in warnings if (one.rule, one.layer) == (headroom.name, drill.forecast.layer)]
+    others = sorted({one.place for one in warnings} - {drill.forecast.layer})
+    first = own[0] if own else None
+    real = None if error is None or error.verdict.step is None else error.verdict.step + 1
+    warned_at, predicted = (None, None) if first is None else (first.step, first.predicted_step)
+    return drill.forecast.misses(warned_at, predicted, real) + [
+        f"a warning about {place or 'the run'}" for place in others
+    ]
 
 
 def _trainee(drill: Drill) -> Trainee:
@@ -129,8 +157,18 @@ def _batch() -> EncodedBatch:
     )
 
 
-def _train(trainee: Trainee, batch: EncodedBatch, steps: Sequence[int]) -> None:
-    for number in steps:
-        first = number * _NUM_SAMPLES
-        at = batch.at_positions(torch.arange(first, first + _NUM_SAMPLES))
-        training_step(trainee, [at], StepPlace(number, first, _NUM_SAMPLES))
+def _step(trainee: Trainee, batch: EncodedBatch, number: int) -> dict[str, Any]:
+    """One training step; what the health rules read of its record."""
+    first = number * _NUM_SAMPLES
+    at = batch.at_positions(torch.arange(first, first + _NUM_SAMPLES))
+    scale = 1.0 if trainee.scaler is None else trainee.scaler.get_scale()  # before the step may change it
+    outcome = training_step(trainee, [at], StepPlace(number, first, _NUM_SAMPLES))
+    record: dict[str, Any] = {
+        "step": number + 1,
+        "loss": outcome.loss,
+        "grad_norm": outcome.grad_norm,
+        "skipped": outcome.skipped,
+    }
+    if trainee.watch.is_due(number):
+        record |= {"loss_scale": scale, "layers": layer_statistics(trainee.watch.layers, scale)}
+    return record

@@ -68,7 +68,7 @@ def run_overfit(config: Config, run: RunFolder, processes: Processes, reporter: 
     )
     unet = build_unet(config, task, processes.device)
     trainee = build_trainee(config, unet, processes, optimizer, settings.max_steps, ema_decay=None)
-    telemetry = Telemetry(run, trainee, config.diagnostics, kind="overfit")
+    telemetry = Telemetry(run, trainee, config.diagnostics, kind="overfit", warn=reporter.warn)
     num_parameters = sum(p.numel() for p in unet.parameters())
     telemetry.write_header(num_samples=settings.num_samples, num_parameters=num_parameters)
     reporter.say(

@@ -101,7 +101,7 @@ def run_train(
         num_workers=config.data.num_workers,
     )
     with processes.together():
-        telemetry = _telemetry(config, run, trainee, resumed_at=-1 if fresh else step)
+        telemetry = _telemetry(config, run, trainee, reporter, resumed_at=-1 if fresh else step)
     telemetry.write_header(num_samples=len(split.train), num_parameters=sum(p.numel() for p in unet.parameters()))
     if resume and processes.is_main:
         for change in changes(run.saved_config(), config):
@@ -211,9 +211,9 @@ def _on_all(text: str) -> UserError:
     return error
 
 
-def _telemetry(config: Config, run: RunFolder, trainee: Trainee, *, resumed_at: int) -> Telemetry:
+def _telemetry(config: Config, run: RunFolder, trainee: Trainee, reporter: Reporter, *, resumed_at: int) -> Telemetry:
     try:
-        return Telemetry(run, trainee, config.diagnostics, kind="train", resumed_at=resumed_at)
+        return Telemetry(run, trainee, config.diagnostics, kind="train", resumed_at=resumed_at, warn=reporter.warn)
     except (OSError, ValueError) as error:  # ValueError: a damaged line of metrics.jsonl; it names file and line
         raise UserError(" ".join(str(error).split())) from error
 

@@ -3,7 +3,7 @@
 import fnmatch
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -12,9 +12,11 @@ import psutil
 import torch
 from torch import Tensor
 
+from diagnostics.health import Finding, HealthWatch
 from diagnostics.nonfinite import NonFiniteError
 from diagnostics.parameters import ParameterStatistics, histogram
 from diagnostics.records import RecordWriter, encode
+from diagnostics.statistics import TensorStatistics
 from diagnostics.tensorboard import TensorBoardView
 from shadowlab.config import DiagnosticsConfig
 from shadowlab.run_folder import RunFolder
@@ -25,6 +27,7 @@ from shadowlab.training.step import StepOutcome, StepPlace, training_step
 from shadowlab.training.trainee import Trainee
 
 _INCIDENT_SECONDS = 3600.0  # a step that is looked into takes many times as long, and its evidence GiB
+_MAX_WARNINGS = 5  # of one step in words; the record has all
 
 
 class Telemetry:
@@ -33,6 +36,7 @@ class Telemetry:
     Args:
         kind: `overfit` or `train`; prefix of the scalars.
         resumed_at: steps done before; records of later steps in existing files are dropped.
+        warn: told what the health rules find while the run is under way, once by rule and layer.
 
     Every rank measures (hooks must not differ between ranks); only the first writes.
 
@@ -42,7 +46,14 @@ class Telemetry:
     """
 
     def __init__(
-        self, run: RunFolder, trainee: Trainee, config: DiagnosticsConfig, *, kind: str, resumed_at: int = 0
+        self,
+        run: RunFolder,
+        trainee: Trainee,
+        config: DiagnosticsConfig,
+        *,
+        kind: str,
+        resumed_at: int = 0,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         self._run, self._trainee, self._config, self._kind = run, trainee, config, kind
         trainee.watch.incidents = run.path / "incidents"
@@ -51,6 +62,7 @@ class Telemetry:
         self.live: dict[str, float | str] = {}
         self._writer: RecordWriter | None = None
         self._view: TensorBoardView | None = None
+        self._health, self._warn = HealthWatch(kind), warn
         if trainee.processes.is_main:
             self._writer = RecordWriter(run.metrics, keep_until_step=resumed_at)
             self._view = TensorBoardView(run.tensorboard, purge_step=resumed_at + 1 if resumed_at else None)
@@ -114,15 +126,14 @@ class Telemetry:
         if began is not None:
             record["data_wait_share"] = waited_seconds / (time.perf_counter() - began)
         if due:
-            record["layers"] = {
-                name: {kind: _unscaled(s.to_dict(), scale if kind == "gradient" else 1.0) for kind, s in kinds.items()}
-                for name, kinds in watch.layers.items()
-            }
+            record["layers"] = layer_statistics(watch.layers, scale)
             record["parameters"] = {n: asdict(p) for n, p in self._parameters.collect().items()}
         if _is_due(number, self._config.histograms_every):
             record["histograms"] = self._histograms()
         self.write(record)
         self._show(record)
+        if self._writer is not None:
+            self._tell(number, self._health.add(record))
         return outcome
 
     def write_header(self, *, num_samples: int, num_parameters: int) -> None:
@@ -158,6 +169,17 @@ class Telemetry:
         if lowest is not None:
             layer, bits = lowest
             self.live["lowest headroom"] = f"{bits:.1f} bits in {layer} at step {record['step']}"
+
+    def _tell(self, step: int, findings: Sequence[Finding]) -> None:
+        if not findings:
+            return
+        self.write({"kind": "health", "step": step, "findings": [finding.to_json() for finding in findings]})
+        if self._warn is None:
+            return
+        for finding in findings[:_MAX_WARNINGS]:
+            self._warn(f"step {step}: {finding}")
+        if len(findings) > _MAX_WARNINGS:
+            self._warn(f"step {step}: and {len(findings) - _MAX_WARNINGS} more: shadowlab health {self._run.path}")
 
     def _clipped(self, grad_norm: float) -> float:
         limit = self._trainee.learning_rate_config.max_grad_norm
@@ -200,6 +222,16 @@ def _memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / 2**30
     return psutil.Process().memory_info().rss / 2**30
+
+
+def layer_statistics(
+    layers: Mapping[str, Mapping[str, TensorStatistics]], scale: float
+) -> dict[str, dict[str, dict[str, float | int]]]:
+    """`layers` of a record. scale: the gradient scaler's, by which gradients are divided; their headroom is not."""
+    return {
+        name: {part: _unscaled(s.to_dict(), scale if part == "gradient" else 1.0) for part, s in parts.items()}
+        for name, parts in layers.items()
+    }
 
 
 def _unscaled(statistics: dict[str, float | int], scale: float) -> dict[str, float | int]:

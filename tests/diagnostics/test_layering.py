@@ -9,7 +9,7 @@ import pytest
 
 import diagnostics
 
-FILES = sorted(Path(diagnostics.__file__).parent.glob("*.py"))
+FILES = sorted(Path(diagnostics.__file__).parent.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

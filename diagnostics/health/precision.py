@@ -1,0 +1,214 @@
+"""Rules of the numbers' range: room until overflow, what is not finite, and the gradient scaler."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diagnostics.health.rule import Finding, number, rule
+from diagnostics.history import PARTS, History, LayerTable
+from diagnostics.verdict import Verdict
+
+LOW_BITS = 3.0
+ALARM_BITS = 1.0
+WINDOW = 16  # records with statistics that a line is fitted to
+MIN_POINTS = 4
+MIN_FALL = 0.5  # bits along the line over the window; less is the noise of one batch against the next
+MIN_FIT = 0.5  # r^2 of the line
+
+MIN_SCALE = 1.0
+SKIPS_IN_A_ROW = 10
+SKIP_WINDOW, SKIP_SHARE = 100, 0.25
+
+
+@rule(
+    "headroom",
+    threshold=f"less than {LOW_BITS:g} bits (the largest value is within a factor of {2**LOW_BITS:g} of overflow) and "
+    f"falling by {MIN_FALL:g} bits or more over the last {WINDOW} records with r^2 >= {MIN_FIT:g}; alarm below "
+    f"{ALARM_BITS:g} bit",
+    source="float16 ends at 65504: Micikevicius et al. 2018 (arXiv 1710.03740); layers that got there: "
+    "huggingface/transformers#9295, huggingface/diffusers#9096",
+    live=True,
+)
+def headroom(history: History) -> list[Finding]:
+    """A layer whose values grow step by step overflows at a step that can be foretold.
+
+    Headroom is log2 of the dtype's largest number over the largest magnitude: a straight line where values grow by a
+    constant factor. The least-squares line over the last records with statistics says when 0 is reached. A headroom
+    that is small and stays is left alone, as are bfloat16 and float32, whose range nothing healthy comes near. Of
+    gradients under a gradient scaler, what the scaler can take back is added: log2 of its scale.
+    """
+    findings = []
+    for part in PARTS:
+        table = history.layers("headroom_bits", part)
+        bits = table.values[:, -WINDOW:]
+        steps = torch.tensor(table.steps[-WINDOW:], dtype=torch.float64)
+        if part == "gradient":
+            scales = dict(history.curve("loss_scale"))
+            room = [math.log2(max(scales.get(step, 1.0), 1e-300)) for step in table.steps[-WINDOW:]]
+            bits = bits + torch.tensor(room, dtype=torch.float64)
+        findings += _falling(table, part, bits, steps)
+    return findings
+
+
+def _falling(table: LayerTable, part: str, bits: Tensor, steps: Tensor) -> list[Finding]:
+    """bits: (layers, W). steps: (W,). Findings with the least headroom first."""
+    if bits.shape[1] < MIN_POINTS or bits.shape[0] == 0:
+        return []
+    known = bits.isfinite()  # where all is zero the headroom is inf, where something overflowed it is not a number
+    count = known.sum(1).clamp(min=1)
+    zero = torch.zeros((), dtype=torch.float64)
+
+    def mean(values: Tensor) -> Tensor:
+        return torch.where(known, values, zero).sum(1) / count
+
+    x = steps - mean(steps.expand_as(bits))[:, None]
+    y = bits - mean(bits)[:, None]
+    slope = mean(x * y) / mean(x * x)
+    fit = mean(x * y).square() / (mean(x * x) * mean(y * y))
+    last = bits[:, -1]
+    now = mean(bits) + slope * x[:, -1]  # on the line: one quiet batch does not move it
+    span = steps[-1] - torch.where(known, steps, steps[-1]).amin(1)
+    found = (count >= MIN_POINTS) & known[:, -1] & (torch.minimum(now, last) < LOW_BITS)
+    found &= (-slope * span >= MIN_FALL) & (fit >= MIN_FIT)
+    rows = sorted(found.nonzero().flatten().tolist(), key=last.tolist().__getitem__)
+    findings = []
+    step = int(steps[-1])
+    for row in rows:
+        least = min(float(last[row]), float(now[row]))
+        overflow = max(step + 1, math.ceil(step + max(float(now[row]), 0.0) / -float(slope[row])))
+        findings.append(
+            Finding(
+                "headroom",
+                "alarm" if least < ALARM_BITS else "warning",
+                step,
+                f"{part} headroom {number(float(last[row]))} bits, falling by {number(-float(slope[row]))} bits a "
+                f"step: overflow at about step {overflow}",
+                "run this layer in bfloat16 or float32, or find what makes it grow: a learning rate that is too high, "
+                "a missing norm or weight decay",
+                layer=table.names[row],
+                predicted_step=overflow,
+            )
+        )
+    return findings
+
+
+@rule(
+    "non-finite",
+    threshold="any NaN or Inf in loss, gradient norm, evaluation, activations or gradients; not: gradients of a step "
+    "that the gradient scaler skipped; layers that were so from their first record on, with a finite loss",
+    source="skipped steps are how dynamic loss scaling works: Micikevicius et al. 2018 (arXiv 1710.03740), "
+    "NVIDIA/apex#864; attention masks hold -inf by design: google/flax#4093",
+    live=True,
+)
+def nonfinite(history: History) -> list[Finding]:
+    """One value that is not finite reaches every weight with the next optimizer step.
+
+    Of layers the first is named: in the order of execution for activations, of the backward pass for gradients.
+    """
+    findings = [_of_incident(record) for record in history.records("incident")]
+    for kind in (history.kind, "validation", "fixed_grid"):
+        bad = next(((r, keys) for r in history.records(kind) if not _skipped(r) and (keys := _bad_numbers(r))), None)
+        if bad is not None:
+            record, keys = bad
+            words = ", ".join(f"{key} is {record[key]}" for key in keys)
+            findings.append(
+                Finding(
+                    "non-finite", "alarm", record["step"], f"{kind}: {words}", "go on from the last checkpoint before"
+                )
+            )
+    skipped = {record["step"] for record in history.records() if _skipped(record)}
+    sound = {step for step, loss in history.curve("loss") if math.isfinite(loss)}
+    for part in PARTS:
+        findings += _first_bad_layer(history.layers("num_nonfinite", part), part, skipped, sound)
+    return findings
+
+
+def _bad_numbers(record: Mapping[str, Any]) -> list[str]:
+    """Of an evaluation the losses at each t, too."""
+    keys = ["loss", "grad_norm"] if "grad_norm" in record else [key for key in record if key.startswith("loss")]
+    return [key for key in keys if not math.isfinite(record.get(key, 0.0))]
+
+
+def _of_incident(record: Mapping[str, Any]) -> Finding:
+    verdict = Verdict.from_json(record["verdict"])
+    return Finding(
+        "non-finite",
+        "alarm",
+        record["step"],
+        verdict.headline(),
+        verdict.fix or "read the incident's verdict",
+        layer=verdict.module or None,
+        parameter=None if verdict.module else verdict.parameter,
+    )
+
+
+def _first_bad_layer(table: LayerTable, part: str, skipped: set[int], sound: set[int]) -> list[Finding]:
+    if not table.steps:
+        return []
+    counts = table.values.where(table.present, 0.0)
+    if part == "gradient":
+        counts = counts * torch.tensor([float(step not in skipped) for step in table.steps])
+    bad = counts != 0  # NaN counts as bad
+    begins_sound = torch.tensor([step in sound for step in table.steps], dtype=torch.bool)[
+        table.present.int().argmax(1)
+    ]
+    by_design = (bad | ~table.present).all(1) & begins_sound  # a mask, from its first record on
+    bad &= ~by_design[:, None]
+    columns = bad.any(0).nonzero().flatten().tolist()
+    if not columns:
+        return []
+    column = columns[0]
+    rows = bad[:, column].nonzero().flatten().tolist()
+    row = rows[0] if part == "activation" else rows[-1]
+    others = f", and in {len(rows) - 1} layers after it" if len(rows) > 1 else ""
+    return [
+        Finding(
+            "non-finite",
+            "alarm",
+            table.steps[column],
+            f"{part}: {counts[row, column]:.0f} values are NaN or Inf{others}",
+            "explain the step: what it is born in, and why",
+            layer=table.names[row],
+        )
+    ]
+
+
+@rule(
+    "scaler-collapse",
+    threshold=f"{SKIPS_IN_A_ROW} steps skipped in a row, or a loss scale below {MIN_SCALE:g}: alarm; more than "
+    f"{SKIP_SHARE:.0%} of the last {SKIP_WINDOW} steps skipped: warning",
+    source="openai/guided-diffusion#50, NVIDIA/apex#715; finding the scale halves 2^16 a few times; "
+    "Micikevicius et al. 2018 (arXiv 1710.03740) trained with 8 to 32768",
+    live=True,
+)
+def scaler_collapse(history: History) -> list[Finding]:
+    """A gradient scaler that halves its scale for ever does not meet gradients that are too large, but a fault.
+
+    The first steps of a run are skipped until the scale fits, and one step in about two thousand afterwards: that is
+    its work. At a scale below 1 gradients are made smaller than they are, and overflow still.
+    """
+    findings = []
+    records = history.records()
+    advice = "explain a skipped step: a value that is not finite at every scale is born in the forward or backward pass"
+    streak = 0
+    for record in records:
+        streak = streak + 1 if _skipped(record) else 0
+        if streak == SKIPS_IN_A_ROW:
+            evidence = f"the gradient scaler skipped {SKIPS_IN_A_ROW} steps in a row"
+            findings.append(Finding("scaler-collapse", "alarm", record["step"], evidence, advice))
+            break
+    low = next(((step, scale) for step, scale in history.curve("loss_scale") if not scale >= MIN_SCALE), None)
+    if low is not None:
+        findings.append(Finding("scaler-collapse", "alarm", low[0], f"the loss scale is {number(low[1])}", advice))
+    num_skipped = sum(_skipped(record) for record in records[-SKIP_WINDOW:])
+    if not findings and len(records) >= SKIP_WINDOW and num_skipped > SKIP_SHARE * SKIP_WINDOW:
+        evidence = f"{num_skipped} of the last {SKIP_WINDOW} steps were skipped"
+        findings.append(Finding("scaler-collapse", "warning", records[-1]["step"], evidence, advice))
+    return findings
+
+
+def _skipped(record: Mapping[str, Any]) -> bool:
+    return bool(record.get("skipped"))

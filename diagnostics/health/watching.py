@@ -1,0 +1,105 @@
+"""The rules that foretell trouble, asked while a run is under way."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from diagnostics.health.gradients import MAX_LAG, RECENT, exploding
+from diagnostics.health.precision import WINDOW, headroom, nonfinite, scaler_collapse
+from diagnostics.health.rule import Finding
+from diagnostics.history import PARTS, History, LayerTable
+
+LIVE_RULES = (nonfinite, headroom, scaler_collapse, exploding)
+_STATISTICS = ("headroom_bits", "num_nonfinite", "norm")
+_MAX_STEPS = 2 * MAX_LAG + RECENT
+
+
+class _RecentHistory(History):
+    """The last records of a run that is under way, in bounded memory: as many steps, and columns of statistics, as
+    the rules look at. Of older steps the one with the largest gradient norm stays. No parameters."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__([], kind=kind)
+        self._rows: dict[str, int] = {}
+        self._columns: list[int] = []  # their steps
+        self._cells = torch.full((len(PARTS), len(_STATISTICS), 0, WINDOW), torch.nan, dtype=torch.float64)
+        self._there = torch.zeros(len(PARTS), 0, WINDOW, dtype=torch.bool)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        own = self._all.setdefault(self.kind, {})
+        heavy = ("layers", "parameters", "histograms", "samples")
+        own[record["step"]] = {key: value for key, value in record.items() if key not in heavy}
+        if len(own) > _MAX_STEPS + 1:
+            oldest, second = list(own)[:2]
+            del own[min((oldest, second), key=lambda step: _norm(own[step]))]
+        if record.get("layers"):
+            self._add_layers(record["step"], record["layers"])
+
+    def _add_layers(self, step: int, layers: Mapping[str, Any]) -> None:
+        for name in layers:
+            self._rows.setdefault(name, len(self._rows))
+        missing = len(self._rows) - self._there.shape[1]
+        if missing:
+            self._cells = torch.cat(
+                [self._cells, self._cells.new_full((*self._cells.shape[:2], missing, WINDOW), torch.nan)], 2
+            )
+            self._there = torch.cat([self._there, self._there.new_zeros(len(PARTS), missing, WINDOW)], 1)
+        self._columns = [*self._columns, step][-WINDOW:]
+        self._cells, self._there = self._cells.roll(-1, -1), self._there.roll(-1, -1)
+        self._cells[..., -1], self._there[..., -1] = torch.nan, False
+        rows = torch.tensor([self._rows[name] for name in layers])
+        absent = dict.fromkeys(_STATISTICS, math.nan)
+        for number, part in enumerate(PARTS):
+            found = [parts.get(part, absent) for parts in layers.values()]
+            self._there[number, rows, -1] = torch.tensor([one is not absent for one in found])
+            for place, key in enumerate(_STATISTICS):
+                values = torch.tensor([one[key] for one in found], dtype=torch.float64)
+                self._cells[number, place, rows, -1] = values
+
+    def layers(self, statistic: str, part: str = "activation") -> LayerTable:
+        used = len(self._columns)
+        number = PARTS.index(part)
+        cells = self._cells[number, _STATISTICS.index(statistic)]
+        first = WINDOW - used
+        return LayerTable(tuple(self._rows), tuple(self._columns), cells[:, first:], self._there[number, :, first:])
+
+
+def _norm(record: Mapping[str, Any]) -> float:
+    """Ordered; NaN and absence are the least."""
+    norm = record.get("grad_norm")
+    return norm if isinstance(norm, float) and norm == norm and not record.get("skipped") else -1.0
+
+
+class HealthWatch:
+    """Asks `LIVE_RULES` about the records of a run that is under way; each finding is told once.
+
+    Nothing but the records is read: no tensor of the model, no random number. 9 ms for 800 layers on one CPU core, in
+    steps with statistics and in steps that the gradient scaler skipped; a copy of a few numbers in others.
+
+        health = HealthWatch("train")
+        for record in ...: warn(health.add(record))
+
+    Args:
+        kind: of the records of training steps.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._history = _RecentHistory(kind)
+        self._told: set[tuple[str, str]] = set()
+
+    def add(self, record: Mapping[str, Any]) -> list[Finding]:
+        """Take the record of one training step. What is new: by rule and by layer."""
+        self._history.add(record)
+        if not record.get("layers") and not record.get("skipped"):
+            return []
+        found = [finding for rule in LIVE_RULES for finding in rule.check(self._history)]
+        new = {key: finding for finding in found if (key := _told_as(finding)) not in self._told}
+        self._told |= new.keys()
+        return list(new.values())
+
+
+def _told_as(finding: Finding) -> tuple[str, str]:
+    """A run's gradients explode as a whole, and the layer is a hint that may change."""
+    return finding.rule, "" if finding.rule == exploding.name else finding.place
