@@ -27,7 +27,7 @@ from shadowlab.errors import UserError
 SUBFOLDERS = ("tensorboard", "checkpoints", "samples", "incidents", "reports")
 MAX_NAME = 150  # characters; file systems take 255, and required stages append theirs
 _MAX_LABEL = 100
-_LOCK = ".lock"
+LOCK = ".lock"
 
 # What stage_passed and --resume read of an entry of stages.json.
 _ENTRY = {"passed": bool, "model_hash": str, "finished": str, "summary": dict}
@@ -77,7 +77,8 @@ class RunFolder:
             for folder in SUBFOLDERS:
                 (path / folder).mkdir(parents=True, exist_ok=True)
             cls(path).save_config(config)
-            _write_json(path / "environment.json", {"source": source, **environment(config)})
+            created = datetime.now(UTC).isoformat(timespec="seconds")
+            _write_json(path / "environment.json", {"source": source, "created": created, **environment(config)})
         except OSError as error:
             raise UserError(
                 f"{path}: cannot be written ({error.strerror}); choose another --set output_dir=DIR"
@@ -113,7 +114,7 @@ class RunFolder:
         Raises:
             UserError: another one trains this run.
         """
-        lock = (self.path / _LOCK).open("w")
+        lock = (self.path / LOCK).open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -225,7 +226,7 @@ def _as_strict(config: Config, stage: str, result: dict[str, Any]) -> bool:
 
 def _has_results(path: Path) -> bool:
     """Whether a run folder holds more than the beginning of a run that came to nothing."""
-    beginning = {"config.yaml", "environment.json", "log.txt", "required-stages.json", _LOCK, *SUBFOLDERS}
+    beginning = {"config.yaml", "environment.json", "log.txt", "required-stages.json", LOCK, *SUBFOLDERS}
     return any(
         item.name not in beginning or (item.is_dir() and any(item.iterdir()))
         for item in (path.iterdir() if path.is_dir() else ())
