@@ -1,10 +1,13 @@
 """An axis: from values to pixels, with ticks a person can read."""
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 _LOG_SPAN = 30.0  # a curve whose largest value is so many times its smallest is drawn on a log scale
+_SMALLEST, _LARGEST = 5e-324, sys.float_info.max
+_LEAST_MARGIN = 1e-290  # below this the arithmetic of ticks would lose its digits
 
 
 @dataclass(frozen=True)
@@ -18,25 +21,28 @@ class Axis:
     is_log: bool = False
 
     @classmethod
-    def over(cls, values: Iterable[float], start: float, end: float, *, may_be_log: bool = True) -> "Axis":
+    def over(cls, values: Iterable[float], start: float, end: float) -> "Axis":
         """Around the finite ones of `values`, widened a little; 0 to 1 where there is none."""
         finite = [value for value in values if math.isfinite(value)]
         low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
-        if may_be_log and low > 0 and high / low > _LOG_SPAN:
-            margin = (high / low) ** 0.04
-            return cls(max(low / margin, 5e-324), min(high * margin, 1.7e308), start, end, is_log=True)
-        margin = (high / 2 - low / 2) * 0.1 or abs(high) * 0.1 or 1.0  # halves: a difference may overflow
-        low, high = max(low - margin, -1.7e308), min(high + margin, 1.7e308)
-        return cls(0.0 if finite and 0 <= min(finite) < margin else low, high, start, end)
+        if low > 0 and math.log(high) - math.log(low) > math.log(_LOG_SPAN):
+            margin = (math.log(high) - math.log(low)) * 0.04
+            low, high = math.exp(math.log(low) - margin), math.exp(min(math.log(high) + margin, math.log(_LARGEST)))
+            return cls(max(low, _SMALLEST), high, start, end, is_log=True)
+        span = high / 2 - low / 2  # halves: a difference may overflow
+        margin = max(span * 0.1 if span else abs(high) * 0.1 or 1.0, _LEAST_MARGIN)
+        starts_at_zero = bool(finite) and 0 <= low < margin
+        return cls(0.0 if starts_at_zero else max(low - margin, -_LARGEST), min(high + margin, _LARGEST), start, end)
 
     @classmethod
     def of_steps(cls, first: int, last: int, start: float, end: float) -> "Axis":
-        return cls(first, last, start, end) if last > first else cls(first - 1, last + 1, start, end)
+        return cls(first, last, start, end) if last > first else cls(first - 0.5, last + 0.5, start, end)
 
     def place(self, value: float) -> float:
         """Pixel of a finite value."""
         if self.is_log:
-            share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
+            low, high = math.log(self.low), math.log(self.high)
+            share = (math.log(value) - low) / (high - low)
         else:
             half = self.high / 2 - self.low / 2
             share = (value / 2 - self.low / 2) / half
@@ -50,7 +56,7 @@ class Axis:
     def _round_values(self, most: int, whole: bool) -> list[float]:
         wanted = (self.high / most - self.low / most) or 1.0
         size = 10.0 ** math.floor(math.log10(wanted))
-        step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= wanted)
+        step = next((size * factor for factor in (1, 2, 5) if size * factor >= wanted), size * 10)
         if whole:
             step = max(step, 1.0)
         first = math.ceil(self.low / step)

@@ -42,13 +42,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines that share their axes. marks: steps of events, with what they are."""
+    """Lines that share their axes. marks: (step, `mark` or `bad`, words) of events."""
 
     key: str
     title: str
     series: tuple[Series, ...]
     unit: str = ""
-    marks: tuple[tuple[int, str], ...] = ()
+    marks: tuple[tuple[int, str, str], ...] = ()
 
     @property
     def summary(self) -> str:
@@ -100,7 +100,7 @@ def draw(panel: Panel, first: int, last: int) -> Drawing:
     small = [Series(one.name, decimated(one.curve), one.style) for one in panel.series]
     x = Axis.of_steps(first, last, _LEFT, _RIGHT)
     y = Axis.over((value for one in small for value in one.curve.values), _BOTTOM, _TOP)
-    events = [(step, "mark", words) for step, words in panel.marks]
+    events = list(panel.marks)
     for one in small:
         for step, value in one.curve:
             if not math.isfinite(value):
@@ -127,7 +127,8 @@ def panels(history: History) -> list[Panel]:
     """What is drawn of a run; panels without a point are left out."""
     quarters = sorted({quarter for record in history.records() for quarter in record.get("loss_by_t") or ()})
     held_out = "fixed_grid" if history.kind == "overfit" else "validation"
-    skipped = tuple((r["step"], "the gradient scaler skipped this step") for r in history.records() if r.get("skipped"))
+    skips = [(r["step"], "mark", "the gradient scaler skipped it") for r in history.records() if r.get("skipped")]
+    marks = (*skips, *((r["step"], "bad", "incident") for r in history.records("incident")))
 
     def own(name: str, key: str, style: str, kind: str | None = None) -> Series:
         return Series(name, history.curve(key, kind), style)
@@ -137,7 +138,7 @@ def panels(history: History) -> list[Panel]:
             "loss",
             "Loss",
             (own("training", "loss", "s0"), own(held_out.replace("_", " "), "loss", "s1", held_out)),
-            marks=skipped,
+            marks=marks,
         ),
         Panel(
             "loss-by-t",
@@ -148,10 +149,10 @@ def panels(history: History) -> list[Panel]:
             "gradient-norm",
             "Gradient norm",
             (own("before clipping", "grad_norm", "s0"), own("after clipping", "grad_norm_clipped", "s1")),
-            marks=skipped,
+            marks=marks,
         ),
         Panel("learning-rate", "Learning rate", (own("learning rate", "learning_rate", "s0"),)),
-        Panel("loss-scale", "Loss scale", (own("loss scale", "loss_scale", "s0"),), marks=skipped),
+        Panel("loss-scale", "Loss scale", (own("loss scale", "loss_scale", "s0"),), marks=marks),
         Panel(
             "quality",
             "Quality on held-out samples" if held_out == "validation" else "Quality on the fixed grid",
@@ -164,7 +165,7 @@ def panels(history: History) -> list[Panel]:
         ),
         Panel(
             "response",
-            "Answer to each condition (0: the model does not see it)",
+            "Answer to each condition (0: unseen)",
             tuple(own(c, f"response_{c}", f"s{i}", held_out) for i, c in enumerate(("theta", "phi", "size"))),
         ),
         Panel(
@@ -182,6 +183,7 @@ def panels(history: History) -> list[Panel]:
 def drawings(history: History) -> list[Drawing]:
     found = panels(history)
     steps = [step for panel in found for one in panel.series for step in (one.curve.steps[0], one.curve.steps[-1])]
+    steps += [step for panel in found for step, _, _ in panel.marks]
     return [draw(panel, min(steps), max(steps)) for panel in found]
 
 
@@ -198,9 +200,13 @@ def _line(series: Series, x: Axis, y: Axis) -> Line:
     return Line(series.name, series.style, lines, dots)
 
 
-def _thinned(events: Sequence[tuple[int, str, str]]) -> Sequence[tuple[int, str, str]]:
-    """At most about `_MAX_EVENTS`, the first always among them."""
-    return events[:: max(1, math.ceil(len(events) / _MAX_EVENTS))]
+def _thinned(events: Sequence[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
+    """About `_MAX_EVENTS` of each sign at most, the first always among them."""
+    found: list[tuple[int, str, str]] = []
+    for sign in ("mark", "bad"):
+        own = [event for event in events if event[1] == sign]
+        found += own[:: max(1, math.ceil(len(own) / _MAX_EVENTS))]
+    return found
 
 
 def _short(value: float) -> float | str:

@@ -6,16 +6,16 @@ from typing import Any
 
 from shadowlab.report.wording import plain
 
-_RANKS = {"critical": 0, "error": 0, "warning": 1, "info": 2}
+_RANKS = {"alarm": 0, "warning": 1, "notice": 2}
 
 
 @dataclass(frozen=True)
 class HealthRow:
-    """One rule on one layer. first, last: steps in which it was found. evidence, advice: of the last one."""
+    """One rule on one layer or parameter. first, last: steps in which it was found; the rest is of the last one."""
 
     severity: str
     rule: str
-    layer: str
+    place: str
     first: int | None
     last: int | None
     times: int
@@ -37,18 +37,24 @@ class HealthRow:
 
 
 def health_rows(findings: Sequence[Mapping[str, Any]]) -> list[HealthRow]:
-    """Findings with rule, severity, layer, step, evidence, advice; the gravest first, then as they were given."""
+    """The gravest first, then as they were given.
+
+    findings: with rule, severity, step, evidence, advice, layer or parameter, predicted_step; any may be absent.
+    """
     rows: dict[tuple[str, str, str], HealthRow] = {}
     for finding in findings:
-        severity, rule, layer = (str(finding.get(key) or "") for key in ("severity", "rule", "layer"))
-        step = finding.get("step")
+        place = str(finding.get("layer") or finding.get("parameter") or "")
+        severity, rule = (str(finding.get(key) or "") for key in ("severity", "rule"))
+        step, predicted = finding.get("step"), finding.get("predicted_step")
         last = step if isinstance(step, int) else None
         evidence, advice = (plain(finding[key]) if finding.get(key) else "" for key in ("evidence", "advice"))
-        row = rows.get((severity, rule, layer))
+        if predicted is not None:
+            evidence = f"{evidence}; foretold for step {plain(predicted)}".lstrip("; ")
+        row = rows.get((severity, rule, place))
         if row is None:
-            rows[severity, rule, layer] = HealthRow(severity, rule, layer, last, last, 1, evidence, advice)
-        else:
-            rows[severity, rule, layer] = replace(row, last=last, times=row.times + 1, evidence=evidence, advice=advice)
+            row = HealthRow(severity, rule, place, last, last, 0, evidence, advice)
+        row = replace(row, last=last, times=row.times + 1, evidence=evidence, advice=advice)
+        rows[severity, rule, place] = row
     return sorted(rows.values(), key=lambda row: _rank(row.severity))
 
 

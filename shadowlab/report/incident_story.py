@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from diagnostics.excerpt import SourceExcerpt
-from diagnostics.verdict import CAUSES, Verdict
-from shadowlab.report.wording import nearby, number, size, with_links
+from diagnostics.verdict import CAUSES, Verdict, number_text
+from shadowlab.report.wording import nearby, size, with_links
 
 PHASES = {
-    "state": "before the step: a weight, buffer or optimizer state",
-    "data": "the data, before the model saw it",
-    "forward": "forward pass",
-    "loss": "loss, between the model and backward",
-    "backward": "backward pass",
-    "unscale": "taking the loss scale out of the gradients",
-    "reduce": "adding up gradients over processes",
-    "clip": "gradient clipping",
-    "optimizer": "optimizer update",
-    "ema": "average of the weights",
-    "checkpoint": "writing a checkpoint",
+    "state": "a weight, buffer or optimizer state was bad before the step",
+    "data": "before the model saw it",
+    "forward": "inside the model's call",
+    "loss": "between the model and backward",
+    "backward": "while gradients flowed back",
+    "unscale": "while the loss scale was taken out of the gradients",
+    "reduce": "while gradients were added up over processes",
+    "clip": "while gradients were clipped",
+    "optimizer": "while the weights were updated",
+    "ema": "while the weights were averaged",
+    "checkpoint": "while a checkpoint was written",
 }
 EVENTS = {
     "invalid": "invalid operation: there is no such number",
@@ -143,7 +143,7 @@ class IncidentStory:
         """The number format of the birth, with its limits."""
         witness = _mapping(self.verdict.witness if self.verdict else {})
         reach = ", ".join(
-            f"{name.replace('_', ' ')} {_shown(value)}" for name, value in _mapping(witness.get("limits")).items()
+            f"{name.replace('_', ' ')} {number_text(value)}" for name, value in _mapping(witness.get("limits")).items()
         )
         return ": ".join(filter(None, (str(witness.get("dtype") or ""), reach)))
 
@@ -151,7 +151,7 @@ class IncidentStory:
     def more_witness(self) -> list[tuple[str, str]]:
         witness = _mapping(self.verdict.witness if self.verdict else {})
         known = ("index", "shape", "dtype", "limits", "operands")
-        return [(str(k).replace("_", " "), _shown(v)) for k, v in witness.items() if k not in known]
+        return [(str(k).replace("_", " "), number_text(v)) for k, v in witness.items() if k not in known]
 
     @property
     def source(self) -> str:
@@ -270,14 +270,6 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _shown(value: Any) -> str:
-    """A witness's number; its non-finite ones are words already."""
-    if not isinstance(value, float):
-        return str(value)
-    short = f"{value:.6g}"
-    return short if float(short) == value or abs(value) >= 1e5 else f"{value:.9g}"
-
-
 def _operand(name: str, value: Any, limits: Mapping[str, Any]) -> Operand:
     note = ""
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -293,4 +285,4 @@ def _operand(name: str, value: Any, limits: Mapping[str, Any]) -> Operand:
             note = "below the smallest normal number"
     elif value in ("nan", "inf", "-inf"):
         note = "not finite"
-    return Operand(name, number(value) if isinstance(value, int) else _shown(value), note)
+    return Operand(name, number_text(value), note)

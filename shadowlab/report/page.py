@@ -4,6 +4,7 @@ import base64
 import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,7 @@ def write_report(run: Path, out: Path | None = None, *, findings: Sequence[Mappi
     """Write the page of a run; RUN/reports/report.html if `out` is None.
 
     Args:
-        findings: of the health rules, as dictionaries with rule, severity, layer, step, evidence and advice; None for
-            those that the run recorded itself.
+        findings: of the health rules, as `health_rows` takes them; None for those that the run recorded itself.
 
     Raises:
         UserError: the file cannot be written.
@@ -60,7 +60,8 @@ def write_report(run: Path, out: Path | None = None, *, findings: Sequence[Mappi
         temporary.write_bytes(content)
         temporary.replace(file)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # there may be no such folder
+            temporary.unlink()
         raise UserError(f"{file}: cannot be written ({error.strerror}); choose another file with --out") from None
     problems = (*view.problems, *(problem for story in view.incidents for problem in story.problems))
     return Report(file, len(content), view.status.word, problems)
@@ -104,7 +105,7 @@ def facts(run: RunView) -> list[tuple[str, str]]:
     """What was run, for the head of the page."""
     header, environment, config = run.history.header, run.environment, _config(run)
     train = config.get(run.history.kind) if isinstance(config.get(run.history.kind), dict) else {}
-    taken = run.history.last_step
+    taken = max((record["step"] for record in run.history.records()), default=0)
     wanted = train.get("max_steps") if isinstance(train, dict) else None
     packages = environment.get("packages")
     torch = packages.get("torch", "") if isinstance(packages, Mapping) else ""
@@ -114,14 +115,13 @@ def facts(run: RunView) -> list[tuple[str, str]]:
     found = [
         ("Configuration", environment.get("source")),
         ("Precision", header.get("precision") or config.get("precision")),
-        ("Steps", f"{taken:,}" + (f" of {wanted:,}" if isinstance(wanted, int) else "") if taken else None),
+        ("Steps", f"{taken:,} of {wanted:,}" if isinstance(wanted, int) else f"{taken:,}"),
         ("Parameters", header.get("num_parameters")),
         ("Training samples", header.get("num_samples")),
         ("On", f"{device}, torch {torch}" if torch else None),
-        ("Began", environment.get("created")),
-        ("Ended", last[1].get("finished") if last else None),
+        ("When", _span(str(environment.get("created") or ""), str(last[1].get("finished") or "") if last else "")),
     ]
-    return [(name, _moment(wording.plain(value))) for name, value in found if value]
+    return [(name, wording.plain(value)) for name, value in found if value]
 
 
 def commands(run: RunView) -> list[tuple[str, str]]:
@@ -162,9 +162,12 @@ def _flat(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _moment(text: str) -> str:
-    """An ISO time of UTC without its T."""
-    return f"{text[:10]} {text[11:19]} UTC" if text.endswith("+00:00") and text[10:11] == "T" else text
+def _span(began: str, ended: str) -> str:
+    """Two ISO times of UTC, either of which may be unknown, the day told once."""
+    times = [f"{time[:10]} {time[11:16]}" for time in (began, ended) if time.endswith("+00:00")]
+    if len(times) == 2 and times[0][:10] == times[1][:10]:
+        times[1] = times[1][11:]
+    return f"{' to '.join(times)} UTC" if times else ""
 
 
 def _policy_hash(text: str) -> str:

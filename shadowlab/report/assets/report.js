@@ -98,7 +98,8 @@ function heatMap(data) {
 
   function valueAt(along) {
     const map = data.maps[which], value = map.low + along * (map.high - map.low);
-    return shown(Number((map.log ? 2 ** value : value).toPrecision(4))) + (map.unit ? ` ${map.unit}` : "");
+    const digits = Number((map.log ? 2 ** value : value).toPrecision(3)); // what 16 bits are good for
+    return shown(digits) + (map.unit ? ` ${map.unit}` : "");
   }
 
   const rowHeight = () => Math.max(2, Math.min(18, 640 / rows));
@@ -128,7 +129,11 @@ function heatMap(data) {
     palette.forEach((one, i) => image.data.set(one, 4 * i));
     context.putImageData(image, 0, 0);
     const map = data.maps[which], ends = [0, 0.25, 0.5, 0.75, 1].map((along) => valueAt(map.reversed ? 1 - along : along));
-    ticks.textContent = map.low === map.high ? valueAt(0) : ends.join("  ·  ");
+    ticks.replaceChildren(...(map.low === map.high ? ends.slice(0, 1) : ends).map((text) => {
+      const tick = document.createElement("span");
+      tick.textContent = text;
+      return tick;
+    }));
     canvas.setAttribute("aria-label", `${map.title} of ${rows} layers over ${columns} columns of steps`);
   }
 
