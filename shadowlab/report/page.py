@@ -132,10 +132,9 @@ def commands(run: RunView) -> list[tuple[str, str]]:
     if words:
         found.append((shlex.join(["shadowlab", *words]), "the command that made this run"))
     if words and run.config and not words[0].startswith("-"):
-        again = shlex.join(
-            ["shadowlab", words[0], "--config", f"{place}/config.yaml", "--run", f"{run.path.name}-again"]
-        )
-        found.append((again, "the same with the configuration as it was resolved, in a folder of its own"))
+        again = ["shadowlab", words[0], "--config", f"{place}/config.yaml", "--run", f"{run.name}-again"]
+        again += [word for word in words if word == "--skip-stages"]
+        found.append((shlex.join(again), "the same with the configuration as it was resolved, in a folder of its own"))
     if any((run.path / "tensorboard").glob("events.*")):
         found.append((shlex.join(["tensorboard", "--logdir", f"{place}/tensorboard"]), "every layer's curves"))
     found.append((shlex.join(["shadowlab", "report", place]), "this page again"))

@@ -63,6 +63,10 @@ class RunView:
         )
 
     @property
+    def name(self) -> str:
+        return self.path.resolve().name  # the path may be `.`
+
+    @property
     def last_stage(self) -> tuple[str, Mapping[str, Any]] | None:
         """Name and result of the stage that came to one last."""
         ordered = sorted(self.stages.items(), key=lambda item: str(item[1].get("finished", "")))

@@ -6,6 +6,7 @@ SHADOWLAB_REPORT_PICTURE=docs/report.png makes the README's picture of it.
 import math
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,8 @@ def incident(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert trained.exit_code == 1 and "inf was born" in trained.stderr, trained.output
         told = CliRunner().invoke(app, ["report", f"{output}/seed-fp16", "--out", str(runs / "report.html")])
         assert told.exit_code == 0, told.output
+        if PICTURE:
+            shutil.rmtree(output / "seed-fp16")
     return runs / "report.html"
 
 
@@ -223,6 +226,6 @@ def test_a_narrow_window_does_not_scroll_sideways(browser: Browser, incident: Pa
 def test_picture_for_the_readme(browser: Browser, incident: Path) -> None:
     assert PICTURE is not None
     browser.open(incident)
-    bottom = browser.run("return document.querySelector('.incident').getBoundingClientRect().bottom + scrollY")
+    bottom = browser.run("return document.querySelector('#incidents article').getBoundingClientRect().bottom + scrollY")
     file = browser.screenshot(ROOT / PICTURE, height=math.ceil(bottom) + 16)
     assert 20_000 < file.stat().st_size < 400_000

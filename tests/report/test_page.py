@@ -253,6 +253,10 @@ def test_the_command_prints_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert by_name.exit_code == 0
     assert by_name.stdout.splitlines() == ["runs/mine/reports/report.html"]
     assert Path("runs/mine/reports/report.html").is_file()
+    monkeypatch.chdir("runs/mine")
+    assert report(".").stdout.splitlines() == ["reports/report.html"]
+    assert "<h1>mine</h1>" in Path("reports/report.html").read_text()
+    monkeypatch.chdir(tmp_path)
     by_incident = report("runs/mine/incidents/step-00000007", "--out", "elsewhere/page.html", "--json")
     document = json.loads(by_incident.stdout)
     assert document["report"] == "elsewhere/page.html" and document["status"] == "incident"
