@@ -37,14 +37,15 @@ def health(
     """Judge a run by its records: headroom, gradients, dead layers, data, memory. Exit code 1 for an alarm."""
     from shadowlab.errors import UserError
     from shadowlab.reporter import Reporter
-    from shadowlab.stages.health import find_metrics, find_rules, list_rules, run_health
+    from shadowlab.run_folder import find_run
+    from shadowlab.stages.health import find_rules, list_rules, run_health
 
     reporter, rules = Reporter(as_json=as_json), find_rules(only or [])
     if (run is None) != show_rules:
         raise UserError("name a run, or give --list to see the rules; not both")
     if run is None:
         list_rules(rules, reporter)
-    elif not run_health(find_metrics(run), rules, reporter):
+    elif not run_health(find_run(run).metrics, rules, reporter):
         raise typer.Exit(1)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from diagnostics.excerpt import SourceExcerpt
 from diagnostics.reference import Before
 from diagnostics.step_batch import plain
 from diagnostics.verdict import Verdict
@@ -78,14 +79,17 @@ def write_incident(
 ) -> Path:
     """Write `folder/step-XXXXXXXX/` and return it. An existing folder of that step gets a number behind it.
 
-    verdict.json, verdict.txt, batch.pt (tensors and strings, capped), randomness.pt (generator states before the
-    step), operator.pt and repro.py (where the operator's inputs are known), environment.json. The `.pt` files load
-    with `weights_only=True`.
+    verdict.json, verdict.txt, source.json (the lines around the verdict's, where they can be read), batch.pt (tensors
+    and strings, capped), randomness.pt (generator states before the step), operator.pt and repro.py (where the
+    operator's inputs are known), environment.json. The `.pt` files load with `weights_only=True`.
     """
     place = _fresh(folder / f"step-{(verdict.step or 0) + 1:08d}")
     (place / "verdict.json").write_text(json.dumps(verdict.to_json(), indent=2, allow_nan=False) + "\n")
     (place / "verdict.txt").write_text(f"{verdict}\n")
     (place / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+    excerpt = SourceExcerpt.read(verdict.source)
+    if excerpt is not None:
+        (place / "source.json").write_text(json.dumps(excerpt.to_json(), indent=2) + "\n")
     torch.save(dict(randomness), place / "randomness.pt")
     if batch is not None:
         torch.save(_capped(batch), place / "batch.pt")

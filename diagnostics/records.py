@@ -95,8 +95,9 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: a line that is complete, or not the last, is not a JSON object; names file and line.
     """
-    for _, record in _lines(path):
-        yield decode(record)
+    for line, record in _lines(path):
+        # Half of the time: most lines have no such word.
+        yield decode(record) if b"NaN" in line or b"Infinity" in line else record
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -130,17 +130,18 @@ def _witness_lines(witness: dict[str, Any]) -> list[tuple[str, str]]:
     """Operands first: they are the proof."""
     dtype, limits = witness.get("dtype"), witness.get("limits", {})
     place = f"at {witness['index']} of {witness['shape']}" if "index" in witness else ""
-    reach = ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in limits.items())
+    reach = ", ".join(f"{name.replace('_', ' ')} {number_text(value)}" for name, value in limits.items())
     known = ("index", "shape", "dtype", "limits", "operands")
-    operands = ", ".join(f"{name} = {_number(value)}" for name, value in witness.get("operands", {}).items())
+    operands = ", ".join(f"{name} = {number_text(value)}" for name, value in witness.get("operands", {}).items())
     return [
         ("operands", f"{operands} ({place})" if operands else place),
         ("dtype", f"{dtype}: {reach}" if reach else dtype or ""),
-        *((name.replace("_", " "), _number(value)) for name, value in witness.items() if name not in known),
+        *((name.replace("_", " "), number_text(value)) for name, value in witness.items() if name not in known),
     ]
 
 
-def _number(value: Any) -> str:
+def number_text(value: Any) -> str:
+    """A number of the witness: six digits, more where those would hide that it is no whole number."""
     if not isinstance(value, float):
         return str(value)
     short = f"{value:.6g}"

@@ -10,6 +10,7 @@ import json
 import platform
 import re
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,7 +29,7 @@ from shadowlab.errors import UserError
 SUBFOLDERS = ("tensorboard", "checkpoints", "samples", "incidents", "reports")
 MAX_NAME = 150  # characters; file systems take 255, and required stages append theirs
 _MAX_LABEL = 100
-_LOCK = ".lock"
+LOCK = ".lock"
 
 # What stage_passed and --resume read of an entry of stages.json.
 _ENTRY = {"passed": bool, "model_hash": str, "finished": str, "summary": dict}
@@ -78,7 +79,8 @@ class RunFolder:
             for folder in SUBFOLDERS:
                 (path / folder).mkdir(parents=True, exist_ok=True)
             cls(path).save_config(config)
-            _write_json(path / "environment.json", {"source": source, **environment(config)})
+            created = datetime.now(UTC).isoformat(timespec="seconds")
+            _write_json(path / "environment.json", {"source": source, "created": created, **environment(config)})
         except OSError as error:
             raise UserError(
                 f"{path}: cannot be written ({error.strerror}); choose another --set output_dir=DIR"
@@ -114,9 +116,13 @@ class RunFolder:
         Raises:
             UserError: another one trains this run.
         """
-        lock = (self.path / _LOCK).open("w")
+        lock = (self.path / LOCK).open("w")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.2)  # a report looks whether the run is under way, for a moment
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
                 f"{self.path}: another process trains this run; wait for it, or choose another --run"
@@ -226,7 +232,7 @@ def _as_strict(config: Config, stage: str, result: dict[str, Any]) -> bool:
 
 def _has_results(path: Path) -> bool:
     """Whether a run folder holds more than the beginning of a run that came to nothing."""
-    beginning = {"config.yaml", "environment.json", "log.txt", "required-stages.json", _LOCK, *SUBFOLDERS}
+    beginning = {"config.yaml", "environment.json", "log.txt", "required-stages.json", LOCK, *SUBFOLDERS}
     return any(
         item.name not in beginning or (item.is_dir() and any(item.iterdir()))
         for item in (path.iterdir() if path.is_dir() else ())
@@ -253,24 +259,33 @@ def run_places(path: str, output_dir: str | None = None) -> tuple[Path, Path]:
     return Path(path).expanduser(), Path(output_dir or Config().output_dir) / path
 
 
-def find_run(path: str, output_dir: str | None = None) -> RunFolder:
-    """The run with records that `path` names: a run folder, its metrics.jsonl, or a name below `output_dir`.
+def find_run(path: str, output_dir: str | None = None, *, with_records: bool = True) -> RunFolder:
+    """The run that `path` names: its folder, its metrics.jsonl, an incident of it, or a name below `output_dir`.
+
+    Args:
+        with_records: whether one without metrics.jsonl is an error.
 
     Raises:
         UserError: there is none, or it has no records.
     """
     given, below = run_places(path, output_dir)
-    for place in (given.parent if given.name == "metrics.jsonl" else given, below):
+    for place in (given, below):
+        if place.name == "metrics.jsonl":
+            place = place.parent
+        elif (place / "verdict.json").is_file():  # runs/NAME/incidents/step-1: it may have a config.yaml, too
+            place = place.resolve().parents[1]
         run = RunFolder(place)
         if run.metrics.is_file():
             return run
-        if (place / "config.yaml").is_file():
+        if any((place / name).exists() for name in ("config.yaml", "stages.json", "incidents")):
+            if not with_records:
+                return run
             raise UserError(
                 f"{place}: has no metrics.jsonl: it came to no training step (overfit and train write it, one line a "
                 "step)"
             )
     if given.exists():
-        raise UserError(f"{given}: not a run folder (no metrics.jsonl)")
+        raise UserError(f"{given}: not a run folder (no {'' if with_records else 'config.yaml, '}metrics.jsonl)")
     runs = Path(output_dir or Config().output_dir)
     names = [file.parent.name for file in runs.glob("*/metrics.jsonl")]
     close = difflib.get_close_matches(path, names, 1)

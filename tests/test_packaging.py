@@ -29,7 +29,8 @@ def test_wheel_holds_presets_and_embedded_files(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for preset in (ROOT / "configs").glob("*.yaml"):
         assert f"shadowlab/configs/{preset.name}" in names
-    for file in (ROOT / "shadowlab" / "assets").rglob("*"):
+    embedded = [file for folder in ("assets", "report/assets") for file in (ROOT / "shadowlab" / folder).rglob("*")]
+    for file in embedded:
         if file.is_file():
             assert str(file.relative_to(ROOT)) in names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"shadowlab", "cli", "diagnostics"}

@@ -129,7 +129,7 @@ def nonfinite(history: History) -> list[Finding]:
 def _bad_numbers(record: Mapping[str, Any]) -> list[str]:
     """Of an evaluation the losses at each t, too."""
     keys = ["loss", "grad_norm"] if "grad_norm" in record else [key for key in record if key.startswith("loss")]
-    return [key for key in keys if not math.isfinite(record.get(key, 0.0))]
+    return [key for key in keys if isinstance(record.get(key), float) and not math.isfinite(record[key])]
 
 
 def _of_incident(record: Mapping[str, Any]) -> Finding:

@@ -30,7 +30,7 @@ from shadowlab.stages.result import StageResult
 from shadowlab.task import EncodedBatch, ShadowTask
 from shadowlab.training.processes import Processes, SingleProcess
 from shadowlab.training.step import StepPlace, flow_loss
-from shadowlab.training.trainee import Trainee, adamw, build_trainee, build_unet, learning_rate
+from shadowlab.training.trainee import Trainee, adamw, build_trainee, build_unet
 from shadowlab.vae import DOWNSCALE, load_vae
 
 MAX_ERROR = 0.25  # relative, of a gradient: with more, steps of a quarter of their length go elsewhere
@@ -195,7 +195,7 @@ def _traced(trainee: Trainee, batch: EncodedBatch) -> _Measured:
 
 
 def _updates(trainee: Trainee, batch: EncodedBatch, measured: _Measured, config: Config) -> dict[str, UpdateRow]:
-    rate, limit = learning_rate(config.optimizer, 0, config.train.max_steps), config.optimizer.max_grad_norm
+    rate, limit = config.optimizer.learning_rate, config.optimizer.max_grad_norm  # after warm-up, whose first is tiny
     clip = 1.0 if limit is None else min(1.0, limit / (measured.gradient_norm + 1e-6))
     rows = {}
 

@@ -8,32 +8,11 @@ from rich.text import Text
 
 from diagnostics.health import RULES, Finding, Rule, examine
 from diagnostics.history import History
-from shadowlab.config import Config
 from shadowlab.errors import UserError
 from shadowlab.reporter import Reporter
 
 _MAX_ROWS = 8  # of one rule in the table; --json has all
 _STYLES = {"alarm": "red", "warning": "yellow"}
-
-
-def find_metrics(path: str, output_dir: str | None = None) -> Path:
-    """The metrics.jsonl that `path` names: itself, of a run folder, or of a run below `output_dir`.
-
-    Raises:
-        UserError: there is none.
-    """
-    runs = Path(output_dir or Config().output_dir)
-    given = Path(path).expanduser()
-    for place in (given, runs / path):
-        if place.is_file():
-            return place
-        if (place / "metrics.jsonl").is_file():
-            return place / "metrics.jsonl"
-        if (place / "config.yaml").is_file():
-            raise UserError(f"{place}: has no metrics.jsonl: no step of it was recorded")
-    if given.exists():
-        raise UserError(f"{given}: not a run folder (no metrics.jsonl)")
-    raise UserError(f"{path}: no such run, here or in {runs}/; `ls {runs}` shows the runs there are")
 
 
 def find_rules(names: Sequence[str]) -> tuple[Rule, ...]:

@@ -122,7 +122,7 @@ def test_the_rules_are_listed_with_their_thresholds() -> None:
         (["there"], "there: no such run, here or in runs/"),
         (["--only", "hedroom", "there"], "--only hedroom: no such rule; there are non-finite, headroom"),
         (["empty"], "empty: not a run folder (no metrics.jsonl)"),
-        (["unborn"], "unborn: has no metrics.jsonl: no step of it was recorded"),
+        (["unborn"], "unborn: has no metrics.jsonl: it came to no training step"),
         (["damaged"], "damaged/metrics.jsonl:1: not a JSON record"),
     ],
 )

@@ -1,0 +1,74 @@
+"""A few lines of a source file around the one that a verdict names, kept as text before the file changes."""
+
+import linecache
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+_AROUND = 6  # lines before and after
+_MAX_CHARACTERS = 240  # of a line; generated code has longer ones
+_STARTED = time.time()  # of this process, as near as a module can tell
+
+
+@dataclass(frozen=True)
+class SourceExcerpt:
+    """Lines of `file` as they were when they were read.
+
+    line: 1-based, the one that is meant. first: 1-based number of lines[0].
+    is_older: False where the file was written after the code that ran was loaded, so that lines may have moved.
+    """
+
+    file: str
+    line: int
+    first: int
+    lines: tuple[str, ...]
+    is_older: bool = True
+
+    @classmethod
+    def read(cls, source: str | None, *, loaded: float = _STARTED) -> "SourceExcerpt | None":
+        """Around `path:line`, a notebook's cell too; None where there is no such line to be read.
+
+        Args:
+            loaded: time.time() by which the code was loaded; by default when this process began.
+        """
+        file, _, number = (source or "").rpartition(":")
+        if not file or not number.isdigit():
+            return None
+        linecache.checkcache(file)
+        text, line = linecache.getlines(file), int(number)
+        if not 1 <= line <= len(text):
+            return None
+        first = max(line - _AROUND, 1)
+        lines = tuple(row.rstrip("\r\n")[:_MAX_CHARACTERS] for row in text[first - 1 : line + _AROUND])
+        try:
+            is_older = Path(file).stat().st_mtime <= loaded
+        except OSError:  # a cell has no file
+            is_older = True
+        return cls(file, line, first, lines, is_older)
+
+    def is_unchanged(self) -> bool | None:
+        """Whether the file still has these lines at this place; None where it is gone."""
+        now = SourceExcerpt.read(f"{self.file}:{self.line}")
+        if now is None:
+            return False if Path(self.file).is_file() else None
+        return now.lines == self.lines
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Any) -> "SourceExcerpt":
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: something else.
+        """
+        try:
+            found = cls(**{**content, "lines": tuple(content["lines"])})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"not an excerpt ({error})") from None
+        numbers, texts = (found.line, found.first), (found.file, *found.lines)
+        if not all(isinstance(n, int) for n in numbers) or not all(isinstance(t, str) for t in texts):
+            raise ValueError("not an excerpt: file and lines are texts, line and first are numbers")
+        return found

@@ -1,0 +1,73 @@
+"""Numbers, sizes and paths as the page shows them."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+# Issues that advice refers to by `name#number`.
+_OWNERS = {
+    "accelerate": "huggingface/accelerate",
+    "diffusers": "huggingface/diffusers",
+    "OLMo-core": "allenai/OLMo-core",
+    "pytorch": "pytorch/pytorch",
+    "transformers": "huggingface/transformers",
+    "ultralytics": "ultralytics/ultralytics",
+}
+_ISSUE = re.compile(rf"\b({'|'.join(map(re.escape, _OWNERS))})#(\d+)\b")
+
+
+def number(value: float) -> str:
+    """Four significant digits, whole numbers in full; `NaN`, `Inf` and `-Inf` as words."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "Inf" if value > 0 else "-Inf"
+    return f"{value:.4g}"
+
+
+def plain(value: Any) -> str:
+    """Any value of a record in one line."""
+    if value is None:
+        return "none"
+    if isinstance(value, int | float):
+        return number(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value)) if not any(isinstance(v, dict | list) for v in value) else str(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(item)}" for key, item in value.items())
+    return str(value)
+
+
+def size(num_bytes: int) -> str:
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.1f} {unit}"
+    return f"{num_bytes} bytes"
+
+
+def count(amount: int, noun: str) -> str:
+    return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
+
+
+def nearby(path: str | Path) -> str:
+    """A path as it is reached from the current folder, where it lies below that."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except (ValueError, FileNotFoundError):  # elsewhere; or the current folder was deleted
+        return str(path)
+
+
+def with_links(text: str) -> list[tuple[str, str | None]]:
+    """Pieces of `text`, each with the address of the issue that it names, or None."""
+    pieces: list[tuple[str, str | None]] = []
+    end = 0
+    for found in _ISSUE.finditer(text):
+        pieces.append((text[end : found.start()], None))
+        pieces.append((found[0], f"https://github.com/{_OWNERS[found[1]]}/issues/{found[2]}"))
+        end = found.end()
+    return [piece for piece in (*pieces, (text[end:], None)) if piece[0]]

@@ -1,0 +1,292 @@
+"""The page as a file: escaping, damaged and half-written runs, the verdict line, the command."""
+
+import fcntl
+import json
+import math
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cli.main import app
+from shadowlab.report.page import build_page, write_report
+from shadowlab.report.run_view import RunView
+from shadowlab.run_folder import LOCK
+from tests.report.run_folders import HOSTILE, VERDICT, add_incident, add_pictures, layers, make_run, stage, step
+
+
+class Parsed(HTMLParser):
+    """Elements and what could ask a network or run code."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: Counter[str] = Counter()
+        self.addresses: list[tuple[str, str]] = []
+        self.attributes: set[str] = set()
+        self.ids: list[str] = []
+        self.targets: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements[tag] += 1
+        for name, value in attrs:
+            self.attributes.add(name)
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("src", "href", "action", "data", "poster", "srcset"):
+                self.addresses.append((tag, value or ""))
+            if name in ("aria-labelledby", "aria-describedby"):
+                self.targets += (value or "").split()
+
+
+def data(page: str, name: str) -> dict:
+    found = re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def page_of(run: Path) -> str:
+    return build_page(RunView.read(run))
+
+
+def report(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["report", *arguments])
+
+
+def test_text_of_a_run_stays_text(tmp_path: Path) -> None:
+    """Names, verdicts, errors and files that hold markup: none of it becomes an element."""
+    run = make_run(
+        tmp_path / "run",
+        [
+            step(1, layers=layers(HOSTILE, "down.0.conv")),
+            {"kind": "health", "step": 1, "findings": [{"rule": HOSTILE, "severity": HOSTILE, "evidence": HOSTILE}]},
+        ],
+        config=f"# </pre>{HOSTILE}\nprecision: fp32\n",
+        environment={"source": HOSTILE, HOSTILE: HOSTILE, "command": ["train", "--run", HOSTILE]},
+        stages={HOSTILE: stage(False, error=HOSTILE, checks=[{HOSTILE: HOSTILE, "passed": False}])},
+    )
+    add_incident(run)
+    page = page_of(run)
+    parsed = Parsed(page)
+    assert parsed.elements["script"] == 3  # two of data, one that runs
+    assert not {name for name in parsed.attributes if name.startswith("on") or name == "style"}
+    assert {a for tag, a in parsed.addresses if tag != "a" and not a.startswith("data:")} == set()
+    assert {a for tag, a in parsed.addresses if tag == "a" and not a.startswith("#")} == {
+        "https://github.com/pytorch/pytorch/issues/68425"
+    }
+    assert data(page, "heat-data")["layers"] == [HOSTILE, "down.0.conv"]
+    assert len(parsed.ids) == len(set(parsed.ids)) and set(parsed.targets) <= set(parsed.ids)
+    anchors = {a[1:] for tag, a in parsed.addresses if tag == "a" and a.startswith("#")}
+    assert anchors <= set(parsed.ids)
+
+
+def test_an_incident_is_told_in_full(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [step(6)])
+    add_incident(run)
+    (run / "incidents" / "step-00000007" / "repro.py").write_text("")
+    (run / "incidents" / "step-00000007" / "operator.pt").write_text("")
+    page = page_of(run)
+    for text in (
+        "inf was born in exp, phase forward of step 7",
+        "the result is beyond the largest finite value of this dtype",
+        "overflow: beyond the largest finite number",
+        "at [1, 2] of [4, 8]",
+        "below the smallest normal number",
+        "float16: max 65504, smallest normal 6.10352e-05, eps 0.000976562",
+        "(3 more)",
+        f"shadowlab why {run}/incidents/step-00000007",
+        f"python {run}/incidents/step-00000007/repro.py",
+    ):
+        assert text in page, text
+    assert page.count("not finite") == 1  # -inf came as a word
+
+
+def test_several_incidents_each_have_their_chain(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for number in (3, 4):
+        add_incident(run, {**VERDICT, "step": number - 1}, f"step-{number:08d}")
+    parsed = Parsed(page_of(run))
+    assert parsed.elements["article"] + parsed.elements["ol"] == 1 + 2
+    assert len(parsed.ids) == len(set(parsed.ids)) and set(parsed.targets) <= set(parsed.ids)
+
+
+def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    """Everything that a full disk or a kill can damage at once."""
+    run = make_run(tmp_path / "run", [step(1), step(2)], environment={"source": "tiny"})
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("{damaged}\n" + json.dumps(step(3)) + "\n")
+    (run / "stages.json").write_text("[1")
+    (run / "environment.json").write_bytes(b"\xff\xfe")
+    (add_incident(run) / "verdict.json").write_text('{"phase": 3}')
+    add_pictures(run, 1)
+    (run / "samples" / "step-00000001.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    written = write_report(run)
+    page = written.file.read_text()
+    for words in (
+        "metrics.jsonl:3",
+        "stages.json: cannot be read",
+        "environment.json: cannot be read",
+        "not a verdict",
+    ):
+        assert words in page
+        assert any(words in problem for problem in written.problems), words
+    assert "step-00000001.png: no picture" in page
+    assert data(page, "curve-data")["loss"]["series"][0]["steps"] == [1, 2]
+
+
+@pytest.mark.parametrize("damage", ["gone", "damaged"])
+def test_a_lost_verdict_is_taken_from_the_records(tmp_path: Path, damage: str) -> None:
+    run = make_run(tmp_path / "run", [{"kind": "incident", "step": 7, "verdict": VERDICT, "state": "kept"}])
+    if damage == "damaged":
+        (add_incident(run) / "verdict.json").write_text("{")
+    page = page_of(run)
+    assert "from metrics.jsonl" in page
+    assert "inf was born in exp" in page
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        [{"kind": "header", "stage": "train", "num_samples": 4}],
+        [step(1, loss=math.nan)],
+        [step(i, loss=math.nan, layers=layers("a", "b", norm=math.nan, headroom=math.nan)) for i in (1, 2)],
+        [step(i, loss=math.inf, layers=layers("a", norm=math.inf, headroom=-math.inf)) for i in (1, 2)],
+        [step(1, loss=0.0, layers=layers("a", norm=0.0, headroom=math.inf))],
+        [step(1, loss=5e-324), step(2, loss=1.7e308)],
+        [step(1, loss=-1.7e308), step(2, loss=1.7e308)],
+        [{**step(1), "loss": None, "layers": {"a": {}}, "parameters": {}}],
+    ],
+    ids=["none", "header", "one NaN", "all NaN", "all Inf", "zero", "widest", "widest signed", "nothing measured"],
+)
+def test_any_numbers_can_be_shown(tmp_path: Path, records: list[dict]) -> None:
+    page = page_of(make_run(tmp_path / "run", records))
+    assert not re.search(r' (points|cx|cy|x1|x2|y1|y2|d)="[^"]*(nan|inf)', page)  # coordinates are finite
+    for name in ("curve-data", "heat-data"):
+        if f'id="{name}"' in page:
+            assert data(page, name)
+
+
+def test_pictures_beyond_the_limits_are_left_out_and_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    add_pictures(run, 30)
+    page = page_of(run)
+    parsed = Parsed(page)
+    assert parsed.elements["img"] == 8
+    assert "22 pictures of 30 left out" in page
+    assert "step-00000000" in page and "step-00000029" in page
+
+
+# --- the verdict line ------------------------------------------------------------------------------------------------
+
+
+def status(run: Path) -> tuple[str, str]:
+    found = RunView.read(run).status
+    return found.word, found.line
+
+
+def test_the_verdict_line(tmp_path: Path) -> None:
+    assert status(make_run(tmp_path / "empty"))[0] == "empty"
+    assert status(make_run(tmp_path / "stopped", [step(3)])) == (
+        "stopped",
+        "no stage came to a result: interrupted or killed after 3 steps",
+    )
+    failed = make_run(tmp_path / "failed", stages={"overfit": stage(False, error="R^2 0.2\nlower the rate")})
+    assert status(failed) == ("failed", "overfit: R^2 0.2")
+    passed = make_run(tmp_path / "passed", [step(3)], stages={"train": stage(steps=3)})
+    assert status(passed) == ("passed", "train, 3 steps")
+    add_incident(passed)
+    assert status(passed) == ("passed", "train, 3 steps; 1 incident before that")
+    add_incident(failed)
+    assert status(failed) == ("incident", "inf was born in exp, phase forward of step 7")
+
+
+def test_a_run_that_is_claimed_is_running(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [step(3)])
+    with (run / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert status(run) == ("running", "train is under way, 3 steps so far")
+    assert status(run)[0] == "stopped"
+
+
+# --- health ----------------------------------------------------------------------------------------------------------
+
+
+def test_findings_of_many_steps_are_one_row(tmp_path: Path) -> None:
+    found = [
+        {
+            "rule": "dead layer",
+            "severity": "warning",
+            "layer": "conv_in",
+            "step": n,
+            "evidence": {"share": 0.5 + n / 10},
+        }
+        for n in (1, 2, 4)
+    ]
+    run = make_run(tmp_path / "run", [{"kind": "health", "step": f["step"], "findings": [f]} for f in found])
+    page = page_of(run)
+    assert page.count("dead layer") == 1
+    assert "1 to 4, 3 times" in page and "share 0.9" in page
+
+
+def test_alarms_come_first(tmp_path: Path) -> None:
+    told = [
+        {"rule": "late", "severity": "warning", "parameter": "conv.weight", "predicted_step": 90},
+        {"rule": "first", "severity": "alarm", "layer": None, "step": None},
+    ]
+    page = page_of(make_run(tmp_path / "run", [{"kind": "health", "step": 3, "findings": told}]))
+    assert page.index("first</th>") < page.index("late</th>")
+    assert "conv.weight" in page and "foretold for step 90" in page
+    assert "The health rules found nothing." in page_of(make_run(tmp_path / "well", [step(1)]))
+
+
+def test_the_rules_judge_the_records(tmp_path: Path) -> None:
+    """What the run itself could not tell: nobody watched its records while it ran."""
+    records = [step(i, layers=layers("a")) for i in (1, 2, 3)]
+    records[2]["layers"]["a"]["activation"]["num_nonfinite"] = 3
+    assert "non-finite</th>" in page_of(make_run(tmp_path / "run", records))
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "runs" / "mine", [step(1)])
+    add_incident(run)
+    by_name = report("mine")
+    assert by_name.exit_code == 0
+    assert by_name.stdout.splitlines() == ["runs/mine/reports/report.html"]
+    assert Path("runs/mine/reports/report.html").is_file()
+    monkeypatch.chdir("runs/mine")
+    assert report(".").stdout.splitlines() == ["reports/report.html"]
+    assert "<h1>mine</h1>" in Path("reports/report.html").read_text()
+    monkeypatch.chdir(tmp_path)
+    by_incident = report("runs/mine/incidents/step-00000007", "--out", "elsewhere/page.html", "--json")
+    document = json.loads(by_incident.stdout)
+    assert document["report"] == "elsewhere/page.html" and document["status"] == "incident"
+    assert document["bytes"] == Path("elsewhere/page.html").stat().st_size
+    assert not list(Path("elsewhere").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["absent"], ["absent: no such run", "ls runs"]),
+        (["."], ["not a run folder", "metrics.jsonl"]),
+        (["runs/mine", "--out", "runs"], ["runs: cannot be written", "--out"]),
+        (["runs/mine", "--out", "runs/mine/config.yaml/page.html"], ["cannot be written", "--out"]),
+    ],
+)
+def test_what_cannot_be_shown_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs" / "mine")
+    result = report(*arguments)
+    assert result.exit_code == 2
+    [line] = result.stderr.splitlines()
+    assert all(word in line for word in words), line
