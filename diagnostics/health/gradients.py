@@ -35,7 +35,7 @@ def exploding(history: History) -> list[Finding]:
     layer begins at zero), nor the norms of skipped steps. The layer named is the one whose gradient grew the most.
     """
     records = [
-        (r["step"], float(r["grad_norm"]), float(r.get("loss", math.nan)))
+        (r["step"], float(r["grad_norm"]), math.nan if r.get("loss") is None else float(r["loss"]))
         for r in history.records()
         if not r.get("skipped") and isinstance(r.get("grad_norm"), (int, float)) and math.isfinite(r["grad_norm"])
     ]
