@@ -44,6 +44,7 @@ class TensorBoardView:
         self._selection = Selection(in_full)
         for record in past:
             self._selection.take(record)
+        self._selection.finish()  # written when that session was closed
         self._laid_out: tuple[str, ...] = ()
         self._writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=_FLUSH_SECONDS)
 

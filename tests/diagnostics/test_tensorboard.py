@@ -16,6 +16,7 @@ from diagnostics.parameters import histogram
 from diagnostics.records import rounded
 from diagnostics.tensorboard import TensorBoardView, rebuild
 
+
 def read(folder: Path) -> EventAccumulator:
     reader = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0})
     reader.Reload()
