@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli import bench, data, findings, stages
+from cli import bench, data, findings, stages, views
 from cli.errors import reports_errors, run_reporting_usage
 from cli.options import Command, Group
 from cli.request import with_request
@@ -34,9 +34,9 @@ bench_app = typer.Typer(
 for stage in (stages.check_forward, stages.check_precision, stages.overfit, stages.train, stages.plan):
     app.command(stage.__name__.replace("_", "-"), cls=Command)(reports_errors(with_request(stage)))
 for group, commands in {
-    app: (findings.why, findings.drill, data.train_vae),
+    app: (findings.why, findings.drill, views.tensorboard, data.train_vae),
     data_app: (data.render, data.check),
-    bench_app: (bench.faults, bench.overhead, bench.step, bench.memory),
+    bench_app: (bench.faults, bench.overhead, bench.step, bench.memory, bench.views),
 }.items():
     for command in commands:
         group.command(command.__name__.replace("_", "-"), cls=Command)(reports_errors(command))

@@ -1,8 +1,8 @@
 """Which numbers of a record TensorBoard's event files get: all cannot be written, a thousand layers take 0.7 MB a step.
 
 Bound: n training records add at most CAPACITY + n x GRANT bytes of scalars and histograms, and each session one dump at
-its end: 16.7 MB for a thousand of SDXL's. On top comes what was asked for beyond that: more histograms than the grants
-pay, layers drawn in full. Pictures are not counted here.
+its end: 12.7 MB for a thousand of SDXL's. On top comes what was asked for beyond that: more histograms than the grants
+pay, layers drawn in full. Pictures are not counted here; `shadowlab.views.heat_maps` bounds those of the records.
 
 Numbers of the run are always written. Those of layers and parameters are, all at once (a dump), where the bucket holds
 enough: every training record pours GRANT bytes into it, up to CAPACITY, which is also its first content, so that the
@@ -35,7 +35,7 @@ from diagnostics.board_tags import (
 )
 from diagnostics.records import rounded
 
-GRANT = 14_000  # bytes a training record
+GRANT = 10_000  # bytes a training record
 CAPACITY = 2_000_000  # bytes
 ALARM_BYTES = 4_000
 LOW_HEADROOM_BITS = 3.0  # a factor of 8 below the dtype's largest number
@@ -69,6 +69,7 @@ class Selection:
         self.blocks = BlockNumbers()
         self._in_full = in_full
         self._tokens = CAPACITY
+        self.num_dumps = 0  # measured steps of which all is drawn
         self._cost = 0  # bytes of the last dump
         self._pending: tuple[Mapping[str, Any], set[str]] | None = None
         self._prefixes: dict[tuple[str, str], bytes] = {}
@@ -95,6 +96,7 @@ class Selection:
             return []
         record, have = self._pending
         self._pending = None
+        self.num_dumps += 1
         last = Drawn(record["step"], list(self._details(record, without=have)))
         self._tokens -= last.size
         return [last] if last.entries else []
@@ -110,6 +112,7 @@ class Selection:
             details = [*([] if is_brief else blocks), *self._details(record)]
             self._cost = sum(map(len, details))
             self._pending = None
+            self.num_dumps += 1
         else:
             have: set[str] = set()
             details = list(self._alarms(record, have))

@@ -64,6 +64,11 @@ class TensorBoardView:
         if text is not None:
             self._writer.add_text(*text, record["step"])
 
+    @property
+    def num_dumps(self) -> int:
+        """Measured steps of which every layer was written, earlier files' included."""
+        return self._selection.num_dumps
+
     def add_image(self, tag: str, image: Tensor, step: int) -> None:
         """`image`: (3, H, W) in [0, 1]."""
         self._writer.add_image(tag, image, step)

@@ -24,7 +24,7 @@ class Board:
     ) -> None:
         self._heat_maps = HeatMaps()
         self._view = TensorBoardView(folder, purge_step=purge_step, past=self._noted(past), in_full=in_full)
-        self._heat_maps.skip()
+        self._heat_maps.skip(last=True)  # when that session was closed
 
     def write(self, record: Mapping[str, Any]) -> None:
         """One record, as metrics.jsonl has it."""
@@ -36,17 +36,25 @@ class Board:
     def image(self, tag: str, picture: Tensor, step: int) -> None:
         """(3, H, W) in [0, 1]; to be seen at once."""
         self._view.add_image(tag, picture, step)
+        self.flush()
+
+    def flush(self) -> None:
         self._view.flush()
 
     def png(self, tag: str, content: bytes, size: tuple[int, int], step: int) -> None:
         """An encoded picture. size: width, height in pixels."""
         self._view.add_png(tag, content, size, step)
 
+    @property
+    def num_dumps(self) -> int:
+        """Measured steps of which every layer was written."""
+        return self._view.num_dumps
+
     def close(self) -> None:
         """Draw what is new and close the file."""
         try:
             if self._heat_maps.are_stale:
-                self._draw()
+                self._draw(last=True)
         finally:
             self._view.close()
 
@@ -54,9 +62,9 @@ class Board:
         for record in past:
             self._heat_maps.add(record)
             if self._heat_maps.are_due:
-                self._heat_maps.skip()
+                self._heat_maps.skip(last=True)  # when that session was closed
             yield record
 
-    def _draw(self) -> None:
-        for page in self._heat_maps.draw():
-            self._view.add_png(page.tag, to_png(page.picture), page.picture.size, self._heat_maps.step)
+    def _draw(self, *, last: bool = False) -> None:
+        for page in self._heat_maps.draw(last=last):
+            self.png(page.tag, to_png(page.picture), page.picture.size, self._heat_maps.step)

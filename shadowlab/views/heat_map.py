@@ -89,7 +89,7 @@ def draw_heat_map(
 
 def to_png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=6)
+    picture.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

@@ -12,6 +12,7 @@ from shadowlab.views.heat_map import MAX_NAMED_ROWS, Scale, colour_ends, draw_he
 from shadowlab.views.layer_columns import LayerColumns
 
 _FIRST = 4  # measured steps; then whenever their number has doubled
+_PAGES = 8  # pages are drawn when it has grown by this factor
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ _MAPS = {
 class HeatMaps:
     """Fed with the records of a run, says when its pictures are due and draws them.
 
-    Drawn when the number of measured steps has doubled and when a session ends, so n steps cost log2(n) redraws: 1,000
-    steps of 878 layers some 2 MB, 4 MB if they were noise (`shadowlab bench views`).
+    Drawn when the number of measured steps has doubled and when a session ends; pages more seldom. So the bytes grow as
+    the logarithm of the steps: 1,000 of 878 layers are at most 7 MB, as noise (`shadowlab bench views`).
 
     Up to 72 layers are one picture with a name at every row. More are an overview, whose rows are thinner and whose
     blocks are named, and pages of 72 rows with their names: a picture of 800 named rows would be 10,000 pixels high,
@@ -55,7 +56,7 @@ class HeatMaps:
     def __init__(self) -> None:
         self._columns = {key: LayerColumns(value, worse=worse) for key, (value, worse, _) in _MAPS.items()}
         self._num_measured = 0
-        self._drawn_at = 0
+        self._drawn_at = self._pages_at = 0
         self._step = 0
 
     def add(self, record: Mapping[str, Any]) -> None:
@@ -81,18 +82,25 @@ class HeatMaps:
         """Whether a step came since they were drawn."""
         return self._num_measured > self._drawn_at
 
-    def skip(self) -> None:
-        """As if drawn now: earlier event files hold them."""
+    def skip(self, *, last: bool = False) -> bool:
+        """As if drawn now: earlier event files hold them. Returns whether pages are due, too."""
+        with_pages = last or self._num_measured >= _PAGES * self._pages_at
         self._drawn_at = self._num_measured
+        if with_pages:
+            self._pages_at = self._num_measured
+        return with_pages
 
-    def draw(self) -> Iterator[Page]:
-        self.skip()
+    def draw(self, *, last: bool = False) -> Iterator[Page]:
+        """last: the session ends, so that pages are drawn in any case."""
+        with_pages = self.skip(last=last)
         for key, (_, _, scale) in _MAPS.items():
             table = self._columns[key].table()
             if len(table.names) <= MAX_NAMED_ROWS:
                 yield Page(f"heat_map_{key}/all layers", draw_heat_map(table, scale))
                 continue
             yield Page(f"heat_map_{key}/00 all layers", draw_heat_map(table, scale, named=False))
+            if not with_pages:
+                continue
             ends = colour_ends(table, scale)  # one for all pages, so that they compare
             num_pages = -(-len(table.names) // MAX_NAMED_ROWS)
             for number in range(num_pages):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diagnostics.history import LayerTable
 
-MAX_COLUMNS = 256
+MAX_COLUMNS = 128
 
 
 class LayerColumns:
