@@ -86,8 +86,8 @@ class _Chosen:
     def require_all_used(self, run: Path) -> None:
         for pattern in self._patterns:
             if not any(_matches(name, pattern) for name in self.seen):
-                blocks = ", ".join(dict.fromkeys(map(block_of, self.seen)))
-                there = f"there are {blocks} (`{pattern}*` matches what begins so)" if blocks else "it has none"
+                blocks = list(dict.fromkeys(map(block_of, self.seen)))
+                there = f"blocks are {', '.join(blocks)}; all of one: '{blocks[0]}*'" if blocks else "it has none"
                 raise UserError(f"--layers {pattern}: matches no layer that {run} has records of; {there}")
 
 
