@@ -1,10 +1,9 @@
 """TensorBoard's Custom Scalars page: one chart a block with all its layers, and how its parameters spread."""
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
-from diagnostics.board_tags import PARAMETER_KEYS
+from diagnostics.board_tags import PARAMETER_KEYS, BlockNumbers
 
 _RUN_CHARTS = {
     "loss": r"^(train|overfit)/loss$",
@@ -24,10 +23,10 @@ _PARAMETER_CHARTS = {
 }
 
 
-def layout(groups: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+def layout(blocks: BlockNumbers) -> dict[str, dict[str, list[Any]]]:
     """Category -> chart -> [kind, tags], as `SummaryWriter.add_custom_scalars` takes it.
 
-    groups: of `BlockNumbers`. Tags of a `Multiline` are regular expressions, those of a `Margin` are value, lower and
+    Tags of a `Multiline` are regular expressions, those of a `Margin` are value, lower and
     upper edge.
     """
     assert set(_PARAMETER_CHARTS.values()) == set(PARAMETER_KEYS.values())
@@ -35,10 +34,10 @@ def layout(groups: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
         "run": {title: ["Multiline", [pattern]] for title, pattern in _RUN_CHARTS.items()}
     }
     for title, key in _LAYER_CHARTS.items():
-        categories[title] = {group: ["Multiline", [f"^{re.escape(group)}/{key}/"]] for group in groups}
+        categories[title] = {group: ["Multiline", [f"^{re.escape(group)}/{key}/"]] for group in blocks.with_layers}
     for title, key in _PARAMETER_CHARTS.items():
-        edges = {group: [f"{group}/block_{key}/{edge}" for edge in ("median", "min", "max")] for group in groups}
         categories[f"{title} of a block's parameters: median, least to largest"] = {
-            group: ["Margin", tags] for group, tags in edges.items()
+            group: ["Margin", [f"{group}/block_{key}/{edge}" for edge in ("median", "min", "max")]]
+            for group in blocks.with_parameters
         }
     return categories

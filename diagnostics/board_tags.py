@@ -33,6 +33,8 @@ class BlockNumbers:
     def __init__(self) -> None:
         self._groups: dict[str, str] = {}
         self._group_of: dict[str, str] = {}  # a layer's or parameter's
+        self._with_parameters: set[str] = set()
+        self._with_layers: set[str] = set()
         self._width = 2
 
     def learn(self, record: Mapping[str, Any]) -> None:
@@ -45,6 +47,8 @@ class BlockNumbers:
         for block in blocks:
             self._groups[block] = f"{len(self._groups) + 1:0{self._width}d} {block}"
         self._group_of |= {name: self._groups[block_of(name)] for name in new}
+        self._with_layers |= {self._group_of[name] for name in new if name in record.get("layers", {})}
+        self._with_parameters |= {self._group_of[name] for name in new if name in record.get("parameters", {})}
 
     def group(self, name: str) -> str:
         """Of a layer or parameter that was learned: `03 down_blocks.1`."""
@@ -53,6 +57,15 @@ class BlockNumbers:
     @property
     def groups(self) -> tuple[str, ...]:
         return tuple(self._groups.values())
+
+    @property
+    def with_layers(self) -> tuple[str, ...]:
+        """The groups that have some."""
+        return tuple(group for group in self.groups if group in self._with_layers)
+
+    @property
+    def with_parameters(self) -> tuple[str, ...]:
+        return tuple(group for group in self.groups if group in self._with_parameters)
 
 
 def run_numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -45,7 +45,7 @@ class TensorBoardView:
         for record in past:
             self._selection.take(record)
         self._selection.finish()  # written when that session was closed
-        self._laid_out: tuple[str, ...] = ()
+        self._laid_out: dict[str, Any] = {}
         self._writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=_FLUSH_SECONDS)
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -54,10 +54,10 @@ class TensorBoardView:
             self._add(drawn)
         if "step" not in record:
             return
-        groups = self._selection.blocks.groups
-        if groups != self._laid_out:
-            self._laid_out = groups
-            self._writer.add_custom_scalars(layout(groups))
+        charts = layout(self._selection.blocks)
+        if self._selection.blocks.groups and charts != self._laid_out:
+            self._laid_out = charts
+            self._writer.add_custom_scalars(charts)
         for name, content in record.get("histograms", {}).items():
             self._add_histogram(name, Histogram(**content), record["step"])
         text = text_of(record)

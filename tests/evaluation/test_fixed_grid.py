@@ -126,3 +126,26 @@ def test_loss_is_the_mean_over_t_and_black_is_reported(task: ShadowTask, samples
     black = shadows.square().flatten(1).mean(dim=1).sqrt().mean()
     assert numbers["black_rmse"] == pytest.approx(float(black), rel=1e-5)
     assert {"loss", "r2", "soft_iou", "rmse", "zncc", "psnr", "ssim", "loss_t0", "loss_t0.5"} <= set(numbers)
+
+
+def test_a_light_sweep_changes_one_condition_of_one_sample(
+    task: ShadowTask, samples: list[Any], hub_folder: Path
+) -> None:
+    """Where a value is the sample's own, the shadow is the one that the grid judges; the ends of phi are not one light
+    drawn twice."""
+    batch = collate(samples)
+    batch = replace(batch, light=torch.tensor([[22.5, 144.0, 5.0]]).expand(len(batch), -1))
+    unet = tiny.shadow_unet(hub_folder).train()
+    torch.nn.init.normal_(unet.conv_out.weight)
+    judged = grid(task, batch)
+    sweep = judged.light_sweep(unet, FP32)
+    assert unet.training
+    assert {name: [value for value, _ in row] for name, row in sweep.items()} == {
+        "theta": [0.0, 11.25, 22.5, 33.75, 45.0],
+        "phi": [0.0, 72.0, 144.0, 216.0, 288.0],
+        "size": [2.0, 3.5, 5.0, 6.5, 8.0],
+    }
+    own = judged.evaluate(unet, FP32).prediction[0]
+    for row in sweep.values():
+        torch.testing.assert_close(row[2][1], own, rtol=1e-4, atol=1e-5)
+        assert not torch.equal(row[0][1], row[4][1])
