@@ -96,3 +96,17 @@ def memory(
         on_case=lambda case: reporter.say(f"{case.text}\n"),
     )
     reporter.result({"cases": [case.to_json() for case in found]})
+
+
+def views(
+    steps: Annotated[int, typer.Option(min=1, help="Logged steps.")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Measure the TensorBoard view of a run of SDXL's layers: bytes of event files, and time a logged step."""
+    from shadowlab.bench.views import format_table, measure_views
+    from shadowlab.reporter import Reporter
+
+    reporter = Reporter(as_json=as_json)
+    report = measure_views(steps, reporter.say)
+    reporter.say(format_table(report))
+    reporter.result(report.to_json())

@@ -35,9 +35,13 @@ for stage in (stages.check_forward, stages.check_precision, stages.overfit, stag
     app.command(stage.__name__.replace("_", "-"), cls=Command)(reports_errors(with_request(stage)))
 app.command("plan", cls=Command)(reports_errors(with_request(stages.plan, without=("quiet",))))  # it is one table
 for group, commands in {
-    app: (findings.why, findings.health, findings.drill, views.inspect, views.report, data.train_vae),
+    app: (
+        *(findings.why, findings.health, findings.drill),
+        *(views.tensorboard, views.inspect, views.report),
+        data.train_vae,
+    ),
     data_app: (data.render, data.check),
-    bench_app: (bench.faults, bench.overhead, bench.step, bench.memory),
+    bench_app: (bench.faults, bench.overhead, bench.step, bench.memory, bench.views),
 }.items():
     for command in commands:
         group.command(command.__name__.replace("_", "-"), cls=Command)(reports_errors(command))

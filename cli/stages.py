@@ -164,7 +164,7 @@ def _train(request: Request, config: "Config", run: "RunFolder | None", *, skip_
                 lambda: run_train(config, run, processes, reporter, resume=resume),
                 write=processes.is_main,
             )
-            reporter.say(f"look at it: tensorboard --logdir {run.tensorboard}")
+            reporter.say(f"look at it: shadowlab tensorboard {run.path}")
     except (KeyboardInterrupt, InterruptedRunError) as stop:
         if run is None:
             raise

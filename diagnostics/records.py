@@ -77,9 +77,8 @@ class RecordWriter:
             OSError: the disk refuses; the writer is closed, and a cut line is dropped when the file is opened again.
         """
         # One write of a whole line: a kill between two writes would leave half of it.
-        line = json.dumps(encode(record), allow_nan=False).encode("ascii") + b"\n"
         try:
-            self._file.write(line)
+            self._file.write(_line(record))
             self._file.flush()
         except OSError:
             self._file.raw.close()  # what is left of the line must not be tried again when the file is closed
@@ -87,6 +86,16 @@ class RecordWriter:
 
     def close(self) -> None:
         self._file.close()
+
+
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """One more record at the end of a file whose writer is closed, without reading the file.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    with path.open("ab") as file:
+        file.write(_line(record))
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
@@ -98,6 +107,10 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     for line, record in _lines(path):
         # Half of the time: most lines have no such word.
         yield decode(record) if b"NaN" in line or b"Infinity" in line else record
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(encode(record), allow_nan=False).encode("ascii") + b"\n"
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

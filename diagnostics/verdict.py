@@ -80,7 +80,7 @@ class Verdict:
         return cls(**{**content, **tuples})
 
     def __str__(self) -> str:
-        return "\n".join([self.headline(), *(f"  {label:<10}{text}" for label, text in self._lines() if text)])
+        return "\n".join([self.headline(), *(f"  {label:<10}{text}" for label, text in self.details())])
 
     def headline(self) -> str:
         """One line: value, operator or leaf, phase, step and rank."""
@@ -88,6 +88,10 @@ class Verdict:
         when = "" if self.step is None else f" of step {self.step + 1}"
         rank = "" if self.rank is None else f", rank {self.rank}"
         return f"{what}, phase {self.phase}{when}{rank}"
+
+    def details(self) -> list[tuple[str, str]]:
+        """Label and text of every line that stands below the headline."""
+        return [(label, text) for label, text in self._lines() if text]
 
     def _bearer(self) -> str:
         """What brought a value in, in words."""

@@ -148,6 +148,8 @@ class ValidationConfig(Section):
     """t of the fixed grid; 0 is noise, 1 is data."""
     num_noises: PositiveInt = 2
     """Noise draws per sample."""
+    light_sweep: bool = True
+    """Also draw one held-out sample under 5 values each of theta, phi and size: 15 one-step generations."""
 
 
 class CheckpointConfig(Section):

@@ -90,6 +90,10 @@ class Task(ModelInputs, Protocol):
         """Condition to the same lights, far away in this condition alone."""
         ...
 
+    def sweep(self, light: Tensor, steps: int) -> dict[str, list[tuple[float, Tensor]]]:
+        """Condition to `steps` (value, light) over its range; the lights differ from `light` in it alone."""
+        ...
+
     def encode(self, batch: Batch, positions: Tensor | None = None) -> EncodedBatch: ...
     def decode(self, latents: Tensor) -> Tensor: ...
     def target(self, batch: Batch) -> Tensor: ...
@@ -146,6 +150,19 @@ class ShadowTask:
             other[:, column] = (own + 180.0) % 360.0 if name == "phi" else far
             others[name] = other
         return others
+
+    def sweep(self, light: Tensor, steps: int) -> dict[str, list[tuple[float, Tensor]]]:
+        """(1, 3) -> for theta, phi and size `steps` lights over the range, both ends among them, but 360 degrees of
+        phi, which are 0."""
+        swept: dict[str, list[tuple[float, Tensor]]] = {}
+        for column, (name, (low, high)) in enumerate(RANGES.items()):
+            values = torch.linspace(low, high, steps + (name == "phi"))[:steps].tolist()
+            swept[name] = []
+            for value in values:
+                other = light.clone()
+                other[:, column] = value
+                swept[name].append((value, other))
+        return swept
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

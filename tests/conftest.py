@@ -24,3 +24,11 @@ def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stage_folder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A data set, a UNet and an untrained VAE for whole stages. Do not write into them."""
     return tiny.stage_folder(tmp_path_factory.mktemp("stage"))
+
+
+@pytest.fixture(scope="session")
+def board_run(stage_folder: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished, once resumed run with all statistics, to look at. Do not write into it."""
+    from tests.boards import make_run
+
+    return make_run(stage_folder, tmp_path_factory.mktemp("boards"))

@@ -106,6 +106,7 @@ def stage_config(folders: dict[str, Path], output: Path, *assignments: str) -> C
         "validation.num_samples=2",
         "validation.num_noises=1",
         "validation.timesteps=[0.0, 0.5]",
+        "validation.light_sweep=false",
         "overfit.num_samples=2",
         "overfit.max_steps=2",
         "optimizer.warmup_steps=2",

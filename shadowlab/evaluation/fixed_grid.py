@@ -112,6 +112,33 @@ class FixedGrid:
             responses=responses,
         )
 
+    @torch.no_grad()
+    def light_sweep(
+        self, unet: torch.nn.Module, precision: Precision, steps: int = 5
+    ) -> dict[str, list[tuple[float, Tensor]]]:
+        """The first sample's shadow, generated in one step under lights that differ in one condition: condition to
+        (value, (1, H, W) in [0, 1] on the CPU). Its noise is the same in all.
+
+        One picture at a time. Of several processes every one must call: a sharded model's forward takes them all.
+        """
+        was_training = unet.training
+        unet.eval()
+        try:
+            with eagerly():
+                lights = self.task.sweep(self.batch.light[:1], steps)
+                return {
+                    name: [(value, self._generated(unet, precision, light)) for value, light in row]
+                    for name, row in lights.items()
+                }
+        finally:
+            unet.train(was_training)
+
+    def _generated(self, unet: torch.nn.Module, precision: Precision, light: Tensor) -> Tensor:
+        first = torch.tensor([0])
+        encoded = replace(self.encoded.select(first), embedding=self.task.embed(light))
+        latents = integrate(_predict(unet, encoded, precision), self._noises[0][first], 1)
+        return self.task.decode(latents)[0].cpu()
+
     def _responses(self, unet: torch.nn.Module, precision: Precision) -> dict[str, float]:
         """One sample at a time: no more memory than the rest of the evaluation."""
         first = torch.tensor([self.batch.ids.index(min(self.batch.ids))])

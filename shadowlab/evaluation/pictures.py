@@ -1,5 +1,6 @@
-"""Picture grids: one row per sample, object / target / one step / error."""
+"""Picture grids: a row a sample with object, target, one step and error; and a row a condition of the light."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from torch import Tensor
 from shadowlab.data.sample import Batch
 
 _HEADER = 18  # pixels above the columns for their names
+_SWEEP_WIDTH = 1152
+_LEAST_CELL = 80
 
 
 def comparison_grid(batch: Batch, target: Tensor, prediction: Tensor, *, max_rows: int = 8) -> Tensor:
@@ -28,6 +31,27 @@ def comparison_grid(batch: Batch, target: Tensor, prediction: Tensor, *, max_row
     if picture.width > 1024:
         picture = picture.resize((1024, round(picture.height * 1024 / picture.width)), Image.Resampling.BOX)
     return _from_image(_with_header(picture, ("object", "target", "one step", "error")))
+
+
+def sweep_grid(object_image: Tensor, sweep: Mapping[str, Sequence[tuple[float, Tensor]]]) -> Tensor:
+    """(3, H', W') in [0, 1]: a row a condition; the object, then its shadows with the condition's value over each.
+
+    object_image: (3, H, W) in [-1, 1]. sweep: condition to (value, (1, H, W) in [0, 1]), as `FixedGrid.light_sweep`.
+    A value that is not finite is black.
+    """
+    across = 1 + max(len(row) for row in sweep.values())
+    side = min(object_image.shape[-1], _SWEEP_WIDTH // across)
+    side = max(side, _LEAST_CELL)  # a value has to fit over its picture
+    canvas = Image.new("RGB", (side * across, (side + _HEADER) * len(sweep)), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    for number, (name, row) in enumerate(sweep.items()):
+        y = number * (side + _HEADER)
+        cells = [("object", (object_image + 1) / 2), *((f"{name} {v:.4g}", p.expand(3, -1, -1)) for v, p in row)]
+        for column, (text, cell) in enumerate(cells):
+            draw.text((column * side + 4, y + 2), text, fill="black", font=font)
+            picture = _to_image(cell.cpu().nan_to_num(0.0, posinf=0.0, neginf=0.0))
+            canvas.paste(picture.resize((side, side), Image.Resampling.BOX), (column * side, y + _HEADER))
+    return _from_image(canvas)
 
 
 def save_picture(picture: Tensor, path: Path) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diagnostics.board_tags import block_of
 from diagnostics.history import History, LayerTable
-from diagnostics.tensorboard import block_of
 from shadowlab.report.wording import number
 
 MAX_COLUMNS = 400

@@ -5,8 +5,10 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from diagnostics.nonfinite import NonFiniteError
+from diagnostics.records import append_record
 from shadowlab.config import Config
 from shadowlab.errors import InterruptedRunError, StageFailedError, StageStoppedError, UserError
 from shadowlab.reporter import Reporter
@@ -15,6 +17,7 @@ from shadowlab.stages.check_forward import run_check_forward
 from shadowlab.stages.overfit import run_overfit
 from shadowlab.stages.result import StageResult
 from shadowlab.training.processes import Processes, SingleProcess
+from shadowlab.views.board import Board
 
 REQUIRED_STAGES: dict[str, Callable[..., StageResult]] = {
     "check-forward": run_check_forward,
@@ -33,7 +36,7 @@ def finish_stage(
     *,
     write: bool = True,
 ) -> StageResult:
-    """Run `stage` and record its result in stages.json, a failure too.
+    """Run `stage` and record its result, a failure too: in stages.json, and as a record of kind `stage`.
 
     Args:
         write: False on every process but the first.
@@ -61,9 +64,13 @@ def finish_stage(
             reporter.note(f"{name} failed: {error}")
             if isinstance(error, (StageFailedError, StageStoppedError, NonFiniteError)):
                 run.record_stage(name, passed=False, config=config, summary={"error": str(error)})
+                step = error.verdict.step if isinstance(error, NonFiniteError) else None
+                _show(run, name, passed=False, step=0 if step is None else step + 1, message=str(error))
         raise
     if write and not result.idle:
         run.record_stage(name, passed=result.passed, config=config, summary=result.summary)
+        step = result.summary.get("steps", 0)
+        _show(run, name, passed=result.passed, step=step, message=result.message, summary=result.summary)
     document = {"stage": name, "passed": result.passed, "run": str(run.path), **result.summary}
     if not result.passed:
         document["error"] = result.message
@@ -75,6 +82,18 @@ def finish_stage(
         raise failure
     reporter.conclude(f"{name}: {'nothing to do' if result.idle else 'passed'} ({run.path})", style="bold green")
     return result
+
+
+def _show(
+    run: RunFolder, name: str, *, passed: bool, step: int, message: str, summary: dict[str, Any] | None = None
+) -> None:
+    """The verdict among the run's records and in TensorBoard. step: done until then; 0 where there are none."""
+    record = {"kind": "stage", "step": step, "stage": name, "passed": passed, "message": message}
+    record["summary"] = summary or {}
+    append_record(run.metrics, record)
+    board = Board(run.tensorboard)
+    board.write(record)
+    board.close()
 
 
 def prove_required_stages(

@@ -14,7 +14,7 @@ from shadowlab.data.sample import collate
 from shadowlab.data.split import Split, split_by_object
 from shadowlab.errors import InterruptedRunError, StageFailedError, StageStoppedError, UserError
 from shadowlab.evaluation.fixed_grid import FixedGrid, GridResult
-from shadowlab.evaluation.pictures import comparison_grid, save_picture
+from shadowlab.evaluation.pictures import comparison_grid, save_picture, sweep_grid
 from shadowlab.precision import POLICIES
 from shadowlab.reporter import Reporter
 from shadowlab.run_folder import RunFolder
@@ -117,8 +117,8 @@ def run_train(
 
     # 4. The loop.
     try:
-        data_wait = DataWait(config, reporter)
-        first_result = result = _validate(grid, trainee, telemetry, reporter, run, step, write=fresh)
+        data_wait, sweeps = DataWait(config, reporter), config.validation.light_sweep
+        first_result = result = _validate(grid, trainee, telemetry, reporter, run, step, sweeps=sweeps, write=fresh)
         with (
             reporter.start("train", settings.max_steps, step),
             Interruption(speaks=processes.is_main, show=reporter.notice) as interruption,
@@ -136,7 +136,7 @@ def run_train(
                 data_wait.add(waited, time.perf_counter() - started)
                 step, position = step + 1, position + global_batch
                 if step % settings.validate_every == 0 or step == settings.max_steps:
-                    result = _validate(grid, trainee, telemetry, reporter, run, step)
+                    result = _validate(grid, trainee, telemetry, reporter, run, step, sweeps=sweeps)
                 stopping = step < settings.max_steps and processes.any_true(interruption.asked)
                 if step % config.checkpoint.every_steps == 0 or step == settings.max_steps or stopping:
                     _save(config, run, trainee, step, position, identity)
@@ -244,11 +244,12 @@ def _validate(
     run: RunFolder,
     step: int,
     *,
+    sweeps: bool,
     write: bool = True,
 ) -> GridResult:
     """Judge the averaged weights (the raw ones where there is no EMA). Every rank does: no rank waits for another.
 
-    write: False right after a resume, where the run has this step's record already.
+    sweeps: also draw the light sweep. write: False right after a resume, where the run has this step's record already.
 
     Raises:
         StageFailedError: a loss or a prediction is not finite.
@@ -256,6 +257,7 @@ def _validate(
     trainee.processes.at("validation")
     with trainee.averaged_weights():
         result = grid.evaluate(trainee.unet, trainee.precision, trainee.processes)
+        sweep = grid.light_sweep(trainee.unet, trainee.precision) if write and sweeps else None
     if write:
         telemetry.write({"kind": "validation", "step": step, **result.numbers()})
     _require_finite(result, grid.batch.ids, step)
@@ -264,6 +266,10 @@ def _validate(
         picture = comparison_grid(grid.batch, target, result.prediction)
         save_picture(picture, run.samples / f"step-{step:08d}.png")
         telemetry.image("validation/comparison", picture, step)
+        if sweep is not None:
+            picture = sweep_grid(grid.batch.object_image[0], sweep)
+            save_picture(picture, run.samples / f"light-sweep-step-{step:08d}.png")
+            telemetry.image("validation/light_sweep", picture, step)
     reporter.say(
         f"step {step}  validation loss {result.loss:.4f}  R^2 {result.r2:.3f}  "
         f"soft IoU {result.metrics['soft_iou']:.3f}  RMSE {result.metrics['rmse']:.4f} "

@@ -15,9 +15,8 @@ from torch import Tensor
 from diagnostics.health import Finding, HealthWatch
 from diagnostics.nonfinite import NonFiniteError
 from diagnostics.parameters import ParameterStatistics, histogram
-from diagnostics.records import RecordWriter, encode
+from diagnostics.records import RecordWriter, read_records
 from diagnostics.statistics import TensorStatistics
-from diagnostics.tensorboard import TensorBoardView
 from shadowlab.config import DiagnosticsConfig
 from shadowlab.run_folder import RunFolder
 from shadowlab.task import EncodedBatch
@@ -25,6 +24,7 @@ from shadowlab.training.capture import capture_step
 from shadowlab.training.sharding import whole
 from shadowlab.training.step import StepOutcome, StepPlace, training_step
 from shadowlab.training.trainee import Trainee
+from shadowlab.views.board import Board
 
 _INCIDENT_SECONDS = 3600.0  # a step that is looked into takes many times as long, and its evidence GiB
 _MAX_WARNINGS = 5  # of one step in words; the record has all
@@ -61,11 +61,15 @@ class Telemetry:
         self._parameters = ParameterStatistics(trainee.unet)
         self.live: dict[str, float | str] = {}
         self._writer: RecordWriter | None = None
-        self._view: TensorBoardView | None = None
+        self._view: Board | None = None
         self._health, self._warn = HealthWatch(kind), warn
         if trainee.processes.is_main:
             self._writer = RecordWriter(run.metrics, keep_until_step=resumed_at)
-            self._view = TensorBoardView(run.tensorboard, purge_step=resumed_at + 1 if resumed_at else None)
+            self._view = Board(
+                run.tensorboard,
+                purge_step=resumed_at + 1 if resumed_at else None,
+                past=read_records(run.metrics) if resumed_at > 0 else (),
+            )
 
     def step(
         self,
@@ -102,9 +106,7 @@ class Telemetry:
                 hint = f"state before the step: {kept}\nwhat would have helped: shadowlab why {error.incident}"
                 error.args = (f"{error}\n{hint}",)
             self._trainee.processes.wait()  # every rank comes here; none may end the run while another writes
-            if self._writer is not None:
-                document = {"kind": "incident", "step": number, "verdict": error.verdict.to_json(), "state": kept}
-                self._writer.write(encode(document))
+            self.write({"kind": "incident", "step": number, "verdict": error.verdict.to_json(), "state": kept})
             raise
         record: dict[str, Any] = {
             "kind": self._kind,
@@ -139,11 +141,10 @@ class Telemetry:
     def write_header(self, *, num_samples: int, num_parameters: int) -> None:
         """What the records that follow are about; it has no step. num_samples: that are trained on."""
         header = {"kind": "header", "stage": self._kind, "num_samples": num_samples, "num_parameters": num_parameters}
-        if self._writer is not None:
-            self._writer.write(header | {"precision": self._trainee.precision.name})
+        self.write(header | {"precision": self._trainee.precision.name})
 
     def write(self, record: dict[str, Any]) -> None:
-        """Write a record with `kind` and `step` to both files."""
+        """Write a record with `kind`, and `step` but for headers, to both files."""
         if self._writer is not None and self._view is not None:
             self._writer.write(record)
             self._view.write(record)
@@ -151,8 +152,7 @@ class Telemetry:
     def image(self, tag: str, picture: Tensor, step: int) -> None:
         """(3, H, W) in [0, 1] to TensorBoard."""
         if self._view is not None:
-            self._view.add_image(tag, picture, step)
-            self._view.flush()
+            self._view.image(tag, picture, step)
 
     def close(self) -> None:
         """Take the hooks off and close the files."""

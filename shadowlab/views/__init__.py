@@ -1,0 +1,1 @@
+"""What a person looks at: made of metrics.jsonl, and made again from it."""

@@ -10,12 +10,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from diagnostics import LayerStatistics, ParameterStatistics, RecordWriter, read_records
+from diagnostics.board_tags import block_of, within_block
 from diagnostics.layers import leaf_modules
 from diagnostics.parameters import histogram
 from diagnostics.records import rounded
-from diagnostics.tensorboard import TensorBoardView, block_of, rebuild
-
-STATISTICS = ("norm", "mean", "std", "max_abs", "fraction_zero", "num_nonfinite")
+from diagnostics.tensorboard import TensorBoardView, rebuild
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -69,21 +68,26 @@ def observed_record(step: int = 1) -> tuple[nn.Module, dict]:
 
 
 def test_tags_are_exactly_the_documented(tmp_path):
+    """Blocks are numbered as they ran; a layer that no gradient reaches has one of 0."""
     model, record = observed_record()
+    record["loss_by_t"] = {"0.25-0.50": 0.5}
     write(tmp_path, record)
     reader = read(tmp_path)
-    expected = {"train/loss", "nonfinite/histogram_weight/conv_in.weight"}
+    groups = {"conv_in": "01 conv_in", "down_blocks.0": "02 down_blocks.0", "down_blocks.1": "03 down_blocks.1"}
+    groups["odd"] = "04 odd"
+    expected = {"train/loss", "train/loss_by_t/0.25-0.50", "nonfinite/histogram_weight/conv_in.weight"}
     for name in leaf_modules(model):
-        for kind in ("activation", "gradient"):
-            expected |= {f"{block_of(name)}/{kind}_{statistic}/{name}" for statistic in STATISTICS}
+        for key in ("activation_norm", "gradient_norm", "max_abs", "fraction_zero", "nonfinite", "headroom_bits"):
+            expected.add(f"{groups[block_of(name)]}/{key}/{within_block(name)}")
     for name, _ in model.named_parameters():
-        expected |= {f"{block_of(name)}/{tag}/{name}" for tag in ("parameter_gradient_norm", "update_ratio")}
+        for key in ("parameter_gradient_norm", "update_ratio"):
+            expected.add(f"{groups[block_of(name)]}/{key}/{within_block(name)}")
+            expected |= {f"{groups[block_of(name)]}/block_{key}/{edge}" for edge in ("median", "min", "max")}
     assert set(reader.Tags()["scalars"]) == expected
-    assert "down_blocks.1/activation_norm/down_blocks.1.0" in expected
-    assert "odd/gradient_norm/odd.ü:[1]/x" in expected
+    assert {"03 down_blocks.1/activation_norm/0", "04 odd/gradient_norm/ü:[1]/x"} < expected
     assert reader.Tags()["histograms"] == ["histogram_weight/conv_in.weight"]
     values = record["layers"]["conv_in"]["activation"]
-    seen = reader.Scalars("conv_in/activation_norm/conv_in")[0]
+    seen = reader.Scalars("01 conv_in/activation_norm/conv_in")[0]
     assert (seen.step, seen.value) == (1, single(rounded(values["norm"])))
 
 

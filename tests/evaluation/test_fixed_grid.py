@@ -142,3 +142,26 @@ def test_responses_are_of_one_condition_each(
     monkeypatch.setattr(ShadowTask, "embed", theta_alone)
     numbers = grid(task, collate(samples)).evaluate(unet, FP32).numbers()
     assert numbers["response_theta"] > 0.0 == numbers["response_phi"] == numbers["response_size"]
+
+
+def test_a_light_sweep_changes_one_condition_of_one_sample(
+    task: ShadowTask, samples: list[Any], hub_folder: Path
+) -> None:
+    """Where a value is the sample's own, the shadow is the one that the grid judges; the ends of phi are not one light
+    drawn twice."""
+    batch = collate(samples)
+    batch = replace(batch, light=torch.tensor([[22.5, 144.0, 5.0]]).expand(len(batch), -1))
+    unet = tiny.shadow_unet(hub_folder).train()
+    torch.nn.init.normal_(unet.conv_out.weight)
+    judged = grid(task, batch)
+    sweep = judged.light_sweep(unet, FP32)
+    assert unet.training
+    assert {name: [value for value, _ in row] for name, row in sweep.items()} == {
+        "theta": [0.0, 11.25, 22.5, 33.75, 45.0],
+        "phi": [0.0, 72.0, 144.0, 216.0, 288.0],
+        "size": [2.0, 3.5, 5.0, 6.5, 8.0],
+    }
+    own = judged.evaluate(unet, FP32).prediction[0]
+    for row in sweep.values():
+        torch.testing.assert_close(row[2][1], own, rtol=1e-4, atol=1e-5)
+        assert not torch.equal(row[0][1], row[4][1])

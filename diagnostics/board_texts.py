@@ -1,0 +1,68 @@
+"""Records that are words, as Markdown for TensorBoard's Text page: incidents, health, verdicts of stages."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from diagnostics.records import encode
+from diagnostics.verdict import Verdict
+
+
+def text_of(record: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Tag and Markdown; None for records that are numbers, and for words that hold nothing to show."""
+    kind = record.get("kind")
+    if kind == "incident" and record.get("verdict"):
+        return "incident", _incident(Verdict.from_json(dict(record["verdict"])))
+    if kind == "health" and record.get("findings"):
+        return "health", _health(record["findings"])
+    if kind == "stage":
+        return f"stage/{record.get('stage', '')}", _stage(record)
+    return None
+
+
+def _incident(verdict: Verdict) -> str:
+    chain = " → ".join(map(_code, verdict.path))
+    rows = [(label, _cell(text)) for label, text in verdict.details() if label != "path"]
+    return "\n\n".join(
+        [f"### {_cell(verdict.headline())}", f"birth → sink: {chain}" if chain else "", _table(("", ""), rows)]
+    )
+
+
+def _health(findings: Sequence[Mapping[str, Any]]) -> str:
+    columns = ("severity", "rule", "layer", "step", "evidence", "advice")
+    return _table(columns, ([_words(finding.get(column)) for column in columns] for finding in findings))
+
+
+def _stage(record: Mapping[str, Any]) -> str:
+    outcome = "passed" if record.get("passed") else "**failed**"
+    parts = [f"### {_cell(str(record.get('stage', '')))}: {outcome}"]
+    if record.get("message"):
+        parts.append("    " + str(record["message"]).replace("\n", "\n    "))  # as printed
+    summary = record.get("summary") or {}
+    if summary:
+        parts.append(_table(("figure", "value"), ((_code(key), _words(value)) for key, value in summary.items())))
+    return "\n\n".join(parts)
+
+
+def _words(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return _cell(value if isinstance(value, str) else json.dumps(encode(value)))
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _code(text: str) -> str:
+    return f"`{text.replace('`', chr(39))}`"
+
+
+def _cell(text: str) -> str:
+    """One line of a table: names keep their underscores, a bar does not end the cell."""
+    for mark in ("\\", "|", "_", "*", "`", "<", "["):
+        text = text.replace(mark, f"\\{mark}" if mark != "<" else "&lt;")
+    return " ".join(text.split())

@@ -1,0 +1,105 @@
+"""TensorBoard on a run, with settings for a run of many layers."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from shadowlab.config import Config
+from shadowlab.errors import MissingDependencyError, UserError
+from shadowlab.reporter import Reporter
+from shadowlab.views.rebuild import rebuild_board
+
+_RELOAD_SECONDS = 5  # the files are read on from where they were left, so this costs little; runs flush every 10
+
+# TensorBoard shows a random choice of so many points of a tag, by default 1000 scalars and 10 pictures: a spike of one
+# step would be lost, and a slider jump. Kept whole are runs of 20,000 logged steps, 250 validations and every text;
+# the event files' own bound keeps the memory small, for what is not written cannot be loaded.
+_SAMPLES = {"scalars": 20_000, "images": 250, "histograms": 500, "text": 1_000}
+
+
+def run_tensorboard(
+    run: str, reporter: Reporter, *, port: int | None, host: str, rebuild: bool, layers: Sequence[str]
+) -> None:
+    """Serve a run, or all below a folder, until Ctrl-C.
+
+    Args:
+        run: folder, name below runs/, or the folder of several runs.
+        port: None for the first free one from 6006.
+        rebuild: make the view anew first, with every step of `layers` (shell patterns; none: as it was written).
+
+    Raises:
+        UserError: no such run, the port is taken, or as `rebuild_board`.
+    """
+    place = _find(run)
+    is_one = (place / "tensorboard").is_dir()
+    logdir = place / "tensorboard" if is_one else place
+    if rebuild or layers:
+        if not is_one:
+            raise UserError(f"{place}: holds several runs; name the one that --rebuild and --layers are for")
+        reporter.say(f"reading {place / 'metrics.jsonl'}")
+        rebuilt = rebuild_board(place, layers)
+        logdir = rebuilt.folder
+        full = f", every step of {len(rebuilt.in_full)} layers and parameters" if layers else ""
+        reporter.say(
+            f"{logdir}: made anew of {rebuilt.num_records} records and {rebuilt.num_pictures} pictures of samples/"
+            f"{full}; {place / 'tensorboard'} is as it was, and a TensorBoard on both shows both"
+        )
+    if not any(logdir.rglob("events.out.tfevents.*")):
+        reporter.say(f"{logdir} holds nothing yet; it appears here when the run writes it")
+    reporter.say(f"{_launch(logdir, place.resolve().name, port, host, reporter)}  (Ctrl-C ends it)")
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        reporter.say("ended")
+
+
+def _find(run: str) -> Path:
+    """The folder of a run, or of several."""
+    runs = Path(Config().output_dir)
+    for place in (Path(run).expanduser(), runs / run):
+        if (place / "tensorboard").is_dir():
+            return place
+        if place.name.startswith("tensorboard") and place.is_dir() and (place.parent / "config.yaml").is_file():
+            return place.parent
+        if any(place.glob("*/tensorboard")):
+            return place
+    if Path(run).expanduser().exists():
+        raise UserError(f"{run}: neither a run (no tensorboard/ in it) nor a folder of runs")
+    raise UserError(f"{run}: no such run, here or in {runs}/; `ls {runs}` shows the runs there are")
+
+
+def _launch(logdir: Path, title: str, port: int | None, host: str, reporter: Reporter) -> str:
+    """Start the server in a thread that ends with this process; returns its address."""
+    try:
+        from tensorboard import program  # type: ignore[import-untyped]
+        from tensorboard.data import server_ingester  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise MissingDependencyError(f"tensorboard cannot be imported ({error}); pip install tensorboard") from None
+    try:
+        server_ingester.get_server_binary()
+        reader = "true"
+    except server_ingester.NoDataServerError:
+        reader = "false"
+    flags: dict[str, object] = {
+        "logdir": str(logdir),
+        "host": host,
+        "port": port,
+        "window_title": f"{title} - shadowlab",
+    }
+    flags |= {"reload_interval": _RELOAD_SECONDS, "samples_per_plugin": _SAMPLES}
+    try:
+        try:
+            return _started(program, flags, reader)
+        except SystemExit:  # the reader was found and does not run here; it has said why
+            reporter.warn("TensorBoard's fast reader does not start; its own one, which is slower, reads")
+            return _started(program, flags, "false")
+    except program.TensorBoardPortInUseError:
+        raise UserError(f"--port {port}: in use; leave --port out to have a free one found") from None
+    except program.TensorBoardServerException as error:
+        raise UserError(f"--host {host}: TensorBoard cannot serve there ({error.msg})") from None
+
+
+def _started(program: object, flags: dict[str, object], reader: str) -> str:
+    board = program.TensorBoard()  # type: ignore[attr-defined]
+    board.configure(**flags, load_fast=reader)
+    return str(board.launch())
