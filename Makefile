@@ -11,7 +11,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/shadowlab train --precision fp32 --max-steps 200
 	@echo
 	@echo "Three stages passed. Look at activations and gradients of every layer:"
-	@echo "    $(BIN)/tensorboard --logdir runs        then open http://localhost:6006"
+	@echo "    $(BIN)/shadowlab tensorboard runs      then open http://localhost:6006"
 	@echo "Pictures (object / target / one step / error): runs/*/samples/"
 
 test: $(VENV)/.installed-dev
