@@ -22,10 +22,10 @@ def text_of(record: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def _incident(verdict: Verdict) -> str:
     chain = " → ".join(map(_code, verdict.path))
-    rows = [(label, _cell(text)) for label, text in verdict.details() if label != "path"]
-    return "\n\n".join(
-        [f"### {_cell(verdict.headline())}", f"birth → sink: {chain}" if chain else "", _table(("", ""), rows)]
-    )
+    lines = [f"- **{label}**: {_cell(text)}" for label, text in verdict.details() if label != "path"]
+    if chain:
+        lines.insert(0, f"- **birth → sink**: {chain}")
+    return f"### {_cell(verdict.headline())}\n\n" + "\n".join(lines)
 
 
 def _health(findings: Sequence[Mapping[str, Any]]) -> str:

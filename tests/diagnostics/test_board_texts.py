@@ -22,12 +22,12 @@ def test_an_incident_tells_the_chain_the_operands_the_line_and_the_mend() -> Non
     tag, text = text_of({"kind": "incident", "step": 5, "verdict": verdict.to_json(), "state": None}) or ("", "")
     assert tag == "incident"
     assert "### nan was born in log, phase forward of step 5" in text
-    assert "birth → sink: `log` → `mul` → `loss`" in text
-    assert r"| operands | self = -0.5 (at \[3] of \[8]) |" in text
-    assert "| source | /home/me/model.py:12 |" in text
-    assert "| fix | keep the argument above 0 |" in text
-    assert r"obj\_7\|a" in text, "a bar would end the cell"
-    assert r"| module | mid\_block.resnets.0 |" in text
+    assert "- **birth → sink**: `log` → `mul` → `loss`" in text
+    assert r"- **operands**: self = -0.5 (at \[3] of \[8])" in text
+    assert "- **source**: /home/me/model.py:12" in text
+    assert "- **fix**: keep the argument above 0" in text
+    assert r"obj\_7\|a" in text
+    assert r"- **module**: mid\_block.resnets.0" in text
 
 
 def test_findings_are_a_table() -> None:
