@@ -47,6 +47,7 @@ class Processes:
         self.device = chosen if ":" in device else self._state.device
         # What ranks tell each other of files goes over the CPU: no GPU is waited for.
         self._cpu_group = None
+        self._parallel: DistributedDataParallel | None = None
         self.liveness: Liveness | None = None
         if self.count > 1:
             self._cpu_group = torch.distributed.new_group(backend="gloo", timeout=_COLLECTIVE_TIMEOUT)
@@ -104,9 +105,9 @@ class Processes:
         if self.strategy == "fsdp2":
             shard(model, init_device_mesh(self.device.type, (self.count,)))
             return model
-        return DistributedDataParallel(
-            model, device_ids=[self.device] if self.device.type == "cuda" else None, gradient_as_bucket_view=True
-        )
+        device_ids = [self.device] if self.device.type == "cuda" else None
+        self._parallel = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+        return self._parallel
 
     def all_true(self, flag: Tensor) -> Tensor:
         """A boolean scalar that is true where it is true on every rank; stays on the device."""
@@ -176,6 +177,10 @@ class Processes:
         """Leave the process group; without effect in a single process."""
         if self.liveness is not None:
             self.liveness.close()
+        if self._parallel is not None and hasattr(self._parallel, "reducer"):
+            # Its reducer must not be the last to hold the group: it would end gloo's threads while it holds Python's
+            # lock, and one of them may wait for that.
+            del self._parallel.reducer, self._parallel.logger
         if self.count > 1:
             self._state.destroy_process_group()
 
@@ -186,6 +191,7 @@ class SingleProcess(Processes):
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.liveness = None
+        self._parallel = None
         self._distributed = DistributedConfig()
 
     @property

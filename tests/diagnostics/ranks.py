@@ -1,5 +1,6 @@
 """What a rank does in `test_ranks`: a few watched steps in one of two gloo processes, which import this."""
 
+import gc
 import json
 import traceback
 from datetime import timedelta
@@ -177,4 +178,5 @@ def rank_main(rank: int, specs: dict[str, dict[str, Any]], folder: str) -> None:
             reports[name] = {"crash": traceback.format_exc()}
             break  # the ranks are no longer in step
     (path / f"rank{rank}.json").write_text(json.dumps(reports))
+    gc.collect()  # a reducer that holds the group last waits for gloo's threads for ever
     dist.destroy_process_group()
