@@ -161,7 +161,8 @@ def run_stage(
             run = RunFolder.create_beside(config, default_name(request.label, name), source=request.label)
         else:
             run = RunFolder.create(config, request.run, source=request.label)
-        finish_stage(name, config, run, reporter, lambda: stage(run, processes, reporter))
+        with run.claim():
+            finish_stage(name, config, run, reporter, lambda: stage(run, processes, reporter))
     finally:
         reporter.close()
         processes.close()

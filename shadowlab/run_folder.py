@@ -114,7 +114,7 @@ class RunFolder:
         """Keep other processes out until the returned file is closed, or this process ends, however that comes.
 
         Raises:
-            UserError: another one trains this run.
+            UserError: another one works on this run.
         """
         lock = (self.path / LOCK).open("w")
         try:
@@ -125,7 +125,7 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"{self.path}: another process trains this run; wait for it, or choose another --run"
+                f"{self.path}: another process works on this run; wait for it, or choose another --run"
             ) from None
         except OSError:  # a file system without locks: nobody can be kept out
             pass

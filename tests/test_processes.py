@@ -44,6 +44,7 @@ def same_curve(one: Path, other: Path) -> None:
         if mine["kind"] == "train":
             assert yours["grad_norm"] == pytest.approx(mine["grad_norm"], rel=1e-4)
             assert yours["samples"] == mine["samples"]
+            assert yours["loss_by_t"] == pytest.approx(mine["loss_by_t"], rel=1e-5)
             assert yours["learning_rate"] == mine["learning_rate"]
     assert len(got[1]["samples"]) == EFFECTIVE
     mine, yours = tensors(one, STEPS), tensors(other, STEPS)
@@ -60,6 +61,8 @@ def test_four_sharded_processes_then_two_then_one(stage_folder: dict[str, Path],
     run_command([word for word in words if word not in ("--max-steps", str(STEPS))])
     resume = [str(BINARY / "shadowlab"), "train", "--run", "run", "--resume", "--skip-stages"]
     resume += ["--set", f"output_dir={tmp_path}"]
+    sweep = tmp_path / "run" / "samples" / "light-sweep-step-00000002.png"
+    assert sweep.is_file()  # every process took part, else a sharded model would have waited for ever
     ddp = ["--set", "distributed.strategy=ddp"]
     done = run_command([*resume, "--processes", "2", "--max-steps", "4", *ddp, "--json"])
     assert json.loads(done.stdout)["passed"] is True  # one document, from the first process alone

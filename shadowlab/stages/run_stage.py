@@ -148,7 +148,8 @@ def _run_required(
     alone = SingleProcess(processes.device)
     quiet = reporter.without_result()
     try:
-        finish_stage(name, config, folder, quiet, lambda: stage(config, folder, alone, quiet))
+        with folder.claim():
+            finish_stage(name, config, folder, quiet, lambda: stage(config, folder, alone, quiet))
     except Exception:
         reporter.note(f"{name} did not pass, so training did not begin; see {folder.log}")
         raise

@@ -3,10 +3,11 @@
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from shadowlab.config import Config
 from shadowlab.data.dataset import ShadowDataset, open_dataset
@@ -260,7 +261,7 @@ def _validate(
         sweep = grid.light_sweep(trainee.unet, trainee.precision) if write and sweeps else None
     if write:
         telemetry.write({"kind": "validation", "step": step, **result.numbers()})
-    _require_finite(result, grid.batch.ids, step)
+    _require_finite(result, sweep or {}, grid.batch.ids, step)
     if write and trainee.processes.is_main:
         target = grid.task.target(grid.batch)
         picture = comparison_grid(grid.batch, target, result.prediction)
@@ -278,10 +279,17 @@ def _validate(
     return result
 
 
-def _require_finite(result: GridResult, ids: Sequence[str], step: int) -> None:
+def _require_finite(
+    result: GridResult, sweep: Mapping[str, Sequence[tuple[float, Tensor]]], ids: Sequence[str], step: int
+) -> None:
     bad = [f"grid loss at t = {t:g} is {loss}" for t, loss in result.loss_by_t.items() if not math.isfinite(loss)]
     finite = result.prediction.isfinite().flatten(1).all(dim=1).tolist()
     bad += [f"prediction for {name} is not finite" for name, good in zip(ids, finite, strict=True) if not good]
+    bad += [f"the answer to {name} is {value}" for name, value in result.responses.items() if not math.isfinite(value)]
+    for name, row in sweep.items():
+        bad += [
+            f"the shadow for {name} = {value:g} is not finite" for value, one in row if not bool(one.isfinite().all())
+        ]
     if bad:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise StageFailedError(

@@ -43,13 +43,13 @@ class StepPlace:
 @dataclass(frozen=True)
 class StepOutcome:
     """Host numbers of one finished step. `grad_norm` is before clipping. `skipped`: the scaler left weights alone.
-    sample_losses: of this process's samples, with the t of each."""
+    sample_losses: (t, loss) of this process's samples."""
 
     loss: float
     grad_norm: float
     learning_rate: float
     skipped: bool
-    sample_losses: tuple[tuple[float, float], ...] = ()
+    sample_losses: tuple[tuple[float, float], ...]
 
 
 def training_step(

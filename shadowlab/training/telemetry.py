@@ -108,17 +108,18 @@ class Telemetry:
             self._trainee.processes.wait()  # every rank comes here; none may end the run while another writes
             self.write({"kind": "incident", "step": number, "verdict": error.verdict.to_json(), "state": kept})
             raise
+        seen = self._seen(batches, outcome)
         record: dict[str, Any] = {
             "kind": self._kind,
             "step": number,
             "loss": outcome.loss,
             "grad_norm": outcome.grad_norm,
             "grad_norm_clipped": self._clipped(outcome.grad_norm),
-            "loss_by_t": _by_quarter(outcome.sample_losses),
+            "loss_by_t": _by_quarter([(t, loss) for _, _, (t, loss) in seen]),
             "learning_rate": outcome.learning_rate,
             "step_seconds": time.perf_counter() - started,
             "data_wait_seconds": waited_seconds,
-            "samples": self._samples(batches),
+            "samples": [name for _, name, _ in seen],
             "skipped": outcome.skipped,
             "num_skipped": watch.num_skipped,
             "memory_gib": _memory_gib(self._trainee.device),
@@ -185,10 +186,15 @@ class Telemetry:
         limit = self._trainee.learning_rate_config.max_grad_norm
         return grad_norm if limit is None else min(grad_norm, limit)
 
-    def _samples(self, batches: Sequence[EncodedBatch]) -> list[str]:
-        """Ids of the samples that all processes really saw in this step, in the order of the data stream."""
-        own = [item for batch in batches for item in zip(batch.positions.tolist(), batch.ids, strict=True)]
-        return [name for _, name in sorted(self._trainee.processes.gather(own))]
+    def _seen(
+        self, batches: Sequence[EncodedBatch], outcome: StepOutcome
+    ) -> list[tuple[int, str, tuple[float, float]]]:
+        """Position, id, and (t, loss) of the samples that all processes really saw in this step, in the order of the
+        data stream."""
+        positions = [position for batch in batches for position in batch.positions.tolist()]
+        names = [name for batch in batches for name in batch.ids]
+        own = list(zip(positions, names, outcome.sample_losses, strict=True))
+        return sorted(self._trainee.processes.gather(own))
 
     def _histograms(self) -> dict[str, Any]:
         """Weights and the gradients that the optimizer saw (after clipping), of the configured parameters."""

@@ -171,6 +171,6 @@ def test_any_file_name_makes_a_run_name(tmp_path: Path, label: str) -> None:
 
 
 def test_one_process_at_a_time_trains_a_run(run: RunFolder) -> None:
-    with run.claim(), pytest.raises(UserError, match=r"run: another process trains this run; wait for it"):
+    with run.claim(), pytest.raises(UserError, match=r"run: another process works on this run; wait for it"):
         run.claim()
     run.claim().close()
