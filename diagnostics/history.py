@@ -126,6 +126,10 @@ class History:
     def _measured(self) -> list[Mapping[str, Any]]:
         return [record for record in self.records() if record.get("layers") or record.get("parameters")]
 
+    def measured_records(self) -> list[Mapping[str, Any]]:
+        """Of the steps that tables have: what else is known of them, such as `skipped` and `loss_scale`."""
+        return self._measured
+
     @cached_property
     def layer_names(self) -> tuple[str, ...]:
         """In the order of execution; one that ran in some steps alone stands behind its predecessor in those."""
