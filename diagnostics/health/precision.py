@@ -10,7 +10,7 @@ from torch import Tensor
 from diagnostics.health.objective import EVALUATIONS
 from diagnostics.health.rule import Finding, number, rule
 from diagnostics.history import PARTS, History, LayerTable
-from diagnostics.verdict import Verdict
+from diagnostics.verdict import recorded_verdict
 
 LOW_BITS = 3.0
 ALARM_BITS = 1.0
@@ -96,6 +96,7 @@ def _falling(table: LayerTable, part: str, bits: Tensor, steps: Tensor) -> list[
                 "a missing norm or weight decay",
                 layer=table.names[row],
                 predicted_step=overflow,
+                part=part,
             )
         )
     return findings
@@ -173,7 +174,10 @@ def _first_bad_parameter(records: Sequence[Mapping[str, Any]]) -> list[Finding]:
 
 
 def _of_incident(record: Mapping[str, Any]) -> Finding:
-    verdict = Verdict.from_json(record["verdict"])
+    verdict = recorded_verdict(record)
+    if verdict is None:
+        evidence, advice = "an incident whose verdict cannot be read", "see the incident's own folder, if it is there"
+        return Finding("non-finite", "alarm", record["step"], evidence, advice)
     return Finding(
         "non-finite",
         "alarm",
@@ -212,6 +216,7 @@ def _first_bad_layer(table: LayerTable, part: str, skipped: set[int], sound: set
             f"{part}: {counts[row, column]:.0f} values are NaN or Inf{others}",
             "explain the step: what it is born in, and why",
             layer=table.names[row],
+            part=part,
         )
     ]
 

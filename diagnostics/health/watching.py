@@ -79,7 +79,8 @@ def _norm(record: Mapping[str, Any]) -> float:
 
 
 class HealthWatch:
-    """Asks `LIVE_RULES` about the records of a run that is under way; each finding is told once.
+    """Asks `LIVE_RULES` about the records of a run that is under way; each finding is told once, and
+    once more when a warning has become an alarm.
 
     Nothing but the records is read: no tensor of the model, no random number. 9 ms for 800 layers on one CPU core, in
     steps with statistics and in steps that the gradient scaler skipped; a copy of a few numbers in others.
@@ -93,19 +94,23 @@ class HealthWatch:
 
     def __init__(self, kind: str) -> None:
         self._history = _RecentHistory(kind)
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[tuple[str, str, str | None, str]] = set()
 
     def add(self, record: Mapping[str, Any]) -> list[Finding]:
-        """Take the record of one training step. What is new: by rule and by layer."""
+        """Take the record of one training step. What is new: by rule, layer and part, and an alarm after a warning."""
         self._history.add(record)
         if not record.get("layers") and not record.get("skipped"):
             return []
         found = [finding for rule in LIVE_RULES for finding in rule.check(self._history)]
-        new = {key: finding for finding in found if (key := _told_as(finding)) not in self._told}
-        self._told |= new.keys()
-        return list(new.values())
+        new = []
+        for finding in found:
+            told_as = _told_as(finding)
+            if self._told.isdisjoint({(*told_as, finding.severity), (*told_as, "alarm")}):
+                new.append(finding)
+            self._told.add((*told_as, finding.severity))
+        return new
 
 
-def _told_as(finding: Finding) -> tuple[str, str]:
+def _told_as(finding: Finding) -> tuple[str, str, str | None]:
     """A run's gradients explode as a whole, and the layer is a hint that may change."""
-    return finding.rule, "" if finding.rule == exploding.name else finding.place
+    return finding.rule, "" if finding.rule == exploding.name else finding.place, finding.part

@@ -259,6 +259,23 @@ def test_a_parameter_that_is_not_finite_is_named_on_disk_and_live(key: str, valu
     assert [one for record in trained(records) for one in watch.add(record)] == [finding]
 
 
+VERDICT = Verdict("forward", "overflow", "overflow", op="mm", value="inf").to_json()
+DAMAGED: list[Any] = [None, {}, [], "x", VERDICT | {"phase": None}, VERDICT | {"path": 3}, VERDICT | {"witness": None}]
+
+
+@pytest.mark.parametrize("verdict", DAMAGED)
+def test_an_incident_whose_verdict_cannot_be_read_is_still_an_alarm(verdict: Any) -> None:
+    for record in ({"verdict": verdict}, {}):
+        finding = only(found([{"kind": "incident", "step": 4, **record}]), "non-finite")
+        assert (finding.severity, finding.step) == ("alarm", 4)
+        assert finding.evidence == "an incident whose verdict cannot be read"
+
+
+def test_a_newer_version_may_say_more_of_an_incident() -> None:
+    records = [{"kind": "incident", "step": 4, "verdict": VERDICT | {"weather": "rain"}}]
+    assert "inf was born in mm" in only(found(records), "non-finite").evidence
+
+
 def test_the_scaler_collapses() -> None:
     records = healthy(60)
     for record in trained(records, after=49):
@@ -512,6 +529,14 @@ def test_memory_grows_with_every_step() -> None:
     assert found(records) == []
 
 
+@pytest.mark.parametrize("gib", [0.0, 0.5, math.nan])
+def test_memory_that_is_constant_does_not_grow(gib: float) -> None:
+    records = healthy(130)
+    for record in trained(records):
+        record["memory_gib"] = gib
+    assert found(records) == []
+
+
 def test_waiting_for_data() -> None:
     records = healthy(60)
     for record in trained(records, after=20):
@@ -548,14 +573,29 @@ def test_alarms_come_first_and_rules_can_be_chosen() -> None:
 
 
 def test_each_layer_is_told_once_and_early() -> None:
-    """Two layers on their way to overflow: one warning each, though every later step would give it again."""
+    """Two layers on their way to overflow: one warning and one alarm each, though every step would give them again."""
     records = healthy(100)
     grow(records, LAYERS[4], "activation", 0.0, 0.1)
     grow(records, LAYERS[8], "activation", 1.0, 0.1)
     watch = HealthWatch("train")
     told = [finding for record in trained(copy.deepcopy(records)) for finding in watch.add(record)]
-    assert [(f.rule, f.layer) for f in told] == [("headroom", LAYERS[4]), ("headroom", LAYERS[8])]
-    assert [(f.step, f.predicted_step) for f in told] == [(72, 100), (82, 110)]
+    assert {f.rule for f in told} == {"headroom"}
+    first, second, alarm = told
+    assert (first.layer, first.severity, first.step, first.predicted_step) == (LAYERS[4], "warning", 72, 100)
+    assert (second.layer, second.severity, second.step, second.predicted_step) == (LAYERS[8], "warning", 82, 110)
+    assert (alarm.layer, alarm.severity, alarm.step, alarm.predicted_step) == (LAYERS[4], "alarm", 92, 100)
+
+
+def test_a_gradient_is_told_of_beside_the_activation_of_its_layer() -> None:
+    records = healthy(100)
+    grow(records, LAYERS[4], "activation", 2.0, 0.1)
+    grow(records, LAYERS[4], "gradient", 2.5, 0.1)
+    watch = HealthWatch("train")
+    told = [finding for record in trained(records) for finding in watch.add(record)]
+    assert [(f.layer, f.part, f.severity) for f in told] == [
+        (LAYERS[4], "activation", "warning"),
+        (LAYERS[4], "gradient", "warning"),
+    ]
 
 
 def test_what_is_told_live_is_what_the_records_show() -> None:
