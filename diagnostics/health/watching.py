@@ -24,7 +24,7 @@ class _RecentHistory(History):
     def __init__(self, kind: str) -> None:
         super().__init__([], kind=kind)
         self._rows: dict[str, int] = {}
-        self._columns: list[dict[str, Any]] = []  # their records
+        self._columns: list[Mapping[str, Any]] = []  # their records
         self._cells = torch.full((len(PARTS), len(_STATISTICS), 0, WINDOW), torch.nan, dtype=torch.float64)
         self._there = torch.zeros(len(PARTS), 0, WINDOW, dtype=torch.bool)
 
@@ -37,7 +37,7 @@ class _RecentHistory(History):
             del own[min((oldest, second), key=lambda step: _norm(own[step]))]
         if record.get("layers"):
             bad = {name: record["parameters"][name] for name, _, _ in bad_parameters(record)}
-            self._columns = [*self._columns, own[record["step"]] | {"parameters": bad}][-WINDOW:]
+            self._columns = [*self._columns, {**own[record["step"]], "parameters": bad}][-WINDOW:]
             self._add_layers(record["layers"])
 
     def measured_records(self) -> list[Mapping[str, Any]]:

@@ -569,6 +569,20 @@ def test_alarms_come_first_and_rules_can_be_chosen() -> None:
     assert [f.rule for f in examine(History(records), chosen)] == ["waiting-for-data"]
 
 
+# --- stages -------------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_that_failed_is_an_alarm_until_it_passes_or_training_goes_on() -> None:
+    failed = {"kind": "stage", "step": 0, "stage": "check-forward", "passed": False, "message": "NaN in\n  mid_block"}
+    passed = failed | {"passed": True, "message": ""}
+    finding = only(found([failed]), "failed-stage")
+    assert (finding.severity, finding.evidence) == ("alarm", "check-forward failed: NaN in mid_block")
+    assert found([passed]) == found([failed, passed]) == found([failed, *healthy(3)]) == []
+    trained_and_failed = [passed, *healthy(3), failed | {"stage": "train", "step": 0}]
+    assert "train failed" in only(found(trained_and_failed), "failed-stage").evidence, "as written, not by step"
+    assert only(found([{"kind": "stage", "step": 3}]), "failed-stage").step == 3, "half a record is no success"
+
+
 # --- while it runs ------------------------------------------------------------------------------------------------
 
 
