@@ -5,14 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from diagnostics.records import encode
-from diagnostics.verdict import Verdict
+from diagnostics.verdict import Verdict, recorded_verdict
 
 
 def text_of(record: Mapping[str, Any]) -> tuple[str, str] | None:
     """Tag and Markdown; None for records that are numbers, and for words that hold nothing to show."""
     kind = record.get("kind")
-    if kind == "incident" and record.get("verdict"):
-        return "incident", _incident(Verdict.from_json(dict(record["verdict"])))
+    if kind == "incident":
+        return "incident", _incident(recorded_verdict(record))
     if kind == "health" and record.get("findings"):
         return "health", _health(record["findings"])
     if kind == "stage":
@@ -20,7 +20,9 @@ def text_of(record: Mapping[str, Any]) -> tuple[str, str] | None:
     return None
 
 
-def _incident(verdict: Verdict) -> str:
+def _incident(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return "### an incident whose verdict cannot be read"
     chain = " → ".join(map(_code, verdict.path))
     lines = [f"- **{label}**: {_cell(text)}" for label, text in verdict.details() if label != "path"]
     if chain:

@@ -64,12 +64,14 @@ class History:
         records: as `read_records` gives them, in the order in which they were written.
         kind: of the training steps to look at, `train` or `overfit`; by default that of the last one.
 
-    Records of one kind and step that were written twice count once, as written last.
+    Records of one kind and step that were written twice count once, as written last. `last_stage` is the result of the
+    stage that was written last; None where training went on after it, as that of a resumed run does.
     """
 
     def __init__(self, records: Iterable[Mapping[str, Any]], *, kind: str | None = None) -> None:
         self._all: dict[str, dict[int, Mapping[str, Any]]] = {}
         self.headers: list[Mapping[str, Any]] = []
+        self.last_stage: Mapping[str, Any] | None = None
         last_training = None
         for record in records:
             step, own = record.get("step"), str(record.get("kind", "train"))
@@ -78,8 +80,11 @@ class History:
             if not isinstance(step, int):
                 continue
             self._all.setdefault(own, {})[step] = record
+            if own == "stage":
+                self.last_stage = record
             if own in ("train", "overfit"):
                 last_training = own
+                self.last_stage = None
         self.kind = kind or last_training or "train"
 
     @classmethod
@@ -125,6 +130,10 @@ class History:
     @cached_property
     def _measured(self) -> list[Mapping[str, Any]]:
         return [record for record in self.records() if record.get("layers") or record.get("parameters")]
+
+    def measured_records(self) -> list[Mapping[str, Any]]:
+        """Of the steps that tables have: what else is known of them, such as `skipped` and `loss_scale`."""
+        return self._measured
 
     @cached_property
     def layer_names(self) -> tuple[str, ...]:

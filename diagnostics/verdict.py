@@ -1,7 +1,8 @@
 """What `explain` says: one non-finite value's origin, for people and for machines."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,26 @@ class Verdict:
             ("replayed", replay[self.reproducible]),
             ("fix", self.fix),
         ]
+
+
+def recorded_verdict(record: Mapping[str, Any]) -> Verdict | None:
+    """The verdict of a record of kind `incident`; None where it is missing or damaged.
+
+    Fields that this version does not know are left out: a newer one wrote them.
+    """
+    content = record.get("verdict")
+    if not isinstance(content, Mapping):
+        return None
+    known = {one.name for one in fields(Verdict)}
+    try:
+        verdict = Verdict.from_json({key: value for key, value in content.items() if key in known})
+        str(verdict)  # what cannot be said cannot be shown
+    except (TypeError, ValueError, AttributeError):
+        return None
+    texts = (verdict.phase, verdict.cause, verdict.value, verdict.fix, *verdict.path, *verdict.sample_ids)
+    names = (verdict.exception, verdict.op, verdict.module, verdict.parameter, verdict.source)
+    sound = all(isinstance(text, str) for text in texts) and all(isinstance(name, str | None) for name in names)
+    return verdict if sound else None
 
 
 def _nearby(source: str) -> str:

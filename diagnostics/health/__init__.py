@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from diagnostics.health.gradients import exploding, vanishing
 from diagnostics.health.learning import dead_layer, large_updates, lost_updates, never_updated
 from diagnostics.health.objective import loss_does_not_fall, no_response
+from diagnostics.health.outcome import failed_stage
 from diagnostics.health.precision import headroom, nonfinite, scaler_collapse
 from diagnostics.health.rule import Finding, Rule
 from diagnostics.health.supply import memory_growth, repeated_data, waiting_for_data
@@ -13,6 +14,7 @@ from diagnostics.history import History
 
 RULES: tuple[Rule, ...] = (
     nonfinite,
+    failed_stage,
     headroom,
     scaler_collapse,
     exploding,

@@ -1,15 +1,16 @@
 """Rules of the numbers' range: room until overflow, what is not finite, and the gradient scaler."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diagnostics.health.objective import EVALUATIONS
 from diagnostics.health.rule import Finding, number, rule
 from diagnostics.history import PARTS, History, LayerTable
-from diagnostics.verdict import Verdict
+from diagnostics.verdict import recorded_verdict
 
 LOW_BITS = 3.0
 ALARM_BITS = 1.0
@@ -46,11 +47,16 @@ def headroom(history: History) -> list[Finding]:
         bits = table.values[:, -WINDOW:]
         steps = torch.tensor(table.steps[-WINDOW:], dtype=torch.float64)
         if part == "gradient":
-            scales = dict(history.curve("loss_scale"))
-            room = [math.log2(max(scales.get(step, 1.0), 1e-300)) for step in table.steps[-WINDOW:]]
-            bits = bits + torch.tensor(room, dtype=torch.float64)
+            bits = bits + _scaler_room(history.measured_records()[-WINDOW:])
         findings += _falling(table, part, bits, steps)
     return findings
+
+
+def _scaler_room(records: Sequence[Mapping[str, Any]]) -> Tensor:
+    """log2 of the loss scale at each record, (W,). 0 in a run without a scaler; NaN where a scaler's run lacks it."""
+    scales = [record.get("loss_scale") for record in records]
+    unknown = 1.0 if all(scale is None for scale in scales) else math.nan
+    return torch.tensor([unknown if scale is None else scale for scale in scales], dtype=torch.float64).log2()
 
 
 def _falling(table: LayerTable, part: str, bits: Tensor, steps: Tensor) -> list[Finding]:
@@ -90,6 +96,7 @@ def _falling(table: LayerTable, part: str, bits: Tensor, steps: Tensor) -> list[
                 "a missing norm or weight decay",
                 layer=table.names[row],
                 predicted_step=overflow,
+                part=part,
             )
         )
     return findings
@@ -97,8 +104,9 @@ def _falling(table: LayerTable, part: str, bits: Tensor, steps: Tensor) -> list[
 
 @rule(
     "non-finite",
-    threshold="any NaN or Inf in loss, gradient norm, evaluation, activations or gradients; not: gradients of a step "
-    "that the gradient scaler skipped; layers that were so from their first record on, with a finite loss",
+    threshold="any NaN or Inf in loss, gradient norm, any number of an evaluation, activations, gradients, or update "
+    "ratios; not: an r2 of -Inf (a constant target); gradients of a step that the gradient scaler skipped; layers that "
+    "were so from their first record on, with a finite loss",
     source="skipped steps are how dynamic loss scaling works: Micikevicius et al. 2018 (arXiv 1710.03740), "
     "NVIDIA/apex#864; attention masks hold -inf by design: google/flax#4093",
     live=True,
@@ -109,8 +117,9 @@ def nonfinite(history: History) -> list[Finding]:
     Of layers the first is named: in the order of execution for activations, of the backward pass for gradients.
     """
     findings = [_of_incident(record) for record in history.records("incident")]
-    for kind in (history.kind, "validation", "fixed_grid"):
-        bad = next(((r, keys) for r in history.records(kind) if not _skipped(r) and (keys := _bad_numbers(r))), None)
+    for kind in (history.kind, *EVALUATIONS):
+        records = [record for record in history.records(kind) if not _skipped(record)]
+        bad = next(((record, keys) for record in records if (keys := _bad_numbers(record, kind))), None)
         if bad is not None:
             record, keys = bad
             words = ", ".join(f"{key} is {record[key]}" for key in keys)
@@ -119,21 +128,56 @@ def nonfinite(history: History) -> list[Finding]:
                     "non-finite", "alarm", record["step"], f"{kind}: {words}", "go on from the last checkpoint before"
                 )
             )
-    skipped = {record["step"] for record in history.records() if _skipped(record)}
-    sound = {step for step, loss in history.curve("loss") if math.isfinite(loss)}
+    measured = history.measured_records()
+    skipped = {record["step"] for record in measured if _skipped(record)}
+    sound = {record["step"] for record in measured if record.get("loss") is not None and math.isfinite(record["loss"])}
     for part in PARTS:
         findings += _first_bad_layer(history.layers("num_nonfinite", part), part, skipped, sound)
-    return findings
+    return findings + _first_bad_parameter(measured)
 
 
-def _bad_numbers(record: Mapping[str, Any]) -> list[str]:
-    """Of an evaluation the losses at each t, too."""
-    keys = ["loss", "grad_norm"] if "grad_norm" in record else [key for key in record if key.startswith("loss")]
-    return [key for key in keys if isinstance(record.get(key), float) and not math.isfinite(record[key])]
+def _bad_numbers(record: Mapping[str, Any], kind: str) -> list[str]:
+    """Of an evaluation every number, but for an r2 of -inf: that of a constant target."""
+    keys = list(record) if kind in EVALUATIONS else ["loss", "grad_norm"]
+    bad = [key for key in keys if isinstance(record.get(key), float) and not math.isfinite(record[key])]
+    return [key for key in bad if kind not in EVALUATIONS or (key, record[key]) != ("r2", -math.inf)]
+
+
+def bad_parameters(record: Mapping[str, Any]) -> list[tuple[str, str, float]]:
+    """(name, `gradient_norm` or `update_ratio`, value) of what is not finite, in the order of the model; of a step that
+    the gradient scaler skipped, nothing."""
+    return [
+        (name, key, value)
+        for name, numbers in ({} if _skipped(record) else record.get("parameters", {})).items()
+        for key, value in numbers.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+
+
+def _first_bad_parameter(records: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    record, bad = next(((record, bad) for record in records if (bad := bad_parameters(record))), ({}, []))
+    if not bad:
+        return []
+    name, key, value = bad[0]
+    num_others = len({other for other, _, _ in bad}) - 1
+    others = f", and {num_others} more parameters have such numbers" if num_others else ""
+    return [
+        Finding(
+            "non-finite",
+            "alarm",
+            record["step"],
+            f"{key} is {value}{others}",
+            "explain the step: what it is born in, and why; go on from the last checkpoint before",
+            parameter=name,
+        )
+    ]
 
 
 def _of_incident(record: Mapping[str, Any]) -> Finding:
-    verdict = Verdict.from_json(record["verdict"])
+    verdict = recorded_verdict(record)
+    if verdict is None:
+        evidence, advice = "an incident whose verdict cannot be read", "see the incident's own folder, if it is there"
+        return Finding("non-finite", "alarm", record["step"], evidence, advice)
     return Finding(
         "non-finite",
         "alarm",
@@ -172,6 +216,7 @@ def _first_bad_layer(table: LayerTable, part: str, skipped: set[int], sound: set
             f"{part}: {counts[row, column]:.0f} values are NaN or Inf{others}",
             "explain the step: what it is born in, and why",
             layer=table.names[row],
+            part=part,
         )
     ]
 

@@ -17,7 +17,7 @@ class Finding:
     severity: `alarm` for what has spoiled the run, or will, if nothing changes; `warning` for what is worth a look.
     layer, parameter: where, one of them or none. step: the step that showed it, None where the run as a whole does.
     evidence: the numbers. advice: what to change or look at. predicted_step: when it will overflow, where the rule
-    foretells that.
+    foretells that. part: `activation` or `gradient`, where it is about one of a layer.
     """
 
     rule: str
@@ -28,6 +28,7 @@ class Finding:
     layer: str | None = None
     parameter: str | None = None
     predicted_step: int | None = None
+    part: str | None = None
 
     @property
     def place(self) -> str:

@@ -88,7 +88,9 @@ def memory_growth(history: History) -> list[Finding]:
     slope, half = _theil_sen(steps, gib), len(steps) // 2
     first, last = (float(part.median()) for part in (gib[: half // 4], gib[-half // 4 :]))
     grown = slope * float(steps[-1] - steps[0])
-    if grown < GROWTH * first or min(_theil_sen(steps[half:], gib[half:]), (last - first) / grown * slope) < slope / 2:
+    if not grown > 0 or grown < GROWTH * first:  # a device that measures nothing says 0.0
+        return []
+    if min(_theil_sen(steps[half:], gib[half:]), (last - first) / grown * slope) < slope / 2:
         return []
     evidence = f"{number(first)} GiB at first, {number(last)} at last: {number(slope * 1000 * 1024)} MiB in 1,000 steps"
     advice = "look for tensors that are kept with their graph (append(loss) without item()), growing lists and caches"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from diagnostics.health.gradients import MAX_LAG, RECENT, exploding
-from diagnostics.health.precision import WINDOW, headroom, nonfinite, scaler_collapse
+from diagnostics.health.precision import WINDOW, bad_parameters, headroom, nonfinite, scaler_collapse
 from diagnostics.health.rule import Finding
 from diagnostics.history import PARTS, History, LayerTable
 
@@ -18,12 +18,13 @@ _MAX_STEPS = 2 * MAX_LAG + RECENT
 
 class _RecentHistory(History):
     """The last records of a run that is under way, in bounded memory: as many steps, and columns of statistics, as
-    the rules look at. Of older steps the one with the largest gradient norm stays. No parameters."""
+    the rules look at. Of older steps the one with the largest gradient norm stays. Each column keeps its record, which
+    is older than all steps where statistics are rare. No parameters but those that are not finite."""
 
     def __init__(self, kind: str) -> None:
         super().__init__([], kind=kind)
         self._rows: dict[str, int] = {}
-        self._columns: list[int] = []  # their steps
+        self._columns: list[Mapping[str, Any]] = []  # their records
         self._cells = torch.full((len(PARTS), len(_STATISTICS), 0, WINDOW), torch.nan, dtype=torch.float64)
         self._there = torch.zeros(len(PARTS), 0, WINDOW, dtype=torch.bool)
 
@@ -35,9 +36,14 @@ class _RecentHistory(History):
             oldest, second = list(own)[:2]
             del own[min((oldest, second), key=lambda step: _norm(own[step]))]
         if record.get("layers"):
-            self._add_layers(record["step"], record["layers"])
+            bad = {name: record["parameters"][name] for name, _, _ in bad_parameters(record)}
+            self._columns = [*self._columns, {**own[record["step"]], "parameters": bad}][-WINDOW:]
+            self._add_layers(record["layers"])
 
-    def _add_layers(self, step: int, layers: Mapping[str, Any]) -> None:
+    def measured_records(self) -> list[Mapping[str, Any]]:
+        return list(self._columns)
+
+    def _add_layers(self, layers: Mapping[str, Any]) -> None:
         for name in layers:
             self._rows.setdefault(name, len(self._rows))
         missing = len(self._rows) - self._there.shape[1]
@@ -46,7 +52,6 @@ class _RecentHistory(History):
                 [self._cells, self._cells.new_full((*self._cells.shape[:2], missing, WINDOW), torch.nan)], 2
             )
             self._there = torch.cat([self._there, self._there.new_zeros(len(PARTS), missing, WINDOW)], 1)
-        self._columns = [*self._columns, step][-WINDOW:]
         self._cells, self._there = self._cells.roll(-1, -1), self._there.roll(-1, -1)
         self._cells[..., -1], self._there[..., -1] = torch.nan, False
         rows = torch.tensor([self._rows[name] for name in layers])
@@ -63,7 +68,8 @@ class _RecentHistory(History):
         number = PARTS.index(part)
         cells = self._cells[number, _STATISTICS.index(statistic)]
         first = WINDOW - used
-        return LayerTable(tuple(self._rows), tuple(self._columns), cells[:, first:], self._there[number, :, first:])
+        steps = tuple(record["step"] for record in self._columns)
+        return LayerTable(tuple(self._rows), steps, cells[:, first:], self._there[number, :, first:])
 
 
 def _norm(record: Mapping[str, Any]) -> float:
@@ -73,7 +79,8 @@ def _norm(record: Mapping[str, Any]) -> float:
 
 
 class HealthWatch:
-    """Asks `LIVE_RULES` about the records of a run that is under way; each finding is told once.
+    """Asks `LIVE_RULES` about the records of a run that is under way; each finding is told once, and
+    once more when a warning has become an alarm.
 
     Nothing but the records is read: no tensor of the model, no random number. 9 ms for 800 layers on one CPU core, in
     steps with statistics and in steps that the gradient scaler skipped; a copy of a few numbers in others.
@@ -87,19 +94,23 @@ class HealthWatch:
 
     def __init__(self, kind: str) -> None:
         self._history = _RecentHistory(kind)
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[tuple[str, str, str | None, str]] = set()
 
     def add(self, record: Mapping[str, Any]) -> list[Finding]:
-        """Take the record of one training step. What is new: by rule and by layer."""
+        """Take the record of one training step. What is new: by rule, layer and part, and an alarm after a warning."""
         self._history.add(record)
         if not record.get("layers") and not record.get("skipped"):
             return []
         found = [finding for rule in LIVE_RULES for finding in rule.check(self._history)]
-        new = {key: finding for finding in found if (key := _told_as(finding)) not in self._told}
-        self._told |= new.keys()
-        return list(new.values())
+        new = []
+        for finding in found:
+            told_as = _told_as(finding)
+            if self._told.isdisjoint({(*told_as, finding.severity), (*told_as, "alarm")}):
+                new.append(finding)
+            self._told.add((*told_as, finding.severity))
+        return new
 
 
-def _told_as(finding: Finding) -> tuple[str, str]:
+def _told_as(finding: Finding) -> tuple[str, str, str | None]:
     """A run's gradients explode as a whole, and the layer is a hint that may change."""
-    return finding.rule, "" if finding.rule == exploding.name else finding.place
+    return finding.rule, "" if finding.rule == exploding.name else finding.place, finding.part

@@ -4,8 +4,6 @@ Legend: B batch, H W pixels. p prediction, g ground truth. Soft IoU, RMSE, scale
 benchmark's (arXiv 2412.11972, section 5); PSNR and SSIM are torchmetrics'.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -81,9 +79,10 @@ def per_image_metrics(p: Tensor, g: Tensor) -> dict[str, Tensor]:
 def r_squared(predicted: Tensor, target: Tensor) -> float:
     """Share of the target's variance about its per-channel mean that `predicted` explains; (B, C, h, w) both.
 
-    1 is perfect, 0 is no better than the channel means, below 0 is worse. NaN where the target is constant.
+    1 is perfect, 0 is no better than the channel means, below 0 is worse: -inf where the target is constant and missed.
+    NaN where either is not finite, and there alone.
     """
     predicted, target = predicted.double(), target.double()
     residual = (predicted - target).square().sum()
     total = (target - target.mean(dim=(0, 2, 3), keepdim=True)).square().sum()
-    return float(1.0 - residual / total) if total > 0 else math.nan
+    return 1.0 if residual == 0 else float(1.0 - residual / total)

@@ -11,6 +11,7 @@ from diagnostics.history import History
 from shadowlab.errors import UserError
 from shadowlab.reporter import Reporter
 
+_JUDGED = ("train", "overfit", "validation", "fixed_grid", "incident", "stage")  # kinds of records
 _MAX_ROWS = 8  # of one rule in the table; --json has all
 _STYLES = {"alarm": "red", "warning": "yellow"}
 
@@ -42,12 +43,14 @@ def run_health(metrics: Path, rules: Sequence[Rule], reporter: Reporter) -> bool
     """Print what `rules` find. Returns whether there is no alarm.
 
     Raises:
-        UserError: the records cannot be read.
+        UserError: the records cannot be read, or hold nothing that could be judged.
     """
     try:
         history = History.read(metrics)
     except (OSError, ValueError) as error:  # ValueError names file and line
         raise UserError(str(error)) from error
+    if not any(history.records(kind) for kind in _JUDGED):
+        raise UserError(f"{metrics}: no step, evaluation, incident or stage is recorded: there is nothing to judge")
     findings = examine(history, rules)
     num_evaluations = sum(len(history.records(kind)) for kind in ("validation", "fixed_grid"))
     num_measured = sum("layers" in record for record in history.records())

@@ -1,5 +1,9 @@
 """Words in TensorBoard: an incident reads from birth to sink, names keep their letters."""
 
+from typing import Any
+
+import pytest
+
 from diagnostics.board_texts import text_of
 from diagnostics.verdict import Verdict
 
@@ -28,6 +32,18 @@ def test_an_incident_tells_the_chain_the_operands_the_line_and_the_mend() -> Non
     assert "- **fix**: keep the argument above 0" in text
     assert r"obj\_7\|a" in text
     assert r"- **module**: mid\_block.resnets.0" in text
+
+
+@pytest.mark.parametrize("verdict", [None, {}, [], "x", {"phase": "forward"}])
+def test_an_incident_whose_verdict_is_damaged_is_still_told(verdict: Any) -> None:
+    text = ("incident", "### an incident whose verdict cannot be read")
+    assert text_of({"kind": "incident", "step": 5, "verdict": verdict}) == text
+
+
+def test_a_newer_version_may_say_more_of_an_incident() -> None:
+    verdict = Verdict("forward", "overflow", "overflow", op="mm").to_json() | {"weather": "rain"}
+    _, text = text_of({"kind": "incident", "step": 5, "verdict": verdict}) or ("", "")
+    assert "nan was born in mm" in text and "rain" not in text
 
 
 def test_findings_are_a_table() -> None:

@@ -36,7 +36,7 @@ def shuffled(length: int, rng: random.Random) -> list[int]:
     return rng.sample(range(length), length)
 
 
-def healthy(num_steps: int, *, kind: str = "train", seed: int = 0) -> list[Record]:
+def healthy(num_steps: int, *, kind: str = "train", seed: int = 0, every: int = EVERY) -> list[Record]:
     """A float16 run under a scaler: warm-up, steps skipped at its start, a last layer that begins at zero, one spike
     of the gradient, memory that settles, one slow read."""
     rng = random.Random(seed)
@@ -68,7 +68,7 @@ def healthy(num_steps: int, *, kind: str = "train", seed: int = 0) -> list[Recor
             "data_wait_share": 0.9 if step % 10 == 1 else rng.uniform(0, 0.15),
         }
         del stream[:BATCH]
-        if step == 1 or step % EVERY == 0:
+        if step == 1 or step % every == 0:
             zero = step == 1  # the last layer is zero-initialised: nothing goes out of it, nothing passes it backwards
             record["loss_scale"] = scale
             record["layers"] = {
@@ -134,9 +134,12 @@ def test_a_healthy_run_is_silent_at_every_length(num_steps: int, kind: str) -> N
         assert [str(finding) for finding in found(healthy(num_steps, kind=kind, seed=seed))] == []
 
 
-def test_a_healthy_run_is_silent_while_it_goes_on() -> None:
+@pytest.mark.parametrize(("num_steps", "every"), [(560, EVERY), (1000, 50)])
+def test_a_healthy_run_is_silent_while_it_goes_on(num_steps: int, every: int) -> None:
+    """Statistics every 50 steps: the window of columns is longer than that of steps, and begins with a skipped one."""
     watch = HealthWatch("train")
-    assert [finding for record in trained(healthy(560)) for finding in watch.add(record)] == []
+    told = [finding for record in trained(healthy(num_steps, every=every)) for finding in watch.add(record)]
+    assert [str(finding) for finding in told] == []
 
 
 def test_no_records_at_all() -> None:
@@ -223,6 +226,54 @@ def test_an_evaluation_and_an_incident_count() -> None:
     findings = found(records)
     assert {(f.rule, f.step, f.layer) for f in findings} >= {("non-finite", 41, "block.3.conv")}
     assert any("validation: loss is nan" in f.evidence for f in findings)
+
+
+@pytest.mark.parametrize("kind", ["train", "overfit"])
+@pytest.mark.parametrize(("key", "value"), [("r2", math.nan), ("r2", math.inf), ("rmse", -math.inf)])
+@pytest.mark.parametrize("other", ["soft_iou", "response_theta"])
+def test_every_number_of_an_evaluation_counts(kind: str, key: str, value: float, other: str) -> None:
+    records = healthy(40, kind=kind)
+    evaluations = [record for record in records if record["kind"] in ("validation", "fixed_grid")]
+    evaluations[1] |= {key: value, other: math.nan}
+    finding = only(found(records), "non-finite")
+    assert (finding.severity, finding.step) == ("alarm", 20)
+    assert f"{key} is {value}" in finding.evidence and f"{other} is nan" in finding.evidence
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("key", ["gradient_norm", "update_ratio"])
+def test_a_parameter_that_is_not_finite_is_named_on_disk_and_live(key: str, value: float) -> None:
+    """But for the gradients of a step that the scaler skipped."""
+    records = healthy(60)
+    skipped = next(record for record in measured(records) if record["skipped"])
+    for numbers in skipped["parameters"].values():
+        numbers["gradient_norm"] = math.inf
+    assert found(records) == []
+    for record in measured(records, after=40):
+        for name in (f"{LAYERS[5]}.weight", f"{LAYERS[6]}.weight"):
+            record["parameters"][name][key] = value
+    finding = only([one for one in found(records) if one.rule != "large-updates"], "non-finite")
+    assert (finding.severity, finding.step, finding.parameter) == ("alarm", 42, f"{LAYERS[5]}.weight")
+    assert f"{key} is {value}, and 1 more" in finding.evidence
+    watch = HealthWatch("train")
+    assert [one for record in trained(records) for one in watch.add(record)] == [finding]
+
+
+VERDICT = Verdict("forward", "overflow", "overflow", op="mm", value="inf").to_json()
+DAMAGED: list[Any] = [None, {}, [], "x", VERDICT | {"phase": None}, VERDICT | {"path": 3}, VERDICT | {"witness": None}]
+
+
+@pytest.mark.parametrize("verdict", DAMAGED)
+def test_an_incident_whose_verdict_cannot_be_read_is_still_an_alarm(verdict: Any) -> None:
+    for record in ({"verdict": verdict}, {}):
+        finding = only(found([{"kind": "incident", "step": 4, **record}]), "non-finite")
+        assert (finding.severity, finding.step) == ("alarm", 4)
+        assert finding.evidence == "an incident whose verdict cannot be read"
+
+
+def test_a_newer_version_may_say_more_of_an_incident() -> None:
+    records = [{"kind": "incident", "step": 4, "verdict": VERDICT | {"weather": "rain"}}]
+    assert "inf was born in mm" in only(found(records), "non-finite").evidence
 
 
 def test_the_scaler_collapses() -> None:
@@ -478,6 +529,14 @@ def test_memory_grows_with_every_step() -> None:
     assert found(records) == []
 
 
+@pytest.mark.parametrize("gib", [0.0, 0.5, math.nan])
+def test_memory_that_is_constant_does_not_grow(gib: float) -> None:
+    records = healthy(130)
+    for record in trained(records):
+        record["memory_gib"] = gib
+    assert found(records) == []
+
+
 def test_waiting_for_data() -> None:
     records = healthy(60)
     for record in trained(records, after=20):
@@ -510,18 +569,47 @@ def test_alarms_come_first_and_rules_can_be_chosen() -> None:
     assert [f.rule for f in examine(History(records), chosen)] == ["waiting-for-data"]
 
 
+# --- stages -------------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_that_failed_is_an_alarm_until_it_passes_or_training_goes_on() -> None:
+    failed = {"kind": "stage", "step": 0, "stage": "check-forward", "passed": False, "message": "NaN in\n  mid_block"}
+    passed = failed | {"passed": True, "message": ""}
+    finding = only(found([failed]), "failed-stage")
+    assert (finding.severity, finding.evidence) == ("alarm", "check-forward failed: NaN in mid_block")
+    assert found([passed]) == found([failed, passed]) == found([failed, *healthy(3)]) == []
+    trained_and_failed = [passed, *healthy(3), failed | {"stage": "train", "step": 0}]
+    assert "train failed" in only(found(trained_and_failed), "failed-stage").evidence, "as written, not by step"
+    assert only(found([{"kind": "stage", "step": 3}]), "failed-stage").step == 3, "half a record is no success"
+
+
 # --- while it runs ------------------------------------------------------------------------------------------------
 
 
 def test_each_layer_is_told_once_and_early() -> None:
-    """Two layers on their way to overflow: one warning each, though every later step would give it again."""
+    """Two layers on their way to overflow: one warning and one alarm each, though every step would give them again."""
     records = healthy(100)
     grow(records, LAYERS[4], "activation", 0.0, 0.1)
     grow(records, LAYERS[8], "activation", 1.0, 0.1)
     watch = HealthWatch("train")
     told = [finding for record in trained(copy.deepcopy(records)) for finding in watch.add(record)]
-    assert [(f.rule, f.layer) for f in told] == [("headroom", LAYERS[4]), ("headroom", LAYERS[8])]
-    assert [(f.step, f.predicted_step) for f in told] == [(72, 100), (82, 110)]
+    assert {f.rule for f in told} == {"headroom"}
+    first, second, alarm = told
+    assert (first.layer, first.severity, first.step, first.predicted_step) == (LAYERS[4], "warning", 72, 100)
+    assert (second.layer, second.severity, second.step, second.predicted_step) == (LAYERS[8], "warning", 82, 110)
+    assert (alarm.layer, alarm.severity, alarm.step, alarm.predicted_step) == (LAYERS[4], "alarm", 92, 100)
+
+
+def test_a_gradient_is_told_of_beside_the_activation_of_its_layer() -> None:
+    records = healthy(100)
+    grow(records, LAYERS[4], "activation", 2.0, 0.1)
+    grow(records, LAYERS[4], "gradient", 2.5, 0.1)
+    watch = HealthWatch("train")
+    told = [finding for record in trained(records) for finding in watch.add(record)]
+    assert [(f.layer, f.part, f.severity) for f in told] == [
+        (LAYERS[4], "activation", "warning"),
+        (LAYERS[4], "gradient", "warning"),
+    ]
 
 
 def test_what_is_told_live_is_what_the_records_show() -> None:
@@ -535,6 +623,31 @@ def test_what_is_told_live_is_what_the_records_show() -> None:
         finding = only(told, "exploding-gradients")
         on_disk = only(found(records), "exploding-gradients")
         assert (finding.step, finding.evidence) == (on_disk.step, on_disk.evidence)
+
+
+def test_headroom_is_foretold_where_statistics_are_rare() -> None:
+    """The scale of each column is known for as long as the column is."""
+    records = healthy(1000, every=50)
+    grow(records, LAYERS[4], "gradient", 2.0, 0.005)
+    watch = HealthWatch("train")
+    told = [finding for record in trained(records) for finding in watch.add(record)]
+    on_disk = only(found(records), "headroom")
+    assert {(f.rule, f.layer) for f in told} == {("headroom", LAYERS[4])}
+    assert told[-1].predicted_step is not None and on_disk.predicted_step is not None
+    assert abs(told[-1].predicted_step - on_disk.predicted_step) <= 1
+
+
+def test_a_scale_that_a_record_lacks_is_not_one() -> None:
+    """Without it a gradient's headroom is unknown; in a run without a scaler it is what was measured."""
+    records = healthy(60)
+    grow(records, LAYERS[4], "gradient", 2.0, 0.1)
+    for record in measured(records)[-3:]:
+        del record["loss_scale"]
+    assert found(records) == []
+    for record in measured(records):
+        record["layers"][LAYERS[4]]["gradient"] = statistics(65504.0 / 2 ** (2 + 0.1 * (60 - record["step"])))
+        record.pop("loss_scale", None)
+    assert only(found(records), "headroom").layer == LAYERS[4]
 
 
 def test_skips_are_told_in_steps_without_statistics() -> None:

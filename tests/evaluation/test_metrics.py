@@ -142,7 +142,8 @@ def test_r_squared() -> None:
     assert r_squared(means + 10, target) < -10
 
 
-def test_r_squared_of_a_constant_target_is_nan() -> None:
+def test_r_squared_of_a_constant_target_is_not_mistaken_for_nan() -> None:
     constant = torch.ones(2, 4, 3, 3)
-    assert math.isnan(r_squared(constant, constant))
-    assert math.isnan(r_squared(constant + 1, constant))
+    assert r_squared(constant, constant) == 1.0
+    assert r_squared(constant + 1, constant) == -math.inf
+    assert math.isnan(r_squared(constant * math.nan, constant))

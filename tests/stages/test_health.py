@@ -105,6 +105,21 @@ def test_an_incident_points_to_why(tmp_path: Path) -> None:
     assert "shadowlab why" in done.output
 
 
+def test_a_failed_stage_is_an_alarm(tmp_path: Path) -> None:
+    record = {"kind": "stage", "step": 0, "stage": "check-forward", "passed": False, "message": "loss is nan"}
+    done = health(with_records(tmp_path / "failed", [record]), "--json")
+    assert done.exit_code == 1
+    (finding,) = json.loads(done.stdout)["findings"]
+    assert (finding["rule"], finding["evidence"]) == ("failed-stage", "check-forward failed: loss is nan")
+
+
+def test_a_run_of_which_nothing_is_recorded_is_not_passed(tmp_path: Path) -> None:
+    for name, records in (("none", []), ("header", [{"kind": "header", "stage": "train", "num_samples": 4}])):
+        done = health(with_records(tmp_path / name, records))
+        assert done.exit_code == 2
+        assert "metrics.jsonl: no step, evaluation, incident or stage is recorded" in done.output
+
+
 def test_the_rules_are_listed_with_their_thresholds() -> None:
     done = health("--list")
     assert done.exit_code == 0
@@ -120,7 +135,7 @@ def test_the_rules_are_listed_with_their_thresholds() -> None:
         ([], "name a run, or give --list"),
         (["there", "--list"], "name a run, or give --list"),
         (["there"], "there: no such run, here or in runs/"),
-        (["--only", "hedroom", "there"], "--only hedroom: no such rule; there are non-finite, headroom"),
+        (["--only", "hedroom", "there"], "--only hedroom: no such rule; there are non-finite, failed-stage, headroom"),
         (["empty"], "empty: not a run folder (no metrics.jsonl)"),
         (["unborn"], "unborn: has no metrics.jsonl: it came to no training step"),
         (["damaged"], "damaged/metrics.jsonl:1: not a JSON record"),
