@@ -1,4 +1,7 @@
-"""Picture grids: a row a sample with object, target, one step and error; and a row a condition of the light."""
+"""Picture grids: a row a sample with object, target, one step and error; and a row a condition of the light.
+
+What is not finite is magenta everywhere, as in the heat maps: black would be "no shadow".
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from shadowlab.data.sample import Batch
+from shadowlab.views.heat_map import NOT_FINITE_COLOUR
 
 _HEADER = 18  # pixels above the columns for their names
 _SWEEP_WIDTH = 1152
@@ -26,8 +30,7 @@ def comparison_grid(batch: Batch, target: Tensor, prediction: Tensor, *, max_row
         grey = [target_i, prediction_i, (target_i - prediction_i).abs()]
         cells = [(batch.object_image[i].cpu() + 1) / 2, *(cell.expand(3, -1, -1) for cell in grey)]
         rows.append(torch.cat(cells, dim=2))
-    grid = torch.cat(rows, dim=1).clamp(0, 1)
-    picture = _to_image(grid)
+    picture = _to_image(torch.cat(rows, dim=1))
     if picture.width > 1024:
         picture = picture.resize((1024, round(picture.height * 1024 / picture.width)), Image.Resampling.BOX)
     return _from_image(_with_header(picture, ("object", "target", "one step", "error")))
@@ -37,7 +40,6 @@ def sweep_grid(object_image: Tensor, sweep: Mapping[str, Sequence[tuple[float, T
     """(3, H', W') in [0, 1]: a row a condition; the object, then its shadows with the condition's value over each.
 
     object_image: (3, H, W) in [-1, 1]. sweep: condition to (value, (1, H, W) in [0, 1]), as `FixedGrid.light_sweep`.
-    A value that is not finite is black.
     """
     across = 1 + max(len(row) for row in sweep.values())
     side = min(object_image.shape[-1], _SWEEP_WIDTH // across)
@@ -49,7 +51,7 @@ def sweep_grid(object_image: Tensor, sweep: Mapping[str, Sequence[tuple[float, T
         cells = [("object", (object_image + 1) / 2), *((f"{name} {v:.4g}", p.expand(3, -1, -1)) for v, p in row)]
         for column, (text, cell) in enumerate(cells):
             draw.text((column * side + 4, y + 2), text, fill="black", font=font)
-            picture = _to_image(cell.cpu().nan_to_num(0.0, posinf=0.0, neginf=0.0))
+            picture = _to_image(cell)
             canvas.paste(picture.resize((side, side), Image.Resampling.BOX), (column * side, y + _HEADER))
     return _from_image(canvas)
 
@@ -70,8 +72,11 @@ def _with_header(picture: Image.Image, names: tuple[str, ...]) -> Image.Image:
 
 
 def _to_image(picture: Tensor) -> Image.Image:
-    array = (picture.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(array.permute(1, 2, 0).numpy())
+    """Of (3, H, W): [0, 1] as colours, and the colour of what is not finite where any channel is that."""
+    values = picture.detach().cpu().float()
+    array = (values.nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
+    array[~values.isfinite().all(dim=0)] = torch.tensor(NOT_FINITE_COLOUR, dtype=torch.uint8)
+    return Image.fromarray(array.numpy())
 
 
 def _from_image(picture: Image.Image) -> Tensor:

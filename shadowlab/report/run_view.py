@@ -81,6 +81,10 @@ class RunView:
             name, result = last
             earlier = f"; {count(len(self.incidents), 'incident')} before that" if self.incidents else ""
             steps = _summary(result).get("steps")
+            reached = self._trained_until(name)
+            if isinstance(steps, int) and reached > steps:  # resumed, and killed before it came to a result again
+                passed = f"{name} passed at {count(steps, 'step')}, was resumed"
+                return Status("stopped", f"{passed}, and stopped at step {reached} without a result")
             taken = f", {count(steps, 'step')}" if isinstance(steps, int) else ""
             return Status("passed", f"{name}{taken}{earlier}")
         if self.incidents:
@@ -91,6 +95,11 @@ class RunView:
         if step or self.history.kinds:
             return Status("stopped", f"no stage came to a result: interrupted or killed after {count(step, 'step')}")
         return Status("empty", "nothing is recorded yet: no stage came to a result, and no step was taken")
+
+    def _trained_until(self, stage: str) -> int:
+        """Last training step of that stage; 0 where the records are another's."""
+        records = self.history.records() if self.history.kind == stage else []
+        return int(records[-1]["step"]) if records else 0
 
     @property
     def findings(self) -> list[Mapping[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diagnostics.nonfinite import NonFiniteError
-from diagnostics.records import append_record
+from diagnostics.records import append_record, read_records
 from shadowlab.config import Config
 from shadowlab.errors import InterruptedRunError, StageFailedError, StageStoppedError, UserError
 from shadowlab.reporter import Reporter
@@ -43,7 +43,7 @@ def finish_stage(
 
     Raises:
         StageFailedError: the stage did not pass; and whatever the stage raises.
-        UserError: the disk refuses a file of the run.
+        UserError: the disk refuses a file of the run, and nothing else was wrong.
     """
     if write:
         reporter.log_to(run.log)
@@ -52,10 +52,7 @@ def finish_stage(
     except InterruptedRunError:
         raise  # no failure: nothing is recorded
     except OSError as error:  # data that cannot be read has errors of its own
-        stopped = UserError(
-            f"{error.filename or run.path}: cannot be written ({error.strerror or error}); what was saved before "
-            "stays: free the disk or make it writable, then go on"
-        )
+        stopped = _refused(run, error)
         if write:
             reporter.note(f"{name} stopped: {stopped}")
         raise stopped from error
@@ -63,14 +60,24 @@ def finish_stage(
         if write:
             reporter.note(f"{name} failed: {error}")
             if isinstance(error, (StageFailedError, StageStoppedError, NonFiniteError)):
-                run.record_stage(name, passed=False, config=config, summary={"error": str(error)})
                 step = error.verdict.step if isinstance(error, NonFiniteError) else None
-                _show(run, name, passed=False, step=0 if step is None else step + 1, message=str(error))
+                try:
+                    run.record_stage(name, passed=False, config=config, summary={"error": str(error)})
+                    _show(run, name, passed=False, step=0 if step is None else step + 1, message=str(error))
+                except OSError as second:  # the disk's trouble must not take the place of what was found
+                    reporter.warn(f"the failure of {name} is not recorded in full: {_refused(run, second)}")
         raise
     if write and not result.idle:
-        run.record_stage(name, passed=result.passed, config=config, summary=result.summary)
-        step = result.summary.get("steps", 0)
-        _show(run, name, passed=result.passed, step=step, message=result.message, summary=result.summary)
+        try:
+            run.record_stage(name, passed=result.passed, config=config, summary=result.summary)
+            step = result.summary.get("steps", 0)
+            _show(run, name, passed=result.passed, step=step, message=result.message, summary=result.summary)
+        except OSError as error:
+            stopped = _refused(run, error)
+            if result.passed:
+                reporter.note(f"{name} passed and is not recorded in full: {stopped}")
+                raise stopped from error
+            reporter.warn(f"the failure of {name} is not recorded in full: {stopped}")
     document = {"stage": name, "passed": result.passed, "run": str(run.path), **result.summary}
     if not result.passed:
         document["error"] = result.message
@@ -84,16 +91,42 @@ def finish_stage(
     return result
 
 
+def _refused(run: RunFolder, error: OSError) -> UserError:
+    return UserError(
+        f"{error.filename or run.path}: cannot be written ({error.strerror or error}); what was saved before stays: "
+        "free the disk or make it writable, then go on"
+    )
+
+
 def _show(
     run: RunFolder, name: str, *, passed: bool, step: int, message: str, summary: dict[str, Any] | None = None
 ) -> None:
-    """The verdict among the run's records and in TensorBoard. step: done until then; 0 where there are none."""
+    """The verdict among the run's records and in TensorBoard.
+
+    step: done until then, as far as the stage says; the records may go further.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    step = max(step, _last_step(run.metrics))
     record = {"kind": "stage", "step": step, "stage": name, "passed": passed, "message": message}
     record["summary"] = summary or {}
     append_record(run.metrics, record)
     board = Board(run.tensorboard)
     board.write(record)
     board.close()
+
+
+def _last_step(metrics: Path) -> int:
+    """The largest of the records, up to a damaged one; 0 where there is none."""
+    last = 0
+    try:
+        for record in read_records(metrics) if metrics.is_file() else ():
+            step = record.get("step")
+            last = max(last, step) if isinstance(step, int) else last
+    except ValueError:  # whoever reads the records is told; here the stage's own result is what counts
+        pass
+    return last
 
 
 def prove_required_stages(

@@ -19,6 +19,9 @@ CHRONICLE = (
     Statistic("gradient", "norm"),
     Statistic(PARAMETER, "gradient_norm"),
 )
+# Sums over a batch that may cancel: what is left of a gradient of 0 is rounding of terms as large as other layers'. An
+# activation or a count has no such noise.
+_ROUNDED = CHRONICLE[1:]
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ def compare(
 ) -> Comparison:
     """Hold two runs against each other.
 
-    Two numbers that are no further apart than float32 resolves beside the largest of their statistic in that step are
-    equal: a gradient that is zero but for rounding has another norm with every number of threads.
+    Two norms of gradients that are no further apart than float32 resolves beside the largest of that step are equal: a
+    gradient that is zero but for rounding has another norm with every number of threads.
 
     Args:
         statistic: of the differences; None looks for the first one in `CHRONICLE` and lists those of its first.
@@ -150,8 +153,9 @@ class _Pair:
         self._other, self._other_there = _aligned(b, self.names, self.steps)
         self.known = self._one_there | self._other_there
         relative = relative_difference(self._one, self._other)
-        largest = torch.maximum(_sizes(self._one), _sizes(self._other)).amax(dim=0)
-        relative[(self._one - self._other).abs() <= torch.finfo(torch.float32).eps * largest] = 0.0
+        if statistic in _ROUNDED:
+            largest = torch.maximum(_sizes(self._one), _sizes(self._other)).amax(dim=0)
+            relative[(self._one - self._other).abs() <= torch.finfo(torch.float32).eps * largest] = 0.0
         relative[self._one_there != self._other_there] = math.inf
         self.relative = relative
 

@@ -21,7 +21,8 @@ _ANCHORS = ((24, 16, 72), (38, 70, 140), (24, 128, 142), (72, 176, 96), (190, 20
 _NUM_COLOURS, _NUM_GREYS = 64, 16
 _GREYS = _NUM_COLOURS  # first of them, black; the last is white
 _NOT_FINITE, _ZERO, _ABSENT = _GREYS + _NUM_GREYS, _GREYS + _NUM_GREYS + 1, _GREYS + _NUM_GREYS + 2
-_SPECIAL = {_NOT_FINITE: (255, 0, 160), _ZERO: (0, 0, 0), _ABSENT: (222, 222, 222)}
+NOT_FINITE_COLOUR = (255, 0, 160)  # in every picture of a run
+_SPECIAL = {_NOT_FINITE: NOT_FINITE_COLOUR, _ZERO: (0, 0, 0), _ABSENT: (222, 222, 222)}
 
 _PLOT_WIDTH, _MAX_CELL_WIDTH = 640, 48
 _ROW, _FONT, _TITLE_FONT = 12, 11, 14  # pixels; a name of 11 pixels is legible, and a row just holds it

@@ -79,8 +79,9 @@ class HeatMaps:
 
     @property
     def are_stale(self) -> bool:
-        """Whether a step came since they were drawn."""
-        return self._num_measured > self._drawn_at
+        """Whether a step came since they, or the pages where there are some, were drawn."""
+        has_pages = any(columns.num_layers > MAX_NAMED_ROWS for columns in self._columns.values())
+        return self._num_measured > (self._pages_at if has_pages else self._drawn_at)
 
     def skip(self, *, last: bool = False) -> bool:
         """As if drawn now: earlier event files hold them. Returns whether pages are due, too."""
@@ -91,14 +92,16 @@ class HeatMaps:
         return with_pages
 
     def draw(self, *, last: bool = False) -> Iterator[Page]:
-        """last: the session ends, so that pages are drawn in any case."""
+        """last: the session ends, so that pages are drawn in any case, and alone where the overview is of this step."""
+        with_overview = not last or self._num_measured > self._drawn_at
         with_pages = self.skip(last=last)
         for key, (_, _, scale) in _MAPS.items():
             table = self._columns[key].table()
             if len(table.names) <= MAX_NAMED_ROWS:
                 yield Page(f"heat_map_{key}/all layers", draw_heat_map(table, scale))
                 continue
-            yield Page(f"heat_map_{key}/00 all layers", draw_heat_map(table, scale, named=False))
+            if with_overview:
+                yield Page(f"heat_map_{key}/00 all layers", draw_heat_map(table, scale, named=False))
             if not with_pages:
                 continue
             ends = colour_ends(table, scale)  # one for all pages, so that they compare

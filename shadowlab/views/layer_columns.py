@@ -54,6 +54,10 @@ class LayerColumns:
         self._columns.append(new)
         self._in_last = 1
 
+    @property
+    def num_layers(self) -> int:
+        return len(self._rows)
+
     def table(self) -> LayerTable:
         """steps: the last of each column."""
         shape = (len(self._rows), len(self._columns))

@@ -41,12 +41,15 @@ def rebuild_board(run: Path, patterns: Sequence[str] = ()) -> Rebuilt:
             and of their parameters, whatever the bytes.
 
     Raises:
-        UserError: the run has no records, or a damaged one, or a pattern matches nothing.
+        UserError: the run has no records, or a damaged one, or a pattern matches nothing, or the disk refuses.
     """
     metrics = run / "metrics.jsonl"
     if not metrics.is_file():
         raise UserError(f"{metrics}: missing, so there is nothing to rebuild from; name a run that trained")
     folder, new = run / FOLDER, run / f"{FOLDER}.tmp"
+    for place in (folder, new):
+        if place.is_symlink() or (place.exists() and not place.is_dir()):
+            raise UserError(f"{place}: in the way of the new view, and not a folder of its own; move or remove it")
     shutil.rmtree(new, ignore_errors=True)
     chosen = _Chosen(patterns)
     try:
@@ -61,10 +64,16 @@ def rebuild_board(run: Path, patterns: Sequence[str] = ()) -> Rebuilt:
         finally:
             board.close()
         chosen.require_all_used(run)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(folder)
         new.replace(folder)
     except ValueError as error:
         raise UserError(" ".join(str(error).split())) from error
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or new}: {error.strerror or error}, so {folder} cannot be made; free the disk and make "
+            f"{run} readable and writable, or rebuild a copy of it elsewhere"
+        ) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return Rebuilt(folder, num_records, num_pictures, tuple(name for name in chosen.seen if chosen(name)))

@@ -7,6 +7,7 @@ from pathlib import Path
 from shadowlab.config import Config
 from shadowlab.errors import MissingDependencyError, UserError
 from shadowlab.reporter import Reporter
+from shadowlab.run_folder import find_run
 from shadowlab.views.rebuild import rebuild_board
 
 _RELOAD_SECONDS = 5  # the files are read on from where they were left, so this costs little; runs flush every 10
@@ -30,20 +31,19 @@ def run_tensorboard(
     Raises:
         UserError: no such run, the port is taken, or as `rebuild_board`.
     """
-    place = _find(run)
-    is_one = (place / "tensorboard").is_dir()
-    logdir = place / "tensorboard" if is_one else place
     if rebuild or layers:
-        if not is_one:
-            raise UserError(f"{place}: holds several runs; name the one that --rebuild and --layers are for")
+        place = _find_records(run)
         reporter.say(f"reading {place / 'metrics.jsonl'}")
         rebuilt = rebuild_board(place, layers)
         logdir = rebuilt.folder
         full = f", every step of {len(rebuilt.in_full)} layers and parameters" if layers else ""
         reporter.say(
             f"{logdir}: made anew of {rebuilt.num_records} records and {rebuilt.num_pictures} pictures of samples/"
-            f"{full}; {place / 'tensorboard'} is as it was, and a TensorBoard on both shows both"
+            f"{full}{_beside(place / 'tensorboard')}"
         )
+    else:
+        place = _find(run)
+        logdir = place / "tensorboard" if (place / "tensorboard").is_dir() else place
     if not any(logdir.rglob("events.out.tfevents.*")):
         reporter.say(f"{logdir} holds nothing yet; it appears here when the run writes it")
     reporter.say(f"{_launch(logdir, place.resolve().name, port, host, reporter)}  (Ctrl-C ends it)")
@@ -51,6 +51,21 @@ def run_tensorboard(
         threading.Event().wait()
     except KeyboardInterrupt:
         reporter.say("ended")
+
+
+def _beside(written: Path) -> str:
+    return f"; {written} is as it was, and a TensorBoard on both shows both" if written.is_dir() else ""
+
+
+def _find_records(run: str) -> Path:
+    """The folder of one run that has records; its tensorboard/ may be gone."""
+    runs = Path(Config().output_dir)
+    for place in (Path(run).expanduser(), runs / run):
+        if place.name.startswith("tensorboard") and (place.parent / "metrics.jsonl").is_file():
+            return place.parent
+        if not (place / "metrics.jsonl").is_file() and any(place.glob("*/metrics.jsonl")):
+            raise UserError(f"{place}: holds several runs; name the one that --rebuild and --layers are for")
+    return find_run(run).path
 
 
 def _find(run: str) -> Path:

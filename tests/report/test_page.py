@@ -204,6 +204,14 @@ def test_the_verdict_line(tmp_path: Path) -> None:
     assert status(failed) == ("incident", "inf was born in exp, phase forward of step 7")
 
 
+def test_a_verdict_that_a_resume_has_overtaken(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [step(200), step(300)], stages={"train": stage(steps=200)})
+    stopped = ("stopped", "train passed at 200 steps, was resumed, and stopped at step 300 without a result")
+    assert status(run) == stopped
+    add_incident(run, VERDICT | {"step": 99}, "step-00000100")  # before the stage passed
+    assert status(run) == stopped
+
+
 def test_a_run_that_is_claimed_is_running(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [step(3)])
     with (run / LOCK).open("w") as lock:

@@ -82,9 +82,39 @@ def test_a_backward_pass_runs_from_the_last_layer() -> None:
 
 def test_what_rounding_makes_of_zero_is_no_difference() -> None:
     """A bias before a norm has a gradient of 0 but for rounding: 1e-9 and 3e-9 beside 1 are float32's noise."""
-    one, other = run({"big": 1.0, "nothing": 1e-9}), run({"big": 1.0, "nothing": 3e-9})
-    assert compare(one, other).first is None
-    assert compare(run({"nothing": 1e-9}), run({"nothing": 3e-9})).first is not None  # by itself it is a number
+
+    def gradient(norm: float, *others: str) -> History:
+        record = step(1, dict.fromkeys(("nothing", *others), 10.0))
+        record["layers"]["nothing"]["gradient"]["norm"] = norm
+        record["parameters"]["nothing.weight"]["gradient_norm"] = norm
+        return History([record])
+
+    assert compare(gradient(1e-9, "big"), gradient(3e-9, "big")).first is None
+    alone = compare(gradient(1e-9), gradient(3e-9)).first  # by itself it is a number
+    assert alone is not None and alone.statistic.name == "gradient.norm"
+
+
+@pytest.mark.parametrize("key", ["norm", "mean", "max_abs", "num_nonfinite", "fraction_zero", "headroom_bits"])
+def test_a_large_layer_hides_no_activation_and_no_count(key: str) -> None:
+    """1e8 in one layer beside 1.0 against 10.0 in another."""
+    one, other = step(1, LAYERS), step(1, LAYERS)
+    for record, value in ((one, 1.0), (other, 10.0)):
+        record["layers"]["in"]["activation"][key] = 1e8
+        record["layers"]["mid"]["activation"][key] = value
+    found = compare(History([one]), History([other]), statistic=find_statistic(key))
+    assert found.first is not None
+    assert (found.first.name, found.first.relative, found.num_beyond) == ("mid", 0.9, 1)
+    assert [row.name for row in found.rows] == ["mid"]
+
+
+@pytest.mark.parametrize("key", ["num_nonfinite", "fraction_zero"])
+def test_a_count_in_gradients_is_no_rounding(key: str) -> None:
+    one, other = step(1, LAYERS), step(1, LAYERS)
+    for record, value in ((one, 0), (other, 1)):
+        record["layers"]["in"]["gradient"][key] = 1e8
+        record["layers"]["mid"]["gradient"][key] = value
+    found = compare(History([one]), History([other]), statistic=find_statistic(f"gradient.{key}"))
+    assert [(row.name, row.relative) for row in found.rows] == [("mid", 1.0)]
 
 
 def test_no_number_in_one_run_is_a_difference() -> None:

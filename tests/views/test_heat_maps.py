@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from diagnostics.history import LayerTable
 from shadowlab.views import heat_map, heat_maps, layer_columns
+from shadowlab.views.board import Board
 from shadowlab.views.heat_map import Scale, draw_heat_map, to_png
 from shadowlab.views.heat_maps import HeatMaps
 from shadowlab.views.layer_columns import LayerColumns
@@ -123,6 +125,25 @@ def test_redraws_are_few_and_pages_have_every_name() -> None:
     assert maps.are_stale
     assert len(list(maps.draw(last=True))) == 3 * 4
     assert not maps.are_stale
+
+
+@pytest.mark.parametrize("num_layers", [2, 73])
+def test_at_the_end_every_picture_is_of_the_last_step(
+    num_layers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the overview was due at that very step; and none is drawn twice at one step."""
+    monkeypatch.setattr(heat_maps, "draw_heat_map", lambda *_, **__: Image.new("P", (2, 2)))
+    layers = {f"layer{i}": {"activation": {"norm": 1.0}} for i in range(num_layers)}
+    for num_steps in (1, 3, 4, 5, 7, 8, 9, 16, 31, 32, 33, 64, 128, 129):
+        drawn: dict[str, list[int]] = {}
+        board = Board(tmp_path / str(num_steps))
+        monkeypatch.setattr(board, "png", lambda tag, _, __, step, to=drawn: to.setdefault(tag, []).append(step))
+        for step in range(1, num_steps + 1):
+            board.write({"kind": "train", "step": step, "layers": layers})
+        board.close()
+        assert len(drawn) == (3 if num_layers == 2 else 3 * 3)
+        assert {tag: steps[-1] for tag, steps in drawn.items()} == dict.fromkeys(drawn, num_steps)
+        assert all(len(set(steps)) == len(steps) for steps in drawn.values())
 
 
 def test_pictures_of_a_thousand_steps_stay_below_7_mb() -> None:

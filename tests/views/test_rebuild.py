@@ -1,6 +1,7 @@
 """A view made anew: of metrics.jsonl and samples/, beside the one that is there."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from diagnostics.records import RecordWriter, append_record
 from shadowlab.errors import UserError
 from shadowlab.evaluation.pictures import save_picture
+from shadowlab.reporter import Reporter
+from shadowlab.views import rebuild
 from shadowlab.views.rebuild import rebuild_board
+from shadowlab.views.serve import run_tensorboard
 
 NAMES = ("conv_in", *(f"down_blocks.{b}.{layer}" for b in range(2) for layer in ("conv1", "conv2")))
 
@@ -85,3 +89,55 @@ def test_what_cannot_be_rebuilt_is_said(run: Path, tmp_path: Path) -> None:
         file.write("{broken\n")
     with pytest.raises(UserError, match="metrics.jsonl:15: not a JSON record"):
         rebuild_board(run)
+
+
+@pytest.mark.parametrize("name", ["tensorboard-rebuilt", "tensorboard-rebuilt.tmp"])
+def test_a_file_in_the_way_is_named_and_stays(run: Path, name: str) -> None:
+    (run / name).write_text("mine")
+    with pytest.raises(UserError, match=rf"run.{name}: in the way of the new view.*; move or remove it"):
+        rebuild_board(run)
+    assert (run / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("what", [OSError(28, "No space left on device"), OSError(30, "Read-only file system", "x/y")])
+def test_a_disk_that_refuses_is_one_line_and_leaves_the_old_view(
+    run: Path, monkeypatch: pytest.MonkeyPatch, what: OSError
+) -> None:
+    before = sorted(rebuild_board(run).folder.iterdir())
+
+    def refuse(*_: Any) -> None:
+        raise what
+
+    monkeypatch.setattr(rebuild.Board, "write", refuse)
+    with pytest.raises(UserError, match=rf"{what.filename or 'rebuilt.tmp'}: {what.strerror}, so .* free the disk"):
+        rebuild_board(run)
+    assert sorted((run / "tensorboard-rebuilt").iterdir()) == before
+    assert not (run / "tensorboard-rebuilt.tmp").exists()
+
+
+def test_a_run_whose_view_was_deleted_can_be_rebuilt_and_served(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = []
+
+    def launch(logdir: Path, *_: Any) -> str:
+        served.append(logdir)
+        raise KeyboardInterrupt
+
+    def serve(place: Path, **asked: Any) -> str:
+        defaults: dict[str, Any] = {"port": None, "host": "localhost", "rebuild": False, "layers": []}
+        with pytest.raises(KeyboardInterrupt):
+            run_tensorboard(str(place), Reporter(), **defaults | asked)
+        return " ".join(capsys.readouterr().out.split())
+
+    monkeypatch.setattr("shadowlab.views.serve._launch", launch)
+    assert "is as it was" in serve(run, rebuild=True)
+    shutil.rmtree(run / "tensorboard")
+    assert "is as it was" not in serve(run, layers=["conv_in"])
+    serve(run / "metrics.jsonl", rebuild=True)
+    serve(run / "tensorboard-rebuilt", rebuild=True)
+    assert served == [run / "tensorboard-rebuilt"] * 4
+    with pytest.raises(UserError, match="holds several runs; name the one"):
+        serve(run.parent, rebuild=True)
+    with pytest.raises(UserError, match="no such run"):
+        serve(run.parent / "absent", rebuild=True)
