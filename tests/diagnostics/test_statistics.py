@@ -320,4 +320,5 @@ class TestUnusualTensors:
             "max_abs",
             "fraction_zero",
             "num_nonfinite",
+            "headroom_bits",
         ]
