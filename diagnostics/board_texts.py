@@ -5,14 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from diagnostics.records import encode
-from diagnostics.verdict import Verdict, recorded_verdict
+from diagnostics.verdict import Verdict, read_verdict
 
 
 def text_of(record: Mapping[str, Any]) -> tuple[str, str] | None:
     """Tag and Markdown; None for records that are numbers, and for words that hold nothing to show."""
     kind = record.get("kind")
     if kind == "incident":
-        return "incident", _incident(recorded_verdict(record))
+        return "incident", _incident(read_verdict(record.get("verdict")))
     if kind == "health" and record.get("findings"):
         return "health", _health(record["findings"])
     if kind == "stage":

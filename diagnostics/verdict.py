@@ -122,12 +122,11 @@ class Verdict:
         ]
 
 
-def recorded_verdict(record: Mapping[str, Any]) -> Verdict | None:
-    """The verdict of a record of kind `incident`; None where it is missing or damaged.
+def read_verdict(content: object) -> Verdict | None:
+    """The verdict that `to_json` wrote, in an incident's folder or in a record; None where it is missing or damaged.
 
     Fields that this version does not know are left out: a newer one wrote them.
     """
-    content = record.get("verdict")
     if not isinstance(content, Mapping):
         return None
     known = {one.name for one in fields(Verdict)}
@@ -139,7 +138,8 @@ def recorded_verdict(record: Mapping[str, Any]) -> Verdict | None:
     texts = (verdict.phase, verdict.cause, verdict.value, verdict.fix, *verdict.path, *verdict.sample_ids)
     names = (verdict.exception, verdict.op, verdict.module, verdict.parameter, verdict.source)
     sound = all(isinstance(text, str) for text in texts) and all(isinstance(name, str | None) for name in names)
-    return verdict if sound else None
+    numbered = isinstance(verdict.step, int | None) and verdict.reproducible in (None, True, False)
+    return verdict if sound and numbered else None
 
 
 def _nearby(source: str) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from diagnostics.health.objective import EVALUATIONS
 from diagnostics.health.rule import Finding, number, rule
 from diagnostics.history import PARTS, History, LayerTable
-from diagnostics.verdict import recorded_verdict
+from diagnostics.verdict import read_verdict
 
 LOW_BITS = 3.0
 ALARM_BITS = 1.0
@@ -174,7 +174,7 @@ def _first_bad_parameter(records: Sequence[Mapping[str, Any]]) -> list[Finding]:
 
 
 def _of_incident(record: Mapping[str, Any]) -> Finding:
-    verdict = recorded_verdict(record)
+    verdict = read_verdict(record.get("verdict"))
     if verdict is None:
         evidence, advice = "an incident whose verdict cannot be read", "see the incident's own folder, if it is there"
         return Finding("non-finite", "alarm", record["step"], evidence, advice)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diagnostics.excerpt import SourceExcerpt
-from diagnostics.verdict import CAUSES, Verdict, number_text
+from diagnostics.verdict import CAUSES, Verdict, number_text, read_verdict
 from shadowlab.report.wording import nearby, size, with_links
 
 PHASES = {
@@ -188,33 +188,21 @@ class IncidentStory:
 
 
 def _read_verdict(file: Path, recorded: Mapping[str, Any] | None, problems: list[str]) -> Verdict | None:
-    trouble = ""
+    trouble = f"{file}: not a verdict; the file is damaged"
     try:
-        return _checked(Verdict.from_json(json.loads(file.read_text(encoding="utf-8"))))
+        verdict = read_verdict(json.loads(file.read_text(encoding="utf-8")))
+        if verdict is not None:
+            return verdict
     except FileNotFoundError:
         trouble = f"{file}: missing"
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         trouble = f"{file}: not a verdict ({type(error).__name__}); the file is damaged"
-    if recorded is not None:
-        try:
-            verdict = _checked(Verdict.from_json(dict(recorded)))
-        except (ValueError, TypeError, AttributeError):
-            problems.append(f"{trouble}; what metrics.jsonl says of it is damaged, too")
-            return None
-        problems.append(f"{trouble}; what follows is from metrics.jsonl")
-        return verdict
-    problems.append(trouble)
-    return None
-
-
-def _checked(verdict: Verdict) -> Verdict:
-    """Raises ValueError where a field is not what the page will show."""
-    texts = (verdict.phase, verdict.cause, verdict.value, verdict.fix, *verdict.path, *verdict.sample_ids)
-    optional = (verdict.exception, verdict.op, verdict.module, verdict.parameter, verdict.source)
-    if not all(isinstance(t, str) for t in texts) or not all(isinstance(t, str | None) for t in optional):
-        raise ValueError("a text of the verdict is no text")
-    if not isinstance(verdict.step, int | None) or verdict.reproducible not in (None, True, False):
-        raise ValueError("step or reproducible is of another kind")
+    if recorded is None:
+        problems.append(trouble)
+        return None
+    verdict = read_verdict(recorded)
+    told = "what metrics.jsonl says of it is damaged, too" if verdict is None else "what follows is from metrics.jsonl"
+    problems.append(f"{trouble}; {told}")
     return verdict
 
 

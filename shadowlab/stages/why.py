@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from diagnostics.verdict import Verdict
+from diagnostics.verdict import Verdict, read_verdict
 from shadowlab.config import Config
 from shadowlab.errors import UserError
 from shadowlab.reporter import Reporter
@@ -174,9 +174,12 @@ def _pick_device(incident: Path, device: str | None, reporter: Reporter) -> torc
 def _read_verdict(incident: Path) -> Verdict:
     file = incident / "verdict.json"
     try:
-        return Verdict.from_json(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        verdict = read_verdict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
         raise UserError(f"{file}: not a verdict ({type(error).__name__}); the file is damaged") from error
+    if verdict is None:
+        raise UserError(f"{file}: not a verdict; the file is damaged")
+    return verdict
 
 
 def _incidents(folder: Path) -> list[Path]:

@@ -14,11 +14,6 @@ from tests.data.malformed import make_all
 from tests.data.sound import make_folder, write_metadata
 
 
-@pytest.fixture(autouse=True)
-def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def shadowlab(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 

@@ -3,24 +3,10 @@
 import json
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner, Result
 
 from cli.main import app
 from cli.request import Request
-
-
-@pytest.fixture(autouse=True)
-def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def options(stage_folder: dict[str, Path]) -> list[str]:
-    return [
-        *("--data", str(stage_folder["data"]), "--weights", str(stage_folder["unet"]), "--device", "cpu"),
-        *("--set", f"model.vae={stage_folder['vae']}", "--set", "data.image_size=32"),
-    ]
 
 
 def shadowlab(*arguments: str) -> Result:
