@@ -10,6 +10,7 @@ import pytest
 from typer.main import get_command
 
 from cli.main import app
+from tests.runs import run_here
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,16 +52,15 @@ def test_every_shadowlab_command_and_option_exists() -> None:
 
 
 @pytest.mark.slow
-def test_the_three_stages_run_in_order(tmp_path: Path) -> None:
+def test_the_three_stages_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four commands in one folder: `train` accepts the stages that the first two proved, `--resume` goes on."""
+    monkeypatch.chdir(tmp_path)
     for number, line in enumerate(stage_commands()):
-        words = shlex.split(line)[1:]
-        extra = shlex.split(SHORTER.get(words[0], ""))
-        if words[0] == "train":
+        words = shlex.split(line)
+        extra = shlex.split(SHORTER.get(words[1], ""))
+        if words[1] == "train":
             words[words.index("--max-steps") + 1] = str(number)  # 2, then 3
-        command = [str(Path(sys.executable).parent / "shadowlab"), *words, *extra]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        done = run_here([*words, *extra])
     assert "check-forward: passed before" in done.stdout
     assert "overfit: passed before" in done.stdout
     [run] = tmp_path.glob("runs/tiny-train-*")

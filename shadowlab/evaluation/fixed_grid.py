@@ -84,17 +84,24 @@ class FixedGrid:
         ]
 
     @torch.no_grad()
-    def evaluate(self, unet: torch.nn.Module, precision: Precision, processes: Processes | None = None) -> GridResult:
+    def evaluate(
+        self,
+        unet: torch.nn.Module,
+        precision: Precision,
+        processes: Processes | None = None,
+        responses: bool = True,
+    ) -> GridResult:
         """Judge `unet`, run eagerly; it is left in the mode it was in.
 
-        processes: share the work; every one of them must call, and all get the same result.
+        processes: share the work; every one of them must call, and all get the same result. responses: ask for them,
+        too: one forward of one sample for each condition.
         """
         was_training = unet.training
         unet.eval()
         try:
             with eagerly():  # for these shapes compilation would begin anew
                 parts = self._shared_out(unet, precision, processes)
-                responses = self._responses(unet, precision)
+                answers = self._responses(unet, precision) if responses else {}
         finally:
             unet.train(was_training)
         parts.sort(key=lambda part: part.number)
@@ -109,7 +116,7 @@ class FixedGrid:
             metrics=_mean_metrics([part.metrics for part in parts]),
             black_metrics=self._black_metrics,
             prediction=torch.cat([part.pictures for part in by_noise[0]]),
-            responses=responses,
+            responses=answers,
         )
 
     @torch.no_grad()

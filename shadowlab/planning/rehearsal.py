@@ -68,14 +68,14 @@ class Rehearsal:
             forward_backward(self._trainee, self._trainee.model, encoded, self._place)
 
     def validate(self) -> None:
-        """The fixed grid with one chunk, one t and one noise. More of them take more time, not more memory."""
+        """The fixed grid with one chunk, one t and one noise. All else in it takes more time, not more memory."""
         chunk = min(self._config.train.batch_size, self._config.validation.num_samples)
         self._enter(VALIDATION)
         with self._trainee.averaged_weights(), torch.no_grad():
             pictures = self._pictures(chunk)
             self._keep_on_host(vars(pictures))
             grid = FixedGrid(self._task, pictures, timesteps=(0.5,), num_noises=1, seed=0, chunk=chunk)
-            grid.evaluate(self._trainee.unet, self._trainee.precision)
+            grid.evaluate(self._trainee.unet, self._trainee.precision, responses=False)
 
     @property
     def _place(self) -> StepPlace:

@@ -128,12 +128,14 @@ def commands(run: RunView) -> list[tuple[str, str]]:
     words = [str(word) for word in words] if isinstance(words, list) else []
     if words:
         found.append((shlex.join(["shadowlab", *words]), "the command that made this run"))
-    if words and run.config and not words[0].startswith("-"):
-        again = ["shadowlab", words[0], "--config", f"{place}/config.yaml", "--run", f"{run.name}-again"]
-        again += [word for word in words if word == "--skip-stages"]
+    # Other stages take options that the configuration does not hold, and `train` starts stages in folders of their own.
+    own = words[0] if words and words[0] in ("overfit", "train") else None
+    if run.config and own and (run.last_stage is None or run.last_stage[0] == own):
+        again = ["shadowlab", own, "--config", f"{place}/config.yaml", "--run", f"{run.name}-again"]
+        again += [word for word in words if word in ("--skip-stages", "--allow-unsafe")]
         found.append((shlex.join(again), "the same with the configuration as it was resolved, in a folder of its own"))
-    if any((run.path / "tensorboard").glob("events.*")):
-        found.append((shlex.join(["tensorboard", "--logdir", f"{place}/tensorboard"]), "every layer's curves"))
+    if any((run.path / "tensorboard").rglob("events.*")):
+        found.append((shlex.join(["shadowlab", "tensorboard", place]), "every layer's curves"))
     found.append((shlex.join(["shadowlab", "report", place]), "this page again"))
     return found
 

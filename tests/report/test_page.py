@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from shadowlab.report.page import build_page, write_report
+from shadowlab.report.page import build_page, commands, write_report
 from shadowlab.report.run_view import RunView
 from shadowlab.run_folder import LOCK
 from tests.report.run_folders import HOSTILE, VERDICT, add_incident, add_pictures, layers, make_run, stage, step
@@ -221,6 +221,19 @@ def test_a_run_that_is_claimed_is_running(tmp_path: Path) -> None:
 
 
 # --- health ----------------------------------------------------------------------------------------------------------
+
+
+def again(run: Path, words: list[str], stages: dict) -> list[str]:
+    made = make_run(run, stages=stages, environment={"command": words})
+    return [command for command, _ in commands(RunView.read(made)) if "-again" in command]
+
+
+def test_the_same_again_only_where_the_configuration_says_all(tmp_path: Path) -> None:
+    words = ["train", "--precision", "fp16-pure", "--allow-unsafe", "--skip-stages"]
+    [command] = again(tmp_path / "a", words, {"train": stage()})
+    assert command.endswith("--run a-again --allow-unsafe --skip-stages")
+    assert not again(tmp_path / "b", ["check-forward", "--object", "chair.png"], {"check-forward": stage()})
+    assert not again(tmp_path / "c", words, {"overfit": stage()})  # which this train command started
 
 
 def test_findings_of_many_steps_are_one_row(tmp_path: Path) -> None:
