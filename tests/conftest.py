@@ -1,14 +1,18 @@
 """Shared by all tests: reproducible properties, and small models that are made once."""
 
+import fcntl
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers with two threads each wait for one another
 
 import pytest
 from hypothesis import settings
 
-from tests import tiny
+# torch and diffusers are imported in fixtures: the process that only hands out tests need not wait for them.
 
 settings.register_profile("shadowlab", deadline=None, derandomize=True)
 settings.load_profile("shadowlab")
@@ -17,12 +21,16 @@ settings.load_profile("shadowlab")
 @pytest.fixture(scope="session")
 def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A UNet as a hub has it. Do not write into it."""
+    from tests import tiny
+
     return tiny.save_hub_unet(tmp_path_factory.mktemp("hub") / "unet")
 
 
 @pytest.fixture(scope="session")
 def stage_folder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A data set, a UNet and an untrained VAE for whole stages. Do not write into them."""
+    from tests import tiny
+
     return tiny.stage_folder(tmp_path_factory.mktemp("stage"))
 
 
@@ -32,3 +40,25 @@ def board_run(stage_folder: dict[str, Path], tmp_path_factory: pytest.TempPathFa
     from tests.boards import make_run
 
     return make_run(stage_folder, tmp_path_factory.mktemp("boards"))
+
+
+@pytest.fixture(scope="session")
+def seed_fp16(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """What the README's first command printed, and the folder it ran in. Do not write into it."""
+    from tests.runs import train_seed_fp16
+
+    return _made_once(tmp_path_factory, "seed-fp16", train_seed_fp16)
+
+
+def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> tuple[Any, Path]:
+    """What `make` returned for a folder of this name; several test processes share it."""
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, result = shared / name, shared / f"{name}.json"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not result.exists():
+            folder.mkdir()
+            result.write_text(json.dumps(make(folder)))
+    return json.loads(result.read_text()), folder

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from click.testing import Result
 from safetensors.torch import load_file
@@ -43,6 +44,15 @@ def run_here(words: list[str]) -> Result:
     done = CliRunner().invoke(app, words[1:])
     assert done.exit_code == 0, done.output
     return done
+
+
+def train_seed_fp16(folder: Path) -> str:
+    """The README's first command in an empty folder, in this process; returns what it printed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        done = CliRunner().invoke(app, ["train", "--config", "seed-fp16", "--allow-unsafe"])
+    assert done.exit_code == 1, done.output
+    return done.output
 
 
 def run_command(words: list[str]) -> subprocess.CompletedProcess[str]:

@@ -1,7 +1,6 @@
 """scripts/gpu_check.py: what of it needs no GPU."""
 
 import importlib.util
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -28,10 +27,10 @@ def gpu_check() -> ModuleType:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
-def test_without_a_gpu_nothing_is_written(tmp_path: Path) -> None:
+def test_without_a_gpu_nothing_is_written(gpu_check: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     before = BENCHMARKS.read_bytes()
-    done = subprocess.run([sys.executable, SCRIPT], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "not measured: no CUDA device\n"), done.stderr
+    assert gpu_check.main([]) == 0
+    assert capsys.readouterr().out == "not measured: no CUDA device\n"
     assert BENCHMARKS.read_bytes() == before
 
 

@@ -1,7 +1,9 @@
 """Several processes (gloo) make the run that one makes; what one of them meets, all of them tell once."""
 
 import json
+import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ from shadowlab.data.order import sample_indices
 from shadowlab.data.split import split_by_object
 from shadowlab.training.loader import micro_batch_positions
 from tests import tiny
-from tests.runs import BINARY, command, records, run_command, run_here, tensors
+from tests.runs import BINARY, command, records, run_command, run_here, started, steps_of, tensors, wait_for
 
-STEPS = 6
+STEPS = 10
+VALIDATED = (0, 5, 10)
 EFFECTIVE = 8  # 2 x accumulation x processes
 
 
@@ -30,8 +33,8 @@ def alone(stage_folder: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
 
 
 def train(folders: dict[str, Path], output: Path, name: str, processes: int, *assignments: str) -> list[str]:
-    """6 steps of 8 samples; a checkpoint every two."""
-    words = command(folders, output, name, STEPS, "checkpoint.every_steps=2", "train.validate_every=4", *assignments)
+    """10 steps of 8 samples."""
+    words = command(folders, output, name, STEPS, "checkpoint.every_steps=5", "train.validate_every=5", *assignments)
     return [*words, "--processes", str(processes)]
 
 
@@ -56,26 +59,33 @@ def same_curve(one: Path, other: Path) -> None:
 
 @pytest.mark.slow
 def test_four_sharded_processes_then_two_then_one(stage_folder: dict[str, Path], tmp_path: Path, alone: Path) -> None:
-    """4 with FSDP2, 2 with DDP, 1: whole tensors are written, so that each goes on with the same samples and curve."""
+    """4 with FSDP2, 2 with DDP until SIGTERM, 1: each goes on with the same samples and the same curve."""
+    run = tmp_path / "run"
     words = train(stage_folder, tmp_path, "run", 4, "distributed.strategy=fsdp2", "train.max_steps=2")
     run_command([word for word in words if word not in ("--max-steps", str(STEPS))])
-    resume = [str(BINARY / "shadowlab"), "train", "--run", "run", "--resume", "--skip-stages"]
-    resume += ["--set", f"output_dir={tmp_path}"]
-    sweep = tmp_path / "run" / "samples" / "light-sweep-step-00000002.png"
-    assert sweep.is_file()  # every process took part, else a sharded model would have waited for ever
-    ddp = ["--set", "distributed.strategy=ddp"]
-    done = run_command([*resume, "--processes", "2", "--max-steps", "4", *ddp, "--json"])
-    assert json.loads(done.stdout)["passed"] is True  # one document, from the first process alone
-    assert "changed on resume: distributed.processes 4 -> 2" in done.stderr
-    assert "changed on resume: train.gradient_accumulation_steps 1 -> 2" in done.stderr
-    run_here([*resume, "--processes", "1", "--max-steps", str(STEPS)])
-    # Validation ends each part, too.
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    kept = [line for line in lines if '"validation"' not in line or json.loads(line)["step"] in (0, 4, 6)]
-    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(kept) + "\n")
-    same_curve(alone, tmp_path / "run")
-    state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000002" / "state.json").read_text())
+    assert (run / "samples" / "light-sweep-step-00000002.png").is_file()  # a sharded model needs every process for it
+    state = json.loads((run / "checkpoints" / "step-00000002" / "state.json").read_text())
     assert (state["processes"], state["strategy"]) == (4, "fsdp2")
+    resume = [str(BINARY / "shadowlab"), "train", "--run", "run", "--resume", "--skip-stages"]
+    resume += ["--set", f"output_dir={tmp_path}", "--max-steps", str(STEPS)]
+
+    two = started([*resume, "--processes", "2", "--set", "distributed.strategy=ddp", "--json"])
+    wait_for(two, lambda: len(steps_of(run)) >= 3)
+    two.send_signal(signal.SIGTERM)  # the launcher tells all processes
+    stdout, stderr = two.communicate(timeout=90)
+    assert two.returncode == 0, stderr
+    assert json.loads(stdout)["passed"] is False  # one document, from the first process alone
+    assert "changed on resume: distributed.processes 4 -> 2" in stderr
+    assert "changed on resume: train.gradient_accumulation_steps 1 -> 2" in stderr
+    [stopped] = re.findall(r"^interrupted after step (\d+): saved", stderr, re.MULTILINE)
+    assert 3 <= int(stopped) < STEPS
+
+    run_here([*resume, "--processes", "1", "--set", "distributed.strategy=ddp"])
+    # Validation ends each part, too.
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    kept = [line for line in lines if '"validation"' not in line or json.loads(line)["step"] in VALIDATED]
+    (run / "metrics.jsonl").write_text("\n".join(kept) + "\n")
+    same_curve(alone, run)
 
 
 @pytest.mark.slow

@@ -43,15 +43,21 @@ def measure_memory(
     precision: str = "fp32",
     cases: list[str] | None = None,
     on_case: Callable[[MemoryCase], None] = lambda _: None,
+    make_unet: Callable[[], Any] | None = None,
 ) -> list[MemoryCase]:
     """Plan a round of training and run it, case by case.
+
+    Args:
+        num_parameters: of SDXL's UNet without cross-attention, narrowed to about that.
+        make_unet: makes what takes the place of the narrowed SDXL.
 
     Raises:
         UserError, StageFailedError: as `measured_peaks`.
     """
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        narrowed_sdxl(num_parameters).save_pretrained(Path(folder) / "unet")
+        unet = narrowed_sdxl(num_parameters) if make_unet is None else make_unet()
+        unet.save_pretrained(Path(folder) / "unet")
         for name in cases or CASES:
             config = load_config(
                 options={

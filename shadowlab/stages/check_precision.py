@@ -7,17 +7,14 @@ that what the optimizer's arithmetic loses is told apart from what the gradient 
 
 import json
 import math
-import statistics
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 
 import torch
-from rich.markup import escape
-from rich.table import Table
 from torch import Tensor, nn
 
-from diagnostics.comparison import Deviation, LayerTrace, deviation
+from diagnostics.comparison import LayerTrace, deviation
 from shadowlab.config import Config
 from shadowlab.data.dataset import open_dataset
 from shadowlab.data.sample import collate
@@ -25,7 +22,9 @@ from shadowlab.precision import POLICIES
 from shadowlab.reporter import Reporter
 from shadowlab.run_folder import RunFolder
 from shadowlab.seeding import permutation
+from shadowlab.stages.half_products import float32_products
 from shadowlab.stages.model_checks import SMALL_LATENT
+from shadowlab.stages.precision_report import LayerRow, PolicyReport, UpdateRow, layers_table, summary_table
 from shadowlab.stages.result import StageResult
 from shadowlab.task import EncodedBatch, ShadowTask
 from shadowlab.training.processes import Processes, SingleProcess
@@ -42,35 +41,6 @@ _MAX_FLOAT64_PARAMETERS = 5e8
 _NUM_SAMPLES = 2
 _FIRST_SCALE = 2.0**16  # GradScaler's
 _NOISE = 1e3  # times the reference's rounding: a gradient below that is zero by construction (a bias before a norm)
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """One leaf module. gradient: None where it is zero by construction, so that its error means nothing."""
-
-    activation: Deviation
-    gradient: Deviation | None
-
-
-@dataclass(frozen=True)
-class UpdateRow:
-    """One parameter's first update. relative_error: against AdamW in float64 with the same gradient. lost: fraction of
-    elements that do not move though they should. num_nonfinite: elements that are NaN or Inf afterwards."""
-
-    relative_error: float
-    lost: float
-    num_nonfinite: int
-
-
-@dataclass(frozen=True)
-class PolicyReport:
-    """problems: layer or parameter -> what is wrong, the worst first; the policy holds where there is none."""
-
-    policy: str
-    gradient_scale: float
-    layers: dict[str, LayerRow]
-    updates: dict[str, UpdateRow]
-    problems: dict[str, str]
 
 
 @dataclass
@@ -104,8 +74,8 @@ def run_check_precision(
             reporter.say(f"{name}: not measured, TF32 exists on NVIDIA GPUs only", style="dim")
             continue
         reports.append(_report(name, _measured(config, name, batch, device), reference, width))
-        reporter.table(_layers_table(reports[-1], num_layers))
-    reporter.table(_summary_table(reports))
+        reporter.table(layers_table(reports[-1], num_layers))
+    reporter.table(summary_table(reports))
     return _conclude(config, run, reporter, reports, width)
 
 
@@ -236,9 +206,11 @@ def _backward(
         return hook
 
     handles = [p.register_post_accumulate_grad_hook(shown(name)) for name, p in trainee.parameters().items()]
+    on_cpu = trainee.device.type == "cpu"
     try:
-        loss = flow_loss(trainee, trainee.unet, batch, StepPlace(0, 0, len(batch.ids))).mean()
-        (loss * scale).backward()
+        with float32_products() if on_cpu else nullcontext():
+            loss = flow_loss(trainee, trainee.unet, batch, StepPlace(0, 0, len(batch.ids))).mean()
+            (loss * scale).backward()
     finally:
         for handle in handles:
             handle.remove()
@@ -313,64 +285,6 @@ def _problems(layers: dict[str, LayerRow], measured: _Measured) -> dict[str, str
     for _, _, name, text in sorted(found, key=lambda one: one[:2]):
         problems.setdefault(name, text)
     return problems
-
-
-# Tables
-
-
-def _layers_table(report: PolicyReport, num_layers: int) -> Table:
-    scaled = f", loss times {report.gradient_scale:g}" if report.gradient_scale != 1.0 else ""
-    table = Table(title=f"{report.policy}{scaled}: the {min(num_layers, len(report.layers))} layers it is hardest on")
-    for column in ("layer", "activation error", "bits left", "gradient error", "bits left", "underflow", "update lost"):
-        table.add_column(column, overflow="fold", justify="left" if column == "layer" else "right")
-    order = sorted(report.layers, key=lambda name: (name not in report.problems, -_error(report.layers[name])))
-    for name in order[:num_layers]:
-        row, gradient = report.layers[name], report.layers[name].gradient
-        lost = [u.lost for p, u in report.updates.items() if p.rpartition(".")[0] == name]
-        table.add_row(
-            escape(name),
-            f"{row.activation.relative_error:.1e}",
-            _bits(row.activation),
-            "zero" if gradient is None else f"{gradient.relative_error:.1e}",
-            "" if gradient is None else _bits(gradient),
-            "" if gradient is None else f"{gradient.underflow:.1%}",
-            f"{max(lost):.1%}" if lost else "",
-        )
-    return table
-
-
-def _summary_table(reports: Iterable[PolicyReport]) -> Table:
-    table = Table(title="policies")
-    for column in ("policy", "activation error", "gradient error", "least headroom", "underflow", "update", "verdict"):
-        table.add_column(column, overflow="fold")
-    for report in reports:
-        gradients = [row.gradient for row in report.layers.values() if row.gradient is not None]
-        bits = [one.headroom_bits for row in report.layers.values() for one in (row.activation, row.gradient) if one]
-        bad = sum(update.num_nonfinite > 0 for update in report.updates.values())
-        lost = max((update.lost for update in report.updates.values()), default=0.0)
-        table.add_row(
-            report.policy,
-            _spread([row.activation.relative_error for row in report.layers.values()]),
-            _spread([one.relative_error for one in gradients]),
-            f"{min(bits, default=math.inf):.1f} bits",
-            f"up to {max((one.underflow for one in gradients), default=0.0):.1%}",
-            f"{bad} tensors NaN or Inf" if bad else f"up to {lost:.1%} lost",
-            "[green]holds[/]" if not report.problems else "[red]does not hold[/]",
-        )
-    return table
-
-
-def _spread(errors: list[float]) -> str:
-    return f"{statistics.median(errors):.1e}, up to {max(errors):.1e}" if errors else "none"
-
-
-def _error(row: LayerRow) -> float:
-    errors = [one.relative_error for one in (row.activation, row.gradient) if one is not None]
-    return max(math.inf if math.isnan(error) else error for error in errors)
-
-
-def _bits(part: Deviation) -> str:
-    return f"{part.headroom_bits:.1f}"
 
 
 def _name(dtype: torch.dtype) -> str:
