@@ -39,7 +39,8 @@ def board_run(stage_folder: dict[str, Path], tmp_path_factory: pytest.TempPathFa
     """A finished, once resumed run with all statistics, to look at. Do not write into it."""
     from tests.boards import make_run
 
-    return make_run(stage_folder, tmp_path_factory.mktemp("boards"))
+    place, _ = _made_once(tmp_path_factory, "boards", lambda folder: str(make_run(stage_folder, folder)))
+    return Path(place)
 
 
 @pytest.fixture(scope="session")
