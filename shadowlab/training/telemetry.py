@@ -3,7 +3,7 @@
 import fnmatch
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -68,7 +68,7 @@ class Telemetry:
             self._view = Board(
                 run.tensorboard,
                 purge_step=resumed_at + 1 if resumed_at else None,
-                past=read_records(run.metrics) if resumed_at > 0 else (),
+                past=self._remembered() if resumed_at > 0 else (),
             )
 
     def step(
@@ -170,6 +170,12 @@ class Telemetry:
         if lowest is not None:
             layer, bits = lowest
             self.live["lowest headroom"] = f"{bits:.1f} bits in {layer} at step {record['step']}"
+
+    def _remembered(self) -> Iterator[dict[str, Any]]:
+        """The records that a resumed run goes on from; the health rules know them, too."""
+        for record in read_records(self._run.metrics):
+            self._health.remember(record)
+            yield record
 
     def _tell(self, step: int, findings: Sequence[Finding]) -> None:
         if not findings:
