@@ -114,7 +114,6 @@ class Telemetry:
             "step": number,
             "loss": outcome.loss,
             "grad_norm": outcome.grad_norm,
-            "grad_norm_clipped": self._clipped(outcome.grad_norm),
             "loss_by_t": _by_quarter([(t, loss) for _, _, (t, loss) in seen]),
             "learning_rate": outcome.learning_rate,
             "step_seconds": time.perf_counter() - started,
@@ -124,6 +123,8 @@ class Telemetry:
             "num_skipped": watch.num_skipped,
             "memory_gib": _memory_gib(self._trainee.device),
         }
+        if not outcome.skipped:  # nothing was clipped, nor applied
+            record["grad_norm_clipped"] = self._clipped(outcome.grad_norm)
         if due and scaler is not None:
             record["loss_scale"] = scale
         if began is not None:

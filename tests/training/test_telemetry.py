@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from diagnostics.history import History
 from diagnostics.records import RecordWriter, read_records
+from shadowlab.report.curves import draw, panels
 from shadowlab.reporter import Reporter
 from shadowlab.run_folder import RunFolder
 from shadowlab.stages.overfit import run_overfit
@@ -81,3 +83,25 @@ def test_the_health_rules_know_the_steps_before_a_resume(hub_folder: Path, tmp_p
     [warning] = told
     assert warning.startswith("step 10: scaler-collapse: the gradient scaler skipped 10 steps in a row")
     assert list(read_records(run.metrics))[-1]["kind"] == "health"
+
+
+@pytest.mark.usefixtures("_skips")
+def test_a_skipped_step_clips_nothing(hub_folder: Path, tmp_path: Path) -> None:
+    run, _ = resumed_after_nine_skips(hub_folder, tmp_path)
+    history = History.read(run.metrics)
+    record = history.records()[-1]
+    assert (record["step"], record["skipped"], record["grad_norm"]) == (10, True, math.inf)
+    assert "grad_norm_clipped" not in record
+    [gradients] = [panel for panel in panels(history) if panel.key == "gradient-norm"]
+    assert [line.name for line in draw(gradients, 1, 10).lines] == ["before clipping"]
+
+
+def test_an_applied_step_says_what_was_applied(hub_folder: Path, tmp_path: Path) -> None:
+    config = tiny.config_of(hub_folder, f"output_dir={tmp_path}")
+    run = RunFolder.create(config, "run")
+    trainee = tiny.trainee_of(hub_folder, "optimizer.max_grad_norm=0.01")
+    observed = Telemetry(run, trainee, config.diagnostics, kind="train")
+    observed.step([tiny.encoded_batch(range(2))], StepPlace(0, 0, 2))
+    observed.close()
+    [record] = History.read(run.metrics).records()
+    assert record["grad_norm"] > 0.01 == record["grad_norm_clipped"]
