@@ -76,6 +76,8 @@ def _find(run: str) -> tuple[Path, Path]:
             return owner, view
         if any(place.glob("*/tensorboard")):
             return place, place
+        if (owner / "metrics.jsonl").is_file():
+            raise UserError(f"{view}: missing; `shadowlab tensorboard {owner} --rebuild` makes it anew from metrics.jsonl")
     if Path(run).expanduser().exists():
         raise UserError(f"{run}: neither a run (no tensorboard/ in it) nor a folder of runs")
     runs = Path(Config().output_dir)

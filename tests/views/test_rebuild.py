@@ -166,3 +166,23 @@ def test_the_view_that_is_named_is_served(
             ask(place)
     own = [run / "tensorboard-rebuilt", run / "tensorboard", run / "tensorboard", Path("run/tensorboard-rebuilt")]
     assert served == [*((view, "run") for view in own), (run.parent, run.parent.name)]
+
+
+@pytest.mark.parametrize("given", ["mine", "runs/mine", "mine/tensorboard", "runs/mine/tensorboard-rebuilt"])
+def test_a_view_that_is_gone_is_said_to_be_gone(
+    run: Path, served: list[tuple[Path, str]], monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    """By its name or its path; what the message says to do does it."""
+    monkeypatch.chdir(run.parent)
+    Path("runs").mkdir()
+    run.rename("runs/mine")
+    if not given.endswith("rebuilt"):  # the other one is there, but it is not what was asked for
+        shutil.rmtree("runs/mine/tensorboard")
+    view = "runs/mine/tensorboard-rebuilt" if given.endswith("rebuilt") else "runs/mine/tensorboard"
+    with pytest.raises(UserError) as told:
+        ask(given)
+    mend = "`shadowlab tensorboard runs/mine --rebuild` makes it anew from metrics.jsonl"
+    assert str(told.value) == f"{view}: missing; {mend}"
+    with pytest.raises(KeyboardInterrupt):
+        ask("runs/mine", rebuild=True)
+    assert served == [(Path("runs/mine/tensorboard-rebuilt"), "mine")]
