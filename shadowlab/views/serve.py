@@ -7,7 +7,7 @@ from pathlib import Path
 from shadowlab.config import Config
 from shadowlab.errors import MissingDependencyError, UserError
 from shadowlab.reporter import Reporter
-from shadowlab.run_folder import find_run, run_places
+from shadowlab.run_folder import find_run, run_places, telling_where
 from shadowlab.views.rebuild import rebuild_board
 
 _RELOAD_SECONDS = 5  # the files are read on from where they were left, so this costs little; runs flush every 10
@@ -56,6 +56,7 @@ def _beside(written: Path) -> str:
     return f"; {written} is as it was, and a TensorBoard on both shows both" if written.is_dir() else ""
 
 
+@telling_where()
 def _find_records(run: str) -> Path:
     """The folder of one run that has records; its tensorboard/ may be gone."""
     for place in run_places(run):
@@ -67,6 +68,7 @@ def _find_records(run: str) -> Path:
     return find_run(run).path
 
 
+@telling_where()
 def _find(run: str) -> tuple[Path, Path]:
     """The run, or the folder of several, that `run` names, and the folder to serve."""
     for place in run_places(run):
@@ -77,8 +79,9 @@ def _find(run: str) -> tuple[Path, Path]:
         if any(place.glob("*/tensorboard")):
             return place, place
         if (owner / "metrics.jsonl").is_file():
-            raise UserError(f"{view}: missing; `shadowlab tensorboard {owner} --rebuild` makes it anew from metrics.jsonl")
-    if Path(run).expanduser().exists():
+            mend = f"`shadowlab tensorboard {owner} --rebuild` makes it anew from metrics.jsonl"
+            raise UserError(f"{view}: missing; {mend}")
+    if run_places(run)[0].exists():
         raise UserError(f"{run}: neither a run (no tensorboard/ in it) nor a folder of runs")
     runs = Path(Config().output_dir)
     raise UserError(f"{run}: no such run, here or in {runs}/; `ls {runs}` shows the runs there are")
