@@ -154,7 +154,9 @@ class _Pair:
         self.known = self._one_there | self._other_there
         relative = relative_difference(self._one, self._other)
         if statistic in _ROUNDED:
-            largest = torch.maximum(_sizes(self._one), _sizes(self._other)).amax(dim=0)
+            # Of all names of the step, whichever are looked at: what noise is does not depend on `patterns`.
+            everything = (_sizes(_aligned(table, both, self.steps)[0]) for table in (a, b))
+            largest = torch.maximum(*everything).amax(dim=0)
             relative[(self._one - self._other).abs() <= torch.finfo(torch.float32).eps * largest] = 0.0
         relative[self._one_there != self._other_there] = math.inf
         self.relative = relative
