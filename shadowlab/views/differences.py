@@ -10,8 +10,10 @@ from torch import Tensor
 
 from diagnostics.history import History, LayerTable
 from shadowlab.errors import UserError
-from shadowlab.views.ranking import NO_STATISTICS, matching, measured_steps
+from shadowlab.views.ranking import NO_STATISTICS, TOP, matching, measured_steps
 from shadowlab.views.statistic import PARAMETER, Statistic
+
+RTOL = 1e-4  # by default
 
 # In the order in which a step makes them. A norm is a sum of squares: rounding hardly moves it, as it does a mean.
 CHRONICLE = (
@@ -72,8 +74,8 @@ def compare(
     statistic: Statistic | None = None,
     step: int | None = None,
     patterns: Sequence[str] = (),
-    top: int = 15,
-    rtol: float = 1e-4,
+    top: int = TOP,
+    rtol: float = RTOL,
 ) -> Comparison:
     """Hold two runs against each other.
 
