@@ -19,7 +19,7 @@ def inspect(
         ),
     ] = None,
     step: Annotated[int | None, typer.Option(help="Step to look at.", show_default="the last with statistics")] = None,
-    top: Annotated[int, typer.Option(min=1, help="Layers to show.")] = 15,
+    top: Annotated[int | None, typer.Option(min=1, help="Layers to show.", show_default="15")] = None,
     layers: Annotated[
         list[str] | None, typer.Option(help="Shell pattern over names, such as 'mid_block.*'; may be given again.")
     ] = None,
@@ -34,8 +34,11 @@ def inspect(
         str | None, typer.Option(metavar="RUN", help="Hold another run against it: where do they part?")
     ] = None,
     rtol: Annotated[
-        float, typer.Option(help="With --against: relative difference up to which numbers count as equal.")
-    ] = 1e-4,
+        float | None,
+        typer.Option(
+            help="With --against: relative difference up to which numbers count as equal.", show_default="0.0001"
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Browse a run's layers by any statistic at any step, NaN first."""

@@ -31,8 +31,9 @@ def _incident(verdict: Verdict | None) -> str:
 
 
 def _health(findings: Sequence[Mapping[str, Any]]) -> str:
-    columns = ("severity", "rule", "layer", "step", "evidence", "advice")
-    return _table(columns, ([_words(finding.get(column)) for column in columns] for finding in findings))
+    columns = ("severity", "rule", "where", "part", "step", "evidence", "advice")
+    rows = ({**finding, "where": finding.get("layer") or finding.get("parameter")} for finding in findings)
+    return _table(columns, ([_words(row.get(column)) for column in columns] for row in rows))
 
 
 def _stage(record: Mapping[str, Any]) -> str:

@@ -11,7 +11,8 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -256,9 +257,22 @@ def latest_training_run(config: Config, preset: str) -> str:
 
 def run_places(path: str, output_dir: str | None = None) -> tuple[Path, Path]:
     """Where to look for what a user names by a path, or by a name below `output_dir`."""
-    return Path(path).expanduser(), Path(output_dir or Config().output_dir) / path
+    given = Path(path)
+    with suppress(RuntimeError):  # ~NAME, and no user is called so
+        given = given.expanduser()
+    return given, Path(output_dir or Config().output_dir) / path
 
 
+@contextmanager
+def telling_where() -> Iterator[None]:
+    """A place that cannot be looked at (no permission, a name that is too long) is one line that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be looked at ({error.strerror})") from error
+
+
+@telling_where()
 def find_run(path: str, output_dir: str | None = None, *, with_records: bool = True) -> RunFolder:
     """The run that `path` names: its folder, its metrics.jsonl, an incident of it, or a name below `output_dir`.
 
@@ -266,7 +280,7 @@ def find_run(path: str, output_dir: str | None = None, *, with_records: bool = T
         with_records: whether one without metrics.jsonl is an error.
 
     Raises:
-        UserError: there is none, or it has no records.
+        UserError: there is none, it cannot be looked at, or it has no records.
     """
     given, below = run_places(path, output_dir)
     for place in (given, below):

@@ -88,6 +88,8 @@ class HealthWatch:
         health = HealthWatch("train")
         for record in ...: warn(health.add(record))
 
+    In a run that is resumed, `remember` comes first.
+
     Args:
         kind: of the records of training steps.
     """
@@ -104,13 +106,25 @@ class HealthWatch:
         found = [finding for rule in LIVE_RULES for finding in rule.check(self._history)]
         new = []
         for finding in found:
-            told_as = _told_as(finding)
+            told_as = _told_as(finding.rule, finding.place, finding.part)
             if self._told.isdisjoint({(*told_as, finding.severity), (*told_as, "alarm")}):
                 new.append(finding)
             self._told.add((*told_as, finding.severity))
         return new
 
+    def remember(self, record: Mapping[str, Any]) -> None:
+        """Take a record, of any kind, that the run wrote before this watch began; no rule is asked. Those of kind
+        `health` say what has been told."""
+        if not isinstance(record.get("step"), int):
+            return
+        if record.get("kind") == self._history.kind:
+            self._history.add(record)
+        elif record.get("kind") == "health":
+            for finding in record.get("findings", []):
+                place = finding.get("layer") or finding.get("parameter") or ""
+                self._told.add((*_told_as(finding["rule"], place, finding.get("part")), finding["severity"]))
 
-def _told_as(finding: Finding) -> tuple[str, str, str | None]:
+
+def _told_as(rule: str, place: str, part: str | None) -> tuple[str, str, str | None]:
     """A run's gradients explode as a whole, and the layer is a hint that may change."""
-    return finding.rule, "" if finding.rule == exploding.name else finding.place, finding.part
+    return rule, "" if rule == exploding.name else place, part

@@ -13,7 +13,7 @@ from diagnostics.verdict import Verdict, read_verdict
 from shadowlab.config import Config
 from shadowlab.errors import UserError
 from shadowlab.reporter import Reporter
-from shadowlab.run_folder import run_places
+from shadowlab.run_folder import run_places, telling_where
 from shadowlab.stages.counterfactuals import (
     FINITE,
     NOT_RUN,
@@ -35,11 +35,12 @@ NAMES = (*(one.name for one in STEP_COUNTERFACTUALS), "operator")
 _STYLES = {FINITE: "green", OTHER: "yellow", SOME_FAIL: "magenta", NOT_RUN: "dim"}
 
 
+@telling_where()
 def find_incident(path: str, output_dir: str | None = None) -> Path:
     """The incident folder that `path` names: itself, the newest of a run folder, or of a run below `output_dir`.
 
     Raises:
-        UserError: there is none; names the runs beside it that have one.
+        UserError: there is none, and which runs beside it have one, or it cannot be looked at.
     """
     runs = Path(output_dir or Config().output_dir)
     given, below = run_places(path, output_dir)

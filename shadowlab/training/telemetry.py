@@ -3,7 +3,7 @@
 import fnmatch
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -68,7 +68,7 @@ class Telemetry:
             self._view = Board(
                 run.tensorboard,
                 purge_step=resumed_at + 1 if resumed_at else None,
-                past=read_records(run.metrics) if resumed_at > 0 else (),
+                past=self._remembered() if resumed_at > 0 else (),
             )
 
     def step(
@@ -114,7 +114,6 @@ class Telemetry:
             "step": number,
             "loss": outcome.loss,
             "grad_norm": outcome.grad_norm,
-            "grad_norm_clipped": self._clipped(outcome.grad_norm),
             "loss_by_t": _by_quarter([(t, loss) for _, _, (t, loss) in seen]),
             "learning_rate": outcome.learning_rate,
             "step_seconds": time.perf_counter() - started,
@@ -124,6 +123,8 @@ class Telemetry:
             "num_skipped": watch.num_skipped,
             "memory_gib": _memory_gib(self._trainee.device),
         }
+        if not outcome.skipped:  # nothing was clipped, nor applied
+            record["grad_norm_clipped"] = self._clipped(outcome.grad_norm)
         if due and scaler is not None:
             record["loss_scale"] = scale
         if began is not None:
@@ -170,6 +171,12 @@ class Telemetry:
         if lowest is not None:
             layer, bits = lowest
             self.live["lowest headroom"] = f"{bits:.1f} bits in {layer} at step {record['step']}"
+
+    def _remembered(self) -> Iterator[dict[str, Any]]:
+        """The records that a resumed run goes on from; the health rules know them, too."""
+        for record in read_records(self._run.metrics):
+            self._health.remember(record)
+            yield record
 
     def _tell(self, step: int, findings: Sequence[Finding]) -> None:
         if not findings:

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from diagnostics.history import History, LayerTable
 from shadowlab.errors import UserError
-from shadowlab.views.ranking import NO_STATISTICS, matching, measured_steps
+from shadowlab.views.ranking import NO_STATISTICS, TOP, matching, measured_steps
 from shadowlab.views.statistic import PARAMETER, Statistic
+
+RTOL = 1e-4  # by default
 
 # In the order in which a step makes them. A norm is a sum of squares: rounding hardly moves it, as it does a mean.
 CHRONICLE = (
@@ -72,8 +74,8 @@ def compare(
     statistic: Statistic | None = None,
     step: int | None = None,
     patterns: Sequence[str] = (),
-    top: int = 15,
-    rtol: float = 1e-4,
+    top: int = TOP,
+    rtol: float = RTOL,
 ) -> Comparison:
     """Hold two runs against each other.
 
@@ -154,7 +156,9 @@ class _Pair:
         self.known = self._one_there | self._other_there
         relative = relative_difference(self._one, self._other)
         if statistic in _ROUNDED:
-            largest = torch.maximum(_sizes(self._one), _sizes(self._other)).amax(dim=0)
+            # Of all names of the step, whichever are looked at: what noise is does not depend on `patterns`.
+            everything = (_sizes(_aligned(table, both, self.steps)[0]) for table in (a, b))
+            largest = torch.maximum(*everything).amax(dim=0)
             relative[(self._one - self._other).abs() <= torch.finfo(torch.float32).eps * largest] = 0.0
         relative[self._one_there != self._other_there] = math.inf
         self.relative = relative

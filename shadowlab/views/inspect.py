@@ -15,8 +15,8 @@ from shadowlab.errors import UserError
 from shadowlab.reporter import Reporter
 from shadowlab.run_folder import RunFolder
 from shadowlab.sparkline import sparkline
-from shadowlab.views.differences import CHRONICLE, Comparison, Difference, compare
-from shadowlab.views.ranking import NO_STATISTICS, Course, Ranking, find_layer, rank, summarize
+from shadowlab.views.differences import CHRONICLE, RTOL, Comparison, Difference, compare
+from shadowlab.views.ranking import NO_STATISTICS, TOP, Course, Ranking, find_layer, rank, summarize
 from shadowlab.views.statistic import PARAMETER, Statistic, find_statistic
 
 DEFAULT_STATISTIC = "activation.headroom_bits"
@@ -34,15 +34,15 @@ _BAD = "bold red"
 
 @dataclass(frozen=True)
 class Query:
-    """What to show; see `rank` and `compare`. over_time: a layer. by: None for what the view takes by itself."""
+    """What to show; see `rank` and `compare`. over_time: a layer. None: not asked for, the view takes its own."""
 
     by: str | None = None
     step: int | None = None
-    top: int = 15
+    top: int | None = None
     layers: tuple[str, ...] = ()
     ascending: bool | None = None
     over_time: str | None = None
-    rtol: float = 1e-4
+    rtol: float | None = None
 
 
 def run_inspect(run: RunFolder, against: RunFolder | None, query: Query, reporter: Reporter) -> None:
@@ -70,13 +70,15 @@ def run_inspect(run: RunFolder, against: RunFolder | None, query: Query, reporte
 
 
 def _check(query: Query, against: RunFolder | None) -> None:
-    if math.isnan(query.rtol) or query.rtol < 0.0:
+    if query.rtol is not None and (math.isnan(query.rtol) or query.rtol < 0.0):
         raise UserError(f"--rtol {query.rtol}: expected a number of at least 0")
     if query.over_time is not None:
         given = {"--step": query.step, "--layers": query.layers or None, "--ascending": query.ascending}
-        for option, value in given.items():
+        for option, value in (given | {"--top": query.top, "--rtol": query.rtol}).items():
             if value is not None:
                 raise UserError(f"--over-time shows every step of one layer: leave {option} out")
+    if against is None and query.rtol is not None:
+        raise UserError("--rtol is for two runs: name the other with --against, or leave --rtol out")
     if against is not None and query.ascending is not None:
         raise UserError("--against lists the largest differences first: leave --ascending and --descending out")
 
@@ -123,7 +125,12 @@ class _Run:
 def _ranking(run: _Run, query: Query, reporter: Reporter) -> dict[str, Any]:
     statistic = find_statistic(query.by or DEFAULT_STATISTIC)
     found = rank(
-        run.history, statistic, step=query.step, patterns=query.layers, ascending=query.ascending, top=query.top
+        run.history,
+        statistic,
+        step=query.step,
+        patterns=query.layers,
+        ascending=query.ascending,
+        top=query.top or TOP,
     )
     reporter.table(_ranking_table(found, reporter.console.options))
     if found.absent:
@@ -217,14 +224,15 @@ def _course_lines(course: Course) -> list[str]:
 
 def _comparison(runs: Sequence[_Run], labels: Sequence[str], query: Query, reporter: Reporter) -> dict[str, Any]:
     statistic = None if query.by is None else find_statistic(query.by)
+    rtol = RTOL if query.rtol is None else query.rtol
     found = compare(
         runs[0].history,
         runs[1].history,
         statistic=statistic,
         step=query.step,
         patterns=query.layers,
-        top=query.top,
-        rtol=query.rtol,
+        top=query.top or TOP,
+        rtol=rtol,
     )
     for label, names in zip(labels, (found.only_one, found.only_other), strict=True):
         if names:
@@ -237,17 +245,17 @@ def _comparison(runs: Sequence[_Run], labels: Sequence[str], query: Query, repor
         if start is not None:
             reporter.say(f"the {what} differs from step {start} on", style="yellow")
     if found.first is None:
-        reporter.say(f"no difference beyond {query.rtol:g} (relative) of {compared} over {over}", style="green")
+        reporter.say(f"no difference beyond {rtol:g} (relative) of {compared} over {over}", style="green")
     else:
         first = found.first
         reporter.say(
-            f"first difference beyond {query.rtol:g} (relative) of {compared}, over {over}: step {first.step}, "
+            f"first difference beyond {rtol:g} (relative) of {compared}, over {over}: step {first.step}, "
             f"{first.statistic.name} of {first.name}: {_plain(first.one)} and {_plain(first.other)} "
             f"({_percent(first.relative)})",
             style="bold",
         )
     if found.rows:
-        reporter.table(_comparison_table(found, labels))
+        reporter.table(_comparison_table(found, labels, rtol))
     else:
         reporter.say(
             f"{found.statistic.name} at step {found.step}: {found.num_compared} {found.statistic.noun}s, all equal"
@@ -255,7 +263,7 @@ def _comparison(runs: Sequence[_Run], labels: Sequence[str], query: Query, repor
     return {
         "statistic": found.statistic.name,
         "step": found.step,
-        "rtol": query.rtol,
+        "rtol": rtol,
         "steps_compared": list(found.steps),
         "only_in_run": list(found.only_one),
         "only_in_against": list(found.only_other),
@@ -269,9 +277,9 @@ def _comparison(runs: Sequence[_Run], labels: Sequence[str], query: Query, repor
     }
 
 
-def _comparison_table(found: Comparison, labels: Sequence[str]) -> Table:
+def _comparison_table(found: Comparison, labels: Sequence[str], rtol: float) -> Table:
     noun = found.statistic.noun
-    differ = f"{found.num_beyond} of {found.num_compared} {noun}s differ, the most first"
+    differ = f"{found.num_beyond} of {found.num_compared} {noun}s differ beyond {rtol:g}, the largest differences first"
     table = _table(f"{found.statistic.name} at step {found.step}: {differ}", found.statistic)
     for label in labels:
         table.add_column(Text(label), justify="right", overflow="fold")
@@ -317,4 +325,8 @@ def _number(value: float | None) -> Text:
 
 
 def _percent(relative: float) -> str:
-    return "not comparable" if math.isinf(relative) else f"{relative:.2%}".replace("%", " %")
+    """At least two digits, however small: a row of a table of differences is none of 0."""
+    if math.isinf(relative):
+        return "not comparable"
+    percent = 100 * relative
+    return f"{percent:.2f} %" if percent >= 0.01 else f"{percent:.1e} %"

@@ -11,6 +11,8 @@ from diagnostics.history import Curve, History, LayerTable
 from shadowlab.errors import UserError
 from shadowlab.views.statistic import Statistic
 
+TOP = 15  # by default
+
 
 @dataclass(frozen=True)
 class Row:
@@ -54,7 +56,7 @@ def rank(
     step: int | None = None,
     patterns: Sequence[str] = (),
     ascending: bool | None = None,
-    top: int = 15,
+    top: int = TOP,
 ) -> Ranking:
     """The `top` layers by `statistic`, NaN before all others: it is what one looks for.
 

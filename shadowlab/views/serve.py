@@ -7,7 +7,7 @@ from pathlib import Path
 from shadowlab.config import Config
 from shadowlab.errors import MissingDependencyError, UserError
 from shadowlab.reporter import Reporter
-from shadowlab.run_folder import find_run
+from shadowlab.run_folder import find_run, run_places, telling_where
 from shadowlab.views.rebuild import rebuild_board
 
 _RELOAD_SECONDS = 5  # the files are read on from where they were left, so this costs little; runs flush every 10
@@ -42,8 +42,7 @@ def run_tensorboard(
             f"{full}{_beside(place / 'tensorboard')}"
         )
     else:
-        place = _find(run)
-        logdir = place / "tensorboard" if (place / "tensorboard").is_dir() else place
+        place, logdir = _find(run)
     if not any(logdir.rglob("events.out.tfevents.*")):
         reporter.say(f"{logdir} holds nothing yet; it appears here when the run writes it")
     reporter.say(f"{_launch(logdir, place.resolve().name, port, host, reporter)}  (Ctrl-C ends it)")
@@ -57,30 +56,41 @@ def _beside(written: Path) -> str:
     return f"; {written} is as it was, and a TensorBoard on both shows both" if written.is_dir() else ""
 
 
+@telling_where()
 def _find_records(run: str) -> Path:
     """The folder of one run that has records; its tensorboard/ may be gone."""
-    runs = Path(Config().output_dir)
-    for place in (Path(run).expanduser(), runs / run):
-        if place.name.startswith("tensorboard") and (place.parent / "metrics.jsonl").is_file():
-            return place.parent
+    for place in run_places(run):
+        owner = _owner(place)
+        if owner != place:
+            return owner
         if not (place / "metrics.jsonl").is_file() and any(place.glob("*/metrics.jsonl")):
             raise UserError(f"{place}: holds several runs; name the one that --rebuild and --layers are for")
     return find_run(run).path
 
 
-def _find(run: str) -> Path:
-    """The folder of a run, or of several."""
-    runs = Path(Config().output_dir)
-    for place in (Path(run).expanduser(), runs / run):
-        if (place / "tensorboard").is_dir():
-            return place
-        if place.name.startswith("tensorboard") and place.is_dir() and (place.parent / "config.yaml").is_file():
-            return place.parent
+@telling_where()
+def _find(run: str) -> tuple[Path, Path]:
+    """The run, or the folder of several, that `run` names, and the folder to serve."""
+    for place in run_places(run):
+        owner = _owner(place)
+        view = place / "tensorboard" if owner == place else place
+        if view.is_dir():
+            return owner, view
         if any(place.glob("*/tensorboard")):
-            return place
-    if Path(run).expanduser().exists():
+            return place, place
+        if (owner / "metrics.jsonl").is_file():
+            mend = f"`shadowlab tensorboard {owner} --rebuild` makes it anew from metrics.jsonl"
+            raise UserError(f"{view}: missing; {mend}")
+    if run_places(run)[0].exists():
         raise UserError(f"{run}: neither a run (no tensorboard/ in it) nor a folder of runs")
+    runs = Path(Config().output_dir)
     raise UserError(f"{run}: no such run, here or in {runs}/; `ls {runs}` shows the runs there are")
+
+
+def _owner(place: Path) -> Path:
+    """The run of which `place` is a view; any other place itself."""
+    is_of_run = any((place.parent / name).is_file() for name in ("config.yaml", "metrics.jsonl"))
+    return place.parent if place.name.startswith("tensorboard") and is_of_run else place
 
 
 def _launch(logdir: Path, title: str, port: int | None, host: str, reporter: Reporter) -> str:

@@ -93,7 +93,7 @@ def test_where_two_runs_part() -> None:
     result = shadowlab("sound", "--against", "hurt")
     assert "step 4, activation.norm of mid_block.attention: 40 and nan (not comparable)" in result.stdout
     assert "over 3 steps that both measured" in result.stdout
-    assert "activation.norm at step 4: 1 of 3 layers differ" in result.stdout
+    assert "activation.norm at step 4: 1 of 3 layers differ beyond 0.0001, the largest" in result.stdout
     assert rows(result) == [["2", "mid_block.attention", "40", "nan", "not", "comparable"]]
     document = json.loads(shadowlab("sound", "--against", "hurt", "--json").stdout)
     assert document["first_difference"]["step"] == 4 and document["first_difference"]["relative"] == "Infinity"
@@ -101,6 +101,15 @@ def test_where_two_runs_part() -> None:
     same = shadowlab("sound", "--against", "hurt", "--step", "2")
     assert "activation.norm at step 2: 3 layers, all equal" in same.stdout
     assert "no difference beyond 0.0001" in shadowlab("sound", "--against", "runs/sound").stdout
+
+
+def test_differences_within_the_tolerance_are_listed_as_such() -> None:
+    write_run(Path("runs/near"), [step(i, LAYERS | {"conv_out": 2.00001}) for i in (1, 2, 4)])
+    result = shadowlab("sound", "--against", "near")
+    assert "no difference beyond 0.0001" in result.stdout
+    assert "activation.norm at step 4: 0 of 3 layers differ beyond 0.0001, the largest" in result.stdout
+    assert [row[-2:] for row in rows(result)] == [["5.0e-04", "%"]]
+    assert "1 of 3 layers differ beyond 1e-06" in shadowlab("sound", "--against", "near", "--rtol", "1e-6").stdout
 
 
 def test_layers_of_one_run_alone_are_named() -> None:
@@ -133,6 +142,9 @@ def test_an_overfit_of_one_step_in_a_narrow_terminal(tmp_path: Path) -> None:
         (["sound", "--layers", "nothing*"], ["--layers nothing*: matches none of 3 layers"]),
         (["sound", "--over-time", "conv", "--by", "norm"], ["means 2 layers", "conv_in, conv_out"]),
         (["sound", "--over-time", "conv_in", "--step", "2"], ["--over-time", "leave --step out"]),
+        (["sound", "--over-time", "conv_in", "--top", "15"], ["--over-time", "leave --top out"]),
+        (["sound", "--over-time", "conv_in", "--against", "hurt", "--rtol", "1"], ["--over-time", "leave --rtol out"]),
+        (["sound", "--rtol", "1e-4"], ["--rtol", "--against"]),
         (["sound", "--against", "hurt", "--ascending"], ["--against", "--ascending"]),
         (["sound", "--against", "hurt", "--rtol", "nan"], ["--rtol nan"]),
         (["unmeasured"], ["no step has statistics", "diagnostics.statistics_every"]),

@@ -1,10 +1,12 @@
 """Words in TensorBoard: an incident reads from birth to sink, names keep their letters."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from diagnostics.board_texts import text_of
+from diagnostics.health import Finding
 from diagnostics.verdict import Verdict
 
 
@@ -47,21 +49,22 @@ def test_a_newer_version_may_say_more_of_an_incident() -> None:
 
 
 def test_findings_are_a_table() -> None:
-    finding = {
-        "rule": "dead_layer",
-        "severity": "warning",
-        "layer": "a.b",
-        "step": 3,
-        "evidence": "0 of 64",
-        "advice": "x",
-    }
-    tag, text = text_of(
-        {"kind": "health", "step": 3, "findings": [finding, finding | {"layer": None, "step": None}]}
-    ) or ("", "")
+    """A layer and what of it, a parameter, the run as a whole."""
+    finding = Finding("non-finite", "alarm", 3, "0 of 64", "x")
+    findings = [
+        replace(finding, layer="a.b_1", part="gradient").to_json(),
+        replace(finding, parameter="a.b.weight").to_json(),
+        replace(finding, step=None).to_json(),
+    ]
+    tag, text = text_of({"kind": "health", "step": 3, "findings": findings}) or ("", "")
     assert tag == "health"
-    assert text.splitlines()[0] == "| severity | rule | layer | step | evidence | advice |"
-    assert text.splitlines()[2] == r"| warning | dead\_layer | a.b | 3 | 0 of 64 | x |"
-    assert text.splitlines()[3] == r"| warning | dead\_layer |  |  | 0 of 64 | x |"
+    assert text.splitlines() == [
+        "| severity | rule | where | part | step | evidence | advice |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        r"| alarm | non-finite | a.b\_1 | gradient | 3 | 0 of 64 | x |",
+        "| alarm | non-finite | a.b.weight |  | 3 | 0 of 64 | x |",
+        "| alarm | non-finite |  |  |  | 0 of 64 | x |",
+    ]
 
 
 def test_a_stage_says_how_it_ended() -> None:

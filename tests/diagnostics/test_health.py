@@ -12,7 +12,7 @@ import pytest
 from diagnostics.health import RULES, Finding, HealthWatch, examine
 from diagnostics.health.watching import LIVE_RULES
 from diagnostics.history import History
-from diagnostics.records import encode
+from diagnostics.records import decode, encode
 from diagnostics.verdict import Verdict
 
 Record = dict[str, Any]
@@ -656,3 +656,28 @@ def test_skips_are_told_in_steps_without_statistics() -> None:
     for step in range(1, 31):
         told += watch.add({"kind": "train", "step": step, "loss": 1.0, "grad_norm": math.inf, "skipped": step > 5})
     assert [(f.rule, f.step) for f in told if f.rule == "scaler-collapse"] == [("scaler-collapse", 15)]
+
+
+@pytest.mark.parametrize("resumed_at", [1, 89, 92, 100, 118])
+def test_a_resumed_run_is_watched_as_an_unbroken_one(resumed_at: int) -> None:
+    """What was told before the resume, and stands in the records, is not told again."""
+    records = healthy(120)
+    grow(records, LAYERS[4], "activation", 0.05, 0.1)  # not on a threshold: records are rounded
+    explode(records, after=90, until=120, loss=30.0)
+
+    def told(watch: HealthWatch, own: list[Record]) -> list[Record]:
+        findings = [(record["step"], finding) for record in own for finding in watch.add(record)]
+        return [{"kind": "health", "step": step, "findings": [one.to_json()]} for step, one in findings]
+
+    unbroken = told(HealthWatch("train"), trained(records))
+    assert [(one["step"], one["findings"][0]["rule"], one["findings"][0]["severity"]) for one in unbroken] == [
+        (92, "headroom", "warning"),
+        (94, "exploding-gradients", "alarm"),
+        (112, "headroom", "alarm"),
+    ]
+    before = [record for record in records if record.get("step", 0) <= resumed_at]
+    first = told(HealthWatch("train"), trained(before))
+    resumed = HealthWatch("train")
+    for record in [*before, *first]:
+        resumed.remember(decode(json.loads(json.dumps(encode(record)))))
+    assert first + told(resumed, trained(records, after=resumed_at)) == unbroken

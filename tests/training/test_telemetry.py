@@ -1,4 +1,4 @@
-"""What a live view is given."""
+"""What is recorded of a step, what a live view is given, and what a resumed run knows of its past."""
 
 import math
 from pathlib import Path
@@ -6,11 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from diagnostics.history import History
+from diagnostics.records import RecordWriter, read_records
+from shadowlab.report.curves import draw, panels
 from shadowlab.reporter import Reporter
 from shadowlab.run_folder import RunFolder
 from shadowlab.stages.overfit import run_overfit
+from shadowlab.training import telemetry
 from shadowlab.training.processes import SingleProcess
-from shadowlab.training.telemetry import lowest_headroom
+from shadowlab.training.step import StepOutcome, StepPlace
+from shadowlab.training.telemetry import Telemetry, lowest_headroom
 from tests import tiny
 from tests.screen import screen, terminal
 
@@ -49,3 +54,54 @@ def test_a_stage_shows_headroom_memory_and_rate(stage_folder: dict[str, Path], t
     assert "step 3/3" in shown and "GiB" in shown and "lr " in shown
     [line] = [line for line in shown.splitlines() if "lowest headroom" in line]
     assert " bits in " in line and "at step 2 " in line
+
+
+def resumed_after_nine_skips(weights: Path, folder: Path) -> tuple[RunFolder, list[str]]:
+    """One more step, which the gradient scaler skips, too."""
+    config = tiny.config_of(weights, f"output_dir={folder}")
+    run, told = RunFolder.create(config, "run"), []
+    writer = RecordWriter(run.metrics)
+    for step in range(1, 10):
+        writer.write({"kind": "train", "step": step, "loss": 1.0, "grad_norm": math.inf, "skipped": True})
+    writer.close()
+    trainee = tiny.trainee_of(weights, "diagnostics.statistics_every=0")
+    observed = Telemetry(run, trainee, config.diagnostics, kind="train", resumed_at=9, warn=told.append)
+    observed.step([tiny.encoded_batch(range(18, 20))], StepPlace(9, 18, 2))
+    observed.close()
+    return run, told
+
+
+@pytest.fixture
+def _skips(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = StepOutcome(1.0, math.inf, 1e-3, skipped=True, sample_losses=((0.1, 1.0), (0.6, 1.0)))
+    monkeypatch.setattr(telemetry, "training_step", lambda *args, **named: outcome)
+
+
+@pytest.mark.usefixtures("_skips")
+def test_the_health_rules_know_the_steps_before_a_resume(hub_folder: Path, tmp_path: Path) -> None:
+    run, told = resumed_after_nine_skips(hub_folder, tmp_path)
+    [warning] = told
+    assert warning.startswith("step 10: scaler-collapse: the gradient scaler skipped 10 steps in a row")
+    assert list(read_records(run.metrics))[-1]["kind"] == "health"
+
+
+@pytest.mark.usefixtures("_skips")
+def test_a_skipped_step_clips_nothing(hub_folder: Path, tmp_path: Path) -> None:
+    run, _ = resumed_after_nine_skips(hub_folder, tmp_path)
+    history = History.read(run.metrics)
+    record = history.records()[-1]
+    assert (record["step"], record["skipped"], record["grad_norm"]) == (10, True, math.inf)
+    assert "grad_norm_clipped" not in record
+    [gradients] = [panel for panel in panels(history) if panel.key == "gradient-norm"]
+    assert [line.name for line in draw(gradients, 1, 10).lines] == ["before clipping"]
+
+
+def test_an_applied_step_says_what_was_applied(hub_folder: Path, tmp_path: Path) -> None:
+    config = tiny.config_of(hub_folder, f"output_dir={tmp_path}")
+    run = RunFolder.create(config, "run")
+    trainee = tiny.trainee_of(hub_folder, "optimizer.max_grad_norm=0.01")
+    observed = Telemetry(run, trainee, config.diagnostics, kind="train")
+    observed.step([tiny.encoded_batch(range(2))], StepPlace(0, 0, 2))
+    observed.close()
+    [record] = History.read(run.metrics).records()
+    assert record["grad_norm"] > 0.01 == record["grad_norm_clipped"]

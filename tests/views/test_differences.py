@@ -90,6 +90,7 @@ def test_what_rounding_makes_of_zero_is_no_difference() -> None:
         return History([record])
 
     assert compare(gradient(1e-9, "big"), gradient(3e-9, "big")).first is None
+    assert compare(gradient(1e-9, "big"), gradient(3e-9, "big"), patterns=["nothing*"]).first is None  # seen alone, too
     alone = compare(gradient(1e-9), gradient(3e-9)).first  # by itself it is a number
     assert alone is not None and alone.statistic.name == "gradient.norm"
 

@@ -115,29 +115,74 @@ def test_a_disk_that_refuses_is_one_line_and_leaves_the_old_view(
     assert not (run / "tensorboard-rebuilt.tmp").exists()
 
 
-def test_a_run_whose_view_was_deleted_can_be_rebuilt_and_served(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    served = []
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str]]:
+    """Folders that TensorBoard would be started on, and its title."""
+    places = []
 
-    def launch(logdir: Path, *_: Any) -> str:
-        served.append(logdir)
+    def launch(logdir: Path, title: str, *_: Any) -> str:
+        places.append((logdir, title))
         raise KeyboardInterrupt
 
+    monkeypatch.setattr("shadowlab.views.serve._launch", launch)
+    return places
+
+
+def ask(place: Path | str, **asked: Any) -> None:
+    defaults: dict[str, Any] = {"port": None, "host": "localhost", "rebuild": False, "layers": []}
+    run_tensorboard(str(place), Reporter(), **defaults | asked)
+
+
+def test_a_run_whose_view_was_deleted_can_be_rebuilt_and_served(
+    run: Path, served: list[tuple[Path, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     def serve(place: Path, **asked: Any) -> str:
-        defaults: dict[str, Any] = {"port": None, "host": "localhost", "rebuild": False, "layers": []}
         with pytest.raises(KeyboardInterrupt):
-            run_tensorboard(str(place), Reporter(), **defaults | asked)
+            ask(place, **asked)
         return " ".join(capsys.readouterr().out.split())
 
-    monkeypatch.setattr("shadowlab.views.serve._launch", launch)
     assert "is as it was" in serve(run, rebuild=True)
     shutil.rmtree(run / "tensorboard")
     assert "is as it was" not in serve(run, layers=["conv_in"])
     serve(run / "metrics.jsonl", rebuild=True)
     serve(run / "tensorboard-rebuilt", rebuild=True)
-    assert served == [run / "tensorboard-rebuilt"] * 4
+    assert served == [(run / "tensorboard-rebuilt", "run")] * 4
     with pytest.raises(UserError, match="holds several runs; name the one"):
-        serve(run.parent, rebuild=True)
+        ask(run.parent, rebuild=True)
     with pytest.raises(UserError, match="no such run"):
-        serve(run.parent / "absent", rebuild=True)
+        ask(run.parent / "absent", rebuild=True)
+
+
+def test_the_view_that_is_named_is_served(
+    run: Path, served: list[tuple[Path, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's own by default; its title is the run's name."""
+    rebuild_board(run)
+    (run / "config.yaml").write_text("seed: 0\n")
+    monkeypatch.chdir(run.parent)
+    views = (run / "tensorboard-rebuilt", run / "tensorboard", run, "run/tensorboard-rebuilt", run.parent)
+    for place in views:
+        with pytest.raises(KeyboardInterrupt):
+            ask(place)
+    own = [run / "tensorboard-rebuilt", run / "tensorboard", run / "tensorboard", Path("run/tensorboard-rebuilt")]
+    assert served == [*((view, "run") for view in own), (run.parent, run.parent.name)]
+
+
+@pytest.mark.parametrize("given", ["mine", "runs/mine", "mine/tensorboard", "runs/mine/tensorboard-rebuilt"])
+def test_a_view_that_is_gone_is_said_to_be_gone(
+    run: Path, served: list[tuple[Path, str]], monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    """By its name or its path; what the message says to do does it."""
+    monkeypatch.chdir(run.parent)
+    Path("runs").mkdir()
+    run.rename("runs/mine")
+    if not given.endswith("rebuilt"):  # the other one is there, but it is not what was asked for
+        shutil.rmtree("runs/mine/tensorboard")
+    view = "runs/mine/tensorboard-rebuilt" if given.endswith("rebuilt") else "runs/mine/tensorboard"
+    with pytest.raises(UserError) as told:
+        ask(given)
+    mend = "`shadowlab tensorboard runs/mine --rebuild` makes it anew from metrics.jsonl"
+    assert str(told.value) == f"{view}: missing; {mend}"
+    with pytest.raises(KeyboardInterrupt):
+        ask("runs/mine", rebuild=True)
+    assert served == [(Path("runs/mine/tensorboard-rebuilt"), "mine")]
