@@ -86,7 +86,7 @@ def build_page(run: RunView) -> str:
         curve_size=(curves.WIDTH, curves.HEIGHT),
         curve_data={drawing.panel.key: drawing.data for drawing in drawings},
         heat_map=HeatMap.of(run.history),
-        health=health_rows(run.findings),
+        health=health_rows(run.findings, run.told),
         is_judged=bool(run.history.kinds),
         environment=_flat(run.environment),
         commands=commands(run),

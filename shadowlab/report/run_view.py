@@ -103,16 +103,17 @@ class RunView:
 
     @property
     def findings(self) -> list[Mapping[str, Any]]:
-        """What the health rules object to at the end of the records, then what was told while it trained and is so no
-        longer."""
-        found: list[Mapping[str, Any]] = [finding.to_json() for finding in examine(self.history)]
-        known = {(finding.get("rule"), finding.get("layer"), finding.get("parameter")) for finding in found}
+        """What the health rules object to at the end of the records."""
+        return [finding.to_json() for finding in examine(self.history)]
+
+    @property
+    def told(self) -> list[Mapping[str, Any]]:
+        """What they told while it trained, in the order of the records."""
+        found: list[Mapping[str, Any]] = []
         for record in self.history.records("health"):
             told = record.get("findings")
             for finding in told if isinstance(told, list) else []:
-                if not isinstance(finding, Mapping):
-                    continue
-                if (finding.get("rule"), finding.get("layer"), finding.get("parameter")) not in known:
+                if isinstance(finding, Mapping):
                     found.append({"step": record["step"], **finding})
         return found
 

@@ -7,11 +7,13 @@ import re
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from cli.main import app
+from shadowlab.report.health_table import health_rows
 from shadowlab.report.page import build_page, commands, write_report
 from shadowlab.report.run_view import RunView
 from shadowlab.run_folder import LOCK
@@ -270,6 +272,46 @@ def test_the_rules_judge_the_records(tmp_path: Path) -> None:
     for record, number in zip(records, (0, 0, 3), strict=True):
         record["layers"]["a"]["activation"]["num_nonfinite"] = number
     assert "non-finite</th>" in page_of(make_run(tmp_path / "run", records))
+
+
+def test_every_finding_is_on_the_page(tmp_path: Path) -> None:
+    """Findings that share rule and place, or have no place, are told apart by what they say; no row runs backwards."""
+    silent = {"loss": 1.0, "response_theta": 0.0, "response_phi": 0.0, "response_size": 0.1}
+    records = [step(n, layers=layers("a")) for n in range(1, 61)]
+    records[49]["grad_norm"] = math.inf
+    for record in records:
+        for part, bad_at in (("activation", 20), ("gradient", 30)):
+            record["layers"]["a"][part]["num_nonfinite"] = 3 if record["step"] == bad_at else 0
+    records += [{"kind": "validation", "step": n, **silent} for n in (10, 20, 30, 50, 60)]
+    records.append({"kind": "validation", "step": 40, **silent, "loss": math.nan})
+    view = RunView.read(make_run(tmp_path / "run", records))
+    rows = health_rows(view.findings, view.told)
+    assert sorted(row.evidence for row in rows) == sorted(finding["evidence"] for finding in view.findings)
+    assert [(row.rule, row.steps) for row in rows if row.rule in ("non-finite", "no-response")] == [
+        ("non-finite", "50"),
+        ("non-finite", "40"),
+        ("non-finite", "20"),
+        ("non-finite", "30"),
+        ("no-response", "60"),
+        ("no-response", "60"),
+    ]
+
+
+def test_what_was_told_again_is_one_row_and_none_where_it_is_found() -> None:
+    def skips(number: int, at: int) -> dict[str, Any]:
+        evidence = f"{number} of the last 100 steps were skipped"
+        return {"rule": "scaler-collapse", "severity": "warning", "step": at, "evidence": evidence}
+
+    low = {"rule": "scaler-collapse", "severity": "alarm", "step": 9, "evidence": "the loss scale is 0.5"}
+    bad = {"rule": "non-finite", "severity": "alarm", "layer": "a", "step": 3}
+    told = [skips(30, 140), low, skips(26, 120), {**bad, "part": "gradient"}, {**bad, "part": "activation"}]
+    rows = health_rows([{**bad, "part": "gradient"}], told)
+    assert [(row.rule, row.steps, row.evidence) for row in rows] == [
+        ("non-finite", "3", ""),
+        ("scaler-collapse", "9", "the loss scale is 0.5"),
+        ("non-finite", "3", ""),
+        ("scaler-collapse", "120 to 140", "26 of the last 100 steps were skipped"),
+    ]
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
