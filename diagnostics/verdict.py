@@ -130,16 +130,34 @@ def read_verdict(content: object) -> Verdict | None:
     if not isinstance(content, Mapping):
         return None
     known = {one.name for one in fields(Verdict)}
-    try:
-        verdict = Verdict.from_json({key: value for key, value in content.items() if key in known})
-        str(verdict)  # what cannot be said cannot be shown
-    except (TypeError, ValueError, AttributeError):
+    kept = {key: value for key, value in content.items() if key in known}
+    if not all(_is_sound(key, value) for key, value in kept.items()):
         return None
-    texts = (verdict.phase, verdict.cause, verdict.value, verdict.fix, *verdict.path, *verdict.sample_ids)
-    names = (verdict.exception, verdict.op, verdict.module, verdict.parameter, verdict.source)
-    sound = all(isinstance(text, str) for text in texts) and all(isinstance(name, str | None) for name in names)
-    numbered = isinstance(verdict.step, int | None) and verdict.reproducible in (None, True, False)
-    return verdict if sound and numbered else None
+    try:
+        verdict = Verdict.from_json(kept)
+        str(verdict)  # what cannot be said cannot be shown
+    except (TypeError, ValueError, AttributeError, LookupError):
+        return None
+    return verdict
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    """Whether a field holds what its type says, as JSON has it."""
+    if name in ("phase", "cause", "value", "fix"):
+        return isinstance(value, str)
+    if name in ("samples", "sample_ids", "path"):
+        item_kind = int if name == "samples" else str
+        return value is None or (isinstance(value, list | tuple) and all(_is(item_kind, item) for item in value))
+    if name == "witness":
+        parts = [value.get(part, {}) for part in ("operands", "limits")] if isinstance(value, dict) else [None]
+        return all(isinstance(part, dict) for part in parts) and isinstance(value.get("dtype"), str | None)
+    kind = {"step": int, "rank": int, "reproducible": bool}.get(name, str)
+    return value is None or _is(kind, value)
+
+
+def _is(kind: type, value: Any) -> bool:
+    """isinstance, but True is no number."""
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _nearby(source: str) -> str:
@@ -154,7 +172,8 @@ def _nearby(source: str) -> str:
 def _witness_lines(witness: dict[str, Any]) -> list[tuple[str, str]]:
     """Operands first: they are the proof."""
     dtype, limits = witness.get("dtype"), witness.get("limits", {})
-    place = f"at {witness['index']} of {witness['shape']}" if "index" in witness else ""
+    place = f"at {witness['index']}" if "index" in witness else ""
+    place += f" of {witness['shape']}" if place and "shape" in witness else ""
     reach = ", ".join(f"{name.replace('_', ' ')} {number_text(value)}" for name, value in limits.items())
     known = ("index", "shape", "dtype", "limits", "operands")
     operands = ", ".join(f"{name} = {number_text(value)}" for name, value in witness.get("operands", {}).items())
