@@ -87,14 +87,33 @@ class RunView:
                 return Status("stopped", f"{passed}, and stopped at step {reached} without a result")
             taken = f", {count(steps, 'step')}" if isinstance(steps, int) else ""
             return Status("passed", f"{name}{taken}{earlier}")
+        resumed = ""
         if self.incidents:
-            return Status("incident", self.incidents[0].headline)
+            at = _step_of(self.incidents[0].folder)
+            reached = self._trained_until(self.history.kind)
+            if at < 0 or reached < at:
+                return Status("incident", self.incidents[0].headline)
+            resumed = f", resumed after an incident at step {at}"
         if last is not None:
-            error = str(_summary(last[1]).get("error", "")).partition("\n")[0]
-            return Status("failed", ": ".join(filter(None, (last[0], error))))
+            name, error = last[0], str(_summary(last[1]).get("error", ""))
+            if self._went_on_after(name, error):
+                reached = self._trained_until(name)
+                after = resumed or ", resumed after a failure"
+                return Status("stopped", f"{name} stopped at step {reached} without a result{after}")
+            return Status("failed", ": ".join(filter(None, (name, error.partition("\n")[0]))))
         if step or self.history.kinds:
-            return Status("stopped", f"no stage came to a result: interrupted or killed after {count(step, 'step')}")
+            line = f"no stage came to a result: interrupted or killed after {count(step, 'step')}"
+            return Status("stopped", f"{line}{resumed}")
         return Status("empty", "nothing is recorded yet: no stage came to a result, and no step was taken")
+
+    def _went_on_after(self, stage: str, error: str) -> bool:
+        """Whether that stage was resumed after it failed so, and came to no result since.
+
+        A resume drops the records beyond its checkpoint, among them that of the failure; an incident's folder stays.
+        """
+        if self.history.kind != stage or self.history.last_stage is not None or not self._trained_until(stage):
+            return False
+        return "stage" in self.history.kinds or any(story.headline in error for story in self.incidents)
 
     def _trained_until(self, stage: str) -> int:
         """Last training step of that stage; 0 where the records are another's."""

@@ -214,6 +214,37 @@ def test_a_verdict_that_a_resume_has_overtaken(tmp_path: Path) -> None:
     assert status(run) == stopped
 
 
+def test_an_incident_that_a_resume_has_overtaken(tmp_path: Path) -> None:
+    """NaN at step 7, a resume from an earlier checkpoint, which takes its records away but not its folder."""
+    story = "inf was born in exp, phase forward of step 7"
+    before = {"train": stage(False, error=f"{story}\n  phase     forward")}
+    killed = make_run(tmp_path / "killed", [step(n) for n in range(1, 21)], stages=before)
+    add_incident(killed)
+    assert status(killed) == (
+        "stopped",
+        "train stopped at step 20 without a result, resumed after an incident at step 7",
+    )
+    assert story in page_of(killed)
+    failure = {"kind": "stage", "stage": "train", "step": 20, "passed": False, "message": "loss 2 at step 20"}
+    after = {"train": stage(False, error="loss 2 at step 20\nlower the rate")}
+    failed = make_run(tmp_path / "failed", [step(1), step(20), failure], stages=after)
+    add_incident(failed)
+    assert status(failed) == ("failed", "train: loss 2 at step 20")
+    no_result = make_run(tmp_path / "no-result", [step(20)])
+    add_incident(no_result)
+    assert status(no_result)[1].endswith("killed after 20 steps, resumed after an incident at step 7")
+    at_it = make_run(tmp_path / "at-it", [step(6)], stages=before)
+    add_incident(at_it)
+    assert status(at_it) == ("incident", story)
+
+
+def test_a_failure_that_a_resume_has_overtaken(tmp_path: Path) -> None:
+    failure = {"kind": "stage", "stage": "train", "step": 10, "passed": False, "message": "loss 2"}
+    records = [step(10), failure, step(11)]
+    run = make_run(tmp_path / "run", records, stages={"train": stage(False, error="loss 2")})
+    assert status(run) == ("stopped", "train stopped at step 11 without a result, resumed after a failure")
+
+
 def test_a_run_that_is_claimed_is_running(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [step(3)])
     with (run / LOCK).open("w") as lock:
