@@ -43,15 +43,15 @@ class Report:
 
 
 def write_report(run: Path, out: Path | None = None) -> Report:
-    """Write the page of a run; RUN/reports/report.html if `out` is None.
+    """Write the page of a run; RUN/reports/report.html if `out` is None, OUT/report.html if that is a folder.
 
     Raises:
         UserError: the file cannot be written.
     """
     view = RunView.read(run)
     content = build_page(view).encode("utf-8")
-    file = (out or run / "reports" / "report.html").expanduser()
-    temporary = file.with_name(f".{file.name}.tmp")
+    file = run / "reports" / "report.html" if out is None else _destination(out)
+    temporary = file.parent / f".{file.name}.tmp"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
@@ -62,6 +62,18 @@ def write_report(run: Path, out: Path | None = None) -> Report:
         raise UserError(f"{file}: cannot be written ({error.strerror}); choose another file with --out") from None
     problems = (*view.problems, *(problem for story in view.incidents for problem in story.problems))
     return Report(file, len(content), view.status.word, problems)
+
+
+def _destination(out: Path) -> Path:
+    """The file itself, or report.html in a folder."""
+    try:
+        place = out.expanduser()
+    except RuntimeError:  # ~name of nobody: a folder of that name, as shells take it
+        place = out
+    try:
+        return place / "report.html" if place.is_dir() else place
+    except OSError:  # writing to it says why
+        return place
 
 
 def build_page(run: RunView) -> str:

@@ -367,12 +367,30 @@ def test_the_command_prints_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not list(Path("elsewhere").glob(".*"))
 
 
+@pytest.mark.parametrize("out", [".", "..", "pages", "pages/", "~nobody-of-this-name"])
+def test_a_folder_gets_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    run = make_run(tmp_path / "runs" / "mine", [step(1)])
+    for name in ("pages", "~nobody-of-this-name"):
+        (tmp_path / "here" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert report(str(run), "--out", out).stdout.splitlines() == [str(Path(out) / "report.html")]
+    assert "<h1>mine</h1>" in (Path(out) / "report.html").read_text()
+
+
+def test_the_root_gets_the_page_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+    monkeypatch.setattr(Path, "write_bytes", lambda path, content: written.append(path))
+    monkeypatch.setattr(Path, "replace", lambda path, target: written.append(target))
+    result = report(str(make_run(tmp_path / "mine", [step(1)])), "--out", "/")
+    assert result.exit_code == 0 and written == [Path("/.report.html.tmp"), Path("/report.html")]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["absent"], ["absent: no such run", "ls runs"]),
         (["."], ["not a run folder", "metrics.jsonl"]),
-        (["runs/mine", "--out", "runs"], ["runs: cannot be written", "--out"]),
+        (["runs/mine", "--out", "x" * 300], ["xx: cannot be written", "--out"]),
         (["runs/mine", "--out", "runs/mine/config.yaml/page.html"], ["cannot be written", "--out"]),
     ],
 )
