@@ -98,7 +98,8 @@ class History:
 
     @property
     def header(self) -> Mapping[str, Any]:
-        """What was last written about the training that `kind` names: num_samples, num_parameters, precision."""
+        """What was last written about the training that `kind` names: num_samples, num_parameters, precision,
+        device."""
         return next((h for h in reversed(self.headers) if h.get("stage") == self.kind), {})
 
     @property

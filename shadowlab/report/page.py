@@ -119,7 +119,8 @@ def facts(run: RunView) -> list[tuple[str, str]]:
     packages = environment.get("packages")
     torch = packages.get("torch", "") if isinstance(packages, Mapping) else ""
     gpus = environment.get("gpus") or []
-    device = ", ".join(map(str, gpus)) if isinstance(gpus, list) and gpus else "CPU"
+    there = f"a machine with {', '.join(map(str, gpus))}" if isinstance(gpus, list) and gpus else "CPU"
+    device = header.get("device") or there  # stages that do not train have no header
     last = run.last_stage
     found = [
         ("Configuration", environment.get("source")),

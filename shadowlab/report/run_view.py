@@ -76,7 +76,7 @@ class RunView:
         """The verdict on the run, from what its files say."""
         last, step = self.last_stage, self.history.last_step
         if self.is_running:
-            return Status("running", f"{self.history.kind} is under way, {count(step, 'step')} so far")
+            return Status("running", self._progress(step))
         if last is not None and last[1].get("passed"):
             name, result = last
             earlier = f"; {count(len(self.incidents), 'incident')} before that" if self.incidents else ""
@@ -105,6 +105,13 @@ class RunView:
             line = f"no stage came to a result: interrupted or killed after {count(step, 'step')}"
             return Status("stopped", f"{line}{resumed}")
         return Status("empty", "nothing is recorded yet: no stage came to a result, and no step was taken")
+
+    def _progress(self, step: int) -> str:
+        """Of the stage that trains; of another only that there is one: it claims the folder and records no step."""
+        header = self.history.headers[-1] if self.history.headers else {}
+        if header.get("stage") and self.history.last_stage is None:
+            return f"{header['stage']} is under way, {count(step, 'step')} so far"
+        return "a stage is under way" + (f"; {count(step, 'step')} recorded" if step else "")
 
     def _went_on_after(self, stage: str, error: str) -> bool:
         """Whether that stage was resumed after it failed so, and came to no result since.

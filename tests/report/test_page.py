@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from cli.main import app
 from shadowlab.report.health_table import health_rows
-from shadowlab.report.page import build_page, commands, write_report
+from shadowlab.report.page import build_page, commands, facts, write_report
 from shadowlab.report.run_view import RunView
 from shadowlab.run_folder import LOCK
 from tests.report.run_folders import HOSTILE, VERDICT, add_incident, add_pictures, layers, make_run, stage, step
@@ -246,11 +246,29 @@ def test_a_failure_that_a_resume_has_overtaken(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_claimed_is_running(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", [step(3)])
-    with (run / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert status(run) == ("running", "train is under way, 3 steps so far")
-    assert status(run)[0] == "stopped"
+    header = {"kind": "header", "stage": "train"}
+    ended = {"kind": "stage", "stage": "train", "step": 3, "passed": True}
+    for name, records, line in (
+        ("train", [header, step(3)], "train is under way, 3 steps so far"),
+        ("begun", [{"kind": "header", "stage": "overfit"}], "overfit is under way, 0 steps so far"),
+        ("check", [], "a stage is under way"),
+        ("check-after", [header, step(3), ended], "a stage is under way; 3 steps recorded"),
+    ):
+        run = make_run(tmp_path / name, records)
+        with (run / LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            assert status(run) == ("running", line)
+        assert status(run)[0] in ("stopped", "empty")
+
+
+def test_the_device_is_the_one_that_trained(tmp_path: Path) -> None:
+    environment = {"gpus": ["NVIDIA H100"], "packages": {"torch": "2.13"}}
+    trained = make_run(
+        tmp_path / "trained", [{"kind": "header", "stage": "train", "device": "CPU"}], environment=environment
+    )
+    assert dict(facts(RunView.read(trained)))["On"] == "CPU, torch 2.13"
+    checked = make_run(tmp_path / "checked", environment=environment)
+    assert dict(facts(RunView.read(checked)))["On"] == "a machine with NVIDIA H100, torch 2.13"
 
 
 # --- health ----------------------------------------------------------------------------------------------------------
