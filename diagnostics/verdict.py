@@ -1,5 +1,6 @@
 """What `explain` says: one non-finite value's origin, for people and for machines."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -136,8 +137,27 @@ def read_verdict(content: object) -> Verdict | None:
     try:
         verdict = Verdict.from_json(kept)
         str(verdict)  # what cannot be said cannot be shown
-    except (TypeError, ValueError, AttributeError, LookupError):
+    except (TypeError, ValueError, AttributeError, LookupError, RecursionError):
         return None
+    return verdict
+
+
+def read_verdict_file(file: Path) -> Verdict:
+    """The verdict.json of an incident.
+
+    Raises:
+        ValueError: it is missing, cannot be read, or is damaged; one line that names it.
+    """
+    try:
+        verdict = read_verdict(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ValueError(f"{file}: missing") from None
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8, or nested thousandfold
+        raise ValueError(f"{file}: not a verdict ({type(error).__name__}); the file is damaged") from error
+    if verdict is None:
+        raise ValueError(f"{file}: not a verdict; the file is damaged")
     return verdict
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diagnostics.excerpt import SourceExcerpt
-from diagnostics.verdict import CAUSES, Verdict, number_text, read_verdict
+from diagnostics.verdict import CAUSES, Verdict, number_text, read_verdict, read_verdict_file
 from shadowlab.report.wording import nearby, size, with_links
 
 PHASES = {
@@ -188,15 +188,10 @@ class IncidentStory:
 
 
 def _read_verdict(file: Path, recorded: Mapping[str, Any] | None, problems: list[str]) -> Verdict | None:
-    trouble = f"{file}: not a verdict; the file is damaged"
     try:
-        verdict = read_verdict(json.loads(file.read_text(encoding="utf-8")))
-        if verdict is not None:
-            return verdict
-    except FileNotFoundError:
-        trouble = f"{file}: missing"
-    except (OSError, ValueError, RecursionError) as error:
-        trouble = f"{file}: not a verdict ({type(error).__name__}); the file is damaged"
+        return read_verdict_file(file)
+    except ValueError as error:
+        trouble = str(error)
     if recorded is None:
         problems.append(trouble)
         return None

@@ -1,12 +1,14 @@
 """Verdicts as files hold them: whatever is damaged, one is read or it is not; no reader falls over."""
 
+import json
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from diagnostics.board_texts import text_of
-from diagnostics.verdict import Verdict, read_verdict
+from diagnostics.verdict import Verdict, read_verdict, read_verdict_file
 
 WHOLE = Verdict(
     "forward",
@@ -83,3 +85,28 @@ def test_any_witness_is_said_or_is_damage(part: str) -> None:
 @pytest.mark.parametrize("content", [None, [], "inf", 3, {}, {"phase": "forward"}, {"phase": "forward", "cause": "x"}])
 def test_what_is_no_verdict_is_none(content: object) -> None:
     assert read_verdict(content) is None
+
+
+def test_a_file_says_why_it_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trouble(content: bytes | None) -> str:
+        file = tmp_path / "verdict.json"
+        if content is not None:
+            file.write_bytes(content)
+        with pytest.raises(ValueError) as raised:
+            read_verdict_file(file)
+        return str(raised.value).removeprefix(f"{file}: ")
+
+    assert trouble(None) == "missing"
+    assert trouble(b"{") == "not a verdict (JSONDecodeError); the file is damaged"
+    assert trouble(b"\xff") == "not a verdict (UnicodeDecodeError); the file is damaged"
+    assert trouble(b"[" * 200_000) == "not a verdict (RecursionError); the file is damaged"
+    assert trouble(b"[]") == "not a verdict; the file is damaged"
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert trouble(b"") == "cannot be read (Permission denied)"
+    monkeypatch.undo()
+    (tmp_path / "verdict.json").write_text(json.dumps(WHOLE.to_json()))
+    assert read_verdict_file(tmp_path / "verdict.json") == WHOLE
