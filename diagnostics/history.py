@@ -17,6 +17,7 @@ from diagnostics.records import read_records
 
 STATISTICS = ("norm", "mean", "std", "max_abs", "fraction_zero", "num_nonfinite", "headroom_bits")
 PARTS = ("activation", "gradient")
+EVALUATIONS = ("validation", "fixed_grid")  # kinds of records in which the same samples meet the same noise
 
 
 @dataclass(frozen=True)

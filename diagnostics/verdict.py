@@ -95,6 +95,35 @@ class Verdict:
         """Label and text of every line that stands below the headline."""
         return [(label, text) for label, text in self._lines() if text]
 
+    @property
+    def operands_where(self) -> str:
+        """Index of the first bad element and the shape around it, "" where the witness has none."""
+        if "index" not in self.witness:
+            return ""
+        shape = f" of {self.witness['shape']}" if "shape" in self.witness else ""
+        return f"at {self.witness['index']}{shape}"
+
+    @property
+    def dtype_text(self) -> str:
+        """The number format of the birth, with its limits."""
+        limits = self.witness.get("limits", {})
+        reach = ", ".join(f"{name.replace('_', ' ')} {number_text(value)}" for name, value in limits.items())
+        return ": ".join(filter(None, (self.witness.get("dtype"), reach)))
+
+    @property
+    def more_witness(self) -> list[tuple[str, str]]:
+        """Label and text of what else the witness holds."""
+        known = ("index", "shape", "dtype", "limits", "operands")
+        return [
+            (name.replace("_", " "), number_text(value)) for name, value in self.witness.items() if name not in known
+        ]
+
+    def _operands_text(self) -> str:
+        """They are the proof."""
+        operands, where = self.witness.get("operands", {}), self.operands_where
+        text = ", ".join(f"{name} = {number_text(value)}" for name, value in operands.items())
+        return f"{text} ({where})" if text else where
+
     def _bearer(self) -> str:
         """What brought a value in, in words."""
         if self.parameter is None:
@@ -114,9 +143,11 @@ class Verdict:
             ("parameter", self.parameter if self.parameter and self.op else ""),
             ("event", self.exception or ""),
             ("cause", f"{self.cause}: {CAUSES.get(self.cause, '')}"),
-            ("source", _nearby(self.source) if self.source else ""),
+            ("source", nearby(self.source) if self.source else ""),
             ("samples", ", ".join(map(str, self.samples)) + names if self.samples else ""),
-            *_witness_lines(self.witness),
+            ("operands", self._operands_text()),
+            ("dtype", self.dtype_text),
+            *self.more_witness,
             ("path", " -> ".join(self.path)),
             ("replayed", replay[self.reproducible]),
             ("fix", self.fix),
@@ -180,28 +211,12 @@ def _is(kind: type, value: Any) -> bool:
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
-def _nearby(source: str) -> str:
-    """`path:line` as it is reached from the current folder, where it lies below that."""
+def nearby(path: str | Path) -> str:
+    """A path, or `path:line`, as it is reached from the current folder, where it lies below that."""
     try:
-        here = Path.cwd()
-    except FileNotFoundError:  # it was deleted
-        return source
-    return str(Path(source).relative_to(here)) if Path(source).is_relative_to(here) else source
-
-
-def _witness_lines(witness: dict[str, Any]) -> list[tuple[str, str]]:
-    """Operands first: they are the proof."""
-    dtype, limits = witness.get("dtype"), witness.get("limits", {})
-    place = f"at {witness['index']}" if "index" in witness else ""
-    place += f" of {witness['shape']}" if place and "shape" in witness else ""
-    reach = ", ".join(f"{name.replace('_', ' ')} {number_text(value)}" for name, value in limits.items())
-    known = ("index", "shape", "dtype", "limits", "operands")
-    operands = ", ".join(f"{name} = {number_text(value)}" for name, value in witness.get("operands", {}).items())
-    return [
-        ("operands", f"{operands} ({place})" if operands else place),
-        ("dtype", f"{dtype}: {reach}" if reach else dtype or ""),
-        *((name.replace("_", " "), number_text(value)) for name, value in witness.items() if name not in known),
-    ]
+        return str(Path(path).relative_to(Path.cwd()))
+    except (ValueError, FileNotFoundError):  # elsewhere; or the current folder was deleted
+        return str(path)
 
 
 def number_text(value: Any) -> str:

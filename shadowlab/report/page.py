@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from diagnostics.verdict import nearby
 from shadowlab import __version__
 from shadowlab.errors import UserError
 from shadowlab.report import curves, wording
@@ -85,7 +86,7 @@ def build_page(run: RunView) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"plain": wording.plain, "nearby": wording.nearby, "number": wording.number}
+    environment.filters |= {"plain": wording.plain, "nearby": nearby, "number": wording.number}
     style, script = ((_ASSETS / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     drawings = curves.drawings(run.history)
     return environment.get_template("report.html").render(

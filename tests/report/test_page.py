@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.main import app
+from diagnostics.verdict import read_verdict
 from shadowlab.report.health_table import health_rows
 from shadowlab.report.page import build_page, commands, facts, write_report
 from shadowlab.report.run_view import RunView
@@ -104,6 +105,20 @@ def test_an_incident_is_told_in_full(tmp_path: Path) -> None:
     ):
         assert text in page, text
     assert page.count("not finite") == 1  # -inf came as a word
+
+
+@pytest.mark.parametrize("without", ["shape", "index", "operands", "dtype", "limits"])
+def test_the_page_and_the_terminal_say_the_same_of_a_witness(tmp_path: Path, without: str) -> None:
+    witness = {key: value for key, value in VERDICT["witness"].items() if key != without} | {"issued_at": "step.py:9"}
+    verdict = read_verdict(VERDICT | {"witness": witness})
+    assert verdict is not None
+    run = make_run(tmp_path / "run", [step(6)])
+    add_incident(run, verdict.to_json())
+    page = page_of(run)
+    told = dict(verdict.details())
+    assert all(told.get(label, "") in page for label in ("dtype", "issued at"))
+    assert verdict.operands_where in page and verdict.operands_where in told["operands"]
+    assert ("at [1, 2]" in page) == (without != "index")
 
 
 def test_several_incidents_each_have_their_chain(tmp_path: Path) -> None:
