@@ -53,7 +53,8 @@ def inspect(
 def report(
     run: Annotated[str, typer.Argument(help="A run folder, its name, or an incident in it.")],
     out: Annotated[
-        Path | None, typer.Option(help="The file to write; reports/report.html in the run's folder where not given.")
+        Path | None,
+        typer.Option(help="The file to write, or a folder for it; reports/report.html in the run's where not given."),
     ] = None,
     as_json: Json = False,
 ) -> None:

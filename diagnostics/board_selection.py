@@ -33,6 +33,7 @@ from diagnostics.board_tags import (
     run_numbers,
     within_block,
 )
+from diagnostics.history import EVALUATIONS
 from diagnostics.records import rounded
 
 GRANT = 10_000  # bytes a training record
@@ -40,7 +41,6 @@ CAPACITY = 2_000_000  # bytes
 ALARM_BYTES = 4_000
 LOW_HEADROOM_BITS = 3.0  # a factor of 8 below the dtype's largest number
 
-_EVALUATIONS = ("validation", "fixed_grid")  # not training steps: they pour nothing
 _BIN_BYTES, _HISTOGRAM_BYTES = 16, 100  # a limit and a count in float64; the rest of a histogram's event
 _EVENT_BYTES = 40  # frame, time, step
 _FLOAT32_MAX = 3.4028234663852886e38
@@ -81,7 +81,7 @@ class Selection:
             return self.finish()
         if "step" not in record or kind in WORDS:
             return []
-        if kind not in _EVALUATIONS:
+        if kind not in EVALUATIONS:  # those are no training steps: they pour nothing
             self._tokens = min(CAPACITY, self._tokens + GRANT)
         drawn = Drawn(record["step"], [self._entry("", tag, value) for tag, value in run_numbers(record)])
         self._tokens -= drawn.size + sum(map(_histogram_size, record.get("histograms", {}).items()))

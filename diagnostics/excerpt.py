@@ -1,6 +1,7 @@
 """A few lines of a source file around the one that a verdict names, kept as text before the file changes."""
 
 import linecache
+import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,11 +33,12 @@ class SourceExcerpt:
         Args:
             loaded: time.time() by which the code was loaded; by default when this process began.
         """
-        file, _, number = (source or "").rpartition(":")
-        if not file or not number.isdigit():
+        place = re.fullmatch(r"([^\0]+):(\d{1,9})", source or "")
+        if place is None:
             return None
+        file, line = place[1], int(place[2])
         linecache.checkcache(file)
-        text, line = linecache.getlines(file), int(number)
+        text = linecache.getlines(file)
         if not 1 <= line <= len(text):
             return None
         first = max(line - _AROUND, 1)

@@ -17,6 +17,7 @@ from diagnostics.records import read_records
 
 STATISTICS = ("norm", "mean", "std", "max_abs", "fraction_zero", "num_nonfinite", "headroom_bits")
 PARTS = ("activation", "gradient")
+EVALUATIONS = ("validation", "fixed_grid")  # kinds of records in which the same samples meet the same noise
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ class History:
 
     @property
     def header(self) -> Mapping[str, Any]:
-        """What was last written about the training that `kind` names: num_samples, num_parameters, precision."""
+        """What was last written about the training that `kind` names: num_samples, num_parameters, precision,
+        device."""
         return next((h for h in reversed(self.headers) if h.get("stage") == self.kind), {})
 
     @property

@@ -1,5 +1,6 @@
 """What `explain` says: one non-finite value's origin, for people and for machines."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -94,6 +95,35 @@ class Verdict:
         """Label and text of every line that stands below the headline."""
         return [(label, text) for label, text in self._lines() if text]
 
+    @property
+    def operands_where(self) -> str:
+        """Index of the first bad element and the shape around it, "" where the witness has none."""
+        if "index" not in self.witness:
+            return ""
+        shape = f" of {self.witness['shape']}" if "shape" in self.witness else ""
+        return f"at {self.witness['index']}{shape}"
+
+    @property
+    def dtype_text(self) -> str:
+        """The number format of the birth, with its limits."""
+        limits = self.witness.get("limits", {})
+        reach = ", ".join(f"{name.replace('_', ' ')} {number_text(value)}" for name, value in limits.items())
+        return ": ".join(filter(None, (self.witness.get("dtype"), reach)))
+
+    @property
+    def more_witness(self) -> list[tuple[str, str]]:
+        """Label and text of what else the witness holds."""
+        known = ("index", "shape", "dtype", "limits", "operands")
+        return [
+            (name.replace("_", " "), number_text(value)) for name, value in self.witness.items() if name not in known
+        ]
+
+    def _operands_text(self) -> str:
+        """They are the proof."""
+        operands, where = self.witness.get("operands", {}), self.operands_where
+        text = ", ".join(f"{name} = {number_text(value)}" for name, value in operands.items())
+        return f"{text} ({where})" if text else where
+
     def _bearer(self) -> str:
         """What brought a value in, in words."""
         if self.parameter is None:
@@ -113,9 +143,11 @@ class Verdict:
             ("parameter", self.parameter if self.parameter and self.op else ""),
             ("event", self.exception or ""),
             ("cause", f"{self.cause}: {CAUSES.get(self.cause, '')}"),
-            ("source", _nearby(self.source) if self.source else ""),
+            ("source", nearby(self.source) if self.source else ""),
             ("samples", ", ".join(map(str, self.samples)) + names if self.samples else ""),
-            *_witness_lines(self.witness),
+            ("operands", self._operands_text()),
+            ("dtype", self.dtype_text),
+            *self.more_witness,
             ("path", " -> ".join(self.path)),
             ("replayed", replay[self.reproducible]),
             ("fix", self.fix),
@@ -130,39 +162,61 @@ def read_verdict(content: object) -> Verdict | None:
     if not isinstance(content, Mapping):
         return None
     known = {one.name for one in fields(Verdict)}
-    try:
-        verdict = Verdict.from_json({key: value for key, value in content.items() if key in known})
-        str(verdict)  # what cannot be said cannot be shown
-    except (TypeError, ValueError, AttributeError):
+    kept = {key: value for key, value in content.items() if key in known}
+    if not all(_is_sound(key, value) for key, value in kept.items()):
         return None
-    texts = (verdict.phase, verdict.cause, verdict.value, verdict.fix, *verdict.path, *verdict.sample_ids)
-    names = (verdict.exception, verdict.op, verdict.module, verdict.parameter, verdict.source)
-    sound = all(isinstance(text, str) for text in texts) and all(isinstance(name, str | None) for name in names)
-    numbered = isinstance(verdict.step, int | None) and verdict.reproducible in (None, True, False)
-    return verdict if sound and numbered else None
-
-
-def _nearby(source: str) -> str:
-    """`path:line` as it is reached from the current folder, where it lies below that."""
     try:
-        here = Path.cwd()
-    except FileNotFoundError:  # it was deleted
-        return source
-    return str(Path(source).relative_to(here)) if Path(source).is_relative_to(here) else source
+        verdict = Verdict.from_json(kept)
+        str(verdict)  # what cannot be said cannot be shown
+    except (TypeError, ValueError, AttributeError, LookupError, RecursionError):
+        return None
+    return verdict
 
 
-def _witness_lines(witness: dict[str, Any]) -> list[tuple[str, str]]:
-    """Operands first: they are the proof."""
-    dtype, limits = witness.get("dtype"), witness.get("limits", {})
-    place = f"at {witness['index']} of {witness['shape']}" if "index" in witness else ""
-    reach = ", ".join(f"{name.replace('_', ' ')} {number_text(value)}" for name, value in limits.items())
-    known = ("index", "shape", "dtype", "limits", "operands")
-    operands = ", ".join(f"{name} = {number_text(value)}" for name, value in witness.get("operands", {}).items())
-    return [
-        ("operands", f"{operands} ({place})" if operands else place),
-        ("dtype", f"{dtype}: {reach}" if reach else dtype or ""),
-        *((name.replace("_", " "), number_text(value)) for name, value in witness.items() if name not in known),
-    ]
+def read_verdict_file(file: Path) -> Verdict:
+    """The verdict.json of an incident.
+
+    Raises:
+        ValueError: it is missing, cannot be read, or is damaged; one line that names it.
+    """
+    try:
+        verdict = read_verdict(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ValueError(f"{file}: missing") from None
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8, or nested thousandfold
+        raise ValueError(f"{file}: not a verdict ({type(error).__name__}); the file is damaged") from error
+    if verdict is None:
+        raise ValueError(f"{file}: not a verdict; the file is damaged")
+    return verdict
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    """Whether a field holds what its type says, as JSON has it."""
+    if name in ("phase", "cause", "value", "fix"):
+        return isinstance(value, str)
+    if name in ("samples", "sample_ids", "path"):
+        item_kind = int if name == "samples" else str
+        return value is None or (isinstance(value, list | tuple) and all(_is(item_kind, item) for item in value))
+    if name == "witness":
+        parts = [value.get(part, {}) for part in ("operands", "limits")] if isinstance(value, dict) else [None]
+        return all(isinstance(part, dict) for part in parts) and isinstance(value.get("dtype"), str | None)
+    kind = {"step": int, "rank": int, "reproducible": bool}.get(name, str)
+    return value is None or _is(kind, value)
+
+
+def _is(kind: type, value: Any) -> bool:
+    """isinstance, but True is no number."""
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def nearby(path: str | Path) -> str:
+    """A path, or `path:line`, as it is reached from the current folder, where it lies below that."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except (ValueError, FileNotFoundError):  # elsewhere; or the current folder was deleted
+        return str(path)
 
 
 def number_text(value: Any) -> str:

@@ -1,9 +1,7 @@
 """Rules of what the evaluations say: whether the loss falls, and whether the conditions reach the model."""
 
 from diagnostics.health.rule import Finding, Severity, number, rule
-from diagnostics.history import History
-
-EVALUATIONS = ("validation", "fixed_grid")  # kinds of records in which the same samples meet the same noise
+from diagnostics.history import EVALUATIONS, History
 
 NO_RESPONSE = 1e-4
 NUM_SILENT = 3

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diagnostics.health.objective import EVALUATIONS
 from diagnostics.health.rule import Finding, number, rule
-from diagnostics.history import PARTS, History, LayerTable
+from diagnostics.history import EVALUATIONS, PARTS, History, LayerTable
 from diagnostics.verdict import read_verdict
 
 LOW_BITS = 3.0

@@ -1,8 +1,8 @@
 """Curves of a run as SVG: few points, no loss of an extreme, and every NaN or Inf marked."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from diagnostics.history import Curve, History
@@ -17,18 +17,21 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 546, 16, 216
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a panel. style: its colour and dashes, s0 to s4."""
+    """One line of a panel. style: its colour and dashes, s0 to s4. excused: steps whose NaN or Inf is no fault."""
 
     name: str
     curve: Curve
     style: str = "s0"
+    excused: frozenset[int] = frozenset()
 
     @property
     def summary(self) -> str:
         """In words, for those who do not see it."""
         finite = [(value, step) for step, value in self.curve if math.isfinite(value)]
-        bad = [step for step, value in self.curve if not math.isfinite(value)]
+        bad = [step for step, value in self.curve if not math.isfinite(value) and step not in self.excused]
         lost = f"; {count(len(bad), 'value')} NaN or Inf, first at step {bad[0]}" if bad else ""
+        if num_excused := len(self.curve) - len(finite) - len(bad):
+            lost += f"; NaN or Inf in {count(num_excused, 'skipped step')}"
         if not finite:
             return f"{self.name}: no finite value{lost}"
         low, high = min(finite), max(finite)
@@ -78,14 +81,16 @@ class Drawing:
     data: dict[str, Any]
 
 
-def decimated(curve: Curve, buckets: int = _MAX_BUCKETS) -> Curve:
+def decimated(curve: Curve, buckets: int = _MAX_BUCKETS, excused: Collection[int] = ()) -> Curve:
     """At most two finite values of each bucket of neighbours, its smallest and its largest, and every NaN and Inf that
-    begins a row of such."""
+    begins a row of such, or of those that are not excused."""
     if len(curve) <= 2 * buckets:
         return curve
     points, values = list(curve), curve.values
     kept = {0, len(points) - 1}
-    kept |= {i for i, v in enumerate(values) if not math.isfinite(v) and (i == 0 or math.isfinite(values[i - 1]))}
+    fine = [math.isfinite(v) for v in values]
+    for sound in (fine, [ok or step in excused for ok, step in zip(fine, curve.steps, strict=True)]):
+        kept |= {i for i, ok in enumerate(sound) if not ok and (i == 0 or sound[i - 1])}
     for number_ in range(buckets):
         span = range(number_ * len(points) // buckets, (number_ + 1) * len(points) // buckets)
         finite = [i for i in span if math.isfinite(values[i])]
@@ -97,13 +102,13 @@ def decimated(curve: Curve, buckets: int = _MAX_BUCKETS) -> Curve:
 
 def draw(panel: Panel, first: int, last: int) -> Drawing:
     """first, last: steps at the ends of the axis, which all panels share."""
-    small = [Series(one.name, decimated(one.curve), one.style) for one in panel.series]
+    small = [replace(one, curve=decimated(one.curve, excused=one.excused)) for one in panel.series]
     x = Axis.of_steps(first, last, _LEFT, _RIGHT)
     y = Axis.over((value for one in small for value in one.curve.values), _BOTTOM, _TOP)
     events = list(panel.marks)
     for one in small:
         for step, value in one.curve:
-            if not math.isfinite(value):
+            if not math.isfinite(value) and step not in one.excused:
                 events.append((step, "bad", f"{one.name} is {number(value)}"))
     shown = _thinned(sorted(set(events)))
     return Drawing(
@@ -130,8 +135,10 @@ def panels(history: History) -> list[Panel]:
     skips = [(r["step"], "mark", "the gradient scaler skipped it") for r in history.records() if r.get("skipped")]
     marks = (*skips, *((r["step"], "bad", "incident") for r in history.records("incident")))
 
+    skipped = frozenset(step for step, _, _ in skips)
+
     def own(name: str, key: str, style: str, kind: str | None = None) -> Series:
-        return Series(name, history.curve(key, kind), style)
+        return Series(name, history.curve(key, kind), style, skipped if key.startswith("grad_norm") else frozenset())
 
     wanted = [
         Panel(

@@ -77,7 +77,8 @@ class HeatMap:
             "columns": columns,
             "maps": [one for one in maps if one is not None],
         }
-        return cls(content, tuple(_rows(tables)), len(steps), width)
+        skipped = {record["step"] for record in history.measured_records() if record.get("skipped")}
+        return cls(content, tuple(_rows(tables, skipped)), len(steps), width)
 
 
 def _encoded(one: Statistic, table: LayerTable, width: int) -> dict[str, Any] | None:
@@ -135,7 +136,8 @@ def _blocks(names: tuple[str, ...]) -> list[tuple[str, int, int]]:
     return found
 
 
-def _rows(tables: dict[str, LayerTable]) -> list[LayerRow]:
+def _rows(tables: dict[str, LayerTable], skipped: set[int]) -> list[LayerRow]:
+    """skipped: steps in which the gradient scaler found its scale too large, so that their gradients are no fault."""
     headroom = tables["headroom"]
     rows = []
     for row, name in enumerate(headroom.names):
@@ -145,7 +147,8 @@ def _rows(tables: dict[str, LayerTable]) -> list[LayerRow]:
             table = tables[key]
             values, there = table.values[row], table.present[row]
             texts[key] = number(float(values[there][-1])) if bool(there.any()) else "not measured"
-            bad += [table.steps[i] for i in torch.nonzero(there & ~values.isfinite()).flatten().tolist()]
+            steps = [table.steps[i] for i in torch.nonzero(there & ~values.isfinite()).flatten().tolist()]
+            bad += [step for step in steps if key != "gradient" or step not in skipped]
         there = headroom.present[row]
         least = "not measured"
         if bool(there.any()):

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from diagnostics.excerpt import SourceExcerpt
-from diagnostics.verdict import CAUSES, Verdict, number_text, read_verdict
-from shadowlab.report.wording import nearby, size, with_links
+from diagnostics.verdict import CAUSES, Verdict, nearby, number_text, read_verdict, read_verdict_file
+from shadowlab.report.wording import size, with_links
 
 PHASES = {
     "state": "a weight, buffer or optimizer state was bad before the step",
@@ -129,29 +129,9 @@ class IncidentStory:
 
     @property
     def operands(self) -> list[Operand]:
-        witness = _mapping(self.verdict.witness if self.verdict else {})
-        limits = _mapping(witness.get("limits"))
-        return [_operand(str(k), v, limits) for k, v in _mapping(witness.get("operands")).items()]
-
-    @property
-    def operands_where(self) -> str:
-        witness = _mapping(self.verdict.witness if self.verdict else {})
-        return f"at {witness['index']} of {witness['shape']}" if {"index", "shape"} <= witness.keys() else ""
-
-    @property
-    def dtype(self) -> str:
-        """The number format of the birth, with its limits."""
-        witness = _mapping(self.verdict.witness if self.verdict else {})
-        reach = ", ".join(
-            f"{name.replace('_', ' ')} {number_text(value)}" for name, value in _mapping(witness.get("limits")).items()
-        )
-        return ": ".join(filter(None, (str(witness.get("dtype") or ""), reach)))
-
-    @property
-    def more_witness(self) -> list[tuple[str, str]]:
-        witness = _mapping(self.verdict.witness if self.verdict else {})
-        known = ("index", "shape", "dtype", "limits", "operands")
-        return [(str(k).replace("_", " "), number_text(v)) for k, v in witness.items() if k not in known]
+        witness = self.verdict.witness if self.verdict else {}
+        limits = witness.get("limits", {})
+        return [_operand(name, value, limits) for name, value in witness.get("operands", {}).items()]
 
     @property
     def source(self) -> str:
@@ -188,15 +168,10 @@ class IncidentStory:
 
 
 def _read_verdict(file: Path, recorded: Mapping[str, Any] | None, problems: list[str]) -> Verdict | None:
-    trouble = f"{file}: not a verdict; the file is damaged"
     try:
-        verdict = read_verdict(json.loads(file.read_text(encoding="utf-8")))
-        if verdict is not None:
-            return verdict
-    except FileNotFoundError:
-        trouble = f"{file}: missing"
-    except (OSError, ValueError, RecursionError) as error:
-        trouble = f"{file}: not a verdict ({type(error).__name__}); the file is damaged"
+        return read_verdict_file(file)
+    except ValueError as error:
+        trouble = str(error)
     if recorded is None:
         problems.append(trouble)
         return None
@@ -252,10 +227,6 @@ def _listing(folder: Path) -> list[tuple[str, str, str]]:
         parts = [item] if item.is_file() else [part for part in item.rglob("*") if part.is_file()]
         found.append((item.name, size(sum(part.stat().st_size for part in parts)), _FILES.get(item.name, "")))
     return found
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _operand(name: str, value: Any, limits: Mapping[str, Any]) -> Operand:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from diagnostics.verdict import nearby
 from shadowlab import __version__
 from shadowlab.errors import UserError
 from shadowlab.report import curves, wording
@@ -43,15 +44,15 @@ class Report:
 
 
 def write_report(run: Path, out: Path | None = None) -> Report:
-    """Write the page of a run; RUN/reports/report.html if `out` is None.
+    """Write the page of a run; RUN/reports/report.html if `out` is None, OUT/report.html if that is a folder.
 
     Raises:
         UserError: the file cannot be written.
     """
     view = RunView.read(run)
     content = build_page(view).encode("utf-8")
-    file = (out or run / "reports" / "report.html").expanduser()
-    temporary = file.with_name(f".{file.name}.tmp")
+    file = run / "reports" / "report.html" if out is None else _destination(out)
+    temporary = file.parent / f".{file.name}.tmp"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
@@ -64,6 +65,18 @@ def write_report(run: Path, out: Path | None = None) -> Report:
     return Report(file, len(content), view.status.word, problems)
 
 
+def _destination(out: Path) -> Path:
+    """The file itself, or report.html in a folder."""
+    try:
+        place = out.expanduser()
+    except RuntimeError:  # ~name of nobody: a folder of that name, as shells take it
+        place = out
+    try:
+        return place / "report.html" if place.is_dir() else place
+    except OSError:  # writing to it says why
+        return place
+
+
 def build_page(run: RunView) -> str:
     """The HTML."""
     environment = Environment(
@@ -73,7 +86,7 @@ def build_page(run: RunView) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"plain": wording.plain, "nearby": wording.nearby, "number": wording.number}
+    environment.filters |= {"plain": wording.plain, "nearby": nearby, "number": wording.number}
     style, script = ((_ASSETS / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     drawings = curves.drawings(run.history)
     return environment.get_template("report.html").render(
@@ -86,7 +99,7 @@ def build_page(run: RunView) -> str:
         curve_size=(curves.WIDTH, curves.HEIGHT),
         curve_data={drawing.panel.key: drawing.data for drawing in drawings},
         heat_map=HeatMap.of(run.history),
-        health=health_rows(run.findings),
+        health=health_rows(run.findings, run.told),
         is_judged=bool(run.history.kinds),
         environment=_flat(run.environment),
         commands=commands(run),
@@ -107,7 +120,8 @@ def facts(run: RunView) -> list[tuple[str, str]]:
     packages = environment.get("packages")
     torch = packages.get("torch", "") if isinstance(packages, Mapping) else ""
     gpus = environment.get("gpus") or []
-    device = ", ".join(map(str, gpus)) if isinstance(gpus, list) and gpus else "CPU"
+    there = f"a machine with {', '.join(map(str, gpus))}" if isinstance(gpus, list) and gpus else "CPU"
+    device = header.get("device") or there  # stages that do not train have no header
     last = run.last_stage
     found = [
         ("Configuration", environment.get("source")),

@@ -76,7 +76,7 @@ class RunView:
         """The verdict on the run, from what its files say."""
         last, step = self.last_stage, self.history.last_step
         if self.is_running:
-            return Status("running", f"{self.history.kind} is under way, {count(step, 'step')} so far")
+            return Status("running", self._progress(step))
         if last is not None and last[1].get("passed"):
             name, result = last
             earlier = f"; {count(len(self.incidents), 'incident')} before that" if self.incidents else ""
@@ -87,14 +87,40 @@ class RunView:
                 return Status("stopped", f"{passed}, and stopped at step {reached} without a result")
             taken = f", {count(steps, 'step')}" if isinstance(steps, int) else ""
             return Status("passed", f"{name}{taken}{earlier}")
+        resumed = ""
         if self.incidents:
-            return Status("incident", self.incidents[0].headline)
+            at = _step_of(self.incidents[0].folder)
+            reached = self._trained_until(self.history.kind)
+            if at < 0 or reached < at:
+                return Status("incident", self.incidents[0].headline)
+            resumed = f", resumed after an incident at step {at}"
         if last is not None:
-            error = str(_summary(last[1]).get("error", "")).partition("\n")[0]
-            return Status("failed", ": ".join(filter(None, (last[0], error))))
+            name, error = last[0], str(_summary(last[1]).get("error", ""))
+            if self._went_on_after(name, error):
+                reached = self._trained_until(name)
+                after = resumed or ", resumed after a failure"
+                return Status("stopped", f"{name} stopped at step {reached} without a result{after}")
+            return Status("failed", ": ".join(filter(None, (name, error.partition("\n")[0]))))
         if step or self.history.kinds:
-            return Status("stopped", f"no stage came to a result: interrupted or killed after {count(step, 'step')}")
+            line = f"no stage came to a result: interrupted or killed after {count(step, 'step')}"
+            return Status("stopped", f"{line}{resumed}")
         return Status("empty", "nothing is recorded yet: no stage came to a result, and no step was taken")
+
+    def _progress(self, step: int) -> str:
+        """Of the stage that trains; of another only that there is one: it claims the folder and records no step."""
+        header = self.history.headers[-1] if self.history.headers else {}
+        if header.get("stage") and self.history.last_stage is None:
+            return f"{header['stage']} is under way, {count(step, 'step')} so far"
+        return "a stage is under way" + (f"; {count(step, 'step')} recorded" if step else "")
+
+    def _went_on_after(self, stage: str, error: str) -> bool:
+        """Whether that stage was resumed after it failed so, and came to no result since.
+
+        A resume drops the records beyond its checkpoint, among them that of the failure; an incident's folder stays.
+        """
+        if self.history.kind != stage or self.history.last_stage is not None or not self._trained_until(stage):
+            return False
+        return "stage" in self.history.kinds or any(story.headline in error for story in self.incidents)
 
     def _trained_until(self, stage: str) -> int:
         """Last training step of that stage; 0 where the records are another's."""
@@ -103,16 +129,17 @@ class RunView:
 
     @property
     def findings(self) -> list[Mapping[str, Any]]:
-        """What the health rules object to at the end of the records, then what was told while it trained and is so no
-        longer."""
-        found: list[Mapping[str, Any]] = [finding.to_json() for finding in examine(self.history)]
-        known = {(finding.get("rule"), finding.get("layer"), finding.get("parameter")) for finding in found}
+        """What the health rules object to at the end of the records."""
+        return [finding.to_json() for finding in examine(self.history)]
+
+    @property
+    def told(self) -> list[Mapping[str, Any]]:
+        """What they told while it trained, in the order of the records."""
+        found: list[Mapping[str, Any]] = []
         for record in self.history.records("health"):
             told = record.get("findings")
             for finding in told if isinstance(told, list) else []:
-                if not isinstance(finding, Mapping):
-                    continue
-                if (finding.get("rule"), finding.get("layer"), finding.get("parameter")) not in known:
+                if isinstance(finding, Mapping):
                     found.append({"step": record["step"], **finding})
         return found
 

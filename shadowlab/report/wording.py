@@ -2,7 +2,6 @@
 
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 # Issues that advice refers to by `name#number`.
@@ -52,14 +51,6 @@ def size(num_bytes: int) -> str:
 
 def count(amount: int, noun: str) -> str:
     return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
-
-
-def nearby(path: str | Path) -> str:
-    """A path as it is reached from the current folder, where it lies below that."""
-    try:
-        return str(Path(path).relative_to(Path.cwd()))
-    except (ValueError, FileNotFoundError):  # elsewhere; or the current folder was deleted
-        return str(path)
 
 
 def with_links(text: str) -> list[tuple[str, str | None]]:

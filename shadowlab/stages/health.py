@@ -7,11 +7,11 @@ from rich.table import Table
 from rich.text import Text
 
 from diagnostics.health import RULES, Finding, Rule, examine
-from diagnostics.history import History
+from diagnostics.history import EVALUATIONS, History
 from shadowlab.errors import UserError
 from shadowlab.reporter import Reporter
 
-_JUDGED = ("train", "overfit", "validation", "fixed_grid", "incident", "stage")  # kinds of records
+_JUDGED = ("train", "overfit", *EVALUATIONS, "incident", "stage")  # kinds of records
 _MAX_ROWS = 8  # of one rule in the table; --json has all
 _STYLES = {"alarm": "red", "warning": "yellow"}
 
@@ -52,7 +52,7 @@ def run_health(metrics: Path, rules: Sequence[Rule], reporter: Reporter) -> bool
     if not any(history.records(kind) for kind in _JUDGED):
         raise UserError(f"{metrics}: no step, evaluation, incident or stage is recorded: there is nothing to judge")
     findings = examine(history, rules)
-    num_evaluations = sum(len(history.records(kind)) for kind in ("validation", "fixed_grid"))
+    num_evaluations = sum(len(history.records(kind)) for kind in EVALUATIONS)
     num_measured = sum("layers" in record for record in history.records())
     reporter.say(
         f"{metrics}: {_counted(len(history.records()), f'{history.kind} step')}, {num_measured} with statistics, "

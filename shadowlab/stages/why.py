@@ -1,6 +1,5 @@
 """why: the verdict of an incident, and what the same step would have done otherwise."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from diagnostics.verdict import Verdict, read_verdict
+from diagnostics.verdict import Verdict, read_verdict_file
 from shadowlab.config import Config
 from shadowlab.errors import UserError
 from shadowlab.reporter import Reporter
@@ -173,14 +172,10 @@ def _pick_device(incident: Path, device: str | None, reporter: Reporter) -> torc
 
 
 def _read_verdict(incident: Path) -> Verdict:
-    file = incident / "verdict.json"
     try:
-        verdict = read_verdict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not a verdict ({type(error).__name__}); the file is damaged") from error
-    if verdict is None:
-        raise UserError(f"{file}: not a verdict; the file is damaged")
-    return verdict
+        return read_verdict_file(incident / "verdict.json")
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _incidents(folder: Path) -> list[Path]:

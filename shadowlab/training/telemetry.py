@@ -143,7 +143,7 @@ class Telemetry:
     def write_header(self, *, num_samples: int, num_parameters: int) -> None:
         """What the records that follow are about; it has no step. num_samples: that are trained on."""
         header = {"kind": "header", "stage": self._kind, "num_samples": num_samples, "num_parameters": num_parameters}
-        self.write(header | {"precision": self._trainee.precision.name})
+        self.write(header | {"precision": self._trainee.precision.name, "device": _device_name(self._trainee.device)})
 
     def write(self, record: dict[str, Any]) -> None:
         """Write a record with `kind`, and `step` but for headers, to both files."""
@@ -228,6 +228,10 @@ def _by_quarter(sample_losses: Sequence[tuple[float, float]]) -> dict[str, float
     for t, loss in sample_losses:
         quarters.setdefault(int(t * 4), []).append(loss)
     return {f"{q / 4:.2f}-{(q + 1) / 4:.2f}": sum(own) / len(own) for q, own in sorted(quarters.items())}
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
 
 
 def _memory_gib(device: torch.device) -> float:

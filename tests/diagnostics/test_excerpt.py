@@ -26,7 +26,9 @@ def test_a_few_lines_around_one(tmp_path: Path, line: int, first: int, last: int
     assert SourceExcerpt.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
-@pytest.mark.parametrize("text", ["", "step.py", "absent.py:3", "{file}:0", "{file}:31", "{file}:x"])
+@pytest.mark.parametrize(
+    "text", ["", "step.py", "absent.py:3", "{file}:0", "{file}:31", "{file}:x", "{file}:²", "\0:3"]
+)
 def test_no_such_line(tmp_path: Path, text: str) -> None:
     assert SourceExcerpt.read(text.format(file=source(tmp_path))) is None
 

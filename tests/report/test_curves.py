@@ -56,6 +56,25 @@ def test_a_gap_is_left_where_a_value_is_not_finite() -> None:
     assert "lowest 0.4 (step 7), highest 3 (step 1)" in loss.panel.summary
 
 
+def test_the_gradient_norm_of_a_skipped_step_is_no_fault() -> None:
+    """fp16: the scaler finds its scale in 3 of 1000 steps; then one step goes wrong for good, right after a skip."""
+    records = [step(i) for i in range(1, 1001)]
+    for at in (1, 2, 700):
+        records[at - 1] |= {"skipped": True, "grad_norm": math.inf}
+    records[700]["grad_norm"] = math.nan
+    [norm] = [d for d in drawings(History(records)) if d.panel.key == "gradient-norm"]
+    assert [(sign, words) for _, sign, words in norm.events] == [
+        ("mark", "step 1: the gradient scaler skipped it"),
+        ("mark", "step 2: the gradient scaler skipped it"),
+        ("mark", "step 700: the gradient scaler skipped it"),
+        ("bad", "step 701: before clipping is NaN"),
+    ]
+    assert "1 value NaN or Inf, first at step 701; NaN or Inf in 3 skipped steps" in norm.panel.summary
+    records[0]["loss"] = math.inf  # the forward pass has no scale to blame
+    [loss] = [d for d in drawings(History(records)) if d.panel.key == "loss"]
+    assert ("bad", "step 1: training is Inf") in [(sign, words) for _, sign, words in loss.events]
+
+
 def test_panels_without_a_point_are_left_out() -> None:
     records = [step(i, loss_by_t={"0.00-0.25": 1.0}, skipped=i == 2) for i in (1, 2)]
     found = panels(History(records))

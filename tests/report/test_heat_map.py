@@ -9,6 +9,7 @@ import torch
 
 from diagnostics.history import History, LayerTable
 from shadowlab.report.heat_map import ABSENT, FIRST, INF, MAX_COLUMNS, MINUS_INF, NAN, ZERO, HeatMap
+from tests.report.run_folders import layers, step
 
 
 class Tables(History):
@@ -55,6 +56,18 @@ def test_what_is_no_number_has_a_code_of_its_own() -> None:
     assert found[1:5] == [NAN, INF, ZERO, ABSENT]
     assert (found[5], found[6], found[7]) == (65535, FIRST, MINUS_INF)
     assert heat_map.rows[0].not_finite == "step 2"
+
+
+def test_gradients_of_a_skipped_step_are_no_fault() -> None:
+    """A gradient scaler that finds its scale in the first steps, and one with a forward that overflows."""
+    for bad, found in (("gradient", ["", ""]), ("activation", ["step 1", "step 1"])):
+        measured = layers("a", "b")
+        for parts in measured.values():
+            parts[bad]["norm"] = math.inf
+        heat_map = HeatMap.of(History([step(1, skipped=True, layers=measured), step(2, layers=layers("a", "b"))]))
+        assert heat_map is not None and [row.not_finite for row in heat_map.rows] == found
+    heat_map = HeatMap.of(History([step(1, layers=layers("a", norm=math.inf))]))
+    assert heat_map is not None and heat_map.rows[0].not_finite == "step 1"
 
 
 def test_a_shared_column_shows_the_worst() -> None:

@@ -7,12 +7,15 @@ import re
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from shadowlab.report.page import build_page, commands, write_report
+from diagnostics.verdict import read_verdict
+from shadowlab.report.health_table import health_rows
+from shadowlab.report.page import build_page, commands, facts, write_report
 from shadowlab.report.run_view import RunView
 from shadowlab.run_folder import LOCK
 from tests.report.run_folders import HOSTILE, VERDICT, add_incident, add_pictures, layers, make_run, stage, step
@@ -102,6 +105,20 @@ def test_an_incident_is_told_in_full(tmp_path: Path) -> None:
     ):
         assert text in page, text
     assert page.count("not finite") == 1  # -inf came as a word
+
+
+@pytest.mark.parametrize("without", ["shape", "index", "operands", "dtype", "limits"])
+def test_the_page_and_the_terminal_say_the_same_of_a_witness(tmp_path: Path, without: str) -> None:
+    witness = {key: value for key, value in VERDICT["witness"].items() if key != without} | {"issued_at": "step.py:9"}
+    verdict = read_verdict(VERDICT | {"witness": witness})
+    assert verdict is not None
+    run = make_run(tmp_path / "run", [step(6)])
+    add_incident(run, verdict.to_json())
+    page = page_of(run)
+    told = dict(verdict.details())
+    assert all(told.get(label, "") in page for label in ("dtype", "issued at"))
+    assert verdict.operands_where in page and verdict.operands_where in told["operands"]
+    assert ("at [1, 2]" in page) == (without != "index")
 
 
 def test_several_incidents_each_have_their_chain(tmp_path: Path) -> None:
@@ -212,12 +229,61 @@ def test_a_verdict_that_a_resume_has_overtaken(tmp_path: Path) -> None:
     assert status(run) == stopped
 
 
+def test_an_incident_that_a_resume_has_overtaken(tmp_path: Path) -> None:
+    """NaN at step 7, a resume from an earlier checkpoint, which takes its records away but not its folder."""
+    story = "inf was born in exp, phase forward of step 7"
+    before = {"train": stage(False, error=f"{story}\n  phase     forward")}
+    killed = make_run(tmp_path / "killed", [step(n) for n in range(1, 21)], stages=before)
+    add_incident(killed)
+    assert status(killed) == (
+        "stopped",
+        "train stopped at step 20 without a result, resumed after an incident at step 7",
+    )
+    assert story in page_of(killed)
+    failure = {"kind": "stage", "stage": "train", "step": 20, "passed": False, "message": "loss 2 at step 20"}
+    after = {"train": stage(False, error="loss 2 at step 20\nlower the rate")}
+    failed = make_run(tmp_path / "failed", [step(1), step(20), failure], stages=after)
+    add_incident(failed)
+    assert status(failed) == ("failed", "train: loss 2 at step 20")
+    no_result = make_run(tmp_path / "no-result", [step(20)])
+    add_incident(no_result)
+    assert status(no_result)[1].endswith("killed after 20 steps, resumed after an incident at step 7")
+    at_it = make_run(tmp_path / "at-it", [step(6)], stages=before)
+    add_incident(at_it)
+    assert status(at_it) == ("incident", story)
+
+
+def test_a_failure_that_a_resume_has_overtaken(tmp_path: Path) -> None:
+    failure = {"kind": "stage", "stage": "train", "step": 10, "passed": False, "message": "loss 2"}
+    records = [step(10), failure, step(11)]
+    run = make_run(tmp_path / "run", records, stages={"train": stage(False, error="loss 2")})
+    assert status(run) == ("stopped", "train stopped at step 11 without a result, resumed after a failure")
+
+
 def test_a_run_that_is_claimed_is_running(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", [step(3)])
-    with (run / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert status(run) == ("running", "train is under way, 3 steps so far")
-    assert status(run)[0] == "stopped"
+    header = {"kind": "header", "stage": "train"}
+    ended = {"kind": "stage", "stage": "train", "step": 3, "passed": True}
+    for name, records, line in (
+        ("train", [header, step(3)], "train is under way, 3 steps so far"),
+        ("begun", [{"kind": "header", "stage": "overfit"}], "overfit is under way, 0 steps so far"),
+        ("check", [], "a stage is under way"),
+        ("check-after", [header, step(3), ended], "a stage is under way; 3 steps recorded"),
+    ):
+        run = make_run(tmp_path / name, records)
+        with (run / LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            assert status(run) == ("running", line)
+        assert status(run)[0] in ("stopped", "empty")
+
+
+def test_the_device_is_the_one_that_trained(tmp_path: Path) -> None:
+    environment = {"gpus": ["NVIDIA H100"], "packages": {"torch": "2.13"}}
+    trained = make_run(
+        tmp_path / "trained", [{"kind": "header", "stage": "train", "device": "CPU"}], environment=environment
+    )
+    assert dict(facts(RunView.read(trained)))["On"] == "CPU, torch 2.13"
+    checked = make_run(tmp_path / "checked", environment=environment)
+    assert dict(facts(RunView.read(checked)))["On"] == "a machine with NVIDIA H100, torch 2.13"
 
 
 # --- health ----------------------------------------------------------------------------------------------------------
@@ -272,6 +338,46 @@ def test_the_rules_judge_the_records(tmp_path: Path) -> None:
     assert "non-finite</th>" in page_of(make_run(tmp_path / "run", records))
 
 
+def test_every_finding_is_on_the_page(tmp_path: Path) -> None:
+    """Findings that share rule and place, or have no place, are told apart by what they say; no row runs backwards."""
+    silent = {"loss": 1.0, "response_theta": 0.0, "response_phi": 0.0, "response_size": 0.1}
+    records = [step(n, layers=layers("a")) for n in range(1, 61)]
+    records[49]["grad_norm"] = math.inf
+    for record in records:
+        for part, bad_at in (("activation", 20), ("gradient", 30)):
+            record["layers"]["a"][part]["num_nonfinite"] = 3 if record["step"] == bad_at else 0
+    records += [{"kind": "validation", "step": n, **silent} for n in (10, 20, 30, 50, 60)]
+    records.append({"kind": "validation", "step": 40, **silent, "loss": math.nan})
+    view = RunView.read(make_run(tmp_path / "run", records))
+    rows = health_rows(view.findings, view.told)
+    assert sorted(row.evidence for row in rows) == sorted(finding["evidence"] for finding in view.findings)
+    assert [(row.rule, row.steps) for row in rows if row.rule in ("non-finite", "no-response")] == [
+        ("non-finite", "50"),
+        ("non-finite", "40"),
+        ("non-finite", "20"),
+        ("non-finite", "30"),
+        ("no-response", "60"),
+        ("no-response", "60"),
+    ]
+
+
+def test_what_was_told_again_is_one_row_and_none_where_it_is_found() -> None:
+    def skips(number: int, at: int) -> dict[str, Any]:
+        evidence = f"{number} of the last 100 steps were skipped"
+        return {"rule": "scaler-collapse", "severity": "warning", "step": at, "evidence": evidence}
+
+    low = {"rule": "scaler-collapse", "severity": "alarm", "step": 9, "evidence": "the loss scale is 0.5"}
+    bad = {"rule": "non-finite", "severity": "alarm", "layer": "a", "step": 3}
+    told = [skips(30, 140), low, skips(26, 120), {**bad, "part": "gradient"}, {**bad, "part": "activation"}]
+    rows = health_rows([{**bad, "part": "gradient"}], told)
+    assert [(row.rule, row.steps, row.evidence) for row in rows] == [
+        ("non-finite", "3", ""),
+        ("scaler-collapse", "9", "the loss scale is 0.5"),
+        ("non-finite", "3", ""),
+        ("scaler-collapse", "120 to 140", "26 of the last 100 steps were skipped"),
+    ]
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -294,12 +400,30 @@ def test_the_command_prints_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not list(Path("elsewhere").glob(".*"))
 
 
+@pytest.mark.parametrize("out", [".", "..", "pages", "pages/", "~nobody-of-this-name"])
+def test_a_folder_gets_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    run = make_run(tmp_path / "runs" / "mine", [step(1)])
+    for name in ("pages", "~nobody-of-this-name"):
+        (tmp_path / "here" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert report(str(run), "--out", out).stdout.splitlines() == [str(Path(out) / "report.html")]
+    assert "<h1>mine</h1>" in (Path(out) / "report.html").read_text()
+
+
+def test_the_root_gets_the_page_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+    monkeypatch.setattr(Path, "write_bytes", lambda path, content: written.append(path))
+    monkeypatch.setattr(Path, "replace", lambda path, target: written.append(target))
+    result = report(str(make_run(tmp_path / "mine", [step(1)])), "--out", "/")
+    assert result.exit_code == 0 and written == [Path("/.report.html.tmp"), Path("/report.html")]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["absent"], ["absent: no such run", "ls runs"]),
         (["."], ["not a run folder", "metrics.jsonl"]),
-        (["runs/mine", "--out", "runs"], ["runs: cannot be written", "--out"]),
+        (["runs/mine", "--out", "x" * 300], ["xx: cannot be written", "--out"]),
         (["runs/mine", "--out", "runs/mine/config.yaml/page.html"], ["cannot be written", "--out"]),
     ],
 )

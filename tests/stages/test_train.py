@@ -89,6 +89,7 @@ def test_records_are_complete_and_in_order(whole: RunFolder) -> None:
     assert by_kind == {"train": [1, 2, 3, 4, 5, 6], "validation": [0, 3, 6]}
     header, *stepped = records
     assert header["kind"] == "header" and header["num_samples"] > 0
+    assert header["device"] == "CPU"
     steps = [record["step"] for record in stepped]
     assert steps == sorted(steps)
     assert len(stepped[1]["parameters"]) > 50  # the first step is observed in full

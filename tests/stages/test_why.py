@@ -340,3 +340,19 @@ def test_damaged_incidents_are_one_line(overflow: RunFolder, tmp_path: Path, fil
     assert result.exit_code == 2
     assert file in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_verdict_that_is_refused_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    incident = tmp_path / "step-00000004"
+    incident.mkdir()
+    (incident / "verdict.json").write_text("[" * 200_000)
+    assert "not a verdict (RecursionError); the file is damaged" in error_line(str(incident))
+    read = Path.read_text
+
+    def refuse(file: Path, *arguments: Any, **options: Any) -> str:
+        if file.name == "verdict.json":
+            raise PermissionError(13, "Permission denied", str(file))
+        return read(file, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert "verdict.json: cannot be read (Permission denied)" in error_line(str(incident))
