@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from diagnostics.events import Event
+from diagnostics.nested import leaves
 from diagnostics.operators import is_arithmetic, operator
 from diagnostics.provenance import is_inexact
 from diagnostics.ranks import num_ranks
@@ -51,7 +51,7 @@ def judge(event: Event, call: Before, recorder: Recorder) -> Judgement:
     if op.is_foreach:
         originals, (args, kwargs) = element(*originals, event.slot), element(args, kwargs, event.slot)
     case = _Case(event, call, originals[0], args, kwargs, recorder)
-    scalars = [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, float)]
+    scalars = [v for v in leaves((args, kwargs)) if isinstance(v, float)]
     place = event.place
     computes = place is not None and (place.in_model or place.in_backward or place.milestone in ("start", "model"))
     if any(math.isnan(v) for v in scalars):  # put into activations it stands for a kernel; computed with, for a rate
@@ -161,7 +161,7 @@ class _Case:
 
     def collective(self) -> Judgement:
         """Finite here before, bad after: another rank's values, or a sum beyond the dtype."""
-        tensors = [t for t in tree_flatten((self.args, self.kwargs))[0] if isinstance(t, Tensor) and is_inexact(t)]
+        tensors = [t for t in leaves((self.args, self.kwargs)) if isinstance(t, Tensor) and is_inexact(t)]
         largest = max((float(widened(t).abs().max()) for t in tensors if t.numel()), default=0.0)
         if math.isfinite(largest) and largest * num_ranks() > self.dtype_max:
             return Judgement("overflow", "overflow", {"largest magnitude": largest, "ranks": num_ranks()})
@@ -169,10 +169,10 @@ class _Case:
 
     def softmax(self) -> Judgement | None:
         """A row whose every entry is -inf."""
-        for tensor in (t for t in tree_flatten(self.args)[0] if isinstance(t, Tensor) and is_inexact(t)):
+        for tensor in (t for t in leaves(self.args) if isinstance(t, Tensor) and is_inexact(t)):
             if tensor.ndim and bool((tensor == -math.inf).all(-1).any()):
                 return Judgement("invalid", "masked_row", {"row": "all -inf"})
-        for tensor in (t for t in tree_flatten((self.args, self.kwargs))[0] if isinstance(t, Tensor)):
+        for tensor in (t for t in leaves((self.args, self.kwargs)) if isinstance(t, Tensor)):
             if tensor.dtype is torch.bool and tensor.ndim > 1 and bool((~tensor).all(-1).any()):
                 return Judgement("invalid", "masked_row", {"row": "all False"})
         return None
@@ -295,7 +295,7 @@ class _Case:
 
     def _may_overflow(self) -> bool:
         """Whether a product or sum inside the operator may exceed the dtype, though the result does not."""
-        tensors = [t for t in tree_flatten((self.args, self.kwargs))[0] if isinstance(t, Tensor) and is_inexact(t)]
+        tensors = [t for t in leaves((self.args, self.kwargs)) if isinstance(t, Tensor) and is_inexact(t)]
         if not tensors:
             return False
         largest = [float(widened(t).abs().max()) for t in tensors if t.numel()]
@@ -306,7 +306,7 @@ class _Case:
         return math.prod(max(v, 1.0) for v in top) * length > self.dtype_max
 
     def _empty_reduction(self) -> dict[str, Any] | None:
-        tensors = [t for t in tree_flatten(self.args)[0] if isinstance(t, Tensor)]
+        tensors = [t for t in leaves(self.args) if isinstance(t, Tensor)]
         if self.name in ("mean", "nanmean") and tensors and tensors[0].numel() == 0:
             return {"elements": 0}
         if self.name in _SPREADS and tensors:

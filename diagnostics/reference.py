@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
 
+from diagnostics.nested import leaves, mapped
 from diagnostics.provenance import Memory, is_inexact
 
 _HISTORY = 6  # writes remembered of one storage
@@ -74,11 +74,11 @@ class Before:
 
     def values(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments with what was overwritten as it was before, None where that is lost."""
-        return tree_map(lambda a: self.value(a) if isinstance(a, Tensor) else a, (self.args, self.kwargs))
+        return mapped(lambda a: self.value(a) if isinstance(a, Tensor) else a, (self.args, self.kwargs))
 
     @property
     def num_bytes(self) -> int:
-        tensors = [leaf for leaf in tree_flatten((self.args, self.kwargs))[0] if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
         return sum(t.numel() * t.dtype.itemsize for t in tensors)
 
     def frozen(self, limit: int) -> "Before | None":
@@ -86,12 +86,12 @@ class Before:
         args, kwargs = self.values()
         if Before(self.func, args, kwargs).num_bytes > limit:
             return None
-        args, kwargs = tree_map(lambda a: a.detach().clone() if isinstance(a, Tensor) else a, (args, kwargs))
+        args, kwargs = mapped(lambda a: a.detach().clone() if isinstance(a, Tensor) else a, (args, kwargs))
         return Before(self.func, args, kwargs)
 
 
 def _reference_of(call: Before, tensor: Tensor) -> "_Reference | None":
-    flat, references = tree_flatten((call.args, call.kwargs))[0], tree_flatten(call.references)[0]
+    flat, references = leaves((call.args, call.kwargs)), leaves(call.references)
     for value, reference in zip(flat, references, strict=True):
         if value is tensor and isinstance(reference, _Reference):
             return reference
@@ -116,7 +116,7 @@ class Recorder:
             small = sum(t.numel() * t.dtype.itemsize for t in mutated) <= _CLONE_LIMIT
             for tensor in mutated:
                 call.copies[id(tensor)] = tensor.detach().clone() if small else None
-        call.references = tree_map(lambda a: self._refer(a, call) if isinstance(a, Tensor) else a, (args, kwargs))
+        call.references = mapped(lambda a: self._refer(a, call) if isinstance(a, Tensor) else a, (args, kwargs))
         return call
 
     def _refer(self, tensor: Tensor, call: Before) -> Any:
@@ -141,7 +141,7 @@ class Recorder:
                 call.func, name, args, kwargs, slot, _geometry(tensor), is_foreach
             )
             record.producers.pop(record.version - _HISTORY, None)
-        self._keep([leaf for leaf in tree_flatten((call.args, call.kwargs))[0] if isinstance(leaf, Tensor)])
+        self._keep([leaf for leaf in leaves((call.args, call.kwargs)) if isinstance(leaf, Tensor)])
 
     def _keep(self, tensors: list[Tensor]) -> None:
         size = sum(t.numel() * t.dtype.itemsize for t in tensors if t.layout is torch.strided)
@@ -168,7 +168,7 @@ class Recorder:
             producer = None if reference is None else reference.storage.producers.get(reference.version)
             if producer is None:
                 return None
-            inputs = [a for a in tree_flatten((producer.args, producer.kwargs))[0] if isinstance(a, _Reference)]
+            inputs = [a for a in leaves((producer.args, producer.kwargs)) if isinstance(a, _Reference)]
             if not inputs:
                 return None
             if producer.name in _COUNTS:
@@ -209,7 +209,7 @@ class Recorder:
         def resolve(value: Any) -> Any:
             return self._value(value, depth) if isinstance(value, _Reference) else value
 
-        args, kwargs = tree_map(resolve, (args, kwargs), is_leaf=lambda v: isinstance(v, _Reference))
+        args, kwargs = mapped(resolve, (args, kwargs))
         slot = 0 if producer.is_foreach else producer.slot
         return run_in_float64(producer.func, args, kwargs)[slot]
 
@@ -250,22 +250,22 @@ def run_in_float64(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
             return widened(value)
         return torch.float64 if isinstance(value, torch.dtype) and value in wide else value
 
-    args, kwargs = tree_map(widen, (args, kwargs))
+    args, kwargs = mapped(widen, (args, kwargs))
     kwargs = {key: value for key, value in kwargs.items() if key != "out"}
     if func._schema.overload_name.endswith("out"):
         func = _functional(func)
     name = func._schema.name.split("::")[1]
     with torch.no_grad():
         out = func(*args, **kwargs)
-    outputs = [value for value in tree_flatten(out)[0] if isinstance(value, Tensor)]
+    outputs = [value for value in leaves(out) if isinstance(value, Tensor)]
     seen = {id(value) for value in outputs}
     for argument, value in zip(func._schema.arguments, args, strict=False):
         if argument.alias_info is not None and argument.alias_info.is_write:
-            for item in tree_flatten(value)[0]:
+            for item in leaves(value):
                 if isinstance(item, Tensor) and id(item) not in seen:
                     outputs.append(item)
     if name in _NEVER_ZERO or name.removeprefix("_foreach_").rstrip("_") in _NEVER_ZERO:
-        operand = next(value for value in tree_flatten(args)[0] if isinstance(value, Tensor))
+        operand = next(value for value in leaves(args) if isinstance(value, Tensor))
         tiny = torch.finfo(torch.float64).tiny
         is_finite = torch.isfinite(operand) if operand.shape == outputs[0].shape else torch.tensor(True)
         outputs[0] = torch.where((outputs[0] == 0) & is_finite, tiny, outputs[0])

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from diagnostics.context import Place, StepContext
 from diagnostics.events import Event
 from diagnostics.ieee import judge
+from diagnostics.nested import leaves
 from diagnostics.operators import Operator, is_arithmetic, operator
 from diagnostics.provenance import (
     Memory,
@@ -181,7 +181,7 @@ class Tracer(TorchDispatchMode):
     def _follow(self, op: Operator, before: Before, inputs: list[Tensor], written: list[Tensor]) -> None:
         """In the loop's own operators: which numbers gradients are multiplied by, and what succeeds an average."""
         carried = self._carried(inputs)
-        if any(isinstance(value, float) for value in tree_flatten((before.args, before.kwargs))[0]):
+        if any(isinstance(value, float) for value in leaves((before.args, before.kwargs))):
             carried |= self._read_on_host  # it may have come by way of Python
         for tensor in written:
             record = self.memory.storage(tensor)
@@ -399,13 +399,13 @@ def _fits(shadow: Tensor, out: Tensor) -> bool:
 
 
 def _has_infinite_scalar(args: Any, kwargs: Any) -> bool:
-    flat, _ = tree_flatten((args, kwargs))
+    flat = leaves((args, kwargs))
     return any(isinstance(value, float) and value in (float("inf"), float("-inf")) for value in flat)
 
 
 def _tensors(value: Any) -> list[Tensor]:
     """Strided tensors in nested arguments; sparse ones by their values."""
-    flat, _ = tree_flatten(value)
+    flat = leaves(value)
     found = (strided(item) for item in flat if isinstance(item, Tensor))
     return [tensor for tensor in found if tensor is not None]
 
@@ -425,7 +425,7 @@ def _value_name(value: Tensor) -> str:
 
 def _wait(out: Any) -> None:
     """A collective's result is there only once its work is done."""
-    flat, _ = tree_flatten(out)
+    flat = leaves(out)
     for item in flat:
         if isinstance(item, torch.ScriptObject) and item._type().name() == "Work":  # type: ignore[attr-defined]
             item = torch.distributed.Work.unbox(item)

@@ -1,0 +1,27 @@
+"""What lies in an operator's arguments and results: tuples, lists and dicts of leaves.
+
+torch's pytree knows every container there is, and takes a tenth of an explanation's time for it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+
+def leaves(tree: Any) -> list[Any]:
+    """All that is neither tuple, list nor dict, in order; of a dict the values."""
+    kind = type(tree)
+    if kind is tuple or kind is list:
+        return [leaf for part in tree for leaf in leaves(part)]
+    if kind is dict:
+        return [leaf for part in tree.values() for leaf in leaves(part)]
+    return [tree]
+
+
+def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The same containers with `function(leaf)` in the place of each leaf."""
+    kind = type(tree)
+    if kind is tuple or kind is list:
+        return kind([mapped(function, part) for part in tree])
+    if kind is dict:
+        return {key: mapped(function, part) for key, part in tree.items()}
+    return function(tree)
