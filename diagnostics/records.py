@@ -120,7 +120,7 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             try:
                 record = json.loads(line)
                 problem = None if isinstance(record, dict) else "not an object"
-            except ValueError as error:  # JSON's and UTF-8's errors are both of this kind
+            except (ValueError, RecursionError) as error:  # JSON's and UTF-8's errors; brackets without end
                 problem = str(error)
             if problem is None:
                 yield line.rstrip(b"\r\n"), record

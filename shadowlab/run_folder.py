@@ -21,6 +21,7 @@ from typing import Any, TextIO
 
 import torch
 
+from diagnostics.history import History
 from diagnostics.records import encode
 from shadowlab import __version__
 from shadowlab.config import Config
@@ -270,6 +271,20 @@ def telling_where() -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be looked at ({error.strerror})") from error
+
+
+def read_history(metrics: Path) -> History:
+    """All records of a run.
+
+    Raises:
+        UserError: they cannot be read, or a line is damaged.
+    """
+    try:
+        return History.read(metrics)
+    except ValueError as error:  # it names file and line
+        raise UserError(" ".join(str(error).split())) from error
+    except OSError as error:
+        raise UserError(f"{metrics}: cannot be read ({error.strerror or error})") from error
 
 
 @telling_where()

@@ -50,7 +50,7 @@ def write_report(run: Path, out: Path | None = None) -> Report:
         UserError: the file cannot be written.
     """
     view = RunView.read(run)
-    content = build_page(view).encode("utf-8")
+    content = build_page(view).encode("utf-8", "replace")  # JSON may hold half a surrogate pair
     file = run / "reports" / "report.html" if out is None else _destination(out)
     temporary = file.parent / f".{file.name}.tmp"
     try:

@@ -7,9 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from diagnostics.health import RULES, Finding, Rule, examine
-from diagnostics.history import EVALUATIONS, History
+from diagnostics.history import EVALUATIONS
 from shadowlab.errors import UserError
 from shadowlab.reporter import Reporter
+from shadowlab.run_folder import read_history
 
 _JUDGED = ("train", "overfit", *EVALUATIONS, "incident", "stage")  # kinds of records
 _MAX_ROWS = 8  # of one rule in the table; --json has all
@@ -45,10 +46,7 @@ def run_health(metrics: Path, rules: Sequence[Rule], reporter: Reporter) -> bool
     Raises:
         UserError: the records cannot be read, or hold nothing that could be judged.
     """
-    try:
-        history = History.read(metrics)
-    except (OSError, ValueError) as error:  # ValueError names file and line
-        raise UserError(str(error)) from error
+    history = read_history(metrics)
     if not any(history.records(kind) for kind in _JUDGED):
         raise UserError(f"{metrics}: no step, evaluation, incident or stage is recorded: there is nothing to judge")
     findings = examine(history, rules)

@@ -13,7 +13,7 @@ from rich.text import Text
 from diagnostics.history import Curve, History
 from shadowlab.errors import UserError
 from shadowlab.reporter import Reporter
-from shadowlab.run_folder import RunFolder
+from shadowlab.run_folder import RunFolder, read_history
 from shadowlab.sparkline import sparkline
 from shadowlab.views.differences import CHRONICLE, RTOL, Comparison, Difference, compare
 from shadowlab.views.ranking import NO_STATISTICS, TOP, Course, Ranking, find_layer, rank, summarize
@@ -90,12 +90,7 @@ class _Run:
 
     @classmethod
     def read(cls, folder: RunFolder) -> "_Run":
-        try:
-            history = History.read(folder.metrics)
-        except ValueError as error:  # a damaged line; it names file and line
-            raise UserError(" ".join(str(error).split())) from error
-        except OSError as error:
-            raise UserError(f"{folder.metrics}: cannot be read ({error.strerror or error})") from error
+        history = read_history(folder.metrics)
         one = cls(folder, history)
         if not history.records():
             raise UserError(f"{folder.metrics}: holds no training step{one.incident()}")

@@ -104,6 +104,7 @@ class TestFile:
             (b"", "Expecting"),
             (b'{"a": "\xff"}', "utf-8"),
             (b"\0\0\0", "Expecting"),
+            pytest.param(b"[" * 100_000, "recursion", id="brackets without end"),
         ],
     )
     @pytest.mark.parametrize("last", [False, True])

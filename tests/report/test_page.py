@@ -86,6 +86,11 @@ def test_text_of_a_run_stays_text(tmp_path: Path) -> None:
     assert anchors <= set(parsed.ids)
 
 
+def test_half_a_surrogate_pair_is_shown_as_a_question_mark(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [step(1)], stages={"train": stage(False, error="sample \ud800 is bad")})
+    assert "sample ? is bad" in write_report(run).file.read_text(encoding="utf-8")
+
+
 def test_an_incident_is_told_in_full(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [step(6)])
     add_incident(run)
