@@ -55,12 +55,6 @@ def train_seed_fp16(folder: Path) -> str:
     return done.output
 
 
-def run_command(words: list[str]) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
 def started(words: list[str], **arguments: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **arguments)
 

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM in `train`, with real processes and signals: the step is finished, the run saved and resumable."""
+"""Ctrl-C and SIGTERM in `train`, with real processes and signals: the step is finished, the run saved and resumable.
+
+Several processes: tests/test_processes.py.
+"""
 
 import os
 import re
@@ -7,12 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
 from shadowlab.training.interruption import Interruption, ending_at_once
-from tests.runs import BINARY, command, run_here, started, steps_of, tensors, wait_for
+from tests.runs import command, run_here, started, steps_of, tensors, wait_for
 
 STEPS = 20
 SAVED = re.compile(r"^interrupted after step (\d+): saved; go on with: shadowlab (train --run \S+ --resume .*)$", re.M)
@@ -72,21 +74,6 @@ def test_interrupted_before_any_step_the_name_is_free(
     resumed = run_here([*command(stage_folder, tmp_path, "run", STEPS), "--resume"])
     assert "has no checkpoint yet: it starts from the beginning" in resumed.stdout
     same_run(whole, run)
-
-
-@pytest.mark.slow
-def test_two_processes_of_torchrun_stop_at_the_same_step(stage_folder: dict[str, Path], tmp_path: Path) -> None:
-    """One rank alone is told; both stop, and the first saves."""
-    run = tmp_path / "run"
-    torchrun = [str(BINARY / "torchrun"), "--nproc-per-node", "2", "--master-port", "29519", "--no-python", "--"]
-    process = started([*torchrun, *command(stage_folder, tmp_path, "run", STEPS)])
-    wait_for(process, lambda: len(steps_of(run)) >= 3)
-    children = psutil.Process(process.pid).children()
-    next(child for child in children if child.environ().get("RANK") == "1").send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=90)
-    assert process.returncode == 0, stderr
-    [found] = SAVED.finditer(stderr)
-    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{int(found[1]):08d}"]
 
 
 ENDLESS_STEP = """

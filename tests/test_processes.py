@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -17,25 +18,19 @@ from shadowlab.data.order import sample_indices
 from shadowlab.data.split import split_by_object
 from shadowlab.training.loader import micro_batch_positions
 from tests import tiny
-from tests.runs import BINARY, command, records, run_command, run_here, started, steps_of, tensors, wait_for
+from tests.runs import BINARY, command, records, run_here, started, steps_of, tensors, wait_for
 
-STEPS = 10
-VALIDATED = (0, 5, 10)
+STEPS = 12
 EFFECTIVE = 8  # 2 x accumulation x processes
+OFTEN = ("checkpoint.every_steps=6", "train.validate_every=6")
 
 
 @pytest.fixture(scope="module")
 def alone(stage_folder: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process, accumulation 4."""
     output = tmp_path_factory.mktemp("alone")
-    run_here(train(stage_folder, output, "alone", 1, "train.gradient_accumulation_steps=4"))
+    run_here(command(stage_folder, output, "alone", STEPS, *OFTEN, "train.gradient_accumulation_steps=4"))
     return output / "alone"
-
-
-def train(folders: dict[str, Path], output: Path, name: str, processes: int, *assignments: str) -> list[str]:
-    """10 steps of 8 samples."""
-    words = command(folders, output, name, STEPS, "checkpoint.every_steps=5", "train.validate_every=5", *assignments)
-    return [*words, "--processes", str(processes)]
 
 
 def same_curve(one: Path, other: Path) -> None:
@@ -57,34 +52,46 @@ def same_curve(one: Path, other: Path) -> None:
         torch.testing.assert_close(yours[name], tensor, rtol=1e-3, atol=1e-5 * float(tensor.abs().max() + 1e-12))
 
 
+def stopped_at(stderr: str) -> int:
+    """The step after which a run that was interrupted says, once, that it is saved."""
+    [step] = re.findall(
+        r"^interrupted after step (\d+): saved; go on with: shadowlab train --run", stderr, re.MULTILINE
+    )
+    return int(step)
+
+
 @pytest.mark.slow
 def test_four_sharded_processes_then_two_then_one(stage_folder: dict[str, Path], tmp_path: Path, alone: Path) -> None:
-    """4 with FSDP2, 2 with DDP until SIGTERM, 1: each goes on with the same samples and the same curve."""
+    """torchrun's 4 with FSDP2, 2 of our own with DDP, 1: each goes on with the same samples and the same curve."""
     run = tmp_path / "run"
-    words = train(stage_folder, tmp_path, "run", 4, "distributed.strategy=fsdp2", "train.max_steps=2")
-    run_command([word for word in words if word not in ("--max-steps", str(STEPS))])
-    assert (run / "samples" / "light-sweep-step-00000002.png").is_file()  # a sharded model needs every process for it
-    state = json.loads((run / "checkpoints" / "step-00000002" / "state.json").read_text())
+    torchrun = [str(BINARY / "torchrun"), "--nproc-per-node", "4", "--master-port", "29519", "--no-python", "--"]
+    words = command(stage_folder, tmp_path, "run", STEPS, *OFTEN, "distributed.strategy=fsdp2")
+    four = started([*torchrun, *words])
+    wait_for(four, lambda: len(steps_of(run)) >= 1)
+    children = psutil.Process(four.pid).children()
+    next(child for child in children if child.environ().get("RANK") == "1").send_signal(signal.SIGINT)  # it alone
+    _, stderr = four.communicate(timeout=90)
+    assert four.returncode == 0, stderr
+    first = stopped_at(stderr)
+    [checkpoint] = (run / "checkpoints").iterdir()
+    assert checkpoint.name == f"step-{first:08d}"
+    state = json.loads((checkpoint / "state.json").read_text())
     assert (state["processes"], state["strategy"]) == (4, "fsdp2")
-    resume = [str(BINARY / "shadowlab"), "train", "--run", "run", "--resume", "--skip-stages"]
-    resume += ["--set", f"output_dir={tmp_path}", "--max-steps", str(STEPS)]
+    assert (run / "samples" / "light-sweep-step-00000000.png").is_file()  # a sharded model needs every process for it
 
-    two = started([*resume, "--processes", "2", "--set", "distributed.strategy=ddp", "--json"])
-    wait_for(two, lambda: len(steps_of(run)) >= 3)
+    resume = [str(BINARY / "shadowlab"), "train", "--run", "run", "--resume", "--skip-stages"]
+    resume += ["--set", f"output_dir={tmp_path}", "--set", "distributed.strategy=ddp"]
+    two = started([*resume, "--processes", "2", "--json"])
+    wait_for(two, lambda: len(steps_of(run)) >= first + 2)
     two.send_signal(signal.SIGTERM)  # the launcher tells all processes
     stdout, stderr = two.communicate(timeout=90)
     assert two.returncode == 0, stderr
     assert json.loads(stdout)["passed"] is False  # one document, from the first process alone
     assert "changed on resume: distributed.processes 4 -> 2" in stderr
     assert "changed on resume: train.gradient_accumulation_steps 1 -> 2" in stderr
-    [stopped] = re.findall(r"^interrupted after step (\d+): saved", stderr, re.MULTILINE)
-    assert 3 <= int(stopped) < STEPS
+    assert first + 2 <= stopped_at(stderr) < STEPS
 
-    run_here([*resume, "--processes", "1", "--set", "distributed.strategy=ddp"])
-    # Validation ends each part, too.
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    kept = [line for line in lines if '"validation"' not in line or json.loads(line)["step"] in VALIDATED]
-    (run / "metrics.jsonl").write_text("\n".join(kept) + "\n")
+    run_here([*resume, "--processes", "1"])
     same_curve(alone, run)
 
 
@@ -115,7 +122,7 @@ def test_a_bad_sample_on_one_rank_is_everybodys_error(stage_folder: dict[str, Pa
 def test_more_processes_than_gpus(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("needs a machine without a GPU")
-    words = [*train(stage_folder, tmp_path, "run", 2), "--device", "cuda"]
+    words = [*command(stage_folder, tmp_path, "run", STEPS), "--processes", "2", "--device", "cuda"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode == 3
     assert done.stderr.startswith("error: device cuda: torch sees 0 CUDA devices")

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from diagnostics.comparison import LayerTrace, deviation
 from shadowlab.config import Config
@@ -200,15 +201,17 @@ def _backward(
 
     def shown(name: str) -> Callable[[nn.Parameter], None]:
         def hook(parameter: nn.Parameter) -> None:
-            on_gradient(name, parameter)
+            with _disable_current_modes():  # the optimizer's arithmetic is the dtype's own
+                on_gradient(name, parameter)
             parameter.grad = None
 
         return hook
 
     handles = [p.register_post_accumulate_grad_hook(shown(name)) for name, p in trainee.parameters().items()]
-    on_cpu = trainee.device.type == "cpu"
+    precision = trainee.precision
+    is_half = precision.autocast_dtype is not None or precision.weights_dtype is not torch.float32
     try:
-        with float32_products() if on_cpu else nullcontext():
+        with float32_products() if is_half and trainee.device.type == "cpu" else nullcontext():
             loss = flow_loss(trainee, trainee.unet, batch, StepPlace(0, 0, len(batch.ids))).mean()
             (loss * scale).backward()
     finally:
