@@ -216,14 +216,29 @@ def _section(key: str) -> type[BaseModel] | None:
 
 
 def _unknown_key(key: str) -> str:
+    """What was meant, as far as can be guessed; else all that its section has."""
     *sections, last = key.split(".")
     model: type[BaseModel] = Config
     for section in sections:
         model = model.model_fields[section].annotation  # type: ignore[assignment]
-    close = difflib.get_close_matches(last, model.model_fields, 1, cutoff=0.5)
-    hint = (
-        f"Did you mean `{'.'.join([*sections, close[0]])}`?" if close else f"It has: {', '.join(model.model_fields)}."
-    )
+    here = [".".join([*sections, name]) for name in model.model_fields]
+    elsewhere = [
+        f"{name}.{leaf}" for name in Config.model_fields for leaf in getattr(_section(name), "model_fields", ())
+    ]
+
+    def name_of(key: str) -> str:
+        return key.rpartition(".")[2]
+
+    def initials(key: str) -> str:  # lr for learning_rate
+        return "".join(word[0] for word in name_of(key).split("_"))
+
+    close = difflib.get_close_matches(last, map(name_of, here), 1, cutoff=0.5)
+    meant = [
+        *(one for one in elsewhere if name_of(one) == last),
+        *(one for one in here + elsewhere if len(last) > 1 and initials(one) == last),
+        *(one for one in here if name_of(one) in close),
+    ]
+    hint = f"Did you mean `{meant[0]}`?" if meant else f"It has: {', '.join(model.model_fields)}."
     return f"`{key}` is not an option. {hint}"
 
 

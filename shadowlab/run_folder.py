@@ -313,8 +313,9 @@ def find_run(path: str, output_dir: str | None = None, *, with_records: bool = T
                 f"{place}: has no metrics.jsonl: it came to no training step (overfit and train write it, one line a "
                 "step)"
             )
-    if given.exists():
-        raise UserError(f"{given}: not a run folder (no {'' if with_records else 'config.yaml, '}metrics.jsonl)")
+    found = next((place for place in (given, below) if place.exists()), None)
+    if found is not None:
+        raise UserError(f"{found}: not a run folder (no {'' if with_records else 'config.yaml, '}metrics.jsonl)")
     runs = Path(output_dir or Config().output_dir)
     names = [file.parent.name for file in runs.glob("*/metrics.jsonl")]
     close = difflib.get_close_matches(path, names, 1)

@@ -1,11 +1,13 @@
 """The README's commands run as written; what takes minutes is only shortened."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from cli.main import app
 from tests.runs import run_here
@@ -88,3 +90,14 @@ def plain(text: str) -> list[str]:
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
 def test_links_to_files_lead_somewhere(link: str) -> None:
     assert link.startswith("https://") or (ROOT / link).exists()
+
+
+def test_the_run_that_could_not_begin_names_the_one_that_failed(seed_fp16: tuple[str, Path]) -> None:
+    """The folder that carries the name is not the one with the incident."""
+    [failed] = (path.parents[1] for path in seed_fp16[1].glob("runs/*/incidents/step-*"))
+    begun = failed.with_name(failed.name.removesuffix("-overfit"))
+    done = CliRunner().invoke(app, ["health", str(begun), "--json"])
+    assert done.exit_code == 1
+    [finding] = json.loads(done.stdout)["findings"]
+    assert finding["evidence"].startswith("train failed: overfit did not pass, so training did not begin; see ")
+    assert finding["evidence"].endswith(failed.name)

@@ -16,9 +16,12 @@ def failed_stage(history: History) -> list[Finding]:
     record = history.last_stage
     if record is None or record.get("passed") is True:
         return []
-    message = " ".join(str(record.get("message") or "it says no reason").split())
+    message = str(record.get("message") or "it says no reason")
+    advice = "do what the message says, and run the stage again"
+    if history.records("incident"):  # their verdict is the message
+        message, advice = message.splitlines()[0], "do what the verdict on it says, and run the stage again"
+    message = " ".join(message.split())
     if len(message) > MAX_LETTERS:
         message = f"{message[:MAX_LETTERS]}..."
     evidence = f"{record.get('stage') or 'a stage'} failed: {message}"
-    advice = "do what the message says, and run the stage again"
     return [Finding("failed-stage", "alarm", record["step"] or None, evidence, advice)]

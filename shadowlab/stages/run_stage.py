@@ -23,6 +23,7 @@ REQUIRED_STAGES: dict[str, Callable[..., StageResult]] = {
     "check-forward": run_check_forward,
     "overfit": run_overfit,
 }
+_FAILURES = (StageFailedError, StageStoppedError, NonFiniteError)  # of the run; others are of its surroundings
 _POLL_SECONDS = 1.0
 _PROOF_SECONDS = 7 * 24 * 3600.0  # overfit may take days
 
@@ -59,13 +60,9 @@ def finish_stage(
     except Exception as error:
         if write:
             reporter.note(f"{name} failed: {error}")
-            if isinstance(error, (StageFailedError, StageStoppedError, NonFiniteError)):
+            if isinstance(error, _FAILURES):
                 step = error.verdict.step if isinstance(error, NonFiniteError) else None
-                try:
-                    run.record_stage(name, passed=False, config=config, summary={"error": str(error)})
-                    _show(run, name, passed=False, step=0 if step is None else step + 1, message=str(error))
-                except OSError as second:  # the disk's trouble must not take the place of what was found
-                    reporter.warn(f"the failure of {name} is not recorded in full: {_refused(run, second)}")
+                _record_failure(name, str(error), config, run, reporter, step=0 if step is None else step + 1)
         raise
     if write and not result.idle:
         try:
@@ -89,6 +86,15 @@ def finish_stage(
         raise failure
     reporter.conclude(f"{name}: {'nothing to do' if result.idle else 'passed'} ({run.path})", style="bold green")
     return result
+
+
+def _record_failure(name: str, message: str, config: Config, run: RunFolder, reporter: Reporter, step: int = 0) -> None:
+    """The disk's trouble does not take the place of what was found."""
+    try:
+        run.record_stage(name, passed=False, config=config, summary={"error": message})
+        _show(run, name, passed=False, step=step, message=message)
+    except OSError as error:
+        reporter.warn(f"the failure of {name} is not recorded in full: {_refused(run, error)}")
 
 
 def _refused(run: RunFolder, error: OSError) -> UserError:
@@ -183,8 +189,13 @@ def _run_required(
     try:
         with folder.claim():
             finish_stage(name, config, folder, quiet, lambda: stage(config, folder, alone, quiet))
-    except Exception:
-        reporter.note(f"{name} did not pass, so training did not begin; see {folder.log}")
+    except InterruptedRunError:
+        raise
+    except Exception as error:
+        message = f"{name} did not pass, so training did not begin; see {folder.path}"
+        reporter.note(message)
+        if isinstance(error, _FAILURES):
+            _record_failure("train", message, config, run, reporter)
         raise
     finally:
         quiet.close()

@@ -86,6 +86,7 @@ def run_train(
     if resume and fresh:
         reporter.say(f"{run.path} has no checkpoint yet: it starts from the beginning")
     step, position = (0, 0) if fresh else _restore(run, trainee, identity, reporter)
+    begun_at = step
     if step >= settings.max_steps:
         reporter.say(f"{run.path} is complete at step {step}; give a larger --max-steps to train on")
         return StageResult("train", True, {"steps": step, "nothing_to_do": True}, idle=True)
@@ -153,7 +154,7 @@ def run_train(
                     raise InterruptedRunError(f"interrupted after step {step}: saved", saved=True)
     finally:
         telemetry.close()
-    return _conclude(first_result, result, step, run, reporter)
+    return _conclude(begun_at, first_result, result, step, run, reporter)
 
 
 def _warn_of_space(run: RunFolder, trainee: Trainee, reporter: Reporter) -> None:
@@ -311,10 +312,20 @@ def _save(config: Config, run: RunFolder, trainee: Trainee, step: int, position:
     )
 
 
-def _conclude(first: GridResult, last: GridResult, step: int, run: RunFolder, reporter: Reporter) -> StageResult:
+def _conclude(
+    begun_at: int, first: GridResult, last: GridResult, step: int, run: RunFolder, reporter: Reporter
+) -> StageResult:
     fell = last.loss < first.loss
-    reporter.say(f"validation loss {first.loss:.4f} -> {last.loss:.4f}; checkpoints in {run.checkpoints}")
+    reporter.say(
+        f"validation loss {first.loss:.4f} at step {begun_at} -> {last.loss:.4f} at step {step}; checkpoints in "
+        f"{run.checkpoints}"
+    )
     if not fell:
         reporter.warn("the validation loss did not fall; look at the gradient norms in TensorBoard")
-    summary = {"steps": step, "first_validation_loss": first.loss, "validation_loss_fell": fell}
+    summary = {
+        "steps": step,
+        "first_step": begun_at,  # of this part, where the run was resumed
+        "first_validation_loss": first.loss,
+        "validation_loss_fell": fell,
+    }
     return StageResult("train", True, summary | last.numbers())

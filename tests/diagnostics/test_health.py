@@ -577,6 +577,9 @@ def test_a_stage_that_failed_is_an_alarm_until_it_passes_or_training_goes_on() -
     passed = failed | {"passed": True, "message": ""}
     finding = only(found([failed]), "failed-stage")
     assert (finding.severity, finding.evidence) == ("alarm", "check-forward failed: NaN in mid_block")
+    incident = {"kind": "incident", "step": 0, "verdict": {}}
+    told = found([incident, failed | {"message": "inf was born in exp\n  module  a\n  fix  b"}])
+    assert [(f.rule, f.evidence) for f in told][1:] == [("failed-stage", "check-forward failed: inf was born in exp")]
     assert found([passed]) == found([failed, passed]) == found([failed, *healthy(3)]) == []
     trained_and_failed = [passed, *healthy(3), failed | {"stage": "train", "step": 0}]
     assert "train failed" in only(found(trained_and_failed), "failed-stage").evidence, "as written, not by step"

@@ -137,14 +137,15 @@ def test_the_rules_are_listed_with_their_thresholds() -> None:
         (["there"], "there: no such run, here or in runs/"),
         (["--only", "hedroom", "there"], "--only hedroom: no such rule; there are non-finite, failed-stage, headroom"),
         (["empty"], "empty: not a run folder (no metrics.jsonl)"),
+        (["below"], "runs/below: not a run folder (no metrics.jsonl)"),
         (["unborn"], "unborn: has no metrics.jsonl: it came to no training step"),
         (["damaged"], "damaged/metrics.jsonl:1: not a JSON record"),
     ],
 )
 def test_wrong_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("empty", "unborn", "damaged"):
-        (tmp_path / name).mkdir()
+    for name in ("empty", "unborn", "damaged", "runs/below"):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "unborn" / "config.yaml").touch()
     (tmp_path / "damaged" / "metrics.jsonl").write_text("{half\n{}\n")
     done = health(*words)
