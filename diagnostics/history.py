@@ -17,6 +17,7 @@ from diagnostics.records import read_records
 
 STATISTICS = ("norm", "mean", "std", "max_abs", "fraction_zero", "num_nonfinite", "headroom_bits")
 PARTS = ("activation", "gradient")
+TRAININGS = ("train", "overfit")  # kinds of the records of training steps
 EVALUATIONS = ("validation", "fixed_grid")  # kinds of records in which the same samples meet the same noise
 
 
@@ -63,7 +64,8 @@ class History:
 
     Args:
         records: as `read_records` gives them, in the order in which they were written.
-        kind: of the training steps to look at, `train` or `overfit`; by default that of the last one.
+        kind: of the training steps to look at, `train` or `overfit`; by default that of the last one, or of the last
+            that was begun.
 
     Records of one kind and step that were written twice count once, as written last. `last_stage` is the result of the
     stage that was written last; None where training went on after it, as that of a resumed run does.
@@ -83,10 +85,11 @@ class History:
             self._all.setdefault(own, {})[step] = record
             if own == "stage":
                 self.last_stage = record
-            if own in ("train", "overfit"):
+            if own in TRAININGS:
                 last_training = own
                 self.last_stage = None
-        self.kind = kind or last_training or "train"
+        begun = next((h["stage"] for h in reversed(self.headers) if h.get("stage") in TRAININGS), "train")
+        self.kind = kind or last_training or begun
 
     @classmethod
     def read(cls, path: Path, *, kind: str | None = None) -> "History":

@@ -40,6 +40,12 @@ def test_a_table_keeps_the_order_of_execution_and_what_is_absent() -> None:
     assert history.header["num_samples"] == 7
 
 
+def test_an_overfit_that_failed_in_its_first_step_is_one() -> None:
+    history = History([{"kind": "header", "stage": "overfit", "num_samples": 16}, {"kind": "incident", "step": 0}])
+    assert (history.kind, history.header["num_samples"]) == ("overfit", 16)
+    assert History([{"kind": "header", "stage": "check-forward"}]).kind == "train"
+
+
 def test_curves_of_a_resumed_run(tmp_path: Path) -> None:
     """Steps that are written again count once; numbers inside a dictionary have a curve, flags have none."""
     writer = RecordWriter(tmp_path / "metrics.jsonl")
