@@ -83,12 +83,13 @@ def memory(
 ) -> None:
     """Hold the plan of `shadowlab plan` against the measured peak, without and with checkpointing."""
     from shadowlab.bench.memory import measure_memory
+    from shadowlab.bench.trial import narrowed_sdxl
     from shadowlab.reporter import Reporter
     from shadowlab.training.devices import pick_device
 
     reporter = Reporter(as_json=as_json)
     found = measure_memory(
-        parameters,
+        narrowed_sdxl(parameters),
         image_size=image_size,
         batch_size=batch,
         device=pick_device(device),

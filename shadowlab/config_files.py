@@ -222,9 +222,10 @@ def _unknown_key(key: str) -> str:
     for section in sections:
         model = model.model_fields[section].annotation  # type: ignore[assignment]
     here = [".".join([*sections, name]) for name in model.model_fields]
-    elsewhere = [
-        f"{name}.{leaf}" for name in Config.model_fields for leaf in getattr(_section(name), "model_fields", ())
-    ]
+    elsewhere = []
+    for name in Config.model_fields:
+        part = _section(name)
+        elsewhere += [name] if part is None else [f"{name}.{leaf}" for leaf in part.model_fields]
 
     def name_of(key: str) -> str:
         return key.rpartition(".")[2]

@@ -36,6 +36,11 @@ class Precision:
     scales_gradients: bool
     allows_tf32: bool
 
+    @property
+    def uses_half(self) -> bool:
+        """Whether any operator computes in float16 or bfloat16."""
+        return self.autocast_dtype is not None or self.weights_dtype != torch.float32
+
     def apply_to_backend(self, device: torch.device) -> None:
         """Switch TF32 on or off explicitly; torch's defaults differ between matmul and convolution.
 
@@ -51,7 +56,7 @@ class Precision:
         """Cast the weights and put the float32 islands in place. Call before the optimizer is built."""
         if self.weights_dtype != torch.float32:
             nn.Module.to(unet, self.weights_dtype)  # diffusers' own `to` warns of what the next lines do
-        if self.autocast_dtype is not None or self.weights_dtype != torch.float32:
+        if self.uses_half:
             returns = None if self.autocast_dtype else self.weights_dtype
             for module in unet.modules():
                 if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):

@@ -204,6 +204,7 @@ def test_a_wrong_key_of_a_base_names_the_base(tmp_path: Path) -> None:
         ("train={max_stepz: 5}", "`train.max_stepz` is not an option"),
         ("lr=1", "`lr` is not an option. Did you mean `optimizer.learning_rate`?"),
         ("data.batch_size=1", "`data.batch_size` is not an option. Did you mean `train.batch_size`?"),
+        ("train.precision=bf16", "`train.precision` is not an option. Did you mean `precision`?"),
         ("optimizer.zzz=1", "`optimizer.zzz` is not an option. It has: learning_rate, "),
         ("train={}=", "not YAML"),
         ("seed=[", "not YAML"),

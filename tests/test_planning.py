@@ -112,12 +112,6 @@ def test_the_plan_is_within_a_tenth_of_the_measured_peak() -> None:
     """Resident memory of a real round in a process of its own, on a UNet of 31 M parameters; see `bench memory`."""
     widths = {"block_out_channels": (128, 384), "norm_num_groups": 32, "sample_size": 32}
     cases = ["with checkpointing"]
-    [found] = measure_memory(
-        0,
-        image_size=256,
-        batch_size=1,
-        device=torch.device("cpu"),
-        cases=cases,
-        make_unet=lambda: tiny.hub_unet(**widths),
-    )
+    unet, device = tiny.hub_unet(**widths), torch.device("cpu")
+    [found] = measure_memory(unet, image_size=256, batch_size=1, device=device, cases=cases)
     assert 0.9 < found.ratio < 1.1, found.text

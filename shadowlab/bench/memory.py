@@ -1,4 +1,4 @@
-"""The memory plan against the measured peak, on an SDXL-shaped UNet of a chosen size."""
+"""The memory plan against the measured peak, case by case."""
 
 import tempfile
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 
-from shadowlab.bench.trial import narrowed_sdxl
 from shadowlab.config_files import load_config
 from shadowlab.planning.measure import measured_peaks
 from shadowlab.planning.plan import plan_memory
@@ -35,7 +35,7 @@ class MemoryCase:
 
 
 def measure_memory(
-    num_parameters: float,
+    unet: UNet2DConditionModel,
     *,
     image_size: int,
     batch_size: int,
@@ -43,20 +43,18 @@ def measure_memory(
     precision: str = "fp32",
     cases: list[str] | None = None,
     on_case: Callable[[MemoryCase], None] = lambda _: None,
-    make_unet: Callable[[], Any] | None = None,
 ) -> list[MemoryCase]:
     """Plan a round of training and run it, case by case.
 
     Args:
-        num_parameters: of SDXL's UNet without cross-attention, narrowed to about that.
-        make_unet: makes what takes the place of the narrowed SDXL.
+        unet: to be trained, in the layout of a hub or of this project. image_size: pixels. batch_size: samples.
+        cases: some of CASES; all by default.
 
     Raises:
         UserError, StageFailedError: as `measured_peaks`.
     """
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        unet = narrowed_sdxl(num_parameters) if make_unet is None else make_unet()
         unet.save_pretrained(Path(folder) / "unet")
         for name in cases or CASES:
             config = load_config(

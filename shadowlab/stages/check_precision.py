@@ -23,7 +23,7 @@ from shadowlab.precision import POLICIES
 from shadowlab.reporter import Reporter
 from shadowlab.run_folder import RunFolder
 from shadowlab.seeding import permutation
-from shadowlab.stages.half_products import float32_products
+from shadowlab.stages.half_products import Float32Products
 from shadowlab.stages.model_checks import SMALL_LATENT
 from shadowlab.stages.precision_report import LayerRow, PolicyReport, UpdateRow, layers_table, summary_table
 from shadowlab.stages.result import StageResult
@@ -201,17 +201,15 @@ def _backward(
 
     def shown(name: str) -> Callable[[nn.Parameter], None]:
         def hook(parameter: nn.Parameter) -> None:
-            with _disable_current_modes():  # the optimizer's arithmetic is the dtype's own
+            with _disable_current_modes():  # no product in there, only time
                 on_gradient(name, parameter)
             parameter.grad = None
 
         return hook
 
     handles = [p.register_post_accumulate_grad_hook(shown(name)) for name, p in trainee.parameters().items()]
-    precision = trainee.precision
-    is_half = precision.autocast_dtype is not None or precision.weights_dtype is not torch.float32
     try:
-        with float32_products() if is_half and trainee.device.type == "cpu" else nullcontext():
+        with Float32Products() if trainee.precision.uses_half and trainee.device.type == "cpu" else nullcontext():
             loss = flow_loss(trainee, trainee.unet, batch, StepPlace(0, 0, len(batch.ids))).mean()
             (loss * scale).backward()
     finally:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from shadowlab.stages.half_products import float32_products
+from shadowlab.stages.half_products import Float32Products
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -21,7 +21,7 @@ def test_products_are_rounded_once(dtype: torch.dtype) -> None:
         grads = torch.autograd.grad(convolved.sum(), leaves[:2])
         return [convolved, product, *grads, *torch.autograd.grad(product.sum(), leaves[2:])]
 
-    with float32_products():
+    with Float32Products():
         seen = step(x, weight, matrix, bias)
     exact = step(x.double(), weight.double(), matrix.double(), bias.double())
     unit = torch.finfo(dtype).eps
@@ -33,6 +33,6 @@ def test_products_are_rounded_once(dtype: torch.dtype) -> None:
 
 def test_a_sum_that_overflows_is_inf_and_float32_is_left_alone() -> None:
     large = torch.full((1, 4), 3e4, dtype=torch.float16)
-    with float32_products():
+    with Float32Products():
         assert torch.isinf(large @ torch.ones(4, 1, dtype=torch.float16)).all()
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.float32
