@@ -14,7 +14,7 @@ def faults(
 ) -> None:
     """Score `explain` on the fault corpus of a checkout: every field of every verdict, and false alarms."""
     from shadowlab.bench.faults import format_report, run_faults
-    from shadowlab.reporter import Reporter
+    from shadowlab.console import Reporter
 
     reporter = Reporter(as_json=as_json)
     report = run_faults(only, peers=peers)
@@ -33,8 +33,8 @@ def overhead(
 ) -> None:
     """Measure what watching costs, against a bare step and the tools that users pick today."""
     from shadowlab.bench.overhead import format_table, measure_overhead
-    from shadowlab.reporter import Reporter
-    from shadowlab.training.devices import pick_device
+    from shadowlab.console import Reporter
+    from shadowlab.distributed import pick_device
 
     reporter = Reporter(as_json=as_json)
     place = str(pick_device(device))
@@ -55,8 +55,8 @@ def step(
 ) -> None:
     """Measure the harness's step against a bare PyTorch loop, the speed options, and what a latent cache saves."""
     from shadowlab.bench.step import chosen_options, format_table, measure_step
-    from shadowlab.reporter import Reporter
-    from shadowlab.training.devices import pick_device
+    from shadowlab.console import Reporter
+    from shadowlab.distributed import pick_device
 
     reporter = Reporter(as_json=as_json)
     report = measure_step(
@@ -84,8 +84,8 @@ def memory(
     """Hold the plan of `shadowlab plan` against the measured peak, without and with checkpointing."""
     from shadowlab.bench.memory import measure_memory
     from shadowlab.bench.trial import narrowed_sdxl
-    from shadowlab.reporter import Reporter
-    from shadowlab.training.devices import pick_device
+    from shadowlab.console import Reporter
+    from shadowlab.distributed import pick_device
 
     reporter = Reporter(as_json=as_json)
     found = measure_memory(
@@ -105,7 +105,7 @@ def views(
 ) -> None:
     """Measure the TensorBoard view of a run of SDXL's layers: bytes of event files, and time a logged step."""
     from shadowlab.bench.views import format_table, measure_views
-    from shadowlab.reporter import Reporter
+    from shadowlab.console import Reporter
 
     reporter = Reporter(as_json=as_json)
     report = measure_views(steps, reporter.say)

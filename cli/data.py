@@ -21,8 +21,8 @@ def render(
     as_json: Json = False,
 ) -> None:
     """Render training samples with Mitsuba 3 (pip install mitsuba trimesh)."""
-    from shadowlab.render.dataset import render_dataset
-    from shadowlab.reporter import Reporter
+    from shadowlab.console import Reporter
+    from shadowlab.tasks import render_dataset
 
     reporter = Reporter(as_json=as_json)
     with reporter.start("render", total=1):
@@ -46,8 +46,8 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Examine every sample and list all that is wrong."""
-    from shadowlab.data.check import check_dataset, listing
-    from shadowlab.reporter import Reporter
+    from shadowlab.console import Reporter
+    from shadowlab.tasks import check_dataset, listing
 
     reporter = Reporter(as_json=as_json)
     report = check_dataset(path, image_size)
@@ -71,7 +71,7 @@ def encode(
 ) -> None:
     """Pass every picture through the VAE once; train and overfit then read the latents."""
     from shadowlab.errors import InterruptedRunError, UserError
-    from shadowlab.latents.encode import encode_dataset
+    from shadowlab.latents import encode_dataset
 
     config = request.config()
     folder = out or config.data.latents
@@ -110,9 +110,9 @@ def train_vae(
     as_json: Json = False,
 ) -> None:
     """Train a small AutoencoderKL (8x, 4 channels) on renders."""
-    from shadowlab.reporter import Reporter
+    from shadowlab.console import Reporter
+    from shadowlab.distributed import pick_device
     from shadowlab.stages.train_vae import train_vae as run
-    from shadowlab.training.devices import pick_device
 
     reporter = Reporter(as_json=as_json)
     pick_device(device)

@@ -21,7 +21,7 @@ def why(
     as_json: Json = False,
 ) -> None:
     """Say why a step met NaN or Inf, and what would have helped: the step is repeated with one thing changed."""
-    from shadowlab.reporter import Reporter
+    from shadowlab.console import Reporter
     from shadowlab.stages.why import find_incident, run_why
 
     incident = find_incident(path)
@@ -35,10 +35,10 @@ def health(
     as_json: Json = False,
 ) -> None:
     """Judge a run by its records: headroom, gradients, dead layers, data, memory. Exit code 1 for an alarm."""
+    from shadowlab.console import Reporter
     from shadowlab.errors import UserError
-    from shadowlab.reporter import Reporter
-    from shadowlab.run_folder import find_run
-    from shadowlab.stages.health import find_rules, list_rules, run_health
+    from shadowlab.runs import find_run
+    from shadowlab.views.terminal import find_rules, list_rules, run_health
 
     reporter, rules = Reporter(as_json=as_json), find_rules(only or [])
     if (run is None) != show_rules:
@@ -55,9 +55,9 @@ def drill(
     as_json: Json = False,
 ) -> None:
     """Put a known fault into the tiny shadow model and see what the verdict looks like."""
-    from shadowlab.drill.run import find_drills, list_drills, report_drill, run_drill
+    from shadowlab.console import Reporter
+    from shadowlab.drill import find_drills, list_drills, report_drill, run_drill
     from shadowlab.errors import UserError
-    from shadowlab.reporter import Reporter
 
     if name is not None and run_all:
         raise UserError("give a drill's name or --all, not both")

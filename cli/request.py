@@ -24,11 +24,11 @@ from cli.options import (
 )
 
 if TYPE_CHECKING:
-    from shadowlab.config import Config
-    from shadowlab.reporter import Reporter
-    from shadowlab.run_folder import RunFolder
+    from shadowlab.console import Reporter
+    from shadowlab.distributed import Processes
+    from shadowlab.runs import RunFolder
+    from shadowlab.settings import Config
     from shadowlab.stages.result import StageResult
-    from shadowlab.training.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Request:
         return [*words, *(["--json"] if self.as_json else [])]
 
     def config(self) -> "Config":
-        from shadowlab.config_files import load_config
+        from shadowlab.settings import load_config
 
         return load_config(preset=self.preset, file=self.config_file, options=self.given, assignments=self.assignments)
 
@@ -126,9 +126,9 @@ def _request(
 
 def start(config: "Config", request: Request, resumed: "RunFolder | None" = None) -> "tuple[Processes, Reporter]":
     """Processes and voice of a stage; the first line says what runs."""
-    from shadowlab.precision import POLICIES
-    from shadowlab.reporter import Reporter
-    from shadowlab.training.processes import Processes
+    from shadowlab.console import Reporter
+    from shadowlab.distributed import Processes
+    from shadowlab.models import POLICIES
 
     processes = Processes(config.device, config.distributed)
     POLICIES[config.precision].apply_to_backend(processes.device)  # an impossible one fails before any work
@@ -151,8 +151,8 @@ def run_stage(
     stage: "Callable[[RunFolder, Processes, Reporter], StageResult]",
 ) -> None:
     """Run a stage of one process in a run folder of its own."""
-    from shadowlab.run_folder import RunFolder, default_name
-    from shadowlab.stages.run_stage import finish_stage
+    from shadowlab.runs import RunFolder, default_name
+    from shadowlab.stages.run import finish_stage
 
     processes, reporter = start(config, request)
     try:

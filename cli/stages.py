@@ -11,9 +11,9 @@ from cli.options import THE_PRESETS
 from cli.request import Request, run_stage, start
 
 if TYPE_CHECKING:
-    from shadowlab.config import Config
-    from shadowlab.data.sample import Picture
-    from shadowlab.run_folder import RunFolder
+    from shadowlab.runs import RunFolder
+    from shadowlab.settings import Config
+    from shadowlab.tasks import Picture
 
 
 def check_forward(
@@ -99,10 +99,9 @@ def train(
     request = request.also({"train.max_steps": max_steps, "distributed.processes": processes})
     config = request.config()
 
-    from shadowlab.data.dataset import resolve_path
-    from shadowlab.run_folder import RunFolder, default_name, latest_training_run
-    from shadowlab.stages.resume import resumed_config
-    from shadowlab.training.devices import crowded, launched_processes, require_gpus
+    from shadowlab.distributed import crowded, launched_processes, require_gpus
+    from shadowlab.runs import RunFolder, default_name, latest_training_run, resumed_config
+    from shadowlab.tasks import resolve_path
 
     run = None
     if resume:
@@ -117,7 +116,7 @@ def train(
         )
     resolve_path(config.data.path)  # a wrong path must not wait for processes or stages
     if config.data.latents is not None:
-        from shadowlab.latents.reading import require_index
+        from shadowlab.latents import require_index
 
         require_index(config)
     if launched_processes() is not None or config.distributed.processes == 1:
@@ -133,11 +132,10 @@ def train(
 def _train(request: Request, config: "Config", run: "RunFolder | None", *, skip_stages: bool) -> None:
     """Train in this process, alone or as one of several. run: that is resumed, or None for a new one."""
     from shadowlab.errors import InterruptedRunError
-    from shadowlab.run_folder import RunFolder, default_name
-    from shadowlab.stages.resume import with_processes
-    from shadowlab.stages.run_stage import finish_stage, prove_required_stages
+    from shadowlab.runs import RunFolder, default_name, with_processes
+    from shadowlab.stages.run import finish_stage, prove_required_stages
     from shadowlab.stages.train import run_train
-    from shadowlab.training.interruption import ending_at_once
+    from shadowlab.training import ending_at_once
 
     resume, lock = run is not None, None
     processes, reporter = start(config, request, resumed=run)
@@ -183,8 +181,8 @@ def _train(request: Request, config: "Config", run: "RunFolder | None", *, skip_
 
 def _train_in_processes(request: Request, config: "Config", name: str, *, resume: bool, skip_stages: bool) -> None:
     """Start the processes, each with the same words as this command was given."""
+    from shadowlab.distributed import launch
     from shadowlab.errors import InterruptedRunError, LostProcessError
-    from shadowlab.training.launch import launch
 
     words = ["train", *request.words(), "--run", name]
     words += ["--resume"] if resume else []
@@ -240,8 +238,8 @@ def plan(
     if request.run is not None:
         raise UserError("--run: plan writes no run folder; leave it out")
 
-    from shadowlab.reporter import Reporter
-    from shadowlab.stages.plan import run_plan
+    from shadowlab.console import Reporter
+    from shadowlab.planning import run_plan
 
     fits = run_plan(
         config,
@@ -295,7 +293,7 @@ _OTHER_LIGHT = (
 
 
 def _picture(request: _PictureRequest, config: "Config") -> "Picture | None":
-    from shadowlab.data.images import load_picture
+    from shadowlab.tasks import load_picture
 
     image, mask, theta, phi, size = request.object_image, request.mask, request.theta, request.phi, request.size
     if image is None or mask is None or theta is None or phi is None or size is None:

@@ -42,9 +42,9 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Browse a run's layers by any statistic at any step, NaN first."""
-    from shadowlab.reporter import Reporter
-    from shadowlab.run_folder import find_run
-    from shadowlab.views.inspect import Query, run_inspect
+    from shadowlab.console import Reporter
+    from shadowlab.runs import find_run
+    from shadowlab.views.terminal import Query, run_inspect
 
     query = Query(by, step, top, tuple(layers or ()), ascending, over_time, rtol)
     run_inspect(find_run(run), None if against is None else find_run(against), query, Reporter(as_json=as_json))
@@ -59,9 +59,9 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write one HTML page about a run: incidents, stages, curves, layers. It opens from disk, without a network."""
-    from shadowlab.report.page import write_report
-    from shadowlab.reporter import Reporter
-    from shadowlab.run_folder import find_run
+    from shadowlab.console import Reporter
+    from shadowlab.runs import find_run
+    from shadowlab.views.page import write_report
 
     reporter = Reporter(as_json=as_json)
     written = write_report(find_run(run, with_records=False).path, out)
@@ -90,7 +90,7 @@ def tensorboard(
     ] = None,
 ) -> None:
     """Serve a run in TensorBoard until Ctrl-C: layers by block, charts, heat maps, light sweeps, incidents."""
-    from shadowlab.reporter import Reporter
-    from shadowlab.views.serve import run_tensorboard
+    from shadowlab.console import Reporter
+    from shadowlab.views.tensorboard import run_tensorboard
 
     run_tensorboard(run, Reporter(), port=port, host=host, rebuild=rebuild, layers=layers or [])

@@ -32,14 +32,14 @@ from diagnostics import Watch
 from shadowlab.bench.flops import share_reached, training_flops, unet_without_memory
 from shadowlab.bench.rounds import Rounds, timed
 from shadowlab.bench.step import OPTIONS, Loops, measure_encoding
-from shadowlab.config import Config
-from shadowlab.config_files import load_config
+from shadowlab.models.vae import DOWNSCALE
 from shadowlab.planning.live_bytes import VAE
 from shadowlab.planning.plan import plan_memory
 from shadowlab.planning.rehearsal import ENCODE, VALIDATION
-from shadowlab.task import ShadowTask
+from shadowlab.settings.files import load_config
+from shadowlab.settings.schema import Config
+from shadowlab.tasks.shadow.task import ShadowTask
 from shadowlab.training.trainee import build_unet
-from shadowlab.vae import DOWNSCALE
 
 ROOT = Path(__file__).resolve().parents[1]
 PRECISIONS = ("fp32", "tf32", "bf16")

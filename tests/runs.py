@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from cli.main import app
-from diagnostics.records import read_records
+from diagnostics.records.lines import read_records
 from tests import tiny
 
 BINARY = Path(sys.executable).parent

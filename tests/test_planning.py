@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from shadowlab.bench.memory import measure_memory
-from shadowlab.config import Config
 from shadowlab.planning.kernels import kernel_of
 from shadowlab.planning.live_bytes import ACTIVATIONS, COMMUNICATION, EMA, GRADIENTS, MOMENTS, WEIGHTS, fake_tensors
 from shadowlab.planning.plan import GB, MemoryPlan, StrategyPlan, plan_memory
 from shadowlab.planning.rehearsal import BACKWARD, FORWARD, OPTIMIZER, VALIDATION
 from shadowlab.planning.report import format_plan
+from shadowlab.settings.schema import Config
 from tests import tiny
 
 MIB = 2**20

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from shadowlab.config import Config
-from shadowlab.config_files import load_config
-from shadowlab.light import EMBEDDING_DIM
+from shadowlab.distributed.processes import Processes, SingleProcess
+from shadowlab.models.unet import Widening, load_unet
 from shadowlab.seeding import normal
-from shadowlab.task import EncodedBatch
-from shadowlab.training.processes import Processes, SingleProcess
+from shadowlab.settings.files import load_config
+from shadowlab.settings.schema import Config
+from shadowlab.tasks.shadow.light import EMBEDDING_DIM
+from shadowlab.tasks.task import EncodedBatch
 from shadowlab.training.trainee import Trainee, build_trainee, prepare_unet
-from shadowlab.unet import Widening, load_unet
-from tests.data.sound import make_folder
+from tests.tasks.shadow.sound import make_folder
 
 IN_CHANNELS = 9
 SIDE = 4  # latents

@@ -10,7 +10,7 @@ from diagnostics.health.precision import headroom, nonfinite, scaler_collapse
 from diagnostics.health.rule import Finding, Rule
 from diagnostics.health.supply import memory_growth, repeated_data, waiting_for_data
 from diagnostics.health.watching import HealthWatch
-from diagnostics.history import History
+from diagnostics.records import History
 
 RULES: tuple[Rule, ...] = (
     nonfinite,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diagnostics.health.rule import Finding, number, rule
-from diagnostics.history import History, LayerTable
+from diagnostics.records import History, LayerTable
 
 RECENT = 5  # records whose median is judged: one spike is what clipping is for
 EXPLODED = 10.0

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from diagnostics.health.rule import Finding, number, rule
-from diagnostics.history import History
+from diagnostics.records import History
 
 RECENT = 5  # records with statistics
 MIN_RECORDS = 10

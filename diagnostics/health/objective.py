@@ -1,7 +1,7 @@
 """Rules of what the evaluations say: whether the loss falls, and whether the conditions reach the model."""
 
 from diagnostics.health.rule import Finding, Severity, number, rule
-from diagnostics.history import EVALUATIONS, History
+from diagnostics.records import EVALUATIONS, History
 
 NO_RESPONSE = 1e-4
 NUM_SILENT = 3

@@ -1,7 +1,7 @@
 """Rule of how the run's last stage ended."""
 
 from diagnostics.health.rule import Finding, rule
-from diagnostics.history import History
+from diagnostics.records import History
 
 MAX_LETTERS = 300  # of a message that may hold a table
 

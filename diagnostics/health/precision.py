@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diagnostics.health.rule import Finding, number, rule
-from diagnostics.history import EVALUATIONS, PARTS, History, LayerTable
+from diagnostics.records import EVALUATIONS, PARTS, History, LayerTable
 from diagnostics.verdict import read_verdict
 
 LOW_BITS = 3.0

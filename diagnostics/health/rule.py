@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from diagnostics.history import History
+from diagnostics.records import History
 
 Severity = Literal["warning", "alarm"]
 

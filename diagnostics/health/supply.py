@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diagnostics.health.rule import Finding, number, rule
-from diagnostics.history import Curve, History
+from diagnostics.records import Curve, History
 
 WARM_UP = 20  # steps in which caches, workers and optimizer states are made
 MIN_MEMORY_STEPS = 100

@@ -9,7 +9,7 @@ import torch
 from diagnostics.health.gradients import MAX_LAG, RECENT, exploding
 from diagnostics.health.precision import WINDOW, bad_parameters, headroom, nonfinite, scaler_collapse
 from diagnostics.health.rule import Finding
-from diagnostics.history import PARTS, History, LayerTable
+from diagnostics.records import PARTS, History, LayerTable
 
 LIVE_RULES = (nonfinite, headroom, scaler_collapse, exploding)
 _STATISTICS = ("headroom_bits", "num_nonfinite", "norm")

@@ -1,23 +1,21 @@
 """Score `explain`, and whatever else names origins, on the corpus of faults with known origins."""
 
 import difflib
-import importlib
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-import shadowlab
 from diagnostics import Verdict, explain
+from shadowlab.bench.corpus.case import Expected, Fault
+from shadowlab.bench.corpus.corpus import FAULTS
 from shadowlab.bench.peer_score import Peer, PeerReport, PeerResult, place_of, run_peer, summarise
 from shadowlab.bench.peers import PEERS
-from shadowlab.errors import MissingDependencyError, UserError
+from shadowlab.errors import UserError
 
 FIELDS = (
     "phase",
@@ -27,54 +25,6 @@ FIELDS = (
     "samples",
     "alarm",
 )  # alarm: a benign case, right where none is raised
-_CORPUS = "tests.faults.corpus"
-
-
-class Scene(Protocol):
-    """One training step ready to run, once."""
-
-    step: Callable[[], Any]
-    model: Any
-    optimizer: Any
-    batch: Any
-
-
-class Expected(Protocol):
-    """What a verdict must say; Ellipsis where the case says nothing."""
-
-    @property
-    def phase(self) -> Any: ...
-    @property
-    def exception(self) -> Any: ...
-    @property
-    def cause(self) -> Any: ...
-    @property
-    def op(self) -> Any: ...
-    @property
-    def module(self) -> Any: ...
-    @property
-    def parameter(self) -> Any: ...
-    @property
-    def samples(self) -> Any: ...
-    @property
-    def at_origin(self) -> bool: ...
-
-
-class Fault(Protocol):
-    """A case of `tests/faults`; `expected` is None for a benign one."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def reference(self) -> str: ...
-    @property
-    def build(self) -> Callable[[], Any]: ...
-    @property
-    def expected(self) -> Any: ...
-    @property
-    def tags(self) -> tuple[str, ...]: ...
-    @property
-    def origin(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -153,34 +103,6 @@ class FaultReport:
         }
 
 
-def load_corpus(root: Path | None = None) -> tuple[Fault, ...]:
-    """The cases of the checkout `root`, by default the one that this package lies in.
-
-    Raises:
-        MissingDependencyError: there is no corpus there; an installed wheel has none.
-    """
-    root = (root or Path(shadowlab.__file__).parents[1]).resolve()
-    if not (root / "tests" / "faults" / "corpus.py").is_file():
-        raise MissingDependencyError(
-            f"no fault corpus (tests/faults) in {root}: it is part of a checkout, not of the installed package; "
-            "clone the repository, run `pip install --editable '.[bench]'` in it and start this command again"
-        )
-    with _on_path(root):
-        corpus = importlib.import_module(_CORPUS)
-    if not Path(corpus.__file__ or "").resolve().is_relative_to(root):
-        raise MissingDependencyError(f"package `tests` was imported from {corpus.__file__}, not from {root}")
-    return corpus.FAULTS
-
-
-@contextmanager
-def _on_path(folder: Path) -> Iterator[None]:
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-
-
 def score(fault: Fault, verdict: Verdict | None) -> dict[str, bool | None]:
     """Field -> whether the verdict has it right; None where the case says nothing of it."""
     right: dict[str, bool | None] = dict.fromkeys(FIELDS)
@@ -230,9 +152,8 @@ def run_faults(
 
     Raises:
         UserError: no case has such a name.
-        MissingDependencyError: see `load_corpus`.
     """
-    faults = _chosen(load_corpus() if corpus is None else corpus, names)
+    faults = _chosen(FAULTS if corpus is None else corpus, names)
     present = [peer for peer in PEERS if peers and peer.version is not None]
     results = []
     for fault in faults:

@@ -5,8 +5,8 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from shadowlab.task import ShadowTask
-from shadowlab.unet import architecture_config, predict_velocity, unwritten_unet
+from shadowlab.models import architecture_config, predict_velocity, unwritten_unet
+from shadowlab.tasks import ShadowTask
 
 # Dense matrix rates in TFLOP/s, without sparsity, from NVIDIA's data sheets "H100 Tensor Core GPU" (SXM5 and PCIe),
 # "H200 Tensor Core GPU", "A100 Tensor Core GPU" and "L40S". fp32 is the rate outside tensor cores. Keys are the

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from shadowlab.config_files import load_config
-from shadowlab.planning.measure import measured_peaks
-from shadowlab.planning.plan import plan_memory
-from shadowlab.planning.report import format_measured
+from shadowlab.planning import format_measured, measured_peaks, plan_memory
+from shadowlab.settings import load_config
 
 CASES = {"without checkpointing": False, "with checkpointing": True}
 

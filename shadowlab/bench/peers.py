@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from diagnostics.arguments import models_in, optimizers_in
+from diagnostics.modules import models_in, optimizers_in
 from shadowlab.bench.peer_score import Naming, Peer
 
 if TYPE_CHECKING:
-    from shadowlab.bench.faults import Scene
+    from shadowlab.bench.corpus.case import Scene
 
 _TRACE_LINE = re.compile(r'File "([^"]+)", line (\d+)')
 

@@ -17,23 +17,14 @@ from torch.nn import functional as F
 
 from shadowlab.bench.rounds import Rounds, Row, row_lines, timed
 from shadowlab.bench.trial import narrowed_sdxl
-from shadowlab.config import Config
-from shadowlab.config_files import load_config
-from shadowlab.data.dataset import open_dataset
-from shadowlab.data.sample import collate
+from shadowlab.distributed import SingleProcess
 from shadowlab.errors import MissingDependencyError, UserError
-from shadowlab.flow import interpolate, velocity
-from shadowlab.light import EMBEDDING_DIM
-from shadowlab.precision import POLICIES
-from shadowlab.run_folder import RunFolder
+from shadowlab.models import POLICIES, interpolate, load_vae, predict_velocity, velocity
+from shadowlab.runs import RunFolder
 from shadowlab.seeding import normal
-from shadowlab.task import EncodedBatch, ShadowTask
-from shadowlab.training.processes import SingleProcess
-from shadowlab.training.step import StepPlace
-from shadowlab.training.telemetry import Telemetry
-from shadowlab.training.trainee import build_trainee, build_unet, prepare_unet
-from shadowlab.unet import predict_velocity
-from shadowlab.vae import load_vae
+from shadowlab.settings import Config, load_config
+from shadowlab.tasks import EMBEDDING_DIM, EncodedBatch, ShadowTask, collate, open_dataset
+from shadowlab.training import StepPlace, Telemetry, build_trainee, build_unet, prepare_unet
 
 BARE = "bare loop"
 CONTROL = "bare loop again"

@@ -7,14 +7,14 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from diagnostics import Watch
-from shadowlab.light import EMBEDDING_DIM
-from shadowlab.unet import (
+from shadowlab.models import (
     add_embedding_input,
     architecture_config,
     predict_velocity,
     remove_cross_attention,
     widen_conv_in,
 )
+from shadowlab.tasks import EMBEDDING_DIM
 
 _IN_CHANNELS = 9
 _SMALLEST_WIDTH = 8

@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 
-from diagnostics.history import STATISTICS
-from diagnostics.layers import leaf_modules
-from diagnostics.parameters import histogram
-from diagnostics.records import RecordWriter
+from diagnostics.modules import leaf_modules
+from diagnostics.records import STATISTICS, RecordWriter
+from diagnostics.statistics import histogram
 from shadowlab.bench.trial import narrowed_sdxl
-from shadowlab.config_files import load_config
-from shadowlab.views.board import Board
+from shadowlab.settings import load_config
+from shadowlab.views.tensorboard import Board
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from diagnostics import Verdict
-from shadowlab.config import PrecisionName
-from shadowlab.task import EncodedBatch
-from shadowlab.training.trainee import Trainee
+from shadowlab.settings import PrecisionName
+from shadowlab.tasks import EncodedBatch
+from shadowlab.training import Trainee
 
 ORIGIN = "# origin"  # marks the line of `inject` whose operator is the origin
 Inject = Callable[[Trainee, EncodedBatch], AbstractContextManager[EncodedBatch]]

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from shadowlab.drill.case import Drill, Forecast
-from shadowlab.task import EncodedBatch
-from shadowlab.training import step
-from shadowlab.training.trainee import Trainee
+from shadowlab.tasks import EncodedBatch
+from shadowlab.training import Trainee, step
 
 VICTIM = 2  # the sample that is hurt where one is
 DRIFTING = "up_blocks.1.resnets.0.conv1"  # a norm follows: neither loss nor gradients show that it grows

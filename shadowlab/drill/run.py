@@ -8,20 +8,16 @@ from typing import Any
 import torch
 
 from diagnostics import NonFiniteError
-from diagnostics.health import Finding, HealthWatch
-from diagnostics.health.precision import headroom
-from shadowlab.config_files import load_config
+from diagnostics.health import Finding, HealthWatch, headroom
+from shadowlab.console import Reporter
+from shadowlab.distributed import SingleProcess
 from shadowlab.drill.case import Drill
 from shadowlab.drill.cases import DRILLS
 from shadowlab.errors import UserError
-from shadowlab.light import EMBEDDING_DIM
-from shadowlab.reporter import Reporter
 from shadowlab.seeding import normal
-from shadowlab.task import EncodedBatch, ShadowTask
-from shadowlab.training.processes import SingleProcess
-from shadowlab.training.step import StepPlace, training_step
-from shadowlab.training.telemetry import layer_statistics
-from shadowlab.training.trainee import Trainee, build_trainee, build_unet
+from shadowlab.settings import load_config
+from shadowlab.tasks import EMBEDDING_DIM, EncodedBatch, ShadowTask
+from shadowlab.training import StepPlace, Trainee, build_trainee, build_unet, layer_statistics, training_step
 
 _NUM_SAMPLES = 6  # like no dimension of a parameter
 _SIDE = 8  # of the latents

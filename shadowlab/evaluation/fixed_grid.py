@@ -10,15 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from diagnostics.layers import eagerly
-from shadowlab.data.sample import Batch
-from shadowlab.evaluation.metrics import r_squared
-from shadowlab.flow import integrate, interpolate, loss_per_sample, velocity
-from shadowlab.precision import Precision
+from diagnostics.modules import eagerly
+from shadowlab.distributed import Processes
+from shadowlab.evaluation.statistics import r_squared
+from shadowlab.models import Precision, integrate, interpolate, loss_per_sample, predict_velocity, velocity
 from shadowlab.seeding import normal
-from shadowlab.task import EncodedBatch, Task
-from shadowlab.training.processes import Processes
-from shadowlab.unet import predict_velocity
+from shadowlab.tasks import Batch, EncodedBatch, Task
 
 
 @dataclass(frozen=True)

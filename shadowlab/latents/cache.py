@@ -23,9 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from shadowlab.data.index import Source
+from shadowlab.data import Source
 from shadowlab.errors import UserError
-from shadowlab.task import LatentPart, Task
+from shadowlab.tasks import LatentPart, Task
 
 ENCODING_VERSION = 1  # one more whenever decoding, compositing, resizing or encoding comes to give other numbers
 INDEX_NAME = "index.json"

@@ -9,10 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from shadowlab.config import Config
-from shadowlab.data.dataset import ShadowDataset, open_dataset
-from shadowlab.data.index import Source, one_line
-from shadowlab.data.sample import Sample, collate
+from shadowlab.console import Reporter
+from shadowlab.data import Source, in_order, one_line
 from shadowlab.errors import StageFailedError, UserError
 from shadowlab.latents.cache import (
     DamagedEntryError,
@@ -24,10 +22,9 @@ from shadowlab.latents.cache import (
     read_entry,
     write_entry,
 )
-from shadowlab.reporter import Reporter
-from shadowlab.task import LatentPart, ShadowTask, Task
-from shadowlab.training.loader import in_order
-from shadowlab.vae import load_vae
+from shadowlab.models import load_vae
+from shadowlab.settings import Config
+from shadowlab.tasks import LatentPart, Sample, ShadowDataset, ShadowTask, Task, collate, open_dataset
 
 _NUM_LINES = 4  # of progress, where there is no bar
 _T = TypeVar("_T")

@@ -11,9 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shadowlab.config import Config
-from shadowlab.data.dataset import ShadowDataset
-from shadowlab.data.index import Entry, Role, one_line
+from shadowlab.data import Entry, Role, one_line
 from shadowlab.errors import UserError
 from shadowlab.latents.cache import (
     DamagedEntryError,
@@ -24,7 +22,8 @@ from shadowlab.latents.cache import (
     kept_keys,
     read_entry,
 )
-from shadowlab.task import EncodedBatch, LatentPart, Task
+from shadowlab.settings import Config
+from shadowlab.tasks import EncodedBatch, LatentPart, ShadowDataset, Task
 
 _RACY = "their bytes were compared instead, as they will be at each start until the data are encoded again"
 

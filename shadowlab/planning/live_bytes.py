@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from diagnostics.patching import replaced
-from shadowlab.training.sharding import local
+from shadowlab.distributed import local
 
 WEIGHTS, GRADIENTS, MOMENTS, EMA, VAE = "weights", "gradients", "AdamW moments", "EMA", "VAE weights"
 HALF_WEIGHTS, ACTIVATIONS = "half copies of weights", "activations, temporaries"

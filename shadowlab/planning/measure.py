@@ -14,14 +14,13 @@ from pathlib import Path
 
 import torch
 
-from shadowlab.config import Config
+from shadowlab.distributed import SingleProcess, pick_device
 from shadowlab.errors import StageFailedError, UserError
+from shadowlab.models import load_vae
 from shadowlab.planning.rehearsal import ALL_MOMENTS, Rehearsal
-from shadowlab.task import ShadowTask
-from shadowlab.training.devices import pick_device
-from shadowlab.training.processes import SingleProcess
-from shadowlab.training.trainee import build_trainee, build_unet
-from shadowlab.vae import load_vae
+from shadowlab.settings import Config
+from shadowlab.tasks import ShadowTask
+from shadowlab.training import build_trainee, build_unet
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 # Freed tensors go back to the system at once, and no page is larger than what is asked for: resident memory is what

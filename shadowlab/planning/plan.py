@@ -9,19 +9,16 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.distributed.device_mesh import init_device_mesh
 
-from diagnostics.snapshot import OptimizerState
-from shadowlab.config import Config
+from diagnostics.watching import OptimizerState
+from shadowlab.distributed import SingleProcess, shard
 from shadowlab.errors import UserError
+from shadowlab.models import POLICIES, architecture_of, unwritten_unet, unwritten_vae
 from shadowlab.planning.kernels import cuda_attention
 from shadowlab.planning.live_bytes import ACTIVATIONS, EMA, GRADIENTS, MOMENTS, VAE, WEIGHTS, LiveBytes, fake_tensors
 from shadowlab.planning.rehearsal import ALL_MOMENTS, EMA_STEP, FORWARD, OPTIMIZER, VALIDATION, Rehearsal
-from shadowlab.precision import POLICIES
-from shadowlab.task import ShadowTask
-from shadowlab.training.processes import SingleProcess
-from shadowlab.training.sharding import shard
-from shadowlab.training.trainee import Trainee, build_trainee
-from shadowlab.unet import architecture_of, unwritten_unet
-from shadowlab.vae import unwritten_vae
+from shadowlab.settings import Config
+from shadowlab.tasks import ShadowTask
+from shadowlab.training import Trainee, build_trainee
 
 Strategy = Literal["single", "ddp", "fsdp2"]
 DeviceKind = Literal["cpu", "cuda"]

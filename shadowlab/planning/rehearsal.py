@@ -9,13 +9,10 @@ from typing import Any
 
 import torch
 
-from shadowlab.config import Config
-from shadowlab.data.sample import Batch
-from shadowlab.evaluation.fixed_grid import FixedGrid
-from shadowlab.light import RANGES
-from shadowlab.task import EncodedBatch, Task
-from shadowlab.training.step import StepPlace, forward_backward, training_step
-from shadowlab.training.trainee import Trainee
+from shadowlab.evaluation import FixedGrid
+from shadowlab.settings import Config
+from shadowlab.tasks import RANGES, Batch, EncodedBatch, Task
+from shadowlab.training import StepPlace, Trainee, forward_backward, training_step
 
 ENCODE, FORWARD, BACKWARD, OPTIMIZER, EMA_STEP, VALIDATION = ALL_MOMENTS = (
     "encoding",

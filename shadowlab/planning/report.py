@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shadowlab.models import POLICIES
 from shadowlab.planning.kernels import kernel_of
 from shadowlab.planning.live_bytes import ACTIVATIONS, ITEMS
 from shadowlab.planning.plan import GB, MemoryPlan
 from shadowlab.planning.rehearsal import ALL_MOMENTS, BACKWARD, EMA_STEP, ENCODE, FORWARD, OPTIMIZER, VALIDATION
-from shadowlab.precision import POLICIES
 
 _WIDTH = 42  # of the first column
 _ACTIVATIONS_OF = {

@@ -6,25 +6,18 @@ grid of (sample, t, noise) on which the model is judged, together with the shado
 
 import torch
 
-from shadowlab.config import Config, OptimizerConfig
-from shadowlab.data.dataset import open_dataset
-from shadowlab.data.order import sample_indices
-from shadowlab.data.sample import collate
+from shadowlab.console import Reporter
+from shadowlab.data import sample_indices
+from shadowlab.distributed import Processes
 from shadowlab.errors import UserError
-from shadowlab.evaluation.fixed_grid import FixedGrid, GridResult
-from shadowlab.evaluation.pictures import comparison_grid, save_picture
-from shadowlab.precision import POLICIES
-from shadowlab.reporter import Reporter
-from shadowlab.run_folder import RunFolder
+from shadowlab.evaluation import FixedGrid, GridResult
+from shadowlab.models import POLICIES, load_vae
+from shadowlab.runs import RunFolder
 from shadowlab.seeding import permutation
+from shadowlab.settings import Config, OptimizerConfig
 from shadowlab.stages.result import StageResult
-from shadowlab.task import ShadowTask
-from shadowlab.training.processes import Processes
-from shadowlab.training.source import open_source
-from shadowlab.training.step import StepPlace
-from shadowlab.training.telemetry import Telemetry
-from shadowlab.training.trainee import build_trainee, build_unet
-from shadowlab.vae import load_vae
+from shadowlab.tasks import ShadowTask, collate, comparison_grid, open_dataset, save_picture
+from shadowlab.training import StepPlace, Telemetry, build_trainee, build_unet, open_source
 
 
 def run_overfit(config: Config, run: RunFolder, processes: Processes, reporter: Reporter) -> StageResult:

@@ -1,0 +1,53 @@
+"""The training step and what surrounds it: optimizer, checkpoints, telemetry."""
+
+from shadowlab.training.capture import (
+    CapturedStep,
+    captured_batches,
+    captured_state,
+    restore_bad_tensors,
+    state_tensors,
+)
+from shadowlab.training.checkpoint import (
+    complete_checkpoints,
+    load_checkpoint,
+    newest_sound_checkpoint,
+    remove_unfinished,
+    save_checkpoint,
+)
+from shadowlab.training.data_wait import DataWait
+from shadowlab.training.interruption import Interruption, ending_at_once
+from shadowlab.training.source import BatchSource, open_source
+from shadowlab.training.step import StepOutcome, StepPlace, flow_loss, forward_backward, training_step
+from shadowlab.training.telemetry import Telemetry, layer_statistics
+from shadowlab.training.trainee import Trainee, adamw, build_trainee, build_unet, learning_rate, prepare_unet
+
+__all__ = [
+    "BatchSource",
+    "CapturedStep",
+    "DataWait",
+    "Interruption",
+    "StepOutcome",
+    "StepPlace",
+    "Telemetry",
+    "Trainee",
+    "adamw",
+    "build_trainee",
+    "build_unet",
+    "captured_batches",
+    "captured_state",
+    "complete_checkpoints",
+    "ending_at_once",
+    "flow_loss",
+    "forward_backward",
+    "layer_statistics",
+    "learning_rate",
+    "load_checkpoint",
+    "newest_sound_checkpoint",
+    "open_source",
+    "prepare_unet",
+    "remove_unfinished",
+    "restore_bad_tensors",
+    "save_checkpoint",
+    "state_tensors",
+    "training_step",
+]

@@ -19,13 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diagnostics.incident import load_evidence
-from shadowlab.config import OptimizerConfig
+from diagnostics.incidents import load_evidence
+from shadowlab.distributed import is_sharded, local
 from shadowlab.errors import UserError
-from shadowlab.run_folder import RunFolder
-from shadowlab.task import EncodedBatch
+from shadowlab.runs import RunFolder
+from shadowlab.settings import OptimizerConfig
+from shadowlab.tasks import EncodedBatch
 from shadowlab.training.checkpoint import complete_checkpoints, state_by_kind, training_state, write_checkpoint
-from shadowlab.training.sharding import is_sharded, local
 from shadowlab.training.step import StepPlace
 from shadowlab.training.trainee import Trainee
 

@@ -26,9 +26,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diagnostics.nonfinite import all_finite
+from diagnostics.tensors import all_finite
+from shadowlab.distributed import assign, is_sharded, local, whole
 from shadowlab.errors import StageFailedError, UserError
-from shadowlab.training.sharding import assign, is_sharded, local, whole
 from shadowlab.training.trainee import Trainee
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"

@@ -1,8 +1,8 @@
 """How much of a run's time goes into waiting for data."""
 
-from shadowlab.config import Config
-from shadowlab.latents.reading import encode_command
-from shadowlab.reporter import Reporter
+from shadowlab.console import Reporter
+from shadowlab.latents import encode_command
+from shadowlab.settings import Config
 
 MAX_SHARE = 0.2  # of the steps' time; above it a warning is due
 

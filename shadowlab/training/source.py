@@ -7,12 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from shadowlab.config import Config
-from shadowlab.data.dataset import ShadowDataset
-from shadowlab.data.sample import collate
-from shadowlab.latents.reading import LatentDataset, collate_latents, encoded_latents
-from shadowlab.task import EncodedBatch, Task
-from shadowlab.training.loader import Readable
+from shadowlab.data import Readable
+from shadowlab.latents import LatentDataset, collate_latents, encoded_latents
+from shadowlab.settings import Config
+from shadowlab.tasks import EncodedBatch, ShadowDataset, Task, collate
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diagnostics.nonfinite import all_finite
-from diagnostics.parameters import ParameterStatistics, gradient_norms, total_norm
-from shadowlab.flow import interpolate, loss_per_sample, stratified_times, velocity
+from diagnostics.statistics import ParameterStatistics, gradient_norms, total_norm
+from diagnostics.tensors import all_finite
+from shadowlab.distributed import local
+from shadowlab.models import interpolate, loss_per_sample, predict_velocity, stratified_times, velocity
 from shadowlab.seeding import generator, normal
-from shadowlab.task import EncodedBatch
-from shadowlab.training.sharding import local
+from shadowlab.tasks import EncodedBatch
 from shadowlab.training.trainee import Trainee, learning_rate
-from shadowlab.unet import predict_velocity
 
 _COMPILING_SECONDS = 1800.0  # a compiled block may meet a new shape in any step
 

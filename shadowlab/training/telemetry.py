@@ -12,19 +12,18 @@ import psutil
 import torch
 from torch import Tensor
 
+from diagnostics.errors import NonFiniteError
 from diagnostics.health import Finding, HealthWatch
-from diagnostics.nonfinite import NonFiniteError
-from diagnostics.parameters import ParameterStatistics, histogram
 from diagnostics.records import RecordWriter, read_records
-from diagnostics.statistics import TensorStatistics
-from shadowlab.config import DiagnosticsConfig
-from shadowlab.run_folder import RunFolder
-from shadowlab.task import EncodedBatch
+from diagnostics.statistics import ParameterStatistics, TensorStatistics, histogram
+from shadowlab.distributed import whole
+from shadowlab.runs import RunFolder
+from shadowlab.settings import DiagnosticsConfig
+from shadowlab.tasks import EncodedBatch
 from shadowlab.training.capture import capture_step
-from shadowlab.training.sharding import whole
 from shadowlab.training.step import StepOutcome, StepPlace, training_step
 from shadowlab.training.trainee import Trainee
-from shadowlab.views.board import Board
+from shadowlab.views.tensorboard import Board
 
 _INCIDENT_SECONDS = 3600.0  # a step that is looked into takes many times as long, and its evidence GiB
 _MAX_WARNINGS = 5  # of one step in words; the record has all

@@ -10,14 +10,12 @@ from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from diagnostics.watch import Watch
-from shadowlab.config import Config, OptimizerConfig
-from shadowlab.precision import POLICIES, Precision
-from shadowlab.task import ModelInputs
+from diagnostics.watching import Watch
+from shadowlab.distributed import Processes, local
+from shadowlab.models import POLICIES, Precision, load_unet
+from shadowlab.settings import Config, OptimizerConfig
+from shadowlab.tasks import ModelInputs
 from shadowlab.training.compilation import compile_blocks
-from shadowlab.training.processes import Processes
-from shadowlab.training.sharding import local
-from shadowlab.unet import load_unet
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diagnostics.history import LayerTable
+from diagnostics.records import LayerTable
 
 MAX_COLUMNS = 128
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from diagnostics import Verdict
 from shadowlab.bench import peers
-from shadowlab.bench.faults import format_report, load_corpus, run_faults, score
+from shadowlab.bench.corpus.case import Expected, Fault, Scene
+from shadowlab.bench.corpus.corpus import FAULTS
+from shadowlab.bench.faults import format_report, run_faults, score
 from shadowlab.bench.peer_score import Naming, Peer, normalised, run_peer
-from shadowlab.errors import MissingDependencyError, UserError
-from tests.faults.case import Expected, Fault, Scene
+from shadowlab.errors import UserError
 
 
 def log_of_zero() -> Scene:
@@ -155,14 +156,8 @@ def test_cases_are_chosen_by_name() -> None:
         run_faults(["wieght"], corpus=[LOG, WEIGHT])
 
 
-def test_without_a_checkout_the_corpus_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(MissingDependencyError, match="part of a checkout") as caught:
-        load_corpus(tmp_path)
-    assert caught.value.exit_code == 3 and "\n" not in str(caught.value)
-
-
 def test_the_corpus_of_this_checkout_loads() -> None:
-    faults = load_corpus()
+    faults = FAULTS
     assert len({fault.name for fault in faults}) == len(faults)
 
 

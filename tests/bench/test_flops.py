@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from shadowlab.bench.flops import matrix_tflops, share_reached, training_flops, unet_without_memory
-from shadowlab.unet import predict_velocity
+from shadowlab.models.unet import predict_velocity
 from tests import tiny
 
 

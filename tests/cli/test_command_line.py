@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from tests.data.malformed import make_all
-from tests.data.sound import make_folder, write_metadata
+from tests.tasks.shadow.malformed import make_all
+from tests.tasks.shadow.sound import make_folder, write_metadata
 
 
 def shadowlab(*arguments: str) -> Result:

@@ -9,7 +9,7 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from shadowlab.vae import ShadowVae
+from shadowlab.models.vae import ShadowVae
 
 
 def shadowlab(*arguments: str) -> Result:

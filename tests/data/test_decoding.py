@@ -12,8 +12,8 @@ from PIL import Image
 
 from shadowlab.data.decoding import MASK_THRESHOLD, read_mask, read_object, read_shadow
 from shadowlab.errors import UserError
-from tests.data.malformed import bomb
-from tests.data.sound import SIDE, encode, mask_picture, noise, object_picture, shadow_picture
+from tests.tasks.shadow.malformed import bomb
+from tests.tasks.shadow.sound import SIDE, encode, mask_picture, noise, object_picture, shadow_picture
 
 MASK = torch.from_numpy(np.asarray(mask_picture()) > 0)[None].float()
 

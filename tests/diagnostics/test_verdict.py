@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from diagnostics.board_texts import text_of
+from diagnostics.board.texts import text_of
 from diagnostics.verdict import Verdict, read_verdict, read_verdict_file
 
 WHOLE = Verdict(

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from shadowlab.data.dataset import open_dataset
-from shadowlab.data.sample import Batch, collate
 from shadowlab.evaluation import fixed_grid
 from shadowlab.evaluation.fixed_grid import FixedGrid
-from shadowlab.precision import POLICIES
-from shadowlab.task import ShadowTask
-from shadowlab.vae import load_vae
+from shadowlab.models.precision import POLICIES
+from shadowlab.models.vae import load_vae
+from shadowlab.tasks.shadow.dataset import open_dataset
+from shadowlab.tasks.shadow.samples import Batch, collate
+from shadowlab.tasks.shadow.task import ShadowTask
 from tests import tiny
 
 FP32 = POLICIES["fp32"]

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from shadowlab.config import Config
-from shadowlab.data.dataset import ShadowDataset, open_dataset
+from shadowlab.console.reporter import Reporter
 from shadowlab.latents.encode import EncodeReport, encode_dataset
-from shadowlab.reporter import Reporter
-from shadowlab.task import ShadowTask
+from shadowlab.models.vae import load_vae
+from shadowlab.settings.schema import Config
+from shadowlab.tasks.shadow.dataset import ShadowDataset, open_dataset
+from shadowlab.tasks.shadow.task import ShadowTask
 from shadowlab.training.source import BatchSource, open_source
-from shadowlab.vae import load_vae
 from tests import tiny
 
 

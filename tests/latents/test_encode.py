@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from shadowlab.data.dataset import open_dataset
-from shadowlab.data.sample import collate
 from shadowlab.errors import StageFailedError, UserError
 from shadowlab.latents import encode as encoding
 from shadowlab.latents.cache import ENCODING_VERSION
-from shadowlab.task import ShadowTask
-from shadowlab.vae import ShadowVae, load_vae
-from tests.data.sound import encode as as_png
-from tests.data.sound import shadow_picture
+from shadowlab.models.vae import ShadowVae, load_vae
+from shadowlab.tasks.shadow.dataset import open_dataset
+from shadowlab.tasks.shadow.samples import collate
+from shadowlab.tasks.shadow.task import ShadowTask
 from tests.latents.filled import cached_config, content, copied, encode, source_of
+from tests.tasks.shadow.sound import encode as as_png
+from tests.tasks.shadow.sound import shadow_picture
 
 
 def test_two_encodings_are_the_same_bytes(stage_folder: dict[str, Path], tmp_path: Path) -> None:

@@ -11,17 +11,17 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from shadowlab.config import Config
-from shadowlab.data.sample import collate
 from shadowlab.errors import UserError
 from shadowlab.latents import cache
 from shadowlab.latents.reading import LatentDataset, encode_command, require_index
-from shadowlab.light import embed_light
+from shadowlab.settings.schema import Config
+from shadowlab.tasks.shadow.light import embed_light
+from shadowlab.tasks.shadow.samples import collate
 from shadowlab.training.source import open_source
 from tests import tiny
-from tests.data.sound import encode as as_png
-from tests.data.sound import shadow_picture, sound_pictures
 from tests.latents.filled import cached_config, copied, dataset_and_task, encode, source_of
+from tests.tasks.shadow.sound import encode as as_png
+from tests.tasks.shadow.sound import shadow_picture, sound_pictures
 
 
 @pytest.fixture(scope="module")

@@ -9,20 +9,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shadowlab.config import Config
-from shadowlab.config_files import load_config
-from shadowlab.data.sample import Batch, collate
+from shadowlab.console.reporter import Reporter
+from shadowlab.distributed.processes import SingleProcess
 from shadowlab.errors import UserError
-from shadowlab.reporter import Reporter
-from shadowlab.run_folder import RunFolder
-from shadowlab.stages import check_forward, model_checks
-from shadowlab.stages.check_forward import run_check_forward
-from shadowlab.stages.check_report import PathTable
+from shadowlab.models.vae import ShadowVae, load_vae
+from shadowlab.runs.folder import RunFolder
+from shadowlab.settings.files import load_config
+from shadowlab.settings.schema import Config
+from shadowlab.stages.check_forward import check_forward, model_checks
+from shadowlab.stages.check_forward.check_forward import run_check_forward
+from shadowlab.stages.check_forward.report import PathTable
 from shadowlab.stages.result import StageResult
-from shadowlab.task import EncodedBatch, ShadowTask
+from shadowlab.tasks.shadow.samples import Batch, collate
+from shadowlab.tasks.shadow.task import ShadowTask
+from shadowlab.tasks.task import EncodedBatch
 from shadowlab.training import step
-from shadowlab.training.processes import SingleProcess
-from shadowlab.vae import ShadowVae, load_vae
 from tests import tiny
 
 Change = Callable[[Any], None]

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from shadowlab.reporter import Reporter
-from shadowlab.run_folder import RunFolder
-from shadowlab.stages import check_precision
-from shadowlab.stages.check_precision import run_check_precision
+from shadowlab.console.reporter import Reporter
+from shadowlab.distributed.processes import SingleProcess
+from shadowlab.runs.folder import RunFolder
+from shadowlab.stages.check_precision import check_precision
+from shadowlab.stages.check_precision.check_precision import run_check_precision
 from shadowlab.stages.result import StageResult
-from shadowlab.training.processes import SingleProcess
 from tests import tiny
 
 ALONE = SingleProcess(torch.device("cpu"))

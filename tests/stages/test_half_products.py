@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from shadowlab.stages.half_products import Float32Products
+from shadowlab.stages.check_precision.half_products import Float32Products
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

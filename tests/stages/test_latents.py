@@ -8,20 +8,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diagnostics.records import read_records
-from shadowlab.config import Config
+from diagnostics.records.lines import read_records
+from shadowlab.console.reporter import Reporter
+from shadowlab.distributed.processes import SingleProcess
 from shadowlab.errors import StageStoppedError
 from shadowlab.latents.cache import entry_path
 from shadowlab.latents.reading import LatentDataset
-from shadowlab.reporter import Reporter
-from shadowlab.run_folder import RunFolder
-from shadowlab.stages import overfit, train
+from shadowlab.models.vae import ShadowVae
+from shadowlab.runs.folder import RunFolder
+from shadowlab.runs.resume import resumed_config
+from shadowlab.settings.schema import Config
+from shadowlab.stages import overfit
 from shadowlab.stages.overfit import run_overfit
-from shadowlab.stages.resume import resumed_config
-from shadowlab.stages.train import run_train
-from shadowlab.task import EncodedBatch
-from shadowlab.training.processes import SingleProcess
-from shadowlab.vae import ShadowVae
+from shadowlab.stages.train import train
+from shadowlab.stages.train.train import run_train
+from shadowlab.tasks.task import EncodedBatch
 from tests import tiny
 from tests.latents.filled import cached_config, copied, encode, source_of
 

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from diagnostics.records import read_records
-from shadowlab.config import Config
+from diagnostics.records.lines import read_records
+from shadowlab.console.reporter import Reporter
+from shadowlab.distributed.processes import SingleProcess
 from shadowlab.errors import StageFailedError, UserError
-from shadowlab.reporter import Reporter
-from shadowlab.run_folder import RunFolder
+from shadowlab.runs.folder import RunFolder
+from shadowlab.settings.schema import Config
 from shadowlab.stages import overfit
 from shadowlab.stages.overfit import run_overfit
 from shadowlab.stages.result import StageResult
-from shadowlab.stages.run_stage import finish_stage
-from shadowlab.training.processes import SingleProcess
+from shadowlab.stages.run import finish_stage
 from shadowlab.training.step import StepOutcome
 from tests import tiny
 

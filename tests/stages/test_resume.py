@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from shadowlab.config_files import load_config
 from shadowlab.errors import UserError
-from shadowlab.run_folder import RunFolder, default_name, latest_training_run
-from shadowlab.stages.resume import changes, resumed_config
+from shadowlab.runs.folder import RunFolder, default_name, latest_training_run
+from shadowlab.runs.resume import changes, resumed_config
+from shadowlab.settings.files import load_config
 
 
 @pytest.fixture

@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from diagnostics.nonfinite import NonFiniteError
-from diagnostics.records import append_record, read_records
+from diagnostics.errors import NonFiniteError
+from diagnostics.records.lines import append_record, read_records
 from diagnostics.verdict import Verdict
-from shadowlab.config import Config
+from shadowlab.console.reporter import Reporter
 from shadowlab.errors import StageFailedError, StageStoppedError, UserError
-from shadowlab.reporter import Reporter
-from shadowlab.run_folder import RunFolder
-from shadowlab.stages import run_stage
+from shadowlab.runs.folder import RunFolder
+from shadowlab.settings.schema import Config
+from shadowlab.stages import run as run_stage
 from shadowlab.stages.result import StageResult
-from shadowlab.stages.run_stage import finish_stage
+from shadowlab.stages.run import finish_stage
 
 ERRORS = {
     "failed": StageFailedError("too large a loss"),

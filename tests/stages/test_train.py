@@ -13,26 +13,27 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from diagnostics.nonfinite import NonFiniteError
-from diagnostics.records import read_records
-from shadowlab.config import Config
-from shadowlab.data.dataset import ShadowDataset, open_dataset
-from shadowlab.data.sample import Sample, collate
+from diagnostics.errors import NonFiniteError
+from diagnostics.records.lines import read_records
+from shadowlab.console.reporter import Reporter
 from shadowlab.data.split import split_by_object
+from shadowlab.distributed.processes import SingleProcess
 from shadowlab.errors import StageFailedError, StageStoppedError, UserError
 from shadowlab.evaluation.fixed_grid import FixedGrid, GridResult
-from shadowlab.precision import POLICIES
-from shadowlab.reporter import Reporter
-from shadowlab.run_folder import RunFolder
-from shadowlab.stages import run_stage, train
+from shadowlab.models.precision import POLICIES
+from shadowlab.models.vae import load_vae
+from shadowlab.runs.folder import RunFolder
+from shadowlab.runs.resume import resumed_config
+from shadowlab.settings.schema import Config
+from shadowlab.stages import run as run_stage
 from shadowlab.stages.result import StageResult
-from shadowlab.stages.resume import resumed_config
-from shadowlab.stages.run_stage import finish_stage, prove_required_stages
-from shadowlab.stages.train import run_train
-from shadowlab.task import ShadowTask
-from shadowlab.training.processes import SingleProcess
+from shadowlab.stages.run import finish_stage, prove_required_stages
+from shadowlab.stages.train import train
+from shadowlab.stages.train.train import run_train
+from shadowlab.tasks.shadow.dataset import ShadowDataset, open_dataset
+from shadowlab.tasks.shadow.samples import Sample, collate
+from shadowlab.tasks.shadow.task import ShadowTask
 from shadowlab.training.step import StepOutcome
-from shadowlab.vae import load_vae
 from tests import tiny
 
 ALONE = SingleProcess(torch.device("cpu"))

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from shadowlab.data.dataset import open_dataset
 from shadowlab.data.split import split_by_object
 from shadowlab.errors import StageFailedError, UserError
-from shadowlab.stages import train_vae as module
-from shadowlab.stages.train_vae import VaeReport, train_vae
-from shadowlab.stages.vae_quality import measure_vae
-from shadowlab.vae import EMBEDDED_FOLDER, load_vae
+from shadowlab.models.vae import EMBEDDED_FOLDER, load_vae
+from shadowlab.stages.train_vae import train_vae as module
+from shadowlab.stages.train_vae.quality import measure_vae
+from shadowlab.stages.train_vae.train_vae import VaeReport, train_vae
+from shadowlab.tasks.shadow.dataset import open_dataset
 
 SIZE = 32
 NUM_OBJECTS = 4

@@ -11,16 +11,16 @@ import torch
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from diagnostics.nonfinite import NonFiniteError
-from diagnostics.records import read_records
-from shadowlab.reporter import Reporter
-from shadowlab.run_folder import RunFolder
-from shadowlab.stages import train
-from shadowlab.stages.run_stage import finish_stage
-from shadowlab.stages.train import run_train
+from diagnostics.errors import NonFiniteError
+from diagnostics.records.lines import read_records
+from shadowlab.console.reporter import Reporter
+from shadowlab.distributed.processes import SingleProcess
+from shadowlab.runs.folder import RunFolder
+from shadowlab.stages.run import finish_stage
+from shadowlab.stages.train import train
+from shadowlab.stages.train.train import run_train
 from shadowlab.training import capture
 from shadowlab.training.capture import CapturedStep, capture_step, captured_batches, captured_state
-from shadowlab.training.processes import SingleProcess
 from shadowlab.training.step import StepOutcome, StepPlace, training_step
 from shadowlab.training.telemetry import Telemetry
 from shadowlab.training.trainee import Trainee

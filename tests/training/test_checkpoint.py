@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from shadowlab.errors import StageFailedError, UserError
+from shadowlab.models.unet import predict_velocity, remove_cross_attention
 from shadowlab.training import checkpoint
 from shadowlab.training.checkpoint import (
     complete_checkpoints,
@@ -23,7 +24,6 @@ from shadowlab.training.checkpoint import (
     save_checkpoint,
 )
 from shadowlab.training.trainee import Trainee
-from shadowlab.unet import predict_velocity, remove_cross_attention
 from tests import tiny
 from tests.training.test_step import assert_equal, everything, take_step
 

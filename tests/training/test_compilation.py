@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diagnostics.nonfinite import NonFiniteError
+from diagnostics.errors import NonFiniteError
 from shadowlab.errors import MissingDependencyError
 from shadowlab.training import compilation
 from shadowlab.training.checkpoint import load_checkpoint, save_checkpoint

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shadowlab.reporter import Reporter
+from shadowlab.console.reporter import Reporter
 from shadowlab.training.data_wait import DataWait
 from tests import tiny
 

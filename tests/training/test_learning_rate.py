@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowlab.config import OptimizerConfig
+from shadowlab.settings.schema import OptimizerConfig
 from shadowlab.training.trainee import learning_rate
 
 MAX = 100

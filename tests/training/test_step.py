@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diagnostics.layers import LayerStatistics
-from diagnostics.nonfinite import NonFiniteError
-from diagnostics.parameters import ParameterStatistics
+from diagnostics.errors import NonFiniteError
+from diagnostics.statistics.layers import LayerStatistics
+from diagnostics.statistics.parameters import ParameterStatistics
 from shadowlab.training.step import StepOutcome, StepPlace, flow_loss, forward_backward, training_step
 from shadowlab.training.trainee import Trainee
 from tests import tiny

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from diagnostics.history import History
-from diagnostics.records import RecordWriter, read_records
-from shadowlab.report.curves import draw, panels
-from shadowlab.reporter import Reporter
-from shadowlab.run_folder import RunFolder
+from diagnostics.records.history import History
+from diagnostics.records.lines import RecordWriter, read_records
+from shadowlab.console.reporter import Reporter
+from shadowlab.distributed.processes import SingleProcess
+from shadowlab.runs.folder import RunFolder
 from shadowlab.stages.overfit import run_overfit
 from shadowlab.training import telemetry
-from shadowlab.training.processes import SingleProcess
 from shadowlab.training.step import StepOutcome, StepPlace
 from shadowlab.training.telemetry import Telemetry, lowest_headroom
+from shadowlab.views.page.curves import draw, panels
 from tests import tiny
 from tests.screen import screen, terminal
 

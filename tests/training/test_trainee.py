@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from shadowlab.reporter import Reporter
-from shadowlab.run_folder import RunFolder
-from shadowlab.stages.train import run_train
-from shadowlab.task import ShadowTask
-from shadowlab.training import loader
-from shadowlab.training.processes import SingleProcess
+from shadowlab.console.reporter import Reporter
+from shadowlab.data import loader
+from shadowlab.distributed.processes import SingleProcess
+from shadowlab.models.vae import load_vae
+from shadowlab.runs.folder import RunFolder
+from shadowlab.stages.train.train import run_train
+from shadowlab.tasks.shadow.task import ShadowTask
 from shadowlab.training.trainee import build_trainee, build_unet
-from shadowlab.vae import load_vae
 from tests import tiny
 
 ALONE = SingleProcess(torch.device("cpu"))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diagnostics.records import RecordWriter
+from diagnostics.records.lines import RecordWriter
 
 ZEROS = {"mean": 0.0, "std": 1.0, "fraction_zero": 0.0, "num_nonfinite": 0}
 

@@ -1,0 +1,143 @@
+"""TensorBoard's view of the records: scalars grouped by block, charts of blocks, histograms, words, pictures."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diagnostics.board.layout import layout
+from diagnostics.board.selection import Drawn, Selection
+from diagnostics.board.texts import text_of
+from diagnostics.statistics import Histogram
+
+_FLUSH_SECONDS = 10  # who watches a run live sees it this late; TensorBoard's own 120 is longer than many runs
+
+
+class TensorBoardView:
+    """Writes records to an event file.
+
+    Tags: `KIND/KEY` for numbers of the run, `03 down_blocks.1/gradient_norm/resnets.0.conv1` for those of a layer or
+    parameter, `03 down_blocks.1/block_update_ratio/median` for a block; see `board_tags`. `board_selection` says which
+    are written when, and how many bytes that are at most. Histograms go by their own names; records of the kinds
+    `incident`, `health` and `stage` are text. The charts of the Custom Scalars page are laid out with the first record
+    that has layers.
+
+    Args:
+        folder: made if missing; every view adds an event file of its own.
+        purge_step: on resume, the first step to be written again: what earlier files hold from there on is hidden.
+        past: on resume, the records that earlier event files show: blocks keep their numbers, and the bound holds over
+            the whole run.
+        in_full: names of layers and parameters of which every statistic of every record is drawn, beyond the bound.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        purge_step: int | None = None,
+        past: Iterable[Mapping[str, Any]] = (),
+        in_full: Callable[[str], bool] = lambda name: False,
+    ) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._selection = Selection(in_full)
+        for record in past:
+            self._selection.take(record)
+        self._selection.finish()  # written when that session was closed
+        self._laid_out: dict[str, Any] = {}
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=_FLUSH_SECONDS)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Show one record, as written to or read from the JSON lines. Records without a `step` are not shown."""
+        for drawn in self._selection.take(record):
+            self._add(drawn)
+        if "step" not in record:
+            return
+        charts = layout(self._selection.blocks)
+        if self._selection.blocks.groups and charts != self._laid_out:
+            self._laid_out = charts
+            self._writer.add_custom_scalars(charts)
+        for name, content in record.get("histograms", {}).items():
+            self._add_histogram(name, Histogram(**content), record["step"])
+        text = text_of(record)
+        if text is not None:
+            self._writer.add_text(*text, record["step"])
+
+    @property
+    def num_dumps(self) -> int:
+        """Measured steps of which every layer was written, earlier files' included."""
+        return self._selection.num_dumps
+
+    def add_image(self, tag: str, image: Tensor, step: int) -> None:
+        """`image`: (3, H, W) in [0, 1]."""
+        self._writer.add_image(tag, image, step)
+
+    def add_png(self, tag: str, png: bytes, size: tuple[int, int], step: int) -> None:
+        """An encoded picture as it is. size: width, height in pixels."""
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+
+        image = Summary.Image(width=size[0], height=size[1], colorspace=3, encoded_image_string=png)
+        self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Dump the last measured step, if it was not, and close the file."""
+        try:
+            for drawn in self._selection.finish():
+                self._add(drawn)
+        finally:
+            self._writer.close()
+
+    def _add(self, drawn: Drawn) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        # One event for all numbers: with a thousand layers an event each would take half a second.
+        self._writer.file_writer.add_summary(Summary.FromString(b"".join(drawn.entries)), drawn.step)
+
+    def _add_histogram(self, name: str, content: Histogram, step: int) -> None:
+        # add_histogram raises on NaN (pytorch#31855): the finite part is drawn, the rest is a scalar beside it.
+        if not content.counts:
+            return
+        num_bins = len(content.counts)
+
+        def at(fraction: float) -> float:  # the range itself may exceed float64
+            return content.low * (1 - fraction) + content.high * fraction
+
+        centres = [at((i + 0.5) / num_bins) for i in range(num_bins)]
+        self._writer.add_histogram_raw(
+            name,
+            min=content.low,
+            max=content.high,
+            num=sum(content.counts),
+            sum=sum(c * n for c, n in zip(centres, content.counts, strict=True)),
+            sum_squares=sum(c * c * n for c, n in zip(centres, content.counts, strict=True)),
+            bucket_limits=[at((i + 1) / num_bins) for i in range(num_bins)],
+            bucket_counts=content.counts,
+            global_step=step,
+        )
+
+
+def rebuild(
+    records: Iterable[Mapping[str, Any]], folder: Path, *, in_full: Callable[[str], bool] = lambda name: False
+) -> None:
+    """Write the view of a run anew from its records: the same scalars, charts, histograms and text, no pictures.
+
+    Raises:
+        FileExistsError: the folder holds event files; a second copy of every curve would be drawn over the first.
+    """
+    refuse_second_view(folder)
+    view = TensorBoardView(folder, in_full=in_full)
+    try:
+        for record in records:
+            view.write(record)
+    finally:
+        view.close()
+
+
+def refuse_second_view(folder: Path) -> None:
+    """Raise FileExistsError where `folder` holds event files."""
+    if any(folder.glob("events.out.tfevents.*")):
+        raise FileExistsError(f"{folder} holds a TensorBoard view already; name an empty folder or remove its files")

@@ -1,0 +1,30 @@
+"""The error a watched step raises, and finite checks that leave their answer on the device."""
+
+from pathlib import Path
+
+from diagnostics.verdict import Verdict
+
+
+class NonFiniteError(ArithmeticError):
+    """A step met NaN or Inf.
+
+    incident: folder with the evidence, None where none was written. is_restored: whether weights, optimizer states and
+    averages are those before the step.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self, verdict: Verdict, incident: Path | None = None, *, is_restored: bool = True, note: str = ""
+    ) -> None:
+        state = "Parameters, optimizer state and averages are as before the step; gradients are cleared."
+        if not is_restored:
+            state = (
+                "Parameters are NOT as before the step: an optimizer had moved them already, of which this watch "
+                "learned only now. Load the last checkpoint. From now on copies are kept, unless undo is `never`."
+            )
+        tail = f"evidence in {incident}" if incident is not None else note
+        super().__init__("\n".join(filter(None, [str(verdict), state, tail])))
+        self.verdict = verdict
+        self.incident = incident
+        self.is_restored = is_restored

@@ -1,0 +1,213 @@
+"""What a run's records say over its steps: curves, and tables of layers by steps. Every view and rule reads this.
+
+Only metrics.jsonl is read; see `records` for its lines.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diagnostics.records.lines import read_records
+
+STATISTICS = ("norm", "mean", "std", "max_abs", "fraction_zero", "num_nonfinite", "headroom_bits")
+PARTS = ("activation", "gradient")
+TRAININGS = ("train", "overfit")  # kinds of the records of training steps
+EVALUATIONS = ("validation", "fixed_grid")  # kinds of records in which the same samples meet the same noise
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One number over steps. steps: ascending. values: NaN and Inf included."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        return zip(self.steps, self.values, strict=True)
+
+    @property
+    def last(self) -> float | None:
+        return self.values[-1] if self.values else None
+
+
+@dataclass(frozen=True)
+class LayerTable:
+    """One statistic of every layer, or of every parameter, over the steps that measured it.
+
+    names: in the order of execution (parameters: of the model). steps: ascending. values: (names, steps) float64, NaN
+    where a step has no number for a layer; `present` tells that from a measured NaN.
+    """
+
+    names: tuple[str, ...]
+    steps: tuple[int, ...]
+    values: Tensor
+    present: Tensor
+
+    def curve(self, name: str) -> Curve:
+        """Of one layer, the steps that have it."""
+        row = self.names.index(name)
+        columns = [i for i, there in enumerate(self.present[row].tolist()) if there]
+        return Curve(tuple(self.steps[i] for i in columns), tuple(self.values[row, columns].tolist()))
+
+
+class History:
+    """The records of one run.
+
+    Args:
+        records: as `read_records` gives them, in the order in which they were written.
+        kind: of the training steps to look at, `train` or `overfit`; by default that of the last one, or of the last
+            that was begun.
+
+    Records of one kind and step that were written twice count once, as written last. `last_stage` is the result of the
+    stage that was written last; None where training went on after it, as that of a resumed run does.
+    """
+
+    def __init__(self, records: Iterable[Mapping[str, Any]], *, kind: str | None = None) -> None:
+        self._all: dict[str, dict[int, Mapping[str, Any]]] = {}
+        self.headers: list[Mapping[str, Any]] = []
+        self.last_stage: Mapping[str, Any] | None = None
+        last_training = None
+        for record in records:
+            step, own = record.get("step"), str(record.get("kind", "train"))
+            if own == "header":
+                self.headers.append(record)
+            if not isinstance(step, int):
+                continue
+            self._all.setdefault(own, {})[step] = record
+            if own == "stage":
+                self.last_stage = record
+            if own in TRAININGS:
+                last_training = own
+                self.last_stage = None
+        begun = next((h["stage"] for h in reversed(self.headers) if h.get("stage") in TRAININGS), "train")
+        self.kind = kind or last_training or begun
+
+    @classmethod
+    def read(cls, path: Path, *, kind: str | None = None) -> "History":
+        """Of a metrics.jsonl.
+
+        Raises:
+            OSError, ValueError: as `read_records`.
+        """
+        return cls(read_records(path), kind=kind)
+
+    @property
+    def header(self) -> Mapping[str, Any]:
+        """What was last written about the training that `kind` names: num_samples, num_parameters, precision,
+        device."""
+        return next((h for h in reversed(self.headers) if h.get("stage") == self.kind), {})
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(self._all)
+
+    def records(self, kind: str | None = None) -> list[Mapping[str, Any]]:
+        """Of one kind (of the training steps, if None), by ascending step."""
+        own = self._all.get(kind or self.kind, {})
+        return [own[step] for step in sorted(own)]
+
+    @property
+    def last_step(self) -> int:
+        """Of all kinds; 0 where there is none."""
+        return max((step for own in self._all.values() for step in own), default=0)
+
+    def curve(self, key: str, kind: str | None = None) -> Curve:
+        """A number of the records of one kind; `loss_by_t.0.25-0.50` looks into a dictionary."""
+        outer, _, inner = key.partition(".")
+        points = []
+        for record in self.records(kind):
+            value = record.get(outer)
+            if inner:
+                value = value.get(inner) if isinstance(value, Mapping) else None
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                points.append((record["step"], float(value)))
+        return Curve(tuple(step for step, _ in points), tuple(value for _, value in points))
+
+    @cached_property
+    def _measured(self) -> list[Mapping[str, Any]]:
+        return [record for record in self.records() if record.get("layers") or record.get("parameters")]
+
+    def measured_records(self) -> list[Mapping[str, Any]]:
+        """Of the steps that tables have: what else is known of them, such as `skipped` and `loss_scale`."""
+        return self._measured
+
+    @cached_property
+    def layer_names(self) -> tuple[str, ...]:
+        """In the order of execution; one that ran in some steps alone stands behind its predecessor in those."""
+        return _merged_order(record.get("layers", {}) for record in self._measured)
+
+    @cached_property
+    def parameter_names(self) -> tuple[str, ...]:
+        return _merged_order(record.get("parameters", {}) for record in self._measured)
+
+    def layers(self, statistic: str, part: str = "activation") -> LayerTable:
+        """One of `STATISTICS` of one of `PARTS` of every layer.
+
+        Raises:
+            ValueError: no such statistic or part.
+        """
+        if statistic not in STATISTICS or part not in PARTS:
+            raise ValueError(f"{part} {statistic}: parts are {', '.join(PARTS)}; statistics {', '.join(STATISTICS)}")
+        rows = {name: row for row, name in enumerate(self.layer_names)}
+        cells = [
+            (rows[name], column, parts[part][statistic])
+            for column, record in enumerate(self._measured)
+            for name, parts in record.get("layers", {}).items()
+            if statistic in parts.get(part, {})
+        ]
+        return self._table(self.layer_names, cells)
+
+    def parameters(self, key: str) -> LayerTable:
+        """`gradient_norm` or `update_ratio` of every parameter.
+
+        Raises:
+            ValueError: no such key.
+        """
+        if key not in ("gradient_norm", "update_ratio"):
+            raise ValueError(f"{key}: parameters have gradient_norm and update_ratio")
+        rows = {name: row for row, name in enumerate(self.parameter_names)}
+        cells = [
+            (rows[name], column, numbers[key])
+            for column, record in enumerate(self._measured)
+            for name, numbers in record.get("parameters", {}).items()
+            if numbers.get(key) is not None
+        ]
+        return self._table(self.parameter_names, cells)
+
+    def _table(self, names: tuple[str, ...], cells: list[tuple[int, int, float]]) -> LayerTable:
+        steps = tuple(record["step"] for record in self._measured)
+        values = torch.full((len(names), len(steps)), math.nan, dtype=torch.float64)
+        present = torch.zeros(len(names), len(steps), dtype=torch.bool)
+        if cells:
+            row, column, value = zip(*cells, strict=True)
+            place = (torch.tensor(row), torch.tensor(column))
+            values[place] = torch.tensor(value, dtype=torch.float64)
+            present[place] = True
+        return LayerTable(names, steps, values, present)
+
+
+def _merged_order(parts: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    order: list[str] = []
+    for names in dict.fromkeys(map(tuple, parts)):  # as a rule every step has the same
+        places = {name: place for place, name in enumerate(order)}
+        behind: dict[int, list[str]] = {}  # new names by the place of the known one before them
+        place = -1
+        for name in names:
+            if name in places:
+                place = places[name]
+            else:
+                behind.setdefault(place, []).append(name)
+        merged = behind.get(-1, [])
+        for place, name in enumerate(order):
+            merged += [name, *behind.get(place, [])]
+        order = merged
+    return tuple(order)

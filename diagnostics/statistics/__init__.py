@@ -1,0 +1,19 @@
+"""Statistics of tensors, layers and parameters that leave their computation on the device."""
+
+from diagnostics.statistics.comparison import Deviation, LayerTrace, deviation
+from diagnostics.statistics.layers import LayerStatistics
+from diagnostics.statistics.parameters import Histogram, ParameterStatistics, gradient_norms, histogram, total_norm
+from diagnostics.statistics.tensor import TensorStatistics
+
+__all__ = [
+    "Deviation",
+    "Histogram",
+    "LayerStatistics",
+    "LayerTrace",
+    "ParameterStatistics",
+    "TensorStatistics",
+    "deviation",
+    "gradient_norms",
+    "histogram",
+    "total_norm",
+]

@@ -1,0 +1,188 @@
+"""Which operator wrote each non-finite element that is in memory, and what is known of each storage.
+
+Legend: a *node* is `2 * event + 1` for an event's legitimate infinities (masks and what they pass through) and
+`2 * event` for its harmful values. Shadows hold one node an element, 0 where the element is finite.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+
+def harmful(event: int) -> int:
+    return 2 * event
+
+
+def legitimate(event: int) -> int:
+    return 2 * event + 1
+
+
+def is_legitimate(node: int) -> bool:
+    return node % 2 == 1
+
+
+def event_of(node: int) -> int:
+    return node // 2
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows first .. last of a tensor of `length` rows, not all of them. Their union with others may be all: None."""
+
+    length: int
+    first: int
+    last: int
+
+    def __or__(self, other: "Span | None") -> "Span | None":
+        if other is None or other.length != self.length:
+            return None
+        first, last = min(self.first, other.first), max(self.last, other.last)
+        return Span(self.length, first, last) if last - first + 1 < self.length else None
+
+
+@dataclass
+class Storage:
+    """What is known of one storage. The weak reference keeps its address from being given to another one.
+
+    shadow: a node for each element; nodes: all that may be in it. shape: of the tensor that fills it, where its rows
+    lie one after the other. span: which rows of the batch it was computed from, where not from all.
+    is_old: it was there before the step. replaces: old storages that it may be the successor of (a weight average that
+    is rebound). carries: events whose value it was computed from, where it is a single number.
+    version: how often a traced operator wrote to it. from_batch, from_model, from_gradient: whether its content was
+    computed from the batch, from a model's output, from a parameter's gradient. producers: see `reference`.
+    """
+
+    reference: StorageWeakRef
+    shadow: Tensor | None = None
+    nodes: frozenset[int] = frozenset()
+    itemsize: int = 0
+    shape: tuple[int, ...] | None = None
+    span: Span | None = None
+    is_old: bool = False
+    replaces: frozenset[int] = frozenset()
+    carries: frozenset[int] = frozenset()
+    version: int = 0
+    from_batch: bool = False
+    from_model: bool = False
+    from_gradient: bool = False
+    from_collective: bool = False  # the output of one, which waiting for it writes once more
+    producers: dict[int, Any] = field(default_factory=dict)
+
+
+class Memory:
+    """All storages that were seen, and the shadows of those with non-finite elements."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, Storage] = {}
+
+    def known(self, tensor: Tensor) -> Storage | None:
+        return self._storages.get(tensor.untyped_storage()._cdata)
+
+    def storage(self, tensor: Tensor) -> Storage:
+        """The record of a strided tensor's storage, made if it is new."""
+        untyped = tensor.untyped_storage()
+        record = self._storages.get(untyped._cdata)
+        if record is None:
+            record = self._storages[untyped._cdata] = Storage(StorageWeakRef(untyped))
+            if tensor.ndim and self.covers(tensor) and tensor.stride(0) * len(tensor) == tensor.numel():
+                record.shape = tuple(tensor.shape)
+        return record
+
+    def rows(self, tensor: Tensor, where: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Which rows of a tensor hold the elements that a mask selects; of a view, rows of what it is a view of.
+
+        Returns (shape of what has the rows, sorted rows, 4096 at most).
+        """
+        record = self.known(tensor)
+        if record is not None and record.shape is not None and not self.covers(tensor):
+            strides = torch.tensor(tensor.stride(), dtype=torch.long, device=tensor.device)
+            offsets = (where.nonzero() * strides).sum(1) + tensor.storage_offset()
+            row = max(1, math.prod(record.shape[1:]))
+            return record.shape, tuple((offsets // row).unique()[:4096].tolist())
+        if not tensor.ndim:
+            return (), ()
+        return tuple(tensor.shape), tuple(where.reshape(len(where), -1).any(1).nonzero().flatten()[:4096].tolist())
+
+    def span(self, tensor: Tensor) -> Span | None:
+        """Of a tensor that comes from the batch: the rows of it, None for all or where that is lost."""
+        record = self.known(tensor)
+        if record is None or record.span is not None or record.shape is None or self.covers(tensor):
+            return None if record is None else record.span
+        row = max(1, math.prod(record.shape[1:]))
+        first = tensor.storage_offset()
+        last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        return Span(record.shape[0], first // row, last // row)
+
+    def spans(self, tensors: Iterable[Tensor]) -> Span | None:
+        """The same of what is computed from several tensors, of which those that are not of the batch do not count."""
+        found = [self.span(one) for one in tensors if (record := self.known(one)) is not None and record.from_batch]
+        return reduce(lambda one, other: None if one is None else one | other, found) if found else None
+
+    def is_alive(self, storage: int) -> bool:
+        """Whether a storage, by its key, is still held by somebody."""
+        record = self._storages.get(storage)
+        return record is not None and not record.reference.expired()
+
+    def shadow(self, tensor: Tensor) -> "Shadow | None":
+        """Nodes of the tensor's elements; None where all are finite as far as was seen."""
+        record = self.known(tensor)
+        if record is None or record.shadow is None:
+            return None
+        if record.itemsize != tensor.dtype.itemsize:  # seen as another type: any bad element stands for all
+            return Shadow(record.shadow.max().expand(tensor.shape), record.nodes)
+        view = record.shadow.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        return Shadow(view, record.nodes) if self.covers(tensor) or bool(view.any()) else None
+
+    def mark(self, tensor: Tensor, nodes: Tensor | None, named: Iterable[int] = ()) -> None:
+        """Note which node wrote each element of a tensor (`named`: all of them); None: all elements are finite now."""
+        record = self.storage(tensor)
+        covers = self.covers(tensor)
+        if nodes is None and (covers or record.shadow is None):
+            record.shadow, record.nodes = None, frozenset()
+            return
+        if record.shadow is None or record.itemsize != tensor.dtype.itemsize:
+            if nodes is None:
+                return
+            record.itemsize = tensor.dtype.itemsize
+            length = tensor.untyped_storage().nbytes() // record.itemsize
+            record.shadow = torch.zeros(length, dtype=torch.int32, device=tensor.device)
+        view = record.shadow.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        if nodes is None:
+            view.zero_()
+        elif not _overlaps(tensor):
+            view.copy_(nodes)
+            record.nodes = frozenset(named) if covers else record.nodes | set(named)
+
+    @staticmethod
+    def covers(tensor: Tensor) -> bool:
+        """Whether a tensor is all of its storage."""
+        return tensor.numel() * tensor.dtype.itemsize == tensor.untyped_storage().nbytes()
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """Nodes of a tensor's elements, int32 in its shape, at least one not 0. candidates: all that can be among them."""
+
+    grid: Tensor
+    candidates: frozenset[int]
+
+    @property
+    def nodes(self) -> frozenset[int]:
+        if len(self.candidates) == 1:
+            return self.candidates
+        return frozenset(self.grid.unique().tolist()) - {0}
+
+
+def nodes_in(shadows: Iterable[Shadow | None]) -> set[int]:
+    """All nodes in some shadows."""
+    return {node for shadow in shadows if shadow is not None for node in shadow.nodes}

@@ -1,0 +1,1 @@
+"""Faults with public sources and benign steps, by phase."""

@@ -1,0 +1,9 @@
+"""What a person reads while a stage runs."""
+
+from shadowlab.console.reporter import Reporter
+from shadowlab.console.sparkline import sparkline
+
+__all__ = [
+    "Reporter",
+    "sparkline",
+]

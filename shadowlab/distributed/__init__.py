@@ -1,0 +1,21 @@
+"""Several processes that train one model: launched, watched, sharded."""
+
+from shadowlab.distributed.devices import crowded, launched_processes, pick_device, require_gpus
+from shadowlab.distributed.launch import launch
+from shadowlab.distributed.processes import Processes, SingleProcess
+from shadowlab.distributed.sharding import assign, is_sharded, local, shard, whole
+
+__all__ = [
+    "Processes",
+    "SingleProcess",
+    "assign",
+    "crowded",
+    "is_sharded",
+    "launch",
+    "launched_processes",
+    "local",
+    "pick_device",
+    "require_gpus",
+    "shard",
+    "whole",
+]

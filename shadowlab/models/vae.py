@@ -1,0 +1,328 @@
+"""The frozen image autoencoder: pictures and shadow maps to latents and back, always in float32.
+
+Legend: B batch, H and W picture height and width, h = H / 8, w = W / 8. A latent has 4 channels.
+
+Shadow maps travel as the paper has it (Tasar et al., arXiv 2412.11972): one channel in [0, 1], bright is
+shadow, repeated to RGB, 2x - 1, encoder, times `scaling_factor`. The class is diffusers' `AutoencoderKL`.
+"""
+
+import hashlib
+import json
+import math
+import re
+import warnings
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+import shadowlab
+from shadowlab.errors import MissingDependencyError, StageFailedError, UserError
+from shadowlab.models.precision import true_float32
+from shadowlab.seeding import derive_seed
+
+LATENT_CHANNELS = 4
+DOWNSCALE = 8
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+EMBEDDED_FOLDER = Path(shadowlab.__file__).parent / "assets" / "vae"
+
+# SDXL base's own `vae/config.json`; keys left out have the class's defaults there too.
+SDXL_CONFIG: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "act_fn": "silu",
+    "latent_channels": LATENT_CHANNELS,
+    "norm_num_groups": 32,
+    "sample_size": 1024,
+    "scaling_factor": 0.13025,
+    "force_upcast": True,
+}
+
+# Of the configuration, what decides a latent beside the encoder's weights.
+_DECIDES_LATENTS = (
+    "act_fn",
+    "block_out_channels",
+    "down_block_types",
+    "layers_per_block",
+    "mid_block_add_attention",
+    "norm_num_groups",
+    "scaling_factor",
+    "shift_factor",
+    "use_quant_conv",
+)
+_MAX_PIXELS = 2 * 1024 * 1024  # a larger batch goes through in pieces: memory stays flat, results are the same
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+class ShadowVae:
+    """A frozen `AutoencoderKL` that stays in float32.
+
+    Not an `nn.Module`, so a parent's `.half()`, `.parameters()` or `state_dict()` never reaches it. Parameters
+    need no gradient; gradients still flow through `encode` and `decode` to inputs that ask for them.
+
+    Args:
+        autoencoder: 4 latent channels, 8 times smaller latents. It is switched to float32 and eval mode, and frozen.
+
+    Raises:
+        UserError: the autoencoder's configuration is not one that latents here can use.
+    """
+
+    def __init__(self, autoencoder: AutoencoderKL) -> None:
+        model: Any = autoencoder  # diffusers' lazy imports hide its attributes from the type checker
+        _check_config(dict(model.config), "autoencoder")
+        self.autoencoder = model.float().eval().requires_grad_(False)
+        self.scaling_factor = float(model.config.scaling_factor)
+        self.shift_factor = float(model.config.shift_factor or 0.0)
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters, encoder and decoder together."""
+        return sum(parameter.numel() for parameter in self.autoencoder.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.autoencoder.parameters()).device
+
+    def encoder_digest(self) -> str:
+        """SHA-256 (hex) of what decides a latent: the encoder's weights by content and dtype, and its configuration.
+
+        VAEs that differ in their decoders alone have one digest.
+        """
+        config = {key: self.autoencoder.config.get(key) for key in _DECIDES_LATENTS}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        for name, tensor in sorted(self.autoencoder.state_dict().items()):
+            if name.startswith(("encoder.", "quant_conv.")):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+                digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the weights to `device`; the dtype stays float32."""
+        self.autoencoder.to(torch.device(device))
+        return self
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) any float dtype in [-1, 1] -> (B, 4, h, w) float32: (posterior mode - shift) * scaling_factor.
+
+        Raises:
+            UserError: wrong shape, H or W not a multiple of 8, or, on the CPU, values not finite or out of range.
+            StageFailedError: somebody converted the weights from float32.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % DOWNSCALE or images.shape[3] % DOWNSCALE:
+            raise UserError(f"images {tuple(images.shape)}: expected (B, 3, H, W), H and W multiples of {DOWNSCALE}")
+        # On a GPU the question would stop the host; data are checked on the CPU, where they come from.
+        if images.device.type == "cpu" and not bool((images.detach().abs() <= 1.0 + 1e-3).all()):  # NaN fails too
+            raise UserError("images must be finite and in [-1, 1]; rescale them before encoding")
+
+        def mode(piece: Tensor) -> Tensor:
+            return self.autoencoder.encode(piece).latent_dist.mode()
+
+        return (self._run(mode, images, images.shape[2] * images.shape[3]) - self.shift_factor) * self.scaling_factor
+
+    def encode_shadow(self, shadow: Tensor) -> Tensor:
+        """(B, 1, H, W) in [0, 1], 1 is full shadow -> (B, 4, h, w) float32. Raises as `encode`."""
+        if shadow.ndim != 4 or shadow.shape[1] != 1:
+            raise UserError(f"shadow {tuple(shadow.shape)}: expected (B, 1, H, W)")
+        return self.encode(shadow.float().expand(-1, 3, -1, -1) * 2.0 - 1.0)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, 4, h, w) any float dtype, as `encode` gives them -> (B, 3, H, W) float32, about [-1, 1], not clamped.
+
+        Raises:
+            UserError: wrong shape.
+            StageFailedError: somebody converted the weights from float32.
+        """
+        if latents.ndim != 4 or latents.shape[1] != LATENT_CHANNELS:
+            raise UserError(f"latents {tuple(latents.shape)}: expected (B, {LATENT_CHANNELS}, h, w)")
+
+        def picture(piece: Tensor) -> Tensor:
+            return self.autoencoder.decode(piece / self.scaling_factor + self.shift_factor).sample
+
+        return self._run(picture, latents, latents.shape[2] * latents.shape[3] * DOWNSCALE**2)
+
+    def decode_shadow(self, latents: Tensor) -> Tensor:
+        """(B, 4, h, w) -> (B, 1, H, W) float32 in [0, 1]: first channel, (x + 1) / 2, clamped. Raises as `decode`."""
+        return ((self.decode(latents)[:, :1] + 1.0) / 2.0).clamp(0.0, 1.0)
+
+    def _run(self, function: Any, batch: Tensor, pixels: int) -> Tensor:
+        if self.autoencoder.dtype != torch.float32:
+            raise StageFailedError(f"VAE weights are {self.autoencoder.dtype}, expected float32; do not convert it")
+        pieces = batch.to(self.device, torch.float32).split(max(1, _MAX_PIXELS // pixels))
+        with true_float32(self.device):
+            return torch.cat([function(piece) for piece in pieces])
+
+
+def mask_to_latent(mask: Tensor) -> Tensor:
+    """(B, 1, H, W) in [0, 1] -> (B, 1, H / 8, W / 8) float32, each value the area covered: thin parts survive.
+
+    Raises:
+        UserError: wrong shape, or H or W not a multiple of 8.
+    """
+    if mask.ndim != 4 or mask.shape[1] != 1 or mask.shape[2] % DOWNSCALE or mask.shape[3] % DOWNSCALE:
+        raise UserError(f"mask {tuple(mask.shape)}: expected (B, 1, H, W), H and W multiples of {DOWNSCALE}")
+    return F.avg_pool2d(mask.float(), DOWNSCALE)
+
+
+def load_vae(source: str, *, seed: int = 0) -> ShadowVae:
+    """The VAE named by `source`, on the CPU.
+
+    Args:
+        source: `embedded` (shipped with the package), `random` (SDXL's exact architecture, random weights), a folder
+            in diffusers' layout (or a pipeline folder with `vae/` inside), or a hub id such as `stabilityai/sdxl-vae`
+            or `stabilityai/stable-diffusion-xl-base-1.0/vae`. Weights are read from safetensors only.
+        seed: for `random` only; the global random state is left alone.
+
+    Raises:
+        UserError: the folder or a file in it is absent, damaged, or does not fit; the message names the file.
+        MissingDependencyError: the hub id can be had neither from the network nor from the cache.
+    """
+    if source == "embedded":
+        if not EMBEDDED_FOLDER.is_dir():
+            raise MissingDependencyError("the embedded VAE is not in this installation; install shadowlab again")
+        return _from_folder(EMBEDDED_FOLDER)
+    if source == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "random-vae"))
+            return ShadowVae(AutoencoderKL(**SDXL_CONFIG))
+    folder = Path(source).expanduser()
+    if source and folder.is_dir():
+        inner = folder / "vae"
+        return _from_folder(inner if inner.is_dir() and not (folder / WEIGHTS_NAME).exists() else folder)
+    if source and folder.exists():
+        raise UserError(f"{source}: a VAE is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}; give the folder")
+    if not _HUB_ID.fullmatch(source):
+        raise UserError(f"VAE {source!r}: no such folder; give embedded, random, a folder or a hub id")
+    return _from_hub(source)
+
+
+def unwritten_vae(source: str) -> ShadowVae:
+    """The VAE that `load_vae(source)` gives, with whatever values its tensors come with; a hub id is taken for SDXL's.
+
+    Raises:
+        UserError: a folder has no config.json that can be read.
+    """
+    folder = EMBEDDED_FOLDER if source == "embedded" else Path(source).expanduser()
+    if source == "random" or not folder.is_dir():
+        return ShadowVae(AutoencoderKL(**SDXL_CONFIG))
+    config_path = (folder if (folder / CONFIG_NAME).is_file() else folder / "vae") / CONFIG_NAME
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{config_path}: not readable JSON ({_brief(error)}); copy it again") from error
+    return ShadowVae(AutoencoderKL.from_config(config))
+
+
+def embedded_parameters() -> int:
+    """Number of parameters of the embedded VAE, as its training reported it."""
+    return json.loads((EMBEDDED_FOLDER / "report.json").read_text(encoding="utf-8"))["num_parameters"]
+
+
+def _from_hub(source: str) -> ShadowVae:
+    owner, name, *inner = source.split("/")
+    try:
+        subfolder = inner[0] if inner else None
+        autoencoder, info = _from_pretrained(f"{owner}/{name}", subfolder=subfolder)
+    except OSError as error:
+        raise MissingDependencyError(
+            f"VAE {source!r}: no local folder has this name and the hub did not give it (offline, or no such model); "
+            f"download {CONFIG_NAME} and {WEIGHTS_NAME} into a folder and give that folder"
+        ) from error
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"VAE {source!r}: weights do not load ({_brief(error)}); give another model") from error
+    return _checked(autoencoder, info, source)
+
+
+def _from_folder(folder: Path) -> ShadowVae:
+    config_path, weights_path = folder / CONFIG_NAME, folder / WEIGHTS_NAME
+    for path in (config_path, weights_path):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; a VAE folder needs {CONFIG_NAME} and {WEIGHTS_NAME} (never pickle)")
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{config_path}: not readable JSON ({_brief(error)}); copy it again") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{config_path}: expected a JSON object; copy it again")
+    _check_config(config, str(config_path))
+    try:
+        with safe_open(weights_path, framework="pt") as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{weights_path}: truncated or no safetensors ({_brief(error)}); copy it again") from error
+    try:
+        autoencoder, info = _from_pretrained(str(folder), local_files_only=True)
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        raise UserError(
+            f"{weights_path}: does not fit {CONFIG_NAME} beside it ({_brief(error)}); copy both from one model"
+        ) from error
+    return _checked(autoencoder, info, str(weights_path))
+
+
+def _from_pretrained(name: str, **where: Any) -> tuple[Any, dict[str, Any]]:
+    """The model and its loading report. diffusers' own warnings are silenced: `_checked` raises on what they say."""
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            # Off the low-memory path a missing tensor is reported instead of left on the meta device.
+            return AutoencoderKL.from_pretrained(
+                name,
+                use_safetensors=True,
+                torch_dtype=torch.float32,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
+                **where,
+            )
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+
+
+def _checked(autoencoder: Any, info: dict[str, Any], where: str) -> ShadowVae:
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[problem]:
+            names = sorted(map(str, info[problem]))
+            found = f"{len(names)} {problem.replace('_', ' ')}, first {names[0]}"
+            raise UserError(f"{where}: {found}; copy weights and {CONFIG_NAME} from one model")
+    for name, tensor in autoencoder.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{where}: tensor {name} holds values that are not finite; copy the file again or retrain")
+    return ShadowVae(autoencoder)
+
+
+def _check_config(config: dict[str, Any], where: str) -> None:
+    """Raise UserError unless a model of this configuration gives (4, H / 8, W / 8) latents of RGB pictures."""
+    for key, expected in (("latent_channels", LATENT_CHANNELS), ("in_channels", 3), ("out_channels", 3)):
+        if (found := config.get(key, expected if key != "latent_channels" else None)) != expected:
+            raise UserError(f"{where}: {key} is {found}, expected {expected}; use a VAE of SDXL's class")
+    blocks = config.get("block_out_channels")
+    if not isinstance(blocks, list | tuple) or 2 ** (len(blocks) - 1) != DOWNSCALE:
+        raise UserError(
+            f"{where}: block_out_channels is {blocks}, expected 4 entries: latents {DOWNSCALE} times smaller"
+        )
+    scaling, shift = config.get("scaling_factor"), config.get("shift_factor")
+    if not isinstance(scaling, int | float) or not 0.0 < scaling < math.inf:
+        raise UserError(f"{where}: scaling_factor is {scaling}, expected a positive number (SDXL's is 0.13025)")
+    if shift is not None and not (isinstance(shift, int | float) and math.isfinite(shift)):
+        raise UserError(f"{where}: shift_factor is {shift}, expected a number or null")
+    for key in ("latents_mean", "latents_std"):  # a second normalisation, which would be ignored here
+        if config.get(key) is not None:
+            raise UserError(f"{where}: {key} is set, which is not supported; use a VAE with scaling_factor alone")
+
+
+def _brief(error: Exception) -> str:
+    """The error's text on one line, at most 160 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return (text if len(text) <= 160 else text[:157] + "...").rstrip(":; ")

@@ -1,0 +1,103 @@
+"""Open a data set by its path, whatever its layout."""
+
+from pathlib import Path
+from typing import Protocol
+
+import shadowlab
+from shadowlab.data import Entry, Index, one_line
+from shadowlab.errors import MissingDependencyError, UserError
+from shadowlab.tasks.shadow.benchmark import BenchmarkDataset, index_benchmark
+from shadowlab.tasks.shadow.folder import FOLDERS, METADATA, FolderDataset, index_folder
+from shadowlab.tasks.shadow.samples import Sample
+
+EMBEDDED = "embedded"  # the word that names the shipped renders
+EMBEDDED_PATH = Path(shadowlab.__file__).parent / "assets" / "renders"
+
+LAYOUTS = (
+    "a folder with objects/, masks/, shadows/ and metadata.json, the benchmark as a .tar or a folder of .tar files, "
+    f"or the word `{EMBEDDED}`"
+)
+
+
+class ShadowDataset(Protocol):
+    """What training, evaluation and the stages need of a data set."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def ids(self) -> list[str]:
+        """Sample ids, unique, sorted."""
+
+    @property
+    def object_ids(self) -> list[str]:
+        """Object id of each sample, in the order of `ids`."""
+
+    @property
+    def notices(self) -> list[str]:
+        """Remarks that the caller should print, one line each."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Sample:
+        """Sample i at the data set's image size. Raises UserError naming the sample if it cannot be read."""
+
+    def entry(self, i: int) -> Entry:
+        """What is known of sample i without decoding: its light and where its pictures lie."""
+
+    def fingerprint(self) -> str:
+        """Hex digest of metadata and file sizes, independent of where the data lie."""
+
+
+def open_dataset(path: str | Path, image_size: int) -> ShadowDataset:
+    """Open a folder, a benchmark tar, a folder of tars, or the shipped set (`embedded`).
+
+    Args:
+        path: see `LAYOUTS`; write `./embedded` for a folder of that name.
+        image_size: S, pixels, a multiple of 8; samples are square.
+
+    Raises:
+        UserError: no such layout, or a faulty data set (the first problem and the number of others, one line).
+        MissingDependencyError: `embedded`, and this installation has no shipped set.
+    """
+    root = resolve_path(path)
+    if _is_benchmark(root):
+        return BenchmarkDataset(root, image_size)
+    return FolderDataset(root, image_size, name=EMBEDDED if str(path) == EMBEDDED else None)
+
+
+def index_dataset(path: str | Path) -> Index:
+    """The index of a data set with all its problems. Raises like `open_dataset` where there is no data set."""
+    root = resolve_path(path)
+    return index_benchmark(root) if _is_benchmark(root) else index_folder(root)
+
+
+def resolve_path(path: str | Path) -> Path:
+    """The place of a data set; raises UserError where nothing of a known layout lies."""
+    if str(path) == EMBEDDED:
+        if not EMBEDDED_PATH.is_dir():
+            raise MissingDependencyError(
+                f"the data set `{EMBEDDED}` is not in this installation; install shadowlab again"
+            )
+        return EMBEDDED_PATH
+    root = Path(path)
+    try:
+        exists = root.exists()
+    except OSError as error:  # a name too long for the file system, a folder that may not be entered
+        raise UserError(f"{one_line(str(path))}: cannot be read ({error.strerror}); give {LAYOUTS}") from error
+    if not exists:
+        raise UserError(f"{one_line(str(path))}: no such data set; give {LAYOUTS}")
+    if _is_benchmark(root) or _looks_like_folder(root):
+        return root
+    raise UserError(f"{one_line(str(path))}: not a data set that can be read; give {LAYOUTS}")
+
+
+def _looks_like_folder(root: Path) -> bool:
+    return root.is_dir() and any((root / name).exists() for name in (*FOLDERS.values(), METADATA))
+
+
+def _is_benchmark(root: Path) -> bool:
+    if root.is_dir():
+        return not _looks_like_folder(root) and any(root.glob("*.tar"))
+    return root.suffix == ".tar"

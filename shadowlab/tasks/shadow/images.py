@@ -1,0 +1,161 @@
+"""From pictures of any size to the square tensors that the model sees.
+
+Legend: C channels, H W pixels of the file, S image size.
+
+The order is: threshold the mask, composite, resize, threshold the resized mask, composite again. Resizing first
+would mix pixels from outside the mask (among them the object's own shadow) into the object's rim; the first
+composite removes them beforehand, the second makes the background exactly constant outside the resized mask.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shadowlab.data import BACKGROUND, MASK_THRESHOLD, FileSource, decode, object_strips, one_line, read_mask
+from shadowlab.errors import UserError
+from shadowlab.settings import MAX_IMAGE_SIZE
+from shadowlab.tasks.shadow.light import check_light
+from shadowlab.tasks.shadow.samples import Picture
+
+
+def check_image_size(image_size: int) -> None:
+    """Raise UserError unless `image_size` is a positive multiple of 8, the VAE's reduction, of at most 4096."""
+    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 8 or image_size % 8:
+        raise UserError(f"image_size = {image_size} must be a positive multiple of 8, such as 512")
+    if image_size > MAX_IMAGE_SIZE:
+        raise UserError(f"image_size = {image_size} must be at most {MAX_IMAGE_SIZE}")
+
+
+def composite(rgb: Tensor, mask: Tensor, background: float = BACKGROUND) -> Tensor:
+    """`rgb` where the mask is 1, `background` elsewhere; what lies outside the mask, NaN included, is gone.
+
+    Args:
+        rgb: (..., 3, H, W) in [-1, 1].
+        mask: (..., 1, H, W) in {0, 1}, already thresholded.
+        background: grey value in [-1, 1]; 0.0 is mid grey.
+    """
+    return torch.where(mask > 0, rgb, torch.full_like(rgb, background))
+
+
+def fit_square(image: Tensor, image_size: int, fill: float) -> Tensor:
+    """(C, H, W) -> (C, S, S): the longer side becomes S, the aspect stays, the rest is `fill` on both sides.
+
+    Antialiased bilinear, whose weights are positive: values stay within those of the file.
+    """
+    height, width = image.shape[-2:]
+    return _fit_strips([image], height, width, image_size, fill)
+
+
+def _fit_strips(strips: Iterable[Tensor], height: int, width: int, image_size: int, fill: float) -> Tensor:
+    """`fit_square` of an image that comes from top to bottom in strips (C, some rows, W).
+
+    Columns are resized strip by strip and rows at last, as torch does it within one call: the same numbers.
+    """
+    longer = max(height, width)
+    new_height = max(round(height * image_size / longer), 1)
+    new_width = max(round(width * image_size / longer), 1)
+    narrow: list[Tensor] = []
+    lows, highs = [], []
+    for strip in strips:
+        low, high = strip.aminmax()
+        lows.append(low)
+        highs.append(high)
+        narrow.append(_resize(strip, strip.shape[-2], new_width))
+    image = _resize(torch.cat(narrow, dim=1), new_height, new_width)
+    image = image.clamp(min(lows), max(highs))  # the rounding of the weights alone
+    rows, columns = image_size - new_height, image_size - new_width
+    return F.pad(image, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2), value=fill)
+
+
+def _resize(image: Tensor, height: int, width: int) -> Tensor:
+    if image.shape[-2:] == (height, width):
+        return image
+    return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+
+
+def fit_object(rgb: Tensor, mask: Tensor, image_size: int, where: str) -> tuple[Tensor, Tensor]:
+    """Object image and mask at the model's size, free of every pixel outside the mask.
+
+    Args:
+        rgb: (3, H, W) in [-1, 1].
+        mask: (1, H, W) in {0, 1}.
+        image_size: S, pixels.
+        where: sample or file, for the message.
+
+    Returns:
+        object image (3, S, S) in [-1, 1], BACKGROUND wherever the mask is 0; mask (1, S, S) in {0, 1}.
+
+    Raises:
+        UserError: the object is so small that nothing of its mask is left at this size.
+    """
+    return _fit_object_strips([rgb], mask, image_size, where)
+
+
+def _fit_object_strips(strips: Iterable[Tensor], mask: Tensor, image_size: int, where: str) -> tuple[Tensor, Tensor]:
+    """`fit_object` of an object image that comes from top to bottom in strips (3, some rows, W)."""
+    small_mask = (fit_square(mask, image_size, 0.0) >= MASK_THRESHOLD).float()
+    if not small_mask.any():
+        raise UserError(
+            f"{where}: the mask is empty at {image_size} x {image_size}; crop to the object or raise image_size"
+        )
+    height, width = mask.shape[-2:]
+    small_rgb = _fit_strips(_composited(strips, mask), height, width, image_size, BACKGROUND)
+    return composite(small_rgb, small_mask), small_mask
+
+
+def _composited(strips: Iterable[Tensor], mask: Tensor) -> Iterator[Tensor]:
+    top = 0
+    for strip in strips:
+        bottom = top + strip.shape[-2]
+        yield composite(strip, mask[:, top:bottom])
+        top = bottom
+
+
+def load_picture(
+    object_path: str | Path, mask_path: str | Path, theta: float, phi: float, size: float, image_size: int
+) -> Picture:
+    """A user's own picture with its mask and a chosen light.
+
+    Both files are PNG or JPEG of equal size; see `fit_square` for pictures that are not square.
+
+    Args:
+        object_path: photograph or render of the object; its background does not matter.
+        mask_path: white = object, thresholded at 0.5.
+        theta: polar angle, degrees in [0, 45].
+        phi: azimuth, degrees in [0, 360].
+        size: side of the square light, scene units in [2, 8].
+        image_size: S, pixels, a multiple of 8.
+
+    Returns:
+        A Picture with object_image (3, S, S), mask (1, S, S), light (3,), all float32; id = stem of the object file.
+
+    Raises:
+        UserError: naming the file or value.
+    """
+    check_image_size(image_size)
+    object_path, mask_path = Path(object_path), Path(mask_path)
+    where = one_line(str(object_path))
+    check_light(theta, phi, size, where)
+    image = decode(_read_file(object_path), where)
+    mask = read_mask(_read_file(mask_path), one_line(str(mask_path)))
+    if image.size != (mask.shape[-1], mask.shape[-2]):
+        raise UserError(
+            f"{where}: {image.width} x {image.height} pixels, but its mask {one_line(str(mask_path))} has "
+            f"{mask.shape[-1]} x {mask.shape[-2]}; give a mask of the same size"
+        )
+    object_image, small_mask = _fit_object_strips(object_strips(image), mask, image_size, where)
+    light = torch.tensor([theta, phi, size], dtype=torch.float32)
+    return Picture(id=object_path.stem, object_image=object_image, mask=small_mask, light=light)
+
+
+def _read_file(path: Path) -> bytes:
+    where = one_line(str(path))
+    try:
+        if not path.is_file():  # also refuses pipes and devices, which would block
+            raise UserError(f"{where}: no such file" if not path.exists() else f"{where}: not a file")
+        return FileSource(path, where, path.stat().st_size).read()
+    except OSError as error:  # a name too long for the file system, a folder that may not be entered
+        raise UserError(f"{where}: cannot be read ({error.strerror}); check the path") from error

@@ -1,0 +1,221 @@
+"""Curves of a run as SVG: few points, no loss of an extreme, and every NaN or Inf marked."""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from diagnostics.records import Curve, History
+from shadowlab.views.page.axis import Axis
+from shadowlab.views.page.wording import count, number
+
+_MAX_BUCKETS = 300  # of a curve; each keeps its smallest and its largest value
+_MAX_EVENTS = 60  # marks of a panel
+WIDTH, HEIGHT = 560, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 546, 16, 216
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a panel. style: its colour and dashes, s0 to s4. excused: steps whose NaN or Inf is no fault."""
+
+    name: str
+    curve: Curve
+    style: str = "s0"
+    excused: frozenset[int] = frozenset()
+
+    @property
+    def summary(self) -> str:
+        """In words, for those who do not see it."""
+        finite = [(value, step) for step, value in self.curve if math.isfinite(value)]
+        bad = [step for step, value in self.curve if not math.isfinite(value) and step not in self.excused]
+        lost = f"; {count(len(bad), 'value')} NaN or Inf, first at step {bad[0]}" if bad else ""
+        if num_excused := len(self.curve) - len(finite) - len(bad):
+            lost += f"; NaN or Inf in {count(num_excused, 'skipped step')}"
+        if not finite:
+            return f"{self.name}: no finite value{lost}"
+        low, high = min(finite), max(finite)
+        if len(finite) == 1:
+            return f"{self.name}: {number(low[0])} at step {low[1]}{lost}"
+        return (
+            f"{self.name}: {number(finite[0][0])} at first, {number(finite[-1][0])} at step {finite[-1][1]}; "
+            f"lowest {number(low[0])} (step {low[1]}), highest {number(high[0])} (step {high[1]}){lost}"
+        )
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines that share their axes. marks: (step, `mark` or `bad`, words) of events."""
+
+    key: str
+    title: str
+    series: tuple[Series, ...]
+    unit: str = ""
+    marks: tuple[tuple[int, str, str], ...] = ()
+
+    @property
+    def summary(self) -> str:
+        return f"{self.title}. " + ". ".join(one.summary for one in self.series) + "."
+
+
+@dataclass(frozen=True)
+class Line:
+    """A drawn series: pieces between gaps as SVG points, single points apart."""
+
+    name: str
+    style: str
+    pieces: tuple[str, ...]
+    dots: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A panel in pixels. events: (x, sign, words) of NaN, Inf and marks. data: for the script that reads values out."""
+
+    panel: Panel
+    lines: tuple[Line, ...]
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    events: tuple[tuple[float, str, str], ...]
+    is_log: bool
+    data: dict[str, Any]
+
+
+def decimated(curve: Curve, buckets: int = _MAX_BUCKETS, excused: Collection[int] = ()) -> Curve:
+    """At most two finite values of each bucket of neighbours, its smallest and its largest, and every NaN and Inf that
+    begins a row of such, or of those that are not excused."""
+    if len(curve) <= 2 * buckets:
+        return curve
+    points, values = list(curve), curve.values
+    kept = {0, len(points) - 1}
+    fine = [math.isfinite(v) for v in values]
+    for sound in (fine, [ok or step in excused for ok, step in zip(fine, curve.steps, strict=True)]):
+        kept |= {i for i, ok in enumerate(sound) if not ok and (i == 0 or sound[i - 1])}
+    for number_ in range(buckets):
+        span = range(number_ * len(points) // buckets, (number_ + 1) * len(points) // buckets)
+        finite = [i for i in span if math.isfinite(values[i])]
+        if finite:
+            kept |= {min(finite, key=values.__getitem__), max(finite, key=values.__getitem__)}
+    chosen = [points[i] for i in sorted(kept)]
+    return Curve(tuple(step for step, _ in chosen), tuple(value for _, value in chosen))
+
+
+def draw(panel: Panel, first: int, last: int) -> Drawing:
+    """first, last: steps at the ends of the axis, which all panels share."""
+    small = [replace(one, curve=decimated(one.curve, excused=one.excused)) for one in panel.series]
+    x = Axis.of_steps(first, last, _LEFT, _RIGHT)
+    y = Axis.over((value for one in small for value in one.curve.values), _BOTTOM, _TOP)
+    events = list(panel.marks)
+    for one in small:
+        for step, value in one.curve:
+            if not math.isfinite(value) and step not in one.excused:
+                events.append((step, "bad", f"{one.name} is {number(value)}"))
+    shown = _thinned(sorted(set(events)))
+    return Drawing(
+        panel,
+        tuple(_line(one, x, y) for one in small),
+        tuple((round(at, 1), text) for at, text in x.ticks(whole=True)),
+        tuple((round(at, 1), text) for at, text in y.ticks()),
+        tuple((round(x.place(step), 1), sign, f"step {step}: {words}") for step, sign, words in shown),
+        y.is_log,
+        {
+            "x": [x.low, x.high, _LEFT, _RIGHT],
+            "series": [
+                {"name": one.name, "steps": list(one.curve.steps), "values": [_short(v) for v in one.curve.values]}
+                for one in small
+            ],
+        },
+    )
+
+
+def panels(history: History) -> list[Panel]:
+    """What is drawn of a run; panels without a point are left out."""
+    quarters = sorted({quarter for record in history.records() for quarter in record.get("loss_by_t") or ()})
+    held_out = "fixed_grid" if history.kind == "overfit" else "validation"
+    skips = [(r["step"], "mark", "the gradient scaler skipped it") for r in history.records() if r.get("skipped")]
+    marks = (*skips, *((r["step"], "bad", "incident") for r in history.records("incident")))
+
+    skipped = frozenset(step for step, _, _ in skips)
+
+    def own(name: str, key: str, style: str, kind: str | None = None) -> Series:
+        return Series(name, history.curve(key, kind), style, skipped if key.startswith("grad_norm") else frozenset())
+
+    wanted = [
+        Panel(
+            "loss",
+            "Loss",
+            (own("training", "loss", "s0"), own(held_out.replace("_", " "), "loss", "s1", held_out)),
+            marks=marks,
+        ),
+        Panel(
+            "loss-by-t",
+            "Loss by t (0 is noise, 1 is data)",
+            tuple(own(f"t {quarter}", f"loss_by_t.{quarter}", f"s{i % 5}") for i, quarter in enumerate(quarters)),
+        ),
+        Panel(
+            "gradient-norm",
+            "Gradient norm",
+            (own("before clipping", "grad_norm", "s0"), own("after clipping", "grad_norm_clipped", "s1")),
+            marks=marks,
+        ),
+        Panel("learning-rate", "Learning rate", (own("learning rate", "learning_rate", "s0"),)),
+        Panel("loss-scale", "Loss scale", (own("loss scale", "loss_scale", "s0"),), marks=marks),
+        Panel(
+            "quality",
+            "Quality on held-out samples" if held_out == "validation" else "Quality on the fixed grid",
+            (own("R²", "r2", "s0", held_out), own("soft IoU", "soft_iou", "s1", held_out)),
+        ),
+        Panel(
+            "rmse",
+            "RMSE",
+            (own("model", "rmse", "s0", held_out), own("all black", "black_rmse", "s1", held_out)),
+        ),
+        Panel(
+            "response",
+            "Answer to each condition (0: unseen)",
+            tuple(own(c, f"response_{c}", f"s{i}", held_out) for i, c in enumerate(("theta", "phi", "size"))),
+        ),
+        Panel(
+            "time",
+            "Time of a step",
+            (own("step", "step_seconds", "s0"), own("waiting for data", "data_wait_seconds", "s1")),
+            unit="s",
+        ),
+        Panel("memory", "Memory", (own("memory", "memory_gib", "s0"),), unit="GiB"),
+    ]
+    full = (Panel(p.key, p.title, tuple(s for s in p.series if len(s.curve)), p.unit, p.marks) for p in wanted)
+    return [panel for panel in full if panel.series]
+
+
+def drawings(history: History) -> list[Drawing]:
+    found = panels(history)
+    steps = [step for panel in found for one in panel.series for step in (one.curve.steps[0], one.curve.steps[-1])]
+    steps += [step for panel in found for step, _, _ in panel.marks]
+    return [draw(panel, min(steps), max(steps)) for panel in found]
+
+
+def _line(series: Series, x: Axis, y: Axis) -> Line:
+    pieces: list[list[tuple[float, float]]] = [[]]
+    for step, value in series.curve:
+        if math.isfinite(value):
+            pieces[-1].append((round(x.place(step), 1), round(y.place(value), 1)))
+        elif pieces[-1]:
+            pieces.append([])
+    lines = tuple(" ".join(f"{a:g},{b:g}" for a, b in piece) for piece in pieces if len(piece) > 1)
+    few = len(series.curve) <= 40
+    dots = tuple(point for piece in pieces for point in piece if few or len(piece) == 1)
+    return Line(series.name, series.style, lines, dots)
+
+
+def _thinned(events: Sequence[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
+    """About `_MAX_EVENTS` of each sign at most, the first always among them."""
+    found: list[tuple[int, str, str]] = []
+    for sign in ("mark", "bad"):
+        own = [event for event in events if event[1] == sign]
+        found += own[:: max(1, math.ceil(len(own) / _MAX_EVENTS))]
+    return found
+
+
+def _short(value: float) -> float | str:
+    """For the script: five digits; NaN and Inf, which JSON does not know, as words."""
+    return float(f"{value:.5g}") if math.isfinite(value) else number(value)

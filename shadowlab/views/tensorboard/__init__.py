@@ -1,0 +1,9 @@
+"""A run in TensorBoard: written while it trains, rebuilt from its records, served."""
+
+from shadowlab.views.tensorboard.board import Board
+from shadowlab.views.tensorboard.serve import run_tensorboard
+
+__all__ = [
+    "Board",
+    "run_tensorboard",
+]

@@ -1,0 +1,70 @@
+"""A run in TensorBoard: what `diagnostics` shows of its records, heat maps of them, and pictures."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diagnostics.board import TensorBoardView
+from shadowlab.views.layer_grid import to_png
+from shadowlab.views.tensorboard.heat_maps import HeatMaps
+
+
+class Board:
+    """Writes a run's records and pictures to TensorBoard's event files; arguments as of `TensorBoardView`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        purge_step: int | None = None,
+        past: Iterable[Mapping[str, Any]] = (),
+        in_full: Callable[[str], bool] = lambda name: False,
+    ) -> None:
+        self._heat_maps = HeatMaps()
+        self._view = TensorBoardView(folder, purge_step=purge_step, past=self._noted(past), in_full=in_full)
+        self._heat_maps.skip(last=True)  # when that session was closed
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """One record, as metrics.jsonl has it."""
+        self._view.write(record)
+        self._heat_maps.add(record)
+        if self._heat_maps.are_due:
+            self._draw()
+
+    def image(self, tag: str, picture: Tensor, step: int) -> None:
+        """(3, H, W) in [0, 1]; to be seen at once."""
+        self._view.add_image(tag, picture, step)
+        self.flush()
+
+    def flush(self) -> None:
+        self._view.flush()
+
+    def png(self, tag: str, content: bytes, size: tuple[int, int], step: int) -> None:
+        """An encoded picture. size: width, height in pixels."""
+        self._view.add_png(tag, content, size, step)
+
+    @property
+    def num_dumps(self) -> int:
+        """Measured steps of which every layer was written."""
+        return self._view.num_dumps
+
+    def close(self) -> None:
+        """Draw what is new and close the file."""
+        try:
+            if self._heat_maps.are_stale:
+                self._draw(last=True)
+        finally:
+            self._view.close()
+
+    def _noted(self, past: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        for record in past:
+            self._heat_maps.add(record)
+            if self._heat_maps.are_due:
+                self._heat_maps.skip(last=True)  # when that session was closed
+            yield record
+
+    def _draw(self, *, last: bool = False) -> None:
+        for page in self._heat_maps.draw(last=last):
+            self.png(page.tag, to_png(page.picture), page.picture.size, self._heat_maps.step)

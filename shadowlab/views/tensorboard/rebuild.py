@@ -1,0 +1,125 @@
+"""A run's TensorBoard view made anew: of its records, and of the pictures it saved."""
+
+import fnmatch
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from diagnostics.board import block_of
+from diagnostics.records import read_records
+from shadowlab.errors import UserError
+from shadowlab.views.tensorboard.board import Board
+
+FOLDER = "tensorboard-rebuilt"
+# Of samples/, by the beginning of the file's name; a step follows.
+_PICTURES = {
+    "step-": "validation/comparison",
+    "light-sweep-step-": "validation/light_sweep",
+    "overfit-step-": "overfit/comparison",
+}
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """folder: the new view. in_full: layers and parameters that are drawn at every measured step."""
+
+    folder: Path
+    num_records: int
+    num_pictures: int
+    in_full: tuple[str, ...]
+
+
+def rebuild_board(run: Path, patterns: Sequence[str] = ()) -> Rebuilt:
+    """Write `run`/tensorboard-rebuilt, in place of an earlier one, and leave `run`/tensorboard as it is.
+
+    Args:
+        patterns: shell patterns over names of layers; every statistic of every record is drawn of those that match one
+            and of their parameters, whatever the bytes.
+
+    Raises:
+        UserError: the run has no records, or a damaged one, or a pattern matches nothing, or the disk refuses.
+    """
+    metrics = run / "metrics.jsonl"
+    if not metrics.is_file():
+        raise UserError(f"{metrics}: missing, so there is nothing to rebuild from; name a run that trained")
+    folder, new = run / FOLDER, run / f"{FOLDER}.tmp"
+    for place in (folder, new):
+        if place.is_symlink() or (place.exists() and not place.is_dir()):
+            raise UserError(f"{place}: in the way of the new view, and not a folder of its own; move or remove it")
+    shutil.rmtree(new, ignore_errors=True)
+    chosen = _Chosen(patterns)
+    try:
+        board = Board(new, in_full=chosen)
+        try:
+            num_records = 0
+            for record in read_records(metrics):
+                board.write(record)
+                chosen.seen |= dict.fromkeys((*record.get("layers", {}), *record.get("parameters", {})))
+                num_records += 1
+            num_pictures = sum(_add(board, *picture) for picture in _saved_pictures(run / "samples"))
+        finally:
+            board.close()
+        chosen.require_all_used(run)
+        if folder.exists():
+            shutil.rmtree(folder)
+        new.replace(folder)
+    except ValueError as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or new}: {error.strerror or error}, so {folder} cannot be made; free the disk and make "
+            f"{run} readable and writable, or rebuild a copy of it elsewhere"
+        ) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return Rebuilt(folder, num_records, num_pictures, tuple(name for name in chosen.seen if chosen(name)))
+
+
+class _Chosen:
+    """Whether a layer or parameter is asked for; remembers what there was to choose from."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self._patterns = patterns
+        self._known: dict[str, bool] = {}
+        self.seen: dict[str, None] = {}
+
+    def __call__(self, name: str) -> bool:
+        if name not in self._known:
+            self._known[name] = any(_matches(name, pattern) for pattern in self._patterns)
+        return self._known[name]
+
+    def require_all_used(self, run: Path) -> None:
+        for pattern in self._patterns:
+            if not any(_matches(name, pattern) for name in self.seen):
+                blocks = list(dict.fromkeys(map(block_of, self.seen)))
+                there = f"blocks are {', '.join(blocks)}; all of one: '{blocks[0]}*'" if blocks else "it has none"
+                raise UserError(f"--layers {pattern}: matches no layer that {run} has records of; {there}")
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Of a layer's name, or of the layer that a parameter belongs to."""
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.rpartition(".")[0], pattern)
+
+
+def _saved_pictures(samples: Path) -> Iterator[tuple[str, Path, int]]:
+    """(tag, file, step), by ascending step."""
+    for beginning, tag in _PICTURES.items():
+        for file in sorted(samples.glob(f"{beginning}*.png")):
+            number = re.fullmatch(rf"{re.escape(beginning)}(\d+)", file.stem)
+            if number is not None:
+                yield tag, file, int(number[1])
+
+
+def _add(board: Board, tag: str, file: Path, step: int) -> int:
+    """Returns how many pictures were added: one."""
+    try:
+        with Image.open(file) as picture:
+            size = picture.size
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read as a picture; remove it to go on without") from error
+    board.png(tag, file.read_bytes(), size, step)
+    return 1

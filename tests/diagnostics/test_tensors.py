@@ -1,0 +1,49 @@
+"""Finite checks that leave their answer on the device."""
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from diagnostics.tensors import all_finite, any_bad, magnitude, values_of
+
+NAN, INF = float("nan"), float("inf")
+
+
+def test_all_finite_tests_elements_not_sums() -> None:
+    good = torch.ones(3)
+    assert all_finite([])
+    assert all_finite([good, torch.zeros(0), torch.arange(3), good.new_empty(2, device="meta")])
+    for value in (NAN, INF, -INF):
+        for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            bad = torch.ones(1000, dtype=dtype)
+            bad[777] = value
+            assert not all_finite([good, bad])
+            assert any_bad([good, bad])
+            assert not torch.isfinite(magnitude([good, bad]))
+    for dtype in (torch.float16, torch.float32):
+        assert all_finite([torch.full((100,), torch.finfo(dtype).max, dtype=dtype)])
+    assert not all_finite([torch.sparse_coo_tensor([[0]], [NAN], (3,), check_invariants=True)])
+
+
+def test_all_finite_takes_tensors_of_several_devices() -> None:
+    """AdamW keeps its step counts on the CPU and its moments on the accelerator."""
+    with FakeTensorMode():
+        step, moment = torch.zeros(()), torch.zeros(3, device="cuda")
+        assert all_finite([step, moment]).device.type == "cuda"
+
+
+def test_magnitude_is_the_joint_norm_and_overflow_is_told_from_bad_values() -> None:
+    torch.manual_seed(0)
+    tensors = [torch.randn(5, 3), torch.randn(7, dtype=torch.float64), torch.randn(4).half()]
+    expected = torch.cat([t.double().flatten() for t in tensors]).norm()
+    torch.testing.assert_close(magnitude(tensors), expected, rtol=1e-3, atol=0)
+    assert magnitude([]) == 0
+    huge = torch.full((4,), 1e30)
+    assert not torch.isfinite(magnitude([huge]))
+    assert not any_bad([huge])
+
+
+def test_values_are_those_that_this_process_holds() -> None:
+    sparse = torch.sparse_coo_tensor([[0, 2]], [1.0, NAN], (3,), check_invariants=True)
+    found = values_of([None, torch.arange(3), torch.empty(0), torch.zeros(2, requires_grad=True), sparse])
+    assert [tuple(values.shape) for values in found] == [(2,), (2,)]
+    assert not any(values.requires_grad for values in found)

@@ -1,1 +1,0 @@
-"""Faults with known origins: what `explain` must say of each, and what must raise no alarm."""
