@@ -181,7 +181,7 @@ def _train(request: Request, config: "Config", run: "RunFolder | None", *, skip_
 
 def _train_in_processes(request: Request, config: "Config", name: str, *, resume: bool, skip_stages: bool) -> None:
     """Start the processes, each with the same words as this command was given."""
-    from shadowlab.distributed import launch
+    from shadowlab.distributed import launch_processes
     from shadowlab.errors import InterruptedRunError, LostProcessError
 
     words = ["train", *request.words(), "--run", name]
@@ -189,7 +189,7 @@ def _train_in_processes(request: Request, config: "Config", name: str, *, resume
     words += ["--skip-stages"] if skip_stages else []
     go_on = _resuming(config, name, skip_stages)
     try:
-        code = launch(config.distributed.processes, "cli.main", words)
+        code = launch_processes(config.distributed.processes, "cli.main", words)
     except LostProcessError as lost:
         error = LostProcessError(f"{lost}; go on with: {go_on}")
         error.told = lost.told

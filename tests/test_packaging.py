@@ -31,7 +31,7 @@ def test_wheel_holds_modules_presets_and_embedded_files(wheel: Path) -> None:
         assert not [m for m in (ROOT / package).rglob("*.py") if str(m.relative_to(ROOT)) not in names]
     for preset in (ROOT / "configs").glob("*.yaml"):
         assert f"shadowlab/configs/{preset.name}" in names
-    embedded = [file for folder in ("assets", "report/assets") for file in (ROOT / "shadowlab" / folder).rglob("*")]
+    embedded = [file for folder in ("assets", "views/page/assets") for file in (ROOT / "shadowlab" / folder).rglob("*")]
     for file in embedded:
         if file.is_file():
             assert str(file.relative_to(ROOT)) in names

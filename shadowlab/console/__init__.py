@@ -1,9 +1,6 @@
 """What a person reads while a stage runs."""
 
 from shadowlab.console.reporter import Reporter
-from shadowlab.console.sparkline import sparkline
+from shadowlab.console.sparklines import sparkline
 
-__all__ = [
-    "Reporter",
-    "sparkline",
-]
+__all__ = ["Reporter", "sparkline"]

@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from shadowlab.console.sparkline import sparkline
+from shadowlab.console.sparklines import sparkline
 
 CURVES = ("loss", "grad norm")
 _RECENT = 256  # steps that a curve shows

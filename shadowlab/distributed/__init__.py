@@ -1,7 +1,7 @@
 """Several processes that train one model: launched, watched, sharded."""
 
 from shadowlab.distributed.devices import crowded, launched_processes, pick_device, require_gpus
-from shadowlab.distributed.launch import launch
+from shadowlab.distributed.launch import launch_processes
 from shadowlab.distributed.processes import Processes, SingleProcess
 from shadowlab.distributed.sharding import assign, is_sharded, local, shard, whole
 
@@ -11,7 +11,7 @@ __all__ = [
     "assign",
     "crowded",
     "is_sharded",
-    "launch",
+    "launch_processes",
     "launched_processes",
     "local",
     "pick_device",

@@ -25,7 +25,7 @@ _SHUTDOWN_SECONDS = 10  # for processes that outlive one that was lost
 _SAME_MOMENT_SECONDS = 3
 
 
-def launch(num_processes: int, module: str, words: Sequence[str]) -> int:
+def launch_processes(num_processes: int, module: str, words: Sequence[str]) -> int:
     """Run `python -m module *words` in `num_processes` processes of this machine; returns their exit code.
 
     SIGINT and SIGTERM are passed on, so that the processes end after their running step, for as long as that takes.

@@ -21,12 +21,10 @@ from typing import Any, TextIO
 
 import torch
 
-from diagnostics.records import History
-from diagnostics.records import encode
+from diagnostics.records import History, encode
 from shadowlab import __version__
-from shadowlab.settings import Config
-from shadowlab.settings import dump_config, load_config
 from shadowlab.errors import UserError
+from shadowlab.settings import Config, dump_config, load_config
 
 SUBFOLDERS = ("tensorboard", "checkpoints", "samples", "incidents", "reports")
 MAX_NAME = 150  # characters; file systems take 255, and required stages append theirs

@@ -6,10 +6,9 @@ from typing import Any
 
 import yaml
 
-from shadowlab.settings import Config
-from shadowlab.settings import dump_config, load_config, preset_names
 from shadowlab.errors import UserError
 from shadowlab.runs.folder import RunFolder
+from shadowlab.settings import Config, dump_config, load_config, preset_names
 
 # Sections and keys that decide weights or data order; all others may change on resume. Batch size, accumulation and
 # the number of processes may be exchanged for one another: their product is compared with the checkpoint's. So may

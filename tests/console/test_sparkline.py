@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowlab.console.sparkline import sparkline
+from shadowlab.console.sparklines import sparkline
 
 NAN, INF = math.nan, math.inf
 

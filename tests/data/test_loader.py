@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shadowlab.data.loader import endless_batches, in_order, micro_batch_positions
 from shadowlab.errors import UserError
 from shadowlab.tasks.shadow.dataset import ShadowDataset, open_dataset
-from shadowlab.tasks.shadow.samples import Batch
+from shadowlab.tasks.shadow.samples import Batch, collate
 
 
 @given(st.integers(0, 100), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
@@ -46,6 +46,7 @@ def stream(
     return endless_batches(
         dataset,
         indices,
+        collate=collate,
         seed=seed,
         first_position=first,
         batch_size=batch_size,

@@ -28,7 +28,7 @@ def test_imports(path: Path):
 
 
 def test_importing_the_package_does_not_load_tensorboard():
-    code = "import diagnostics, diagnostics.tensorboard, sys; print('tensorboard' in sys.modules)"
+    code = "import diagnostics, diagnostics.board, sys; print('tensorboard' in sys.modules)"
     root = FILES[0].parents[1]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"

@@ -14,9 +14,9 @@ from PIL import Image
 from shadowlab.data.split import split_by_object
 from shadowlab.errors import StageFailedError, UserError
 from shadowlab.models.vae import EMBEDDED_FOLDER, load_vae
-from shadowlab.stages.train_vae import train_vae as module
+from shadowlab.stages.train_vae import loop as module
+from shadowlab.stages.train_vae.loop import VaeReport, train_vae
 from shadowlab.stages.train_vae.quality import measure_vae
-from shadowlab.stages.train_vae.train_vae import VaeReport, train_vae
 from shadowlab.tasks.shadow.dataset import open_dataset
 
 SIZE = 32

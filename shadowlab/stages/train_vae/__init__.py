@@ -1,6 +1,6 @@
 """train-vae: the small VAE that ships with the package."""
 
-from shadowlab.stages.train_vae.train_vae import train_vae
+from shadowlab.stages.train_vae.loop import train_vae
 
 __all__ = [
     "train_vae",

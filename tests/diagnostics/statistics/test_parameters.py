@@ -243,7 +243,7 @@ import sys, torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from diagnostics import ParameterStatistics
-from diagnostics.parameters import gradient_norms, total_norm
+from diagnostics.statistics import gradient_norms, total_norm
 
 rank, path = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", store=torch.distributed.FileStore(path, 2), rank=rank, world_size=2)
