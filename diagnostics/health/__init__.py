@@ -30,7 +30,7 @@ RULES: tuple[Rule, ...] = (
     waiting_for_data,
 )
 
-__all__ = ["RULES", "Finding", "HealthWatch", "Rule", "examine"]
+__all__ = ["RULES", "Finding", "HealthWatch", "Rule", "examine", "headroom"]
 
 
 def examine(history: History, rules: Iterable[Rule] = RULES) -> list[Finding]:

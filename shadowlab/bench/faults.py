@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from diagnostics import Verdict, explain
-from shadowlab.bench.corpus.case import Expected, Fault
-from shadowlab.bench.corpus.corpus import FAULTS
+from shadowlab.bench.corpus import FAULTS, Expected, Fault
 from shadowlab.bench.peer_score import Peer, PeerReport, PeerResult, place_of, run_peer, summarise
 from shadowlab.bench.peers import PEERS
 from shadowlab.errors import UserError

@@ -20,7 +20,7 @@ import torch
 from diagnostics import Verdict
 
 if TYPE_CHECKING:
-    from shadowlab.bench.corpus.case import Expected, Fault, Scene
+    from shadowlab.bench.corpus import Expected, Fault, Scene
 
 # Names by which tools call the same operator.
 _FAMILIES = (

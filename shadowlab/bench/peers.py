@@ -20,7 +20,7 @@ from diagnostics.modules import models_in, optimizers_in
 from shadowlab.bench.peer_score import Naming, Peer
 
 if TYPE_CHECKING:
-    from shadowlab.bench.corpus.case import Scene
+    from shadowlab.bench.corpus import Scene
 
 _TRACE_LINE = re.compile(r'File "([^"]+)", line (\d+)')
 

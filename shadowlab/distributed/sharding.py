@@ -4,8 +4,6 @@ PyTorch FSDP: Zhao et al., arXiv 2304.11277; per-parameter sharding: pytorch#114
 """
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -14,6 +12,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 def sharding_units(unet: nn.Module) -> list[nn.Module]:
     """The modules whose parameters are gathered together, inner ones first; the last is the UNet with the rest."""
+    from diffusers.models.attention import BasicTransformerBlock  # here: seconds that `--help` and `runs` need not wait
+    from diffusers.models.resnet import ResnetBlock2D
+
     blocks = [module for module in unet.modules() if isinstance(module, (BasicTransformerBlock, ResnetBlock2D))]
     return [*blocks, unet]
 

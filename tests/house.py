@@ -1,0 +1,284 @@
+"""The law of the packages: which module may import which, and how long a file and a function may be.
+
+Every law is a function of a tree of sources (path -> text) that returns what breaks it, one line each, so that a small
+made-up tree can show that it speaks.
+"""
+
+import ast
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+FLOORS = ("diagnostics", "shadowlab", "cli")  # each imports itself and those before it
+HALLS = ("shadowlab", "shadowlab.stages", "shadowlab.views", "shadowlab.bench")  # each child is a room; exports nothing
+MOST_ROOMS = {"diagnostics": 16, "shadowlab.stages": 8}
+MOST_LINES_OF_FILE = 350
+MOST_LINES_OF_FUNCTION = 60
+OPTIONAL = {"mitsuba", "drjit", "trimesh"}
+LIGHT = ("shadowlab.distributed", "shadowlab.settings", "shadowlab.runs", "shadowlab.console", "shadowlab.views.")
+UNPICKLERS = "diagnostics.incidents"  # evidence from any loop; read with weights_only
+WRITES_TENSORBOARD = "diagnostics.board.tensorboard"
+
+
+@dataclass(frozen=True)
+class Import:
+    """One name that a module imports."""
+
+    module: str
+    """The module that imports."""
+    place: str
+    """`path:line` for messages."""
+    target: str
+    """The module it comes from."""
+    name: str | None
+    """The name taken from it; None for the module itself."""
+    deferred: bool
+    """Inside a function or for type checkers alone: not run when the module is imported."""
+
+
+@dataclass(frozen=True)
+class House:
+    """A tree of sources: path with forward slashes -> text."""
+
+    sources: Mapping[str, str]
+
+    @classmethod
+    def read(cls, root: Path, *folders: str) -> "House":
+        files = [file for folder in folders for file in sorted((root / folder).rglob("*.py"))]
+        return cls({file.relative_to(root).as_posix(): file.read_text(encoding="utf-8") for file in files})
+
+    @cached_property
+    def trees(self) -> dict[str, ast.Module]:
+        """By path."""
+        return {path: ast.parse(text) for path, text in self.sources.items()}
+
+    @cached_property
+    def modules(self) -> dict[str, str]:
+        """Dotted name -> path."""
+        return {_dotted(path): path for path in self.sources}
+
+    @cached_property
+    def imports(self) -> list[Import]:
+        return [one for module, path in self.modules.items() for one in self._imports_of(module, path)]
+
+    def is_package(self, module: str) -> bool:
+        return self.modules[module].endswith("__init__.py")
+
+    def exported(self, module: str) -> set[str] | None:
+        """`__all__` of a module, None where it has none."""
+        for node in self.trees[self.modules[module]].body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                return set(ast.literal_eval(node.value))
+        return None
+
+    def _imports_of(self, module: str, path: str) -> Iterator[Import]:
+        def walk(node: ast.AST, deferred: bool) -> Iterator[Import]:
+            for child in ast.iter_child_nodes(node):
+                guarded = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+                inner = deferred or guarded or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+                place = f"{path}:{getattr(child, 'lineno', 0)}"
+                if isinstance(child, ast.Import):
+                    for alias in child.names:
+                        yield Import(module, place, alias.name, None, inner)
+                elif isinstance(child, ast.ImportFrom):
+                    source = "." * child.level + (child.module or "")
+                    for alias in child.names:
+                        whole = f"{source}.{alias.name}"
+                        if whole in self.modules:
+                            yield Import(module, place, whole, None, inner)
+                        else:
+                            yield Import(module, place, source, alias.name, inner)
+                yield from walk(child, inner)
+
+        yield from walk(self.trees[path], False)
+
+
+def room(module: str) -> str:
+    """The room that a module belongs to: a child of `diagnostics` or of a hall; `cli` is one."""
+    parts = module.split(".")
+    if parts[0] not in FLOORS or parts[0] == "cli":
+        return parts[0]
+    if parts[0] == "diagnostics":
+        return ".".join(parts[:2])
+    known = parts[0]
+    for part in parts[1:]:
+        if known not in HALLS:
+            break
+        known += f".{part}"
+    return known
+
+
+def relative_imports(house: House) -> list[str]:
+    return [f"{one.place} imports {one.target}: write the full path" for one in house.imports if one.target[0] == "."]
+
+
+def upward_imports(house: House) -> list[str]:
+    """`cli -> shadowlab -> diagnostics`, and none of them knows the tests."""
+    found = []
+    for one in house.imports:
+        floor = _top(one.module)
+        if floor not in FLOORS:
+            continue
+        above = {"tests", "scripts", "examples", *FLOORS[FLOORS.index(floor) + 1 :]}
+        if floor != "cli":
+            above.add("typer")
+        if _top(one.target) in above:
+            found.append(f"{one.place} imports {one.target}: {floor} does not know what stands above it")
+    return found
+
+
+def foreign_imports(house: House) -> list[str]:
+    """`diagnostics` stands on torch and the standard library; TensorBoard is loaded by its writer's methods."""
+    found = []
+    for one in house.imports:
+        if _top(one.module) != "diagnostics":
+            continue
+        if "tensorboard" in one.target and _top(one.target) != "diagnostics":
+            allowed = one.module == WRITES_TENSORBOARD and one.deferred
+        else:
+            allowed = _top(one.target) in {"torch", "diagnostics", *sys.stdlib_module_names}
+        if not allowed:
+            found.append(f"{one.place} imports {one.target}")
+    return found
+
+
+def early_imports(house: House) -> list[str]:
+    """Optional packages are imported where they are used, and `shadowlab --help` does not wait for torch."""
+    found = []
+    for one in house.imports:
+        help_waits = _top(one.module) == "cli" and _top(one.target) not in {"cli", "typer", *sys.stdlib_module_names}
+        if not one.deferred and (help_waits or _top(one.target) in OPTIONAL):
+            found.append(f"{one.place} imports {one.target} at once: import it in the function that uses it")
+    return found
+
+
+def deep_imports(house: House) -> list[str]:
+    """From outside of a room only its door is imported, and only what the door exports."""
+    found = []
+    for one in house.imports:
+        if one.target not in house.modules or room(one.target) == room(one.module):
+            continue
+        door = room(one.target)
+        if one.target != door:
+            found.append(f"{one.place} imports {one.target}: {door} is the door")
+        elif one.name and house.is_package(door) and not _is_offered(one.name, house.exported(door)):
+            found.append(f"{one.place} imports {one.name}: {door} does not export it")
+    return found
+
+
+def open_halls(house: House) -> list[str]:
+    """A hall exports nothing: who wants a room imports the room."""
+    return [f"{one.place} imports {one.target}: {one.module} is a hall" for one in house.imports if one.module in HALLS]
+
+
+def circles(house: House) -> list[str]:
+    """Rooms that import each other, directly or through others."""
+    arrows: dict[str, dict[str, str]] = defaultdict(dict)
+    for one in house.imports:
+        if one.target in house.modules and room(one.target) != room(one.module):
+            arrows[room(one.module)].setdefault(room(one.target), one.place)
+    return [
+        f"{place}: {start} -> {end}, which leads back"
+        for start, ends in sorted(arrows.items())
+        for end, place in sorted(ends.items())
+        if _reaches(arrows, end, start)
+    ]
+
+
+def crowded_halls(house: House) -> list[str]:
+    found = []
+    for hall, most in MOST_ROOMS.items():
+        depth = hall.count(".") + 1
+        inside = [module for module in house.modules if module.startswith(f"{hall}.")]
+        rooms = sorted({module.split(".")[depth] for module in inside})
+        if len(rooms) > most:
+            found.append(f"{hall} has {len(rooms)} rooms, {most} at most: {', '.join(rooms)}")
+    return found
+
+
+def pickles(house: House) -> list[str]:
+    """Files are safetensors and JSON. Evidence of incidents is torch's, read as plain tensors."""
+    found = [
+        f"{one.place} imports pickle"
+        for one in house.imports
+        if _top(one.target) == "pickle" and room(one.module) != UNPICKLERS
+    ]
+    for module, path in house.modules.items():
+        for node in ast.walk(house.trees[path]):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if called not in {"torch.load", "torch.save"}:
+                continue
+            assert isinstance(node, ast.Call)
+            safe = called == "torch.save" or any(ast.unparse(word) == "weights_only=True" for word in node.keywords)
+            if room(module) != UNPICKLERS or not safe:
+                found.append(f"{path}:{node.lineno} calls {called}")
+    return found
+
+
+def too_long(house: House) -> dict[str, int]:
+    """`path` or `path:function` -> lines, where it has too many."""
+    found = {}
+    for path, text in house.sources.items():
+        if len(text.splitlines()) > MOST_LINES_OF_FILE:
+            found[path] = len(text.splitlines())
+        for node in ast.walk(house.trees[path]):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > MOST_LINES_OF_FUNCTION:
+                    found[f"{path}:{node.name}"] = lines
+    return found
+
+
+def heavy_imports(house: House, package: str = "diffusers") -> list[str]:
+    """Light rooms do not load `package`, not through others either. Each line names the way there."""
+    loads: dict[str, list[str]] = defaultdict(list)
+    for one in house.imports:
+        if not one.deferred:
+            loads[one.module].append(one.target)
+    found = []
+    for module in house.modules:
+        if any(f"{module}.".startswith(light.rstrip(".") + ".") for light in LIGHT):
+            way = _way(loads, house, module, package)
+            if way:
+                found.append(" -> ".join(way))
+    return found
+
+
+def _way(loads: Mapping[str, list[str]], house: House, start: str, package: str) -> list[str]:
+    """Modules from `start` to one that imports `package`; importing a module runs the packages around it, too."""
+    ways = {start: [start]}
+    waiting = [start]
+    while waiting:
+        module = waiting.pop()
+        parents = [module.rsplit(".", n)[0] for n in range(1, module.count(".") + 1)]
+        for target in [*parents, *loads[module]]:
+            if _top(target) == package:
+                return [*ways[module], package]
+            if target in house.modules and target not in ways:
+                ways[target] = [*ways[module], target]
+                waiting.append(target)
+    return []
+
+
+def _is_offered(name: str, exported: set[str] | None) -> bool:
+    return name.startswith("__") or name in (exported or ())
+
+
+def _reaches(arrows: Mapping[str, Mapping[str, str]], start: str, goal: str) -> bool:
+    seen, waiting = {start}, [start]
+    while waiting:
+        new = set(arrows.get(waiting.pop(), ())) - seen
+        seen |= new
+        waiting += new
+    return goal in seen
+
+
+def _dotted(path: str) -> str:
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def _top(module: str) -> str:
+    return module.split(".")[0]
