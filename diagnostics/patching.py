@@ -1,8 +1,10 @@
-"""Standing in for a function for a while, where torch offers no hook."""
+"""Standing in for a function for a while, where torch offers no hook: backward, gradient scalers, any attribute."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+
+import torch
 
 
 @contextmanager
@@ -21,3 +23,66 @@ def replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None
             setattr(owner, name, original)
         else:
             delattr(owner, name)
+
+
+# Autograd
+
+
+def before_backward(note: Callable[[Any], None]) -> AbstractContextManager[None]:
+    """Call `note(roots)` before each backward pass: `Tensor.backward` and `torch.autograd.backward`.
+
+    roots: what is differentiated, a tensor or a sequence of them, any shape.
+    """
+
+    def noted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+            note(tensors)
+            return original(tensors, *args, **kwargs)
+
+        return backward
+
+    return replaced(torch.autograd, "backward", noted)
+
+
+def before_grad(note: Callable[[Any, Any], None]) -> AbstractContextManager[None]:
+    """Call `note(outputs, inputs)` before each `torch.autograd.grad`: tensors or sequences of them, any shape."""
+
+    def noted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            note(outputs, inputs)
+            return original(outputs, inputs, *args, **kwargs)
+
+        return grad
+
+    return replaced(torch.autograd, "grad", noted)
+
+
+# Gradient scalers. One may be anywhere in the caller's loop; its class is where all of them are seen.
+
+
+def before_scale(note: Callable[[torch.amp.GradScaler], None]) -> AbstractContextManager[None]:
+    """Call `note(scaler)` before a gradient scaler scales a loss; a new scaler has no scale tensor until then."""
+
+    def noted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def scale(scaler: torch.amp.GradScaler, outputs: Any) -> Any:
+            note(scaler)
+            return original(scaler, outputs)
+
+        return scale
+
+    return replaced(torch.amp.GradScaler, "scale", noted)
+
+
+@contextmanager
+def before_scaler_step(note: Callable[[torch.amp.GradScaler], None]) -> Iterator[None]:
+    """Call `note(scaler)` before a gradient scaler's `step` and `update`: a loop may step its optimizer itself."""
+
+    def noted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def step(scaler: torch.amp.GradScaler, *args: Any, **kwargs: Any) -> Any:
+            note(scaler)
+            return original(scaler, *args, **kwargs)
+
+        return step
+
+    with replaced(torch.amp.GradScaler, "step", noted), replaced(torch.amp.GradScaler, "update", noted):
+        yield

@@ -13,7 +13,8 @@ import torch.fx.traceback
 
 from diagnostics.patching import replaced
 
-_OWN_FOLDERS = tuple(f"{Path(file).resolve().parent}/" for file in (torch.__file__, Path(__file__).parent))
+_PACKAGE = Path(__file__).resolve().parents[1]  # diagnostics: its own lines are nobody's to fix
+_OWN_FOLDERS = (f"{Path(torch.__file__).resolve().parent}/", f"{_PACKAGE}/")
 _PYTHON_FOLDER = f"{Path(sysconfig.get_paths()['stdlib']).resolve()}/"
 
 _TYPED = ("<stdin>", "<python-input", "<ipython-input", "<console>", "<cell", "<input>")  # where a person writes lines

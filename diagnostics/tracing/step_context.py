@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils._python_dispatch import _disable_current_modes
 
 from diagnostics.modules import unwrapped
-from diagnostics.patching import replaced
+from diagnostics.patching import before_backward, before_grad, before_scale, replaced
 from diagnostics.tensors import tensors_in
 from diagnostics.tracing.frames import creation_record, marks, user_line
 
@@ -149,10 +149,9 @@ class StepContext:
                 register_optimizer_step_post_hook(self._after_optimizer),
             ):
                 stack.callback(handle.remove)
-            # A gradient scaler may be anywhere in the caller's loop; its class is where all of them are seen.
-            stack.enter_context(replaced(torch.amp.GradScaler, "scale", self._seen_scale))
-            stack.enter_context(replaced(torch.autograd, "backward", self._seen_backward))
-            stack.enter_context(replaced(torch.autograd, "grad", self._seen_grad))
+            stack.enter_context(before_scale(self._note_scale))
+            stack.enter_context(before_backward(self._begin_backward))
+            stack.enter_context(before_grad(self._begin_grad))
             for optimizer in self._optimizers:
                 if not isinstance(optimizer, torch.optim.Optimizer):
                     stack.enter_context(replaced(optimizer, "step", self._seen_step))
@@ -163,31 +162,14 @@ class StepContext:
         self._on_model_call, self._on_backward = lambda model, inputs: None, lambda roots: None
         self._kept.clear()
 
-    def _seen_scale(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def scale(scaler: torch.amp.GradScaler, outputs: Any) -> Any:
-            scaled = original(scaler, outputs)
-            with _disable_current_modes():
-                self.scale = scaler.get_scale() if scaler.is_enabled() else None
-            return scaled
+    def _note_scale(self, scaler: torch.amp.GradScaler) -> None:
+        with _disable_current_modes():
+            self.scale = scaler.get_scale() if scaler.is_enabled() else None
 
-        return scale
-
-    def _seen_backward(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-            self._begin_backward(tensors)
-            return original(tensors, *args, **kwargs)
-
-        return backward
-
-    def _seen_grad(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _begin_grad(self, outputs: Any, inputs: Any) -> None:
         """Gradients by parameters are a step's; by inputs they are part of a loss (a gradient penalty)."""
-
-        def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if any(tensor.is_leaf and isinstance(tensor, nn.Parameter) for tensor in tensors_in(inputs)):
-                self._begin_backward(outputs)
-            return original(outputs, inputs, *args, **kwargs)
-
-        return grad
+        if any(tensor.is_leaf and isinstance(tensor, nn.Parameter) for tensor in tensors_in(inputs)):
+            self._begin_backward(outputs)
 
     def _begin_backward(self, roots: Any) -> None:
         self._on_backward(list(tensors_in(roots)))

@@ -10,7 +10,7 @@ import torch.nn.utils.clip_grad
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from diagnostics.patching import replaced
+from diagnostics.patching import before_backward, before_scale, before_scaler_step, replaced
 from diagnostics.tensors import tensors_in
 from diagnostics.watching.snapshot import OptimizerState, Randomness
 
@@ -47,14 +47,13 @@ class Observation:
     @contextmanager
     def observing(self) -> Iterator[None]:
         """Note the roots of backward, clipping and its norm, the gradient scaler and optimizers."""
-        clip, scaler = torch.nn.utils.clip_grad, torch.amp.GradScaler
+        clip = torch.nn.utils.clip_grad
         with ExitStack() as stack:
-            stack.enter_context(replaced(torch.autograd, "backward", self._seen_backward))
+            stack.enter_context(before_backward(self.note_losses))
+            stack.enter_context(before_scale(self._note_scaler))
+            stack.enter_context(before_scaler_step(self._note_scaler_step))
             stack.enter_context(replaced(clip, "_get_total_norm", self._seen_norm))
             stack.enter_context(replaced(clip, "_clip_grads_with_norm_", self._seen_clipping))
-            stack.enter_context(replaced(scaler, "scale", self._seen_scale))
-            stack.enter_context(replaced(scaler, "step", self._seen_scaler_step))
-            stack.enter_context(replaced(scaler, "update", self._seen_scaler_step))
             stack.callback(register_optimizer_step_pre_hook(self._seen_optimizer).remove)
             yield
 
@@ -73,13 +72,6 @@ class Observation:
         if self.scaler is not None:
             self.scaler._scale, self.scaler._growth_tracker = map(_copy, self._scaler_before)
             self.scaler._per_optimizer_states.clear()
-
-    def _seen_backward(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-            self.note_losses(tensors)
-            return original(tensors, *args, **kwargs)
-
-        return backward
 
     def _seen_norm(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def total_norm(tensors: Any, *args: Any, **kwargs: Any) -> Any:
@@ -102,23 +94,13 @@ class Observation:
 
         return clip
 
-    def _seen_scale(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def scale(scaler: torch.amp.GradScaler, outputs: Any) -> Any:
-            if self.scaler is None and scaler.is_enabled():
-                self.scaler = scaler
-                self._scaler_before = [_copy(scaler._scale), _copy(scaler._growth_tracker)]
-            return original(scaler, outputs)
+    def _note_scaler(self, scaler: torch.amp.GradScaler) -> None:
+        if self.scaler is None and scaler.is_enabled():
+            self.scaler = scaler
+            self._scaler_before = [_copy(scaler._scale), _copy(scaler._growth_tracker)]
 
-        return scale
-
-    def _seen_scaler_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Of `step` and `update`: a loop may step its optimizer itself."""
-
-        def step(scaler: torch.amp.GradScaler, *args: Any, **kwargs: Any) -> Any:
-            self.scaler_stepped = self.scaler_stepped or scaler.is_enabled()
-            return original(scaler, *args, **kwargs)
-
-        return step
+    def _note_scaler_step(self, scaler: torch.amp.GradScaler) -> None:
+        self.scaler_stepped = self.scaler_stepped or scaler.is_enabled()
 
     def _seen_optimizer(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         self.any_stepped = True

@@ -1,6 +1,7 @@
 """What counts as a sink, which phase a value belongs to, and healthy steps of unusual kinds."""
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diagnostics import Verdict, explain
+from diagnostics.tensors import magnitude
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -299,3 +301,21 @@ def test_lines_that_a_person_types_are_told():
     scope = {"model": model, "x": torch.ones(1, 2)}
     exec(compile("def step():\n    return (model(x) - 100).log().sum()\n", "<ipython-input-7-ab>", "exec"), scope)
     assert found(scope["step"], model=model).source == "<ipython-input-7-ab>:2"
+
+
+def test_a_function_of_this_package_is_never_the_users_line():
+    model = nn.Linear(2, 2)
+
+    def step() -> Tensor:
+        loss = model(torch.ones(1, 2)).mean()
+        return loss * magnitude([torch.full((4,), 6e4, dtype=torch.float16)])  # here: its norm is beyond float16
+
+    verdict = found(step, model=model)
+    assert (verdict.exception, verdict.source) == ("overflow", line_of(step, "here"))
+
+
+def line_of(function: Callable[..., Any], mark: str) -> str:
+    """`path:line` of the line of a function that carries a comment."""
+    lines, first = inspect.getsourcelines(function)
+    number = next(first + i for i, line in enumerate(lines) if f"# {mark}" in line)
+    return f"{inspect.getsourcefile(function)}:{number}"

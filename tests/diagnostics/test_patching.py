@@ -1,0 +1,36 @@
+"""Interceptions see every call, several at once, and leave nothing behind."""
+
+import torch
+
+from diagnostics.patching import before_backward, before_grad, before_scale, before_scaler_step
+
+
+def test_two_observers_see_each_call_and_leave_no_trace():
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    owners = (torch.autograd, torch.amp.GradScaler)
+    before = [dict(vars(owner)) for owner in owners]
+    seen: list[tuple[str, object]] = []
+
+    def step() -> None:
+        loss = weight.sum()
+        torch.autograd.grad(loss, weight, retain_graph=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    with (
+        before_backward(lambda roots: seen.append(("backward", roots.item()))),
+        before_backward(lambda roots: seen.append(("backward again", roots.item()))),
+        before_grad(lambda outputs, inputs: seen.append(("grad", inputs is weight))),
+        before_scale(lambda one: seen.append(("scale", one is scaler))),
+        before_scaler_step(lambda one: seen.append(("scaler step", one is scaler))),
+    ):
+        step()
+    # The scaled loss is 8 * 2; `step` and `update` are both steps of a scaler.
+    steps = [("grad", True), ("scale", True), ("backward again", 16.0), ("backward", 16.0)]
+    assert seen == [*steps, ("scaler step", True), ("scaler step", True)]
+    assert [dict(vars(owner)) for owner in owners] == before
+    step()
+    assert len(seen) == 6
