@@ -26,8 +26,6 @@ class TensorBoardView:
     Args:
         folder: made if missing; every view adds an event file of its own.
         purge_step: on resume, the first step to be written again: what earlier files hold from there on is hidden.
-        past: on resume, the records that earlier event files show: blocks keep their numbers, and the bound holds over
-            the whole run.
         in_full: names of layers and parameters of which every statistic of every record is drawn, beyond the bound.
     """
 
@@ -36,20 +34,24 @@ class TensorBoardView:
         folder: Path,
         *,
         purge_step: int | None = None,
-        past: Iterable[Mapping[str, Any]] = (),
         in_full: Callable[[str], bool] = lambda name: False,
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._selection = Selection(in_full)
-        for record in past:
-            self._selection.take(record)
-        self._selection.finish()  # written when that session was closed
+        self._is_resuming = False
         self._laid_out: dict[str, Any] = {}
         self._writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=_FLUSH_SECONDS)
 
+    def remember(self, record: Mapping[str, Any]) -> None:
+        """On resume, before the first `write`: a record that earlier event files show. So blocks keep their numbers,
+        and the bound holds over the whole run."""
+        self._selection.take(record)
+        self._is_resuming = True
+
     def write(self, record: Mapping[str, Any]) -> None:
         """Show one record, as written to or read from the JSON lines. Records without a `step` are not shown."""
+        self._begin()
         for drawn in self._selection.take(record):
             self._add(drawn)
         if "step" not in record:
@@ -85,11 +87,18 @@ class TensorBoardView:
 
     def close(self) -> None:
         """Dump the last measured step, if it was not, and close the file."""
+        self._begin()
         try:
             for drawn in self._selection.finish():
                 self._add(drawn)
         finally:
             self._writer.close()
+
+    def _begin(self) -> None:
+        """After what was remembered: its last step was dumped when that session was closed."""
+        if self._is_resuming:
+            self._selection.finish()
+            self._is_resuming = False
 
     def _add(self, drawn: Drawn) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary

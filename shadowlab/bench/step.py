@@ -25,6 +25,7 @@ from shadowlab.seeding import normal
 from shadowlab.settings import Config, load_config
 from shadowlab.tasks import EMBEDDING_DIM, EncodedBatch, ShadowTask, collate, open_dataset
 from shadowlab.training import StepPlace, Telemetry, build_trainee, build_unet, prepare_unet
+from shadowlab.views.tensorboard import Board
 
 BARE = "bare loop"
 CONTROL = "bare loop again"
@@ -114,8 +115,13 @@ class Loops:
             ema_decay=config.train.ema_decay,
         )
         self.batch = _random_batch(batch, size, self.device) if isinstance(batch, int) else batch
+        run = RunFolder.create_beside(config, "bench")
         self.telemetry = Telemetry(
-            RunFolder.create_beside(config, "bench"), self.trainee, config.diagnostics, kind="train"
+            run,
+            self.trainee,
+            config.diagnostics,
+            kind="train",
+            open_sinks=lambda: [Board(run.tensorboard)],
         )
         self._statistics_every = config.diagnostics.statistics_every
         self._histograms_every = config.diagnostics.histograms_every

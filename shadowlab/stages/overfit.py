@@ -16,8 +16,9 @@ from shadowlab.runs import RunFolder
 from shadowlab.seeding import permutation
 from shadowlab.settings import Config, OptimizerConfig
 from shadowlab.stages.result import StageResult
-from shadowlab.tasks import ShadowTask, collate, comparison_grid, open_dataset, save_picture
+from shadowlab.tasks import CHARTS, ShadowTask, collate, comparison_grid, open_dataset, save_picture
 from shadowlab.training import StepPlace, Telemetry, build_trainee, build_unet, open_source
+from shadowlab.views.tensorboard import Board
 
 
 def run_overfit(config: Config, run: RunFolder, processes: Processes, reporter: Reporter) -> StageResult:
@@ -61,9 +62,16 @@ def run_overfit(config: Config, run: RunFolder, processes: Processes, reporter: 
     )
     unet = build_unet(config, task, processes.device)
     trainee = build_trainee(config, unet, processes, optimizer, settings.max_steps, ema_decay=None)
-    telemetry = Telemetry(run, trainee, config.diagnostics, kind="overfit", warn=reporter.warn)
+    telemetry = Telemetry(
+        run,
+        trainee,
+        config.diagnostics,
+        kind="overfit",
+        warn=reporter.warn,
+        open_sinks=lambda: [Board(run.tensorboard)],
+    )
     num_parameters = sum(p.numel() for p in unet.parameters())
-    telemetry.write_header(num_samples=settings.num_samples, num_parameters=num_parameters)
+    telemetry.write_header(num_samples=settings.num_samples, num_parameters=num_parameters, charts=CHARTS)
     reporter.say(
         f"overfit: {settings.num_samples} sample{'s' if settings.num_samples > 1 else ''} of {dataset.name}, "
         f"{num_parameters:,} parameters, {config.precision}, "

@@ -1,5 +1,6 @@
 """What is trained for: each task in a folder of its own."""
 
+from shadowlab.tasks.shadow.charts import CHARTS
 from shadowlab.tasks.shadow.check import check_dataset, listing
 from shadowlab.tasks.shadow.dataset import ShadowDataset, open_dataset, resolve_path
 from shadowlab.tasks.shadow.figures import comparison_grid, save_picture, sweep_grid
@@ -12,6 +13,7 @@ from shadowlab.tasks.shadow.task import ShadowTask
 from shadowlab.tasks.task import EncodedBatch, LatentPart, ModelInputs, Task
 
 __all__ = [
+    "CHARTS",
     "EMBEDDING_DIM",
     "RANGES",
     "SCALAR_DIM",

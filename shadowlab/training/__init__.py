@@ -18,7 +18,7 @@ from shadowlab.training.data_wait import DataWait
 from shadowlab.training.interruption import Interruption, ending_at_once
 from shadowlab.training.source import BatchSource, open_source
 from shadowlab.training.step import StepOutcome, StepPlace, flow_loss, forward_backward, training_step
-from shadowlab.training.telemetry import Telemetry, layer_statistics
+from shadowlab.training.telemetry import Sink, Telemetry, layer_statistics
 from shadowlab.training.trainee import Trainee, adamw, build_trainee, build_unet, learning_rate, prepare_unet
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "CapturedStep",
     "DataWait",
     "Interruption",
+    "Sink",
     "StepOutcome",
     "StepPlace",
     "Telemetry",

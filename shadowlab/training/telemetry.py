@@ -1,12 +1,12 @@
-"""Training steps under observation: metrics.jsonl first, TensorBoard from the same record."""
+"""Training steps under observation: metrics.jsonl first, then every sink with the same record."""
 
 import fnmatch
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import torch
@@ -16,6 +16,7 @@ from diagnostics.errors import NonFiniteError
 from diagnostics.health import Finding, HealthWatch
 from diagnostics.records import RecordWriter, read_records
 from diagnostics.statistics import ParameterStatistics, TensorStatistics, histogram
+from shadowlab.charts import Chart
 from shadowlab.distributed import whole
 from shadowlab.runs import RunFolder
 from shadowlab.settings import DiagnosticsConfig
@@ -23,10 +24,27 @@ from shadowlab.tasks import EncodedBatch
 from shadowlab.training.capture import capture_step
 from shadowlab.training.step import StepOutcome, StepPlace, training_step
 from shadowlab.training.trainee import Trainee
-from shadowlab.views.tensorboard import Board
 
 _INCIDENT_SECONDS = 3600.0  # a step that is looked into takes many times as long, and its evidence GiB
 _MAX_WARNINGS = 5  # of one step in words; the record has all
+
+
+class Sink(Protocol):
+    """Where the records and pictures of a run go besides metrics.jsonl: a view that is written while it trains."""
+
+    def remember(self, record: Mapping[str, Any]) -> None:
+        """A record that an earlier process wrote; all of them come before the first `write`."""
+        ...
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """A record, as metrics.jsonl has it."""
+        ...
+
+    def image(self, tag: str, picture: Tensor, step: int) -> None:
+        """A picture: (3, H, W) in [0, 1]."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class Telemetry:
@@ -36,6 +54,7 @@ class Telemetry:
         kind: `overfit` or `train`; prefix of the scalars.
         resumed_at: steps done before; records of later steps in existing files are dropped.
         warn: told what the health rules find while the run is under way, once by rule and layer.
+        open_sinks: called once, where records are written and metrics.jsonl is sound; closed by `close`.
 
     Every rank measures (hooks must not differ between ranks); only the first writes.
 
@@ -53,6 +72,7 @@ class Telemetry:
         kind: str,
         resumed_at: int = 0,
         warn: Callable[[str], None] | None = None,
+        open_sinks: Callable[[], Sequence[Sink]] = tuple,
     ) -> None:
         self._run, self._trainee, self._config, self._kind = run, trainee, config, kind
         trainee.watch.incidents = run.path / "incidents"
@@ -60,15 +80,13 @@ class Telemetry:
         self._parameters = ParameterStatistics(trainee.unet)
         self.live: dict[str, float | str] = {}
         self._writer: RecordWriter | None = None
-        self._view: Board | None = None
+        self._sinks: Sequence[Sink] = ()
         self._health, self._warn = HealthWatch(kind), warn
         if trainee.processes.is_main:
             self._writer = RecordWriter(run.metrics, keep_until_step=resumed_at)
-            self._view = Board(
-                run.tensorboard,
-                purge_step=resumed_at + 1 if resumed_at else None,
-                past=self._remembered() if resumed_at > 0 else (),
-            )
+            self._sinks = open_sinks()
+            if resumed_at > 0:
+                self._remember()
 
     def step(
         self,
@@ -139,28 +157,36 @@ class Telemetry:
             self._tell(number, self._health.add(record))
         return outcome
 
-    def write_header(self, *, num_samples: int, num_parameters: int) -> None:
-        """What the records that follow are about; it has no step. num_samples: that are trained on."""
+    def write_header(self, *, num_samples: int, num_parameters: int, charts: Sequence[Chart]) -> None:
+        """What the records that follow are about; it has no step.
+
+        Args:
+            num_samples: that are trained on.
+            charts: what the views draw of the evaluations, in this order.
+        """
         header = {"kind": "header", "stage": self._kind, "num_samples": num_samples, "num_parameters": num_parameters}
-        self.write(header | {"precision": self._trainee.precision.name, "device": _device_name(self._trainee.device)})
+        header |= {"precision": self._trainee.precision.name, "device": _device_name(self._trainee.device)}
+        self.write(header | {"charts": [chart.to_json() for chart in charts]})
 
     def write(self, record: dict[str, Any]) -> None:
-        """Write a record with `kind`, and `step` but for headers, to both files."""
-        if self._writer is not None and self._view is not None:
+        """Write a record with `kind`, and `step` but for headers, to metrics.jsonl and to every sink."""
+        if self._writer is not None:
             self._writer.write(record)
-            self._view.write(record)
+        for sink in self._sinks:
+            sink.write(record)
 
     def image(self, tag: str, picture: Tensor, step: int) -> None:
-        """(3, H, W) in [0, 1] to TensorBoard."""
-        if self._view is not None:
-            self._view.image(tag, picture, step)
+        """Show a picture, (3, H, W) in [0, 1], in every sink."""
+        for sink in self._sinks:
+            sink.image(tag, picture, step)
 
     def close(self) -> None:
         """Take the hooks off and close the files."""
         self._trainee.watch.detach()
-        if self._writer is not None and self._view is not None:
+        if self._writer is not None:
             self._writer.close()
-            self._view.close()
+        for sink in self._sinks:
+            sink.close()
 
     def _show(self, record: Mapping[str, Any]) -> None:
         self.live |= {"lr": record["learning_rate"], "memory": f"{record['memory_gib']:.2f} GiB"}
@@ -171,11 +197,12 @@ class Telemetry:
             layer, bits = lowest
             self.live["lowest headroom"] = f"{bits:.1f} bits in {layer} at step {record['step']}"
 
-    def _remembered(self) -> Iterator[dict[str, Any]]:
-        """The records that a resumed run goes on from; the health rules know them, too."""
+    def _remember(self) -> None:
+        """The records that a resumed run goes on from."""
         for record in read_records(self._run.metrics):
             self._health.remember(record)
-            yield record
+            for sink in self._sinks:
+                sink.remember(record)
 
     def _tell(self, step: int, findings: Sequence[Finding]) -> None:
         if not findings:

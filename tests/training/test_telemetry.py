@@ -1,23 +1,46 @@
 """What is recorded of a step, what a live view is given, and what a resumed run knows of its past."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from diagnostics.records.history import History
 from diagnostics.records.lines import RecordWriter, read_records
+from shadowlab.charts import Chart
 from shadowlab.console.reporter import Reporter
 from shadowlab.distributed.processes import SingleProcess
 from shadowlab.runs.folder import RunFolder
 from shadowlab.stages.overfit import run_overfit
+from shadowlab.tasks.shadow.charts import CHARTS
 from shadowlab.training import telemetry
 from shadowlab.training.step import StepOutcome, StepPlace
-from shadowlab.training.telemetry import Telemetry, lowest_headroom
+from shadowlab.training.telemetry import Sink, Telemetry, lowest_headroom
 from shadowlab.views.page.curves import draw, panels
 from tests import tiny
 from tests.screen import screen, terminal
+
+
+class Heard:
+    """A sink that keeps what it is given, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+
+    def remember(self, record: Mapping[str, Any]) -> None:
+        self.calls.append(("remember", record["step"]))
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self.calls.append((str(record["kind"]), record.get("step")))
+
+    def image(self, tag: str, picture: torch.Tensor, step: int) -> None:
+        self.calls.append((tag, step))
+
+    def close(self) -> None:
+        self.calls.append(("close", None))
 
 
 def layer(bits: float) -> dict[str, dict[str, float]]:
@@ -56,7 +79,7 @@ def test_a_stage_shows_headroom_memory_and_rate(stage_folder: dict[str, Path], t
     assert " bits in " in line and "at step 2 " in line
 
 
-def resumed_after_nine_skips(weights: Path, folder: Path) -> tuple[RunFolder, list[str]]:
+def resumed_after_nine_skips(weights: Path, folder: Path, *sinks: Sink) -> tuple[RunFolder, list[str]]:
     """One more step, which the gradient scaler skips, too."""
     config = tiny.config_of(weights, f"output_dir={folder}")
     run, told = RunFolder.create(config, "run"), []
@@ -65,8 +88,12 @@ def resumed_after_nine_skips(weights: Path, folder: Path) -> tuple[RunFolder, li
         writer.write({"kind": "train", "step": step, "loss": 1.0, "grad_norm": math.inf, "skipped": True})
     writer.close()
     trainee = tiny.trainee_of(weights, "diagnostics.statistics_every=0")
-    observed = Telemetry(run, trainee, config.diagnostics, kind="train", resumed_at=9, warn=told.append)
+    observed = Telemetry(
+        run, trainee, config.diagnostics, kind="train", resumed_at=9, warn=told.append, open_sinks=lambda: sinks
+    )
+    observed.write_header(num_samples=2, num_parameters=3, charts=CHARTS)
     observed.step([tiny.encoded_batch(range(18, 20))], StepPlace(9, 18, 2))
+    observed.image("validation/comparison", torch.zeros(3, 8, 8), 10)
     observed.close()
     return run, told
 
@@ -83,6 +110,17 @@ def test_the_health_rules_know_the_steps_before_a_resume(hub_folder: Path, tmp_p
     [warning] = told
     assert warning.startswith("step 10: scaler-collapse: the gradient scaler skipped 10 steps in a row")
     assert list(read_records(run.metrics))[-1]["kind"] == "health"
+
+
+@pytest.mark.usefixtures("_skips")
+def test_a_sink_hears_the_past_then_everything_that_is_recorded(hub_folder: Path, tmp_path: Path) -> None:
+    sink = Heard()
+    run, _ = resumed_after_nine_skips(hub_folder, tmp_path, sink)
+    past = [("remember", step) for step in range(1, 10)]
+    new = [("header", None), ("train", 10), ("health", 10), ("validation/comparison", 10), ("close", None)]
+    assert sink.calls == past + new
+    [header] = History.read(run.metrics).headers
+    assert [Chart.from_json(chart) for chart in header["charts"]] == list(CHARTS)
 
 
 @pytest.mark.usefixtures("_skips")

@@ -19,6 +19,7 @@ from shadowlab.runs import RunFolder, changes
 from shadowlab.settings import Config
 from shadowlab.stages.result import StageResult
 from shadowlab.tasks import (
+    CHARTS,
     EncodedBatch,
     ShadowDataset,
     ShadowTask,
@@ -44,6 +45,7 @@ from shadowlab.training import (
     remove_unfinished,
     save_checkpoint,
 )
+from shadowlab.views.tensorboard import Board
 
 _READING_SECONDS = 3600.0  # the other processes wait this long while the first one reads checkpoints
 _SILENT_SECONDS = 600.0  # large files are read without giving other threads a turn
@@ -111,14 +113,15 @@ def run_train(
     )
     with processes.together():
         telemetry = _telemetry(config, run, trainee, reporter, resumed_at=-1 if fresh else step)
-    telemetry.write_header(num_samples=len(split.train), num_parameters=sum(p.numel() for p in unet.parameters()))
+    num_parameters = sum(p.numel() for p in unet.parameters())
+    telemetry.write_header(num_samples=len(split.train), num_parameters=num_parameters, charts=CHARTS)
     if resume and processes.is_main:
         for change in changes(run.saved_config(), config):
             reporter.say(f"changed on resume: {change}")
         run.save_config(config)
     reporter.say(
         f"train: {len(split.train)} samples ({len(split.validation)} held out), "
-        f"{sum(p.numel() for p in unet.parameters()):,} parameters, "
+        f"{num_parameters:,} parameters, "
         f"{config.precision}{' (TF32 off)' if config.precision == 'fp32' else ''}, effective batch {global_batch} = "
         f"{settings.batch_size} x {settings.gradient_accumulation_steps} x {processes.count}, "
         f"steps {step} to {settings.max_steps}{'' if config.data.latents is None else ', no VAE in the step'}"
@@ -222,7 +225,15 @@ def _on_all(text: str) -> UserError:
 
 def _telemetry(config: Config, run: RunFolder, trainee: Trainee, reporter: Reporter, *, resumed_at: int) -> Telemetry:
     try:
-        return Telemetry(run, trainee, config.diagnostics, kind="train", resumed_at=resumed_at, warn=reporter.warn)
+        return Telemetry(
+            run,
+            trainee,
+            config.diagnostics,
+            kind="train",
+            resumed_at=resumed_at,
+            warn=reporter.warn,
+            open_sinks=lambda: [Board(run.tensorboard, resumed_at=resumed_at)],
+        )
     except (OSError, ValueError) as error:  # ValueError: a damaged line of metrics.jsonl; it names file and line
         raise UserError(" ".join(str(error).split())) from error
 

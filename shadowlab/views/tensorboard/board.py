@@ -1,6 +1,6 @@
 """A run in TensorBoard: what `diagnostics` shows of its records, heat maps of them, and pictures."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,29 @@ from shadowlab.views.tensorboard.heat_maps import HeatMaps
 
 
 class Board:
-    """Writes a run's records and pictures to TensorBoard's event files; arguments as of `TensorBoardView`."""
+    """Writes a run's records and pictures to TensorBoard's event files: a sink of a stage.
+
+    Args:
+        folder: made if missing; every board adds an event file of its own.
+        resumed_at: steps that were done before; what earlier files hold of later ones is hidden. None: nothing is.
+        in_full: names of layers and parameters of which every statistic of every record is drawn, beyond the bound.
+    """
 
     def __init__(
         self,
         folder: Path,
         *,
-        purge_step: int | None = None,
-        past: Iterable[Mapping[str, Any]] = (),
+        resumed_at: int | None = None,
         in_full: Callable[[str], bool] = lambda name: False,
     ) -> None:
         self._heat_maps = HeatMaps()
-        self._view = TensorBoardView(folder, purge_step=purge_step, past=self._noted(past), in_full=in_full)
+        purge_step = None if resumed_at is None else resumed_at + 1
+        self._view = TensorBoardView(folder, purge_step=purge_step, in_full=in_full)
+
+    def remember(self, record: Mapping[str, Any]) -> None:
+        """On resume, before the first `write`: a record that earlier event files show."""
+        self._view.remember(record)
+        self._heat_maps.add(record)
         self._heat_maps.skip(last=True)  # when that session was closed
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -57,13 +68,6 @@ class Board:
                 self._draw(last=True)
         finally:
             self._view.close()
-
-    def _noted(self, past: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-        for record in past:
-            self._heat_maps.add(record)
-            if self._heat_maps.are_due:
-                self._heat_maps.skip(last=True)  # when that session was closed
-            yield record
 
     def _draw(self, *, last: bool = False) -> None:
         for page in self._heat_maps.draw(last=last):

@@ -1,0 +1,54 @@
+"""Charts: what a task wants drawn of its evaluations, as the header of a run's records carries it to every view."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SAMPLES = "{samples}"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart."""
+
+    label: str
+    """In the legend."""
+    key: str
+    """Of the records of evaluations (kinds `validation` and `fixed_grid`): `r2`."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves that share their axes."""
+
+    title: str
+    """`{samples}` stands for what was judged: held-out samples, or the fixed grid."""
+    curves: tuple[Curve, ...]
+    unit: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As the header of the records has it."""
+        curves = [{"label": curve.label, "key": curve.key} for curve in self.curves]
+        return {"title": self.title, "unit": self.unit, "curves": curves}
+
+    @classmethod
+    def from_json(cls, content: Any) -> "Chart":
+        """Inverse of `to_json`; unknown keys are passed over.
+
+        Raises:
+            ValueError: not a chart; says what is wrong.
+        """
+        if not isinstance(content, Mapping):
+            raise ValueError(f"a chart is an object, not {content!r}")
+        curves = content.get("curves")
+        if not isinstance(curves, list) or not all(isinstance(curve, Mapping) for curve in curves):
+            raise ValueError(f"`curves` of a chart is a list of objects, not {curves!r}")
+        lines = tuple(Curve(_text(curve, "label"), _text(curve, "key")) for curve in curves)
+        return cls(_text(content, "title"), lines, _text(content, "unit") if "unit" in content else "")
+
+
+def _text(content: Mapping[str, Any], key: str) -> str:
+    value = content.get(key)
+    if not isinstance(value, str):
+        raise ValueError(f"`{key}` of a chart is text, not {value!r}")
+    return value
