@@ -4,34 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from shadowlab.errors import UserError
 from shadowlab.runs.folder import RunFolder
-from shadowlab.settings import Config, dump_config, load_config, preset_names
-
-# Sections and keys that decide weights or data order; all others may change on resume. Batch size, accumulation and
-# the number of processes may be exchanged for one another: their product is compared with the checkpoint's. So may
-# data.latents: the cache holds the same samples' latents, of the same VAE, up to the last bits (batches of one).
-_DECISIVE = (
-    "seed",
-    "precision",
-    "model.architecture",
-    "model.weights",
-    "model.vae",
-    "data.path",
-    "data.image_size",
-    "data.validation_fraction",
-    "optimizer.learning_rate",
-    "optimizer.beta1",
-    "optimizer.beta2",
-    "optimizer.eps",
-    "optimizer.weight_decay",
-    "optimizer.max_grad_norm",
-    "optimizer.schedule",
-    "optimizer.warmup_steps",
-    "train.ema_decay",
-)
+from shadowlab.settings import Config, describe_keys, load_config, preset_names, values
 
 
 def resumed_config(
@@ -67,18 +42,27 @@ def resumed_config(
     own = file is None or str(file) in preset_names()
     base = run.path / "config.yaml" if own or file is None else file
     given = load_config(file=base, options=options, assignments=assignments)
-    before, after = _flat(saved), _flat(given)
-    decisive = list(_DECISIVE)
-    if given.optimizer.schedule == "cosine":
-        decisive.append("train.max_steps")  # the cosine ends there
+    before, after = values(saved), values(given)
+    kept = _kept(given)
     for key, value in after.items():
-        if before[key] != value and any(key == name or key.startswith(f"{name}.") for name in decisive):
-            mend = "take the option back" if own else f"take it back in {file}, or give it as an option"
+        if before.get(key) != value and any(key == name or key.startswith(f"{name}.") for name in kept):
+            fix = "take the option back" if own else f"take it back in {file}, or give it as an option"
             raise UserError(
-                f"--resume: {key} was {before[key]!r} in {run.path} and is {value!r} now, which would make it another "
-                f"run; {mend}, or start anew with another --run"
+                f"--resume: {key} was {before.get(key)!r} in {run.path} and is {value!r} now, which would make it "
+                f"another run; {fix}, or start anew with another --run"
             )
     return _shared_among(given, saved, num_processes or given.distributed.processes)
+
+
+def _kept(config: Config) -> list[str]:
+    """Keys that decide weights or data order; all others may change on resume.
+
+    Batch size, accumulation and the number of processes may be exchanged for one another: their product is compared
+    with the checkpoint's. So may data.latents: the cache holds the same samples' latents, of the same VAE, up to the
+    last bits (batches of one).
+    """
+    decisive = {"model", "numbers", *(["cosine_end"] if config.optimizer.schedule == "cosine" else [])}
+    return [key.name for key in describe_keys() if key.marks.decides in decisive]
 
 
 def effective_batch(config: Config) -> int:
@@ -111,16 +95,5 @@ def _shared_among(config: Config, saved: Config, count: int) -> Config:
 
 def changes(before: Config, after: Config) -> list[str]:
     """`key old -> new` of every key that differs."""
-    old, new = _flat(before), _flat(after)
-    return [f"{key} {old[key]!r} -> {value!r}" for key, value in new.items() if old[key] != value]
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    tree = yaml.safe_load(dump_config(config))
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{name}": item for name, item in value.items()}
-        else:
-            flat[key] = value
-    return flat
+    old, new = values(before), values(after)
+    return [f"{key} {old.get(key)!r} -> {value!r}" for key, value in new.items() if old.get(key) != value]

@@ -1,6 +1,21 @@
-"""The configuration: its schema, and how files and options become one."""
+"""The configuration: its schema, how files and options become one, and all that is known of its keys."""
 
-from shadowlab.settings.files import dump_config, load_config, preset_names
+from shadowlab.settings.description import (
+    KeyDescription,
+    describe_key,
+    describe_keys,
+    describe_sections,
+    json_schema,
+)
+from shadowlab.settings.files import (
+    DEFAULT_PRESET,
+    ResolvedConfig,
+    dump_config,
+    load_config,
+    preset_names,
+    resolve_config,
+)
+from shadowlab.settings.keys import Decides, Marks, values
 from shadowlab.settings.schema import (
     MAX_IMAGE_SIZE,
     Config,
@@ -10,14 +25,28 @@ from shadowlab.settings.schema import (
     PrecisionName,
 )
 
-__all__ = [
-    "MAX_IMAGE_SIZE",
+__all__ = [  # noqa: RUF022 - in groups
+    # One configuration
     "Config",
     "DiagnosticsConfig",
     "DistributedConfig",
     "OptimizerConfig",
     "PrecisionName",
+    "MAX_IMAGE_SIZE",
+    "values",
+    # From presets, files and options, and back
+    "DEFAULT_PRESET",
+    "ResolvedConfig",
     "dump_config",
     "load_config",
     "preset_names",
+    "resolve_config",
+    # Its keys as data
+    "Decides",
+    "KeyDescription",
+    "Marks",
+    "describe_key",
+    "describe_keys",
+    "describe_sections",
+    "json_schema",
 ]

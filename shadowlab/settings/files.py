@@ -1,33 +1,27 @@
 """From presets, YAML files and `--set` to a Config.
 
 Precedence: defaults < `base:` entries in order < the file itself < command-line options < `--set`.
-Every key remembers where it came from, so that an error names the file or the option to mend.
+Every key remembers where it came from, so that an error names the file or the option to correct.
 """
 
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 import shadowlab
 from shadowlab.errors import UserError
+from shadowlab.settings.keys import Section, leaves, marks_of, section_of
 from shadowlab.settings.schema import Config
 
 DEFAULT_PRESET = "tiny"
 
 _TOO_DEEP = "nested too deeply, or an alias holds itself (`&a {key: *a}`); write the values out"
-
-# Dedicated options whose name is not that of their key.
-_OPTIONS = {
-    "overfit.num_samples": "--samples",
-    "data.path": "--data",
-    "train.batch_size": "--batch",
-    "model.gradient_checkpointing": "--checkpointing",
-}
 
 
 class _Loader(yaml.SafeLoader):
@@ -67,6 +61,19 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in presets_folder().glob("*.yaml"))
 
 
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """A Config, and where each of its values came from."""
+
+    config: Config
+    origins: Mapping[str, str]
+    """Dotted key to `preset NAME`, a file, `--set KEY=VALUE` or an option. Where nothing was said, a key is absent."""
+
+    def origin_of(self, key: str) -> str:
+        """Of a dotted key; `default` where nothing was said."""
+        return self.origins.get(key, "default")
+
+
 def load_config(
     *,
     preset: str | None = None,
@@ -83,28 +90,51 @@ def load_config(
         assignments: texts `a.b=value` from `--set`; the value is YAML.
 
     Raises:
-        UserError: unknown preset, file, key or value, in one line that names its place and the mend.
+        UserError: unknown preset, file, key or value, in one line that names its place and the fix.
     """
+    return resolve_config(preset=preset, file=file, options=options, assignments=assignments).config
+
+
+def resolve_config(
+    *,
+    preset: str | None = None,
+    file: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    assignments: Sequence[str] = (),
+) -> ResolvedConfig:
+    """`load_config`, with where each value came from."""
     if preset is not None and file is not None:
         raise UserError("--preset and --config exclude each other: put `base: [PRESET]` into the file instead")
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     _merge_file(_find(str(file) if file is not None else preset or DEFAULT_PRESET), merged, origins, ())
     for key, value in (options or {}).items():
-        _assign(merged, origins, key, value, _OPTIONS.get(key, f"--{key.rsplit('.', 1)[-1].replace('_', '-')}"))
+        _assign(merged, origins, key, value, _option(key))
     for text in assignments:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise UserError(f"--set {text}: write it as section.key=value, for example --set optimizer.eps=1e-6")
-        try:
-            leaves = list(_leaves({key.strip(): yaml.load(value, _Loader)}))
-        except (yaml.YAMLError, ValueError) as error:
-            raise UserError(f"--set {text}: the value is not YAML ({_one_line(error)})") from None
-        except RecursionError:
-            raise UserError(f"--set {text}: {_TOO_DEEP}") from None
-        for leaf, part in leaves:
-            _assign(merged, origins, leaf, part, f"--set {text}")
-    return _validate(merged, origins)
+        for key, value in _assigned(text):
+            _assign(merged, origins, key, value, f"--set {text}")
+    presets = {str((presets_folder() / f"{name}.yaml").resolve()): f"preset {name}" for name in preset_names()}
+    config = _validate(merged, origins)
+    return ResolvedConfig(config, {key: presets.get(origin, origin) for key, origin in origins.items()})
+
+
+def _option(key: str) -> str:
+    """What a person typed for a key that came from an option: the first form of it."""
+    marks = {name: marks_of(field) for name, field in leaves(Config)}.get(key)
+    return marks.option.partition("/")[0] if marks is not None and marks.option else f"--set {key}"
+
+
+def _assigned(text: str) -> list[tuple[str, Any]]:
+    """Keys and values of the text after one --set."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {text}: write it as section.key=value, for example --set optimizer.eps=1e-6")
+    try:
+        return list(_leaves({key.strip(): yaml.load(value, _Loader)}))
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"--set {text}: the value is not YAML ({_one_line(error)})") from None
+    except RecursionError:
+        raise UserError(f"--set {text}: {_TOO_DEEP}") from None
 
 
 def dump_config(config: Config) -> str:
@@ -209,24 +239,19 @@ def _validate(merged: dict[str, Any], origins: dict[str, str]) -> Config:
         raise UserError(f"{place}: {message}{got}") from None
 
 
-def _section(key: str) -> type[BaseModel] | None:
+def _section(key: str) -> type[Section] | None:
     """The section that `key` names, if it names one and no value."""
-    field = Config.model_fields.get(key)
-    annotation = field.annotation if field else None
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return section_of(Config.model_fields.get(key))
 
 
 def _unknown_key(key: str) -> str:
     """What was meant, as far as can be guessed; else all that its section has."""
     *sections, last = key.split(".")
-    model: type[BaseModel] = Config
+    model: type[Section] = Config
     for section in sections:
         model = model.model_fields[section].annotation  # type: ignore[assignment]
     here = [".".join([*sections, name]) for name in model.model_fields]
-    elsewhere = []
-    for name in Config.model_fields:
-        part = _section(name)
-        elsewhere += [name] if part is None else [f"{name}.{leaf}" for leaf in part.model_fields]
+    elsewhere = [name for name, _ in leaves(Config)]
 
     def name_of(key: str) -> str:
         return key.rpartition(".")[2]

@@ -1,17 +1,15 @@
-"""The configuration: one frozen tree of pydantic models. What each field means stands beside it.
+"""The configuration: one frozen tree of sections. Each key stands with its default, what it decides, and its meaning.
 
-`shadowlab.config_files` makes a Config from presets, files and `--set`; nothing else does.
+`load_config` makes a Config from presets, files and `--set`; nothing else does.
 """
 
-import hashlib
-import json
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from shadowlab.errors import UserError
+from shadowlab.settings.identity import hash_of
+from shadowlab.settings.keys import Section, key
 
 PrecisionName = Literal["fp32", "tf32", "bf16", "fp16", "fp16-pure"]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -24,33 +22,23 @@ MIN_IMAGE_SIZE = 32
 MAX_IMAGE_SIZE = 4096
 
 
-class Section(BaseModel):
-    """Unknown keys are errors, values are never changed after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """pydantic reads true as 1."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation not in (bool, bool | None):
-            raise ValueError("must not be true or false")
-        return value
-
-
 class ModelConfig(Section):
-    architecture: Literal["tiny", "sdxl"] = "tiny"
+    """The UNet and the VAE: where their weights come from, and how they are computed."""
+
+    architecture: Literal["tiny", "sdxl"] = key("tiny", decides="model")
     """UNet configuration for random weights; loaded weights bring their own."""
-    weights: str = "random"
-    """`random`, a local folder in diffusers' layout, or a hub id."""
-    vae: str = "embedded"
-    """`embedded`, `random` (SDXL's size), a local folder in diffusers' layout, a hub id, or `same`: the VAE beside
+    weights: str = key(
+        "random", decides="model", option="--weights", examples=["stabilityai/stable-diffusion-xl-base-1.0", "my-unet/"]
+    )
+    """Weights of the UNet: `random`, a local folder in diffusers' layout, or a hub id."""
+    vae: str = key("embedded", decides="model", examples=["same", "random", "madebyollin/sdxl-vae-fp16-fix"])
+    """`embedded`, `random` (SDXL's size), a local folder in diffusers' layout, a hub id, or `same`: the VAE next to
     `weights` (random with random weights)."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = key(False, decides="nothing", option="--checkpointing/--no-checkpointing")
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    channels_last: bool = False
+    channels_last: bool = key(False, decides="nothing")
     """Keep pictures in memory pixel by pixel (NHWC), which some convolutions want; `bench step` measures it."""
-    compile: bool = False
+    compile: bool = key(False, decides="nothing")
     """torch.compile of the UNet's blocks; needs a C++ compiler. Steps with statistics and validation run eagerly."""
 
     @field_validator("weights", "vae")
@@ -73,15 +61,19 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    path: str = "embedded"
-    """`embedded`, a folder (objects/ masks/ shadows/ metadata.json), or the benchmark's tar."""
-    latents: str | None = None
+    """The samples, and how they are read."""
+
+    path: str = key("embedded", decides="numbers", option="--data", examples=["my-renders/", "benchmark.tar"])
+    """Data set: `embedded`, a folder (objects/ masks/ shadows/ metadata.json), or the benchmark's tar."""
+    latents: str | None = key(None, decides="nothing", examples=["latents/"])
     """Folder that `shadowlab data encode` filled: train and overfit read latents from it; null encodes in each step."""
-    image_size: Annotated[int, Field(gt=0, multiple_of=8)] = 128
-    """Side of the square images in pixels, 32 to 4096; latents are an eighth of it."""
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    image_size: Annotated[int, Field(multiple_of=8)] = key(
+        128, decides="model", minimum=MIN_IMAGE_SIZE, maximum=MAX_IMAGE_SIZE
+    )
+    """Side of the square images in pixels; latents are an eighth of it."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = key(0.2, decides="numbers")
     """Share of the objects, not of the images, kept for validation."""
-    num_workers: Count = 0
+    num_workers: Count = key(0, decides="nothing")
     """Loader processes; the order of samples does not depend on it."""
 
     @field_validator("latents")
@@ -109,99 +101,136 @@ class DataConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW (Loshchilov and Hutter, 2019)."""
+    """AdamW (Loshchilov and Hutter, 2019) and its learning rate."""
 
-    learning_rate: LearningRate = 1e-5
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.999
-    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.01
-    max_grad_norm: PositiveFloat | None = 1.0
+    learning_rate: LearningRate = key(1e-5, decides="numbers")
+    """Learning rate after warm-up: AdamW moves every weight by about this much at each step."""
+    beta1: Fraction = key(0.9, decides="numbers")
+    """Decay of the mean of the gradients."""
+    beta2: Fraction = key(0.999, decides="numbers")
+    """Decay of the mean of the squared gradients."""
+    eps: Annotated[float, Field(gt=0, le=1)] = key(1e-8, decides="numbers")
+    """Added to the root of the second moment before the division; below about 6e-8 it is 0 in float16."""
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = key(0.01, decides="numbers")
+    """Decoupled from the gradients: each step takes learning_rate x weight_decay of every weight off it."""
+    max_grad_norm: PositiveFloat | None = key(1.0, decides="numbers")
     """Global gradient norm above which gradients are scaled down; null leaves them alone."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """After warm-up; cosine falls to zero at train.max_steps."""
-    warmup_steps: Count = 0
-    fused: bool | None = None
+    schedule: Literal["constant", "cosine"] = key("constant", decides="numbers")
+    """The learning rate after warm-up; cosine falls to zero at train.max_steps."""
+    warmup_steps: Count = key(0, decides="numbers")
+    """Steps over which the learning rate rises linearly."""
+    fused: bool | None = key(None, decides="nothing")
     """AdamW's whole update in one kernel: a third of the time and no temporaries; null: where weights are float32.
-    It computes float16 weights in float32, and a fault inside it is told without the operator."""
+    It computes float16 weights in float32, and a fault inside it is reported without the operator."""
 
 
 class TrainConfig(Section):
-    max_steps: PositiveInt = 200
+    """The stage `train`."""
+
+    max_steps: PositiveInt = key(200, decides="cosine_end", option="--max-steps")
     """Optimizer steps."""
-    batch_size: PositiveInt = 8
+    batch_size: PositiveInt = key(8, decides="batch", option="--batch")
     """Samples per process and micro-batch; effective = this x accumulation x processes."""
-    gradient_accumulation_steps: PositiveInt = 1
-    ema_decay: Fraction | None = 0.999
+    gradient_accumulation_steps: PositiveInt = key(1, decides="batch")
+    """Micro-batches whose gradients are averaged for one optimizer step."""
+    ema_decay: Fraction | None = key(0.999, decides="numbers")
     """Ceiling of diffusers' warmed-up EMA decay; null keeps no EMA."""
-    log_every: PositiveInt = 10
-    validate_every: PositiveInt = 50
+    log_every: PositiveInt = key(10, decides="nothing")
+    """Steps between lines of progress; metrics.jsonl has every step."""
+    validate_every: PositiveInt = key(50, decides="nothing")
     """Steps between evaluations on the fixed grid and sample pictures."""
-    max_consecutive_skips: PositiveInt = 20
+    max_consecutive_skips: PositiveInt = key(20, decides="nothing")
     """fp16 only: optimizer steps that the gradient scaler may skip in a row before train or overfit stops."""
 
 
 class ValidationConfig(Section):
-    num_samples: PositiveInt = 16
+    """The fixed grid: the same held-out samples, times and noises at each evaluation."""
+
+    num_samples: PositiveInt = key(16, decides="nothing")
     """Held-out samples of the fixed grid."""
-    timesteps: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.0, 0.25, 0.5, 0.75, 0.95)
+    timesteps: Annotated[tuple[Fraction, ...], Field(min_length=1)] = key(
+        (0.0, 0.25, 0.5, 0.75, 0.95), decides="nothing"
+    )
     """t of the fixed grid; 0 is noise, 1 is data."""
-    num_noises: PositiveInt = 2
+    num_noises: PositiveInt = key(2, decides="nothing")
     """Noise draws per sample."""
-    light_sweep: bool = True
+    light_sweep: bool = key(True, decides="nothing")
     """Also draw one held-out sample under 5 values each of theta, phi and size: 15 one-step generations."""
 
 
 class CheckpointConfig(Section):
-    every_steps: PositiveInt = 100
-    keep_last: PositiveInt = 3
-    keep_every: PositiveInt | None = None
+    """When a run is saved, and how much of it stays."""
+
+    every_steps: PositiveInt = key(100, decides="nothing")
+    """Optimizer steps between checkpoints; the last step always has one."""
+    keep_last: PositiveInt = key(3, decides="nothing")
+    """Newest checkpoints that stay."""
+    keep_every: PositiveInt | None = key(None, decides="nothing", examples=[10_000])
     """Checkpoints of steps that are multiples of this stay for good; null keeps the last ones alone."""
 
 
 class DistributedConfig(Section):
-    processes: PositiveInt = 1
-    """Of `train`, each with a model of its own: one a GPU, or on a CPU as many as named. Under torchrun or `accelerate
-    launch` the launcher's number holds."""
-    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    """Several processes that train one model."""
+
+    processes: PositiveInt = key(1, decides="batch", option="--processes")
+    """Processes of `train`, started on this machine, one a GPU, or on its CPU as many as named. Under torchrun or
+    `accelerate launch` the launcher's number holds."""
+    strategy: Literal["ddp", "fsdp2"] = key("ddp", decides="nothing")
     """`ddp`: every process has all weights and states. `fsdp2`: each has its share of them, and gathers a block's
     weights when it needs them."""
-    hang_seconds: Annotated[float, Field(ge=5, le=3600)] = 40.0
+    hang_seconds: Annotated[float, Field(ge=5, le=3600)] = key(40.0, decides="nothing")
     """A process that stays behind the others, or does not answer, for so long is taken for lost: the others end and
     name it. More time has a process in a phase that it enters for the first time, in checkpoints, compiled passes and
     while a fault is looked into."""
 
 
 class OverfitConfig(Section):
-    num_samples: PositiveInt = 16
-    max_steps: PositiveInt = 2000
-    batch_size: PositiveInt = 16
-    learning_rate: LearningRate = 1e-3
-    warmup_steps: Count = 20
-    evaluate_every: PositiveInt = 50
-    min_r2: Annotated[float, Field(le=1)] = 0.95
+    """The stage `overfit`: the same samples again and again, until they are known by heart."""
+
+    num_samples: PositiveInt = key(16, decides="nothing", option="--samples")
+    """Samples to memorise."""
+    max_steps: PositiveInt = key(2000, decides="nothing", option="--max-steps")
+    """Optimizer steps at most."""
+    batch_size: PositiveInt = key(16, decides="nothing")
+    """Samples of a step."""
+    learning_rate: LearningRate = key(1e-3, decides="nothing")
+    """In place of optimizer.learning_rate."""
+    warmup_steps: Count = key(20, decides="nothing")
+    """In place of optimizer.warmup_steps."""
+    evaluate_every: PositiveInt = key(50, decides="nothing")
+    """Steps between evaluations; the stage ends as soon as one meets what is asked for."""
+    min_r2: Annotated[float, Field(le=1)] = key(0.95, decides="nothing")
     """Variance of the latents that one-step generation must explain."""
-    min_soft_iou: Annotated[float, Field(ge=0, le=1)] = 0.80
+    min_soft_iou: Annotated[float, Field(ge=0, le=1)] = key(0.80, decides="nothing")
     """Soft intersection over union of generated and true shadows that must be reached."""
 
 
 class DiagnosticsConfig(Section):
-    statistics_every: Count = 10
+    """What is recorded of layers and parameters. It changes no number of the run."""
+
+    statistics_every: Count = key(10, decides="nothing")
     """Steps between records of layer and parameter statistics; 0 records none."""
-    histograms_every: Count = 50
+    histograms_every: Count = key(50, decides="nothing")
     """Steps between gradient and weight histograms in TensorBoard; 0 writes none."""
-    histogram_parameters: tuple[str, ...] = ("conv_in.*", "class_embedding.*", "mid_block.*", "conv_out.*")
+    histogram_parameters: tuple[str, ...] = key(
+        ("conv_in.*", "class_embedding.*", "mid_block.*", "conv_out.*"), decides="nothing"
+    )
     """Shell patterns over parameter names."""
 
 
 class Config(Section):
-    seed: Count = 0
-    device: str = "auto"
-    """`auto` (cuda where there is one), `cpu`, `cuda`, `cuda:N`."""
-    precision: PrecisionName = "fp32"
-    allow_unsafe: bool = False
-    """Needed by fp16-pure, in which weights and optimizer states are float16."""
-    output_dir: str = "runs"
+    """All that a run is configured by."""
+
+    seed: Count = key(0, decides="numbers", option="--seed")
+    """Seed of all randomness."""
+    device: str = key("auto", decides="nothing", option="--device", examples=["cpu", "cuda", "cuda:1"])
+    """`auto` (cuda where there is one), `cpu`, `cuda` or `cuda:N`."""
+    precision: PrecisionName = key("fp32", decides="model", option="--precision")
+    """`fp32`, `tf32`, `bf16`, `fp16` or `fp16-pure`. The first four keep weights in float32; `bf16` and `fp16` compute
+    in autocast, `tf32` needs an NVIDIA GPU, `fp16-pure` needs `allow_unsafe`."""
+    allow_unsafe: bool = key(False, decides="nothing", option="--allow-unsafe")
+    """Permit fp16-pure, in which weights and optimizer states are float16."""
+    output_dir: str = key("runs", decides="nothing", examples=["/scratch/runs"])
     """Folder of the run folders."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -236,38 +265,12 @@ class Config(Section):
         return self.model_copy(update={"model": self.model.model_copy(update={"compile": False})})
 
     def model_hash(self) -> str:
-        """Names what the stages prove: the model, its image size and its precision. 12 hex digits.
+        """Names what the stages prove: the keys that decide the model, image size and precision. 12 hex digits.
 
         Local weights enter by content, not by path alone. How the same function is computed is left out: gradient
         checkpointing changes no number, layout and compilation the last bits alone.
+
+        Raises:
+            UserError: local weights cannot be read.
         """
-        proven = {
-            "model": self.model.model_dump(mode="json", exclude={"gradient_checkpointing", "channels_last", "compile"}),
-            "files": [_digest(source) for source in (self.model.weights, self.model.vae_source)],
-            "image_size": self.data.image_size,
-            "precision": self.precision,
-        }
-        return hashlib.sha256(json.dumps(proven, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _digest(source: str) -> str:
-    """Names and contents of the weights and configurations in a local folder. 12 hex digits."""
-    root = Path(source).expanduser()
-    digest = hashlib.sha256()
-    for file in sorted(root.rglob("*")) if root.is_dir() else []:
-        if file.suffix not in (".json", ".safetensors") or file.is_dir():
-            continue
-        try:
-            status = file.stat()
-            content = _file_digest(file, status.st_mtime_ns, status.st_size)
-        except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror}); mend the file or take it out") from None
-        digest.update(f"{file.relative_to(root)} {content} ".encode())
-    return digest.hexdigest()[:12]
-
-
-@cache
-def _file_digest(file: Path, mtime_ns: int, size: int) -> str:
-    """SHA-256 of the whole file, read once in a process for as long as its time and size stay."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+        return hash_of(self, [self.model.weights, self.model.vae_source])

@@ -1,0 +1,67 @@
+"""What names a model configuration: the values that enter its hash, and the contents of local weights."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import cache, reduce
+from operator import getitem
+from pathlib import Path
+from typing import Any
+
+from shadowlab.errors import UserError
+from shadowlab.settings.keys import Section, leaves, marks_of
+
+
+def hash_of(config: Section, places: Iterable[str]) -> str:
+    """12 hex digits of the keys of `config` that decide the model, and of the contents of local folders.
+
+    Args:
+        places: what names weights; one that is a local folder enters by content.
+
+    Raises:
+        UserError: a file of such a folder cannot be read.
+    """
+    proven = {"files": [_digest(place) for place in places], **_proven_values(config)}
+    return hashlib.sha256(json.dumps(proven, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _proven_values(config: Section) -> dict[str, Any]:
+    """The keys that decide the model: those of the section `model` in one mapping, the others by their last name.
+
+    So it was written before the keys were marked, and the hashes in run folders stay good.
+    """
+    proven: dict[str, Any] = {"model": {}}
+    given, default = config.model_dump(mode="json"), type(config)().model_dump(mode="json")
+    for name, field in leaves(type(config)):
+        marks = marks_of(field)
+        if marks is None or marks.decides != "model":
+            continue
+        *sections, last = name.split(".")
+        value = reduce(getitem, sections, given)[last]
+        if marks.hashed_if_changed and value == reduce(getitem, sections, default)[last]:
+            continue
+        (proven["model"] if sections == ["model"] else proven)[last] = value
+    return proven
+
+
+def _digest(source: str) -> str:
+    """Names and contents of the weights and configurations in a local folder. 12 hex digits."""
+    root = Path(source).expanduser()
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*")) if root.is_dir() else []:
+        if file.suffix not in (".json", ".safetensors") or file.is_dir():
+            continue
+        try:
+            status = file.stat()
+            content = _file_digest(file, status.st_mtime_ns, status.st_size)
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror}); mend the file or take it out") from None
+        digest.update(f"{file.relative_to(root)} {content} ".encode())
+    return digest.hexdigest()[:12]
+
+
+@cache
+def _file_digest(file: Path, mtime_ns: int, size: int) -> str:
+    """SHA-256 of the whole file, read once in a process for as long as its time and size stay."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
