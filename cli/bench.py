@@ -8,11 +8,11 @@ from cli.options import Json
 
 
 def faults(
-    peers: Annotated[bool, typer.Option("--peers", help="Beside them the tools that users pick today.")] = False,
+    peers: Annotated[bool, typer.Option("--peers", help="Also run the tools that users pick today.")] = False,
     only: Annotated[list[str] | None, typer.Option(help="Name of a case; may be given again.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Score `explain` on the fault corpus of a checkout: every field of every verdict, and false alarms."""
+    """Score `explain` on a corpus of known faults: every field of every verdict, and false alarms."""
     from shadowlab.bench.faults import format_report, run_faults
     from shadowlab.console import Reporter
 

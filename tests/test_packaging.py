@@ -1,6 +1,7 @@
 """The built wheel, alone in an environment, run from a folder that would shadow our packages."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -59,7 +60,7 @@ def test_every_imported_package_is_declared() -> None:
 
 @pytest.mark.slow
 def test_installed_wheel_runs_among_decoys(wheel: Path, tmp_path: Path) -> None:
-    """Console script, presets and embedded data come from the wheel, not from what lies in the working folder."""
+    """Console script, presets, embedded data and the fault corpus come from the wheel, not from the working folder."""
     environment = tmp_path / "environment"
     venv.create(environment, with_pip=False, symlinks=True)
     site = next((environment / "lib").glob("python*/site-packages"))
@@ -73,13 +74,22 @@ def test_installed_wheel_runs_among_decoys(wheel: Path, tmp_path: Path) -> None:
         (work / decoy).mkdir(parents=True)
         (work / decoy / "__init__.py").write_text("raise ImportError('decoy')\n")
     (work / "configs" / "tiny.yaml").write_text("nonsense: true\n")
-    done = subprocess.run(
-        [environment / "bin" / "shadowlab", "check-forward", "--run", "wheel"],
-        cwd=work,
-        env={**os.environ, "PYTHONPATH": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "check-forward: passed" in done.stdout
+
+    def shadowlab(*arguments: str) -> str:
+        done = subprocess.run(
+            [environment / "bin" / "shadowlab", *arguments],
+            cwd=work,
+            env={**os.environ, "PYTHONPATH": ""},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "check-forward: passed" in shadowlab("check-forward", "--run", "wheel")
     assert (work / "runs" / "wheel" / "stages.json").is_file()
+    # A case whose line is looked up in the installed source, one that is named by its parameter, a benign one.
+    cases = ("gamma_curve_at_black", "unwritten_weight", "running_minimum")
+    report = json.loads(shadowlab("bench", "faults", "--json", *(f"--only={name}" for name in cases)))
+    assert report["passed"] and report["num_benign"] == 1
+    assert report["cases"][0]["verdict"]["source"].startswith(str(site.resolve() / "shadowlab/bench/corpus"))

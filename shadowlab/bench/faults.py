@@ -11,19 +11,13 @@ from typing import Any
 import torch
 
 from diagnostics import Verdict, explain
-from shadowlab.bench.corpus import FAULTS, Expected, Fault
+from shadowlab.bench.corpus import FAULTS, Fault
 from shadowlab.bench.peer_score import Peer, PeerReport, PeerResult, place_of, run_peer, summarise
 from shadowlab.bench.peers import PEERS
 from shadowlab.errors import UserError
 
-FIELDS = (
-    "phase",
-    "exception",
-    "cause",
-    "place",
-    "samples",
-    "alarm",
-)  # alarm: a benign case, right where none is raised
+# alarm: of a benign case, right where none is raised
+FIELDS = ("phase", "exception", "cause", "place", "samples", "alarm")
 
 
 @dataclass(frozen=True)
@@ -37,18 +31,21 @@ class Wrong:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """right: field -> whether it is, None where the case says nothing of it. error: what the case raised."""
+    """What became of one case."""
 
     name: str
     reference: str
     benign: bool
     right: Mapping[str, bool | None]
+    """Field -> whether it is right; None where the case does not state it."""
     wrong: tuple[Wrong, ...]
     error: str | None
+    """What the case raised."""
     verdict: dict[str, Any] | None
     seconds: float
     peers: Mapping[str, PeerResult]
-    module_right: bool | None = None  # None where the case states no module
+    module_right: bool | None = None
+    """None where the case states no module."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class FaultReport:
 
     @property
     def false_alarms(self) -> tuple[str, ...]:
-        """Benign cases of which `explain` said something."""
+        """Benign cases in which `explain` found something."""
         return tuple(case.name for case in self.cases if case.benign and case.verdict is not None)
 
     @property
@@ -103,7 +100,7 @@ class FaultReport:
 
 
 def score(fault: Fault, verdict: Verdict | None) -> dict[str, bool | None]:
-    """Field -> whether the verdict has it right; None where the case says nothing of it."""
+    """Field -> whether the verdict has it right; None where the case does not state it."""
     right: dict[str, bool | None] = dict.fromkeys(FIELDS)
     if fault.expected is None:
         return {**right, "alarm": verdict is None}
@@ -114,7 +111,9 @@ def score(fault: Fault, verdict: Verdict | None) -> dict[str, bool | None]:
 
 def _stated(fault: Fault) -> dict[str, dict[str, Any]]:
     """Field -> the parts of it that the case states."""
-    expected: Expected = fault.expected
+    expected = fault.expected
+    if expected is None:
+        return {}
     place = {key: getattr(expected, key) for key in ("op", "module", "parameter")}
     if expected.at_origin:
         if fault.origin is None:
@@ -141,13 +140,13 @@ def run_faults(
     *,
     corpus: Sequence[Fault] | None = None,
 ) -> FaultReport:
-    """Run cases, each built anew for every tool, and score them.
+    """Run cases, each rebuilt for every tool, and score them.
 
     Args:
         names: of the cases; all by default.
         peers: whether to run the other tools, too.
         on_case: called after each case.
-        corpus: in place of the checkout's.
+        corpus: instead of `FAULTS`.
 
     Raises:
         UserError: no case has such a name.
@@ -228,8 +227,6 @@ def _quiet() -> Iterator[None]:
 def _wrongs(fault: Fault, verdict: Verdict | None, right: Mapping[str, bool | None]) -> Iterator[Wrong]:
     if right["alarm"] is False and verdict is not None:
         yield Wrong("alarm", "none", f"{verdict.headline()}; {verdict.exception}, {verdict.cause}, {verdict.source}")
-    if fault.expected is None:
-        return
     for field, stated in _stated(fault).items():
         for key, value in stated.items():
             seen = "no finding" if verdict is None else getattr(verdict, key)
@@ -238,7 +235,7 @@ def _wrongs(fault: Fault, verdict: Verdict | None, right: Mapping[str, bool | No
 
 
 def format_report(report: FaultReport) -> str:
-    """Plain text: wrong cases, totals, and the peers' table where they ran."""
+    """Plain text: wrong cases, totals, and the peers' table if they ran."""
     parts = []
     if report.wrong:
         rows = [(case.name, w.field, w.expected, w.seen) for case in report.wrong for w in case.wrong]

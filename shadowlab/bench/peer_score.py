@@ -13,14 +13,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from diagnostics import Verdict
-
-if TYPE_CHECKING:
-    from shadowlab.bench.corpus import Expected, Fault, Scene
+from shadowlab.bench.corpus import Expected, Fault, Scene
 
 # Names by which tools call the same operator.
 _FAMILIES = (
@@ -42,23 +39,27 @@ _FAMILY = {name: family[0] for family in _FAMILIES for name in family}
 
 @dataclass(frozen=True)
 class Naming:
-    """All that a tool names as origin. operators: (name, dotted module or None). tensors: parameters and inputs."""
+    """All that a tool names as origin."""
 
     operators: tuple[tuple[str, str | None], ...] = ()
+    """(name, dotted module or None)."""
     sources: tuple[str, ...] = ()
+    """`path:line`."""
     modules: tuple[str, ...] = ()
     tensors: tuple[str, ...] = ()
+    """Parameters and inputs."""
     phase: str | None = None
     text: str = ""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A tool. name_origin: run the scene's step under it; None where it reports nothing."""
+    """A tool that is compared with `explain`."""
 
     name: str
     package: str
-    name_origin: Callable[["Scene"], Naming | None]
+    name_origin: Callable[[Scene], Naming | None]
+    """Runs the scene's step under the tool; None where it reports nothing."""
 
     @property
     def version(self) -> str | None:
@@ -71,33 +72,37 @@ class Peer:
 
 @dataclass(frozen=True)
 class PeerResult:
-    """right: None where the case states no place. in_module: whether the right module is named, None where the case
-    states none. error: what the tool itself failed with."""
+    """What one tool said of one case."""
 
     right: bool | None
+    """None where the case states no place."""
     named: Naming | None
     error: str | None = None
+    """What the tool itself failed with."""
     in_module: bool | None = None
+    """Whether the right module is named; None where the case states none."""
 
 
 @dataclass(frozen=True)
 class PeerReport:
-    """A row of the table. missing: why the tool did not run. named: faults of which it said anything."""
+    """A row of the table: counts over all cases."""
 
     name: str
     version: str | None
     missing: str | None
+    """Why the tool did not run."""
     right: int
     stated: int
     in_module: int
     stated_modules: int
     named: int
+    """Faults of which it said anything."""
     false_alarms: tuple[str, ...]
     num_benign: int
     errors: int
 
 
-def run_peer(peer: Peer, fault: "Fault", known: Verdict | None = None) -> PeerResult:
+def run_peer(peer: Peer, fault: Fault, known: Verdict | None = None) -> PeerResult:
     """A fresh scene under one tool. known: a verdict whose place is right."""
     named, error = None, None
     try:
@@ -130,7 +135,7 @@ def summarise(peer: Peer, results: Sequence[tuple[str, bool, PeerResult | None]]
     )
 
 
-def _names_origin(named: Naming | None, expected: "Expected", origin: str | None, known: Verdict | None) -> bool | None:
+def _names_origin(named: Naming | None, expected: Expected, origin: str | None, known: Verdict | None) -> bool | None:
     at_line = expected.at_origin and origin is not None
     has_op = isinstance(expected.op, str)
     has_module = isinstance(expected.module, str) and (expected.module != "" or has_op)
@@ -156,7 +161,7 @@ def _names_origin(named: Naming | None, expected: "Expected", origin: str | None
     return same_op and place_of(known.source) in map(place_of, named.sources)
 
 
-def _names_module(named: Naming | None, expected: "Expected") -> bool | None:
+def _names_module(named: Naming | None, expected: Expected) -> bool | None:
     if not isinstance(expected.module, str):
         return None
     return named is not None and expected.module in {*named.modules, *(module for _, module in named.operators)}

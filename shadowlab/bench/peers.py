@@ -10,17 +10,15 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from diagnostics.modules import models_in, optimizers_in
+from shadowlab.bench.corpus import Scene
 from shadowlab.bench.peer_score import Naming, Peer
-
-if TYPE_CHECKING:
-    from shadowlab.bench.corpus import Scene
 
 _TRACE_LINE = re.compile(r'File "([^"]+)", line (\d+)')
 
@@ -37,7 +35,7 @@ def _raised_at(error: BaseException) -> tuple[str, ...]:
 # torch.autograd.detect_anomaly
 
 
-def detect_anomaly(scene: "Scene") -> Naming | None:
+def detect_anomaly(scene: Scene) -> Naming | None:
     """The backward function in the exception, and the forward call whose traceback comes as a warning."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -57,7 +55,7 @@ def detect_anomaly(scene: "Scene") -> Naming | None:
 # transformers.debug_utils.DebugUnderflowOverflow
 
 
-def underflow_overflow(scene: "Scene") -> Naming | None:
+def underflow_overflow(scene: Scene) -> Naming | None:
     """The last frame that it prints: the module, and which of its weights, inputs and outputs are bad."""
     tool = importlib.import_module("transformers.debug_utils").DebugUnderflowOverflow
     inputs: dict[str, list[str | None]] = {}
@@ -75,7 +73,7 @@ def underflow_overflow(scene: "Scene") -> Naming | None:
     return None
 
 
-def _note_inputs(scene: "Scene", model: nn.Module, inputs: dict[str, list[str | None]]) -> None:
+def _note_inputs(scene: Scene, model: nn.Module, inputs: dict[str, list[str | None]]) -> None:
     """A bad `input[0]` counts as the batch's tensor by its name, where it is that tensor."""
     names = {tensor.data_ptr(): name for name, tensor in (scene.batch or {}).items() if isinstance(tensor, Tensor)}
     for path, module in model.named_modules():
@@ -110,7 +108,7 @@ def _last_frame(text: str, inputs: Mapping[str, Sequence[str | None]], sources: 
 # sherlorch
 
 
-def sherlorch(scene: "Scene") -> Naming | None:
+def sherlorch(scene: Scene) -> Naming | None:
     """With source lines and all modules watched; asked for the loss, then for whatever else the step left bad."""
     with importlib.import_module("sherlorch").trace(capture_stack=True) as tracker:
         for model in models_in(scene.model):
@@ -135,7 +133,7 @@ def _dotted(path: str | None) -> str | None:
     return None if path is None else path.strip(".")
 
 
-def _sinks(scene: "Scene", result: Any) -> Iterator[Tensor]:
+def _sinks(scene: Scene, result: Any) -> Iterator[Tensor]:
     models = models_in(scene.model)
     yield from (x for x in tree_leaves(result) if isinstance(x, Tensor))
     yield from (p.grad for model in models for p in model.parameters() if p.grad is not None)
@@ -149,7 +147,7 @@ def _sinks(scene: "Scene", result: Any) -> Iterator[Tensor]:
 # torch's DebugMode
 
 
-def debug_mode(scene: "Scene") -> Naming | None:
+def debug_mode(scene: Scene) -> Naming | None:
     """The first logged operator whose output has a norm that is not finite: what a user reads off its log."""
     tool = importlib.import_module("torch.utils._debug_mode").DebugMode
     with tool(record_nn_module=True, record_stack_trace=True) as mode, tool.log_tensor_hashes(hash_fn="norm"):
@@ -173,7 +171,7 @@ def debug_mode(scene: "Scene") -> Naming | None:
 # NeuralDBG
 
 
-def neuraldbg(scene: "Scene") -> Naming | None:
+def neuraldbg(scene: Scene) -> Naming | None:
     """The first event of a NaN or Inf that it records; its other events are no statements about those."""
     tool = importlib.import_module("neuraldbg").NeuralDbg
     inputs: dict[str, list[str | None]] = {}
@@ -200,7 +198,7 @@ def neuraldbg(scene: "Scene") -> Naming | None:
 # torch-audit
 
 
-def torch_audit(scene: "Scene") -> Naming | None:
+def torch_audit(scene: Scene) -> Naming | None:
     """Weights before and after the step and gradients at `optimizer.step()`: the first finding of a NaN or Inf."""
     tool = importlib.import_module("torch_audit")
     auditors = []
@@ -222,7 +220,7 @@ def torch_audit(scene: "Scene") -> Naming | None:
     return None
 
 
-def _pairs(scene: "Scene") -> Iterator[tuple[nn.Module, Any]]:
+def _pairs(scene: Scene) -> Iterator[tuple[nn.Module, Any]]:
     """Models with the optimizer that holds their parameters, where it is one of torch's."""
     for model in models_in(scene.model):
         own = {id(parameter) for parameter in model.parameters()}
@@ -238,7 +236,7 @@ def _held(optimizer: Any) -> list[Tensor]:
 # StabilityGuard
 
 
-def stabilityguard(scene: "Scene") -> Naming | None:
+def stabilityguard(scene: Scene) -> Naming | None:
     """Its optimizer stands in for the step's own and raises: layers whose output's gradient is bad, in no order."""
     tool = importlib.import_module("stabilityguard")
     printed = io.StringIO()

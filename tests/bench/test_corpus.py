@@ -14,8 +14,7 @@ from torch.optim import optimizer as optimizer_hooks
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from diagnostics import explain
-from shadowlab.bench.corpus.case import Fault, Scene
-from shadowlab.bench.corpus.corpus import FAULTS
+from shadowlab.bench.corpus import FAULTS, Fault, Scene
 from shadowlab.bench.faults import run_faults, score
 from tests.diagnostics.states import bits_of, state_of
 

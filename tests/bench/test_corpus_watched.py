@@ -11,8 +11,7 @@ import torch
 
 from diagnostics import NonFiniteError, Watch
 from diagnostics.modules import models_in
-from shadowlab.bench.corpus.case import Fault
-from shadowlab.bench.corpus.corpus import FAULTS
+from shadowlab.bench.corpus import FAULTS, Fault
 from shadowlab.bench.faults import score
 from tests.diagnostics.states import bits_of, state_of
 
@@ -20,7 +19,7 @@ from tests.diagnostics.states import bits_of, state_of
 SKIPPED = ("skips_hide_backward_nan",)
 # What only a later operator would tell has not run: the watch stops before the optimizer moves.
 LESS = {"clip_by_hand_of_zero": {"place"}}
-# Buffers of a model that has no parameter of its own, written after the optimizer: told, and said to be not restored.
+# Buffers of a model that has no parameter of its own, written after the optimizer: found, and reported as not restored.
 MOVED = ("buffer_average_divides_by_zero",)
 
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from diagnostics import Verdict
 from shadowlab.bench import peers
-from shadowlab.bench.corpus.case import Expected, Fault, Scene
-from shadowlab.bench.corpus.corpus import FAULTS
+from shadowlab.bench.corpus import FAULTS, Expected, Fault, Scene
 from shadowlab.bench.faults import format_report, run_faults, score
 from shadowlab.bench.peer_score import Naming, Peer, normalised, run_peer
 from shadowlab.errors import UserError

@@ -121,7 +121,7 @@ def softmax_by_hand() -> Scene:
             return odds / odds.sum(-1, keepdim=True)
 
     model = nn.Sequential(nn.Linear(8, 4), Router(), nn.Linear(4, 4))
-    nn.init.ones_(model[0].weight)
+    nn.init.ones_(model.get_parameter("0.weight"))
     batch = {"x": torch.randn(5, 8)}
     batch["x"][1] = 15.0
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -34,7 +34,7 @@ def cast_in_place() -> Scene:
     """Validation casts the live average to float16; a weight of 1e5 is infinite from then on."""
     torch.manual_seed(1)
     model, batch = nn.Sequential(nn.Linear(8, 4), nn.Tanh()), {"x": torch.randn(5, 8)}
-    model[0].weight.data[1, 2] = 1e5
+    model.get_parameter("0.weight").data[1, 2] = 1e5
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     one_step = training_step(lambda: model(batch["x"]).pow(2).mean(), optimizer)
@@ -92,6 +92,9 @@ def buffer_average_divides_by_zero() -> Scene:
     torch.manual_seed(4)
 
     class Average(nn.Module):
+        mean: Tensor
+        count: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("mean", torch.zeros(4, 8))

@@ -17,7 +17,7 @@ def untaken_exponential() -> Scene:
             return torch.where(x > 0, x, torch.exp(x) - 1)  # origin
 
     model = nn.Sequential(nn.Linear(8, 6), Elu(), nn.Linear(6, 4))
-    nn.init.ones_(model[0].weight)
+    nn.init.ones_(model.get_parameter("0.weight"))
     batch = {"x": torch.randn(5, 8)}
     batch["x"][1] = 15.0
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -78,7 +78,7 @@ def gamma_curve_at_black() -> Scene:
             return x ** (1 / 2.2)  # origin
 
     model = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), Gamma())
-    nn.init.constant_(model[0].weight, 0.2)
+    nn.init.constant_(model.get_parameter("0.weight"), 0.2)
     batch = {"images": torch.rand(5, 3, 4, 4) + 0.1, "target": torch.rand(5, 3, 4, 4)}
     batch["images"][2, :, 1, 1] = 0
     step = training_step(lambda: F.mse_loss(model(batch["images"]), batch["target"]))

@@ -12,20 +12,19 @@ ORIGIN = "# origin"  # marks the line whose operator is the origin; for a backwa
 
 @dataclass
 class Scene:
-    """One training step ready to run, once. `step` does forward, backward and what else the case needs."""
+    """One training step that is ready to run, once. What it is made of is what `diagnostics.explain` takes."""
 
     step: Callable[[], Any]
+    """Forward, backward and what else the case needs; may return the loss."""
     model: nn.Module | list[nn.Module] | None = None
     optimizer: Any = None
     batch: Mapping[str, Any] | None = None
+    """Tensors (B, ...) by name, and ids."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Fields that the verdict must have; `...` (Ellipsis) where the case says nothing of it.
-
-    at_origin: the verdict's source is the line of `build`'s source file that carries the comment `# origin`.
-    """
+    """Fields that the verdict must have; `...` (Ellipsis) where the case says nothing about one."""
 
     phase: str
     exception: Any = ...
@@ -35,17 +34,20 @@ class Expected:
     parameter: Any = ...
     samples: Any = ...
     at_origin: bool = False
+    """The verdict's source is the line of the case's function that carries the comment `# origin`."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """`expected` is None for a benign case. reference: public source of the real cause (`owner/repo#number` or URL),
-    or `synthetic`."""
+    """A step that goes wrong in a known way, or a benign one that only looks as if it did."""
 
     name: str
     reference: str
+    """Public source of the real cause (`owner/repo#number` or a URL), or `synthetic`."""
     build: Callable[[], Scene]
+    """A new scene at each call, the same bits each time."""
     expected: Expected | None
+    """None for a benign case: the right answer is no verdict."""
     tags: tuple[str, ...] = field(default=())
 
     @property

@@ -26,6 +26,8 @@ def masked_fill_mask() -> Scene:
     torch.manual_seed(1)
 
     class Attention(nn.Module):
+        mask: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.query, self.value = nn.Linear(8, 8), nn.Linear(8, 8)
@@ -100,6 +102,9 @@ def running_minimum() -> Scene:
     torch.manual_seed(6)
 
     class Observer(nn.Module):
+        low: Tensor
+        high: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("low", torch.full((8,), torch.inf))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from shadowlab.bench.corpus.case import Expected, Fault, Scene
-from shadowlab.bench.corpus.steps import training_step
+from shadowlab.bench.corpus.steps import gradient_of, training_step
 
 
 @torch.library.custom_op("faults::blockwise_update", mutates_args={"parameter", "moment"})
@@ -103,10 +103,10 @@ def update_overflow_float16() -> Scene:
     return Scene(training_step(lambda: model(batch["x"]).float().sum(), optimizer), model, optimizer, batch)
 
 
-def _second_moment_overflow(**options: bool) -> Scene:
+def _second_moment_overflow(*, foreach: bool | None = None, fused: bool | None = None) -> Scene:
     torch.manual_seed(6)
     model, batch = nn.Sequential(nn.Tanh(), nn.Linear(8, 4)), {"x": torch.randn(5, 8)}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, **options)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=foreach, fused=fused)
     return Scene(training_step(lambda: 1e23 * model(batch["x"]).mean(), optimizer), model, optimizer, batch)
 
 
@@ -155,7 +155,7 @@ class _Custom(torch.optim.Optimizer):
         self.update = update
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         self.update([parameter for group in self.param_groups for parameter in group["params"]], self.state)
 
 
@@ -179,11 +179,11 @@ def step_size_estimate() -> Scene:
     model, batch = nn.Linear(8, 4, bias=False), {"x": torch.zeros(5, 8)}
 
     def update(parameters: list[nn.Parameter], state: Any) -> None:
-        growth = sum((parameter.grad * parameter).sum() for parameter in parameters)
-        length = sum(parameter.grad.abs().sum() for parameter in parameters)
+        growth = sum(((gradient_of(parameter) * parameter).sum() for parameter in parameters), torch.zeros(()))
+        length = sum((gradient_of(parameter).abs().sum() for parameter in parameters), torch.zeros(()))
         rate = torch.div(growth, length)  # origin
         for parameter in parameters:
-            parameter.sub_(rate * parameter.grad)
+            parameter.sub_(rate * gradient_of(parameter))
 
     optimizer = _Custom(model.parameters(), update)
     return Scene(training_step(lambda: model(batch["x"]).pow(2).mean(), optimizer), model, optimizer, batch)
@@ -199,7 +199,8 @@ def normalised_descent() -> Scene:
         loss.backward()
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter -= 0.1 * (parameter.grad / parameter.grad.norm())  # origin
+                gradient = gradient_of(parameter)
+                parameter.sub_(0.1 * (gradient / gradient.norm()))  # origin
         return loss
 
     return Scene(step, model, None, batch)
@@ -213,8 +214,8 @@ def skipped_by_multiplication() -> Scene:
 
     def update(parameters: list[nn.Parameter], state: Any) -> None:
         for parameter in parameters:
-            keep = parameter.grad.isfinite().all().to(parameter.dtype)
-            parameter.sub_(keep * parameter.grad)
+            gradient = gradient_of(parameter)
+            parameter.sub_(gradient.isfinite().all().to(parameter.dtype) * gradient)
 
     def compute_loss() -> Tensor:
         output = model(batch["x"])  # origin

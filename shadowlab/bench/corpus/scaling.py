@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from shadowlab.bench.corpus.case import Expected, Fault, Scene
+from shadowlab.bench.corpus.steps import gradient_of
 
 
 def collapsed_scale() -> Scene:
@@ -62,7 +63,7 @@ def unscale_overflow() -> Scene:
 
 
 def skips_hide_forward_nan() -> Scene:
-    """The scaler skips this step as any other, but the NaN is in the forward pass and no scale would mend it."""
+    """The scaler skips this step as any other, but the NaN is in the forward pass and no scale would cure it."""
     torch.manual_seed(3)
 
     class LogPower(nn.Module):
@@ -158,8 +159,8 @@ def clip_norm_of_norms_overflow() -> Scene:
     """Each parameter's gradient norm is finite in float32, the norm of these norms is not."""
     torch.manual_seed(8)
     model = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(6)))
-    for layer in model:
-        nn.init.ones_(layer.weight)
+    for weight in model.parameters():
+        nn.init.ones_(weight)
     batch = {"x": torch.ones(5, 1)}
 
     def step() -> Tensor:
@@ -180,10 +181,10 @@ def clip_by_hand_of_zero() -> Scene:
     def step() -> Tensor:
         loss = (batch["weight"] * model(batch["x"]).pow(2)).mean()
         loss.backward()
-        norm = torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
+        norm = torch.stack([gradient_of(parameter).norm() for parameter in model.parameters()]).norm()
         factor = torch.div(torch.tensor(1.0), norm)  # origin
         for parameter in model.parameters():
-            parameter.grad.mul_(factor)
+            gradient_of(parameter).mul_(factor)
         optimizer.step()
         return loss
 

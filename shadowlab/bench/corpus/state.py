@@ -12,7 +12,7 @@ def unwritten_weight() -> Scene:
     """Deferred initialisation left garbage in one weight of the second layer."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
-    model[2].weight.data[1, 3] = torch.nan
+    model.get_parameter("2.weight").data[1, 3] = torch.nan
     batch = {"x": torch.randn(5, 8), "labels": torch.tensor([0, 1, 2, 3, 1])}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     step = training_step(lambda: F.cross_entropy(model(batch["x"]), batch["labels"]), optimizer)
@@ -23,7 +23,7 @@ def infinite_bias() -> Scene:
     """A checkpoint cast to float16 brought an infinite bias; the normalisation after it turns it into NaN."""
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8)).half()
-    model[0].bias.data[2] = torch.inf
+    model.get_parameter("0.bias").data[2] = torch.inf
     batch = {"x": torch.randn(5, 8).half()}
     step = training_step(lambda: (model(batch["x"]).float() - 1).pow(2).mean())
     return Scene(step, model, None, batch)
@@ -34,6 +34,8 @@ def garbage_buffer() -> Scene:
     torch.manual_seed(2)
 
     class Rotary(nn.Module):
+        frequencies: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("frequencies", torch.full((4,), torch.nan), persistent=False)
@@ -74,7 +76,7 @@ def infinite_momentum() -> Scene:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=False)
     step = training_step(lambda: model(batch["x"]).pow(2).mean(), optimizer)
     step()
-    optimizer.state[model[2].bias]["momentum_buffer"][0] = torch.inf
+    optimizer.state[model.get_parameter("2.bias")]["momentum_buffer"][0] = torch.inf
     return Scene(step, model, optimizer, batch)
 
 
@@ -122,7 +124,7 @@ def frozen_encoder_weight() -> Scene:
     """Of two models the frozen one has an infinite weight; only the trained one shows NaN gradients."""
     torch.manual_seed(8)
     encoder, model = nn.Sequential(nn.Linear(8, 8), nn.Softmax(dim=-1)).requires_grad_(False), nn.Linear(8, 4)
-    encoder[0].weight[0, 0] = torch.inf
+    encoder.get_parameter("0.weight")[0, 0] = torch.inf
     batch = {"x": torch.rand(5, 8) + 0.1}
 
     def compute_loss() -> Tensor:
@@ -138,7 +140,7 @@ def running_variance_in_evaluation() -> Scene:
     torch.manual_seed(9)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
     model[1].eval()
-    model[1].running_var[3] = torch.nan
+    model.get_buffer("1.running_var")[3] = torch.nan
     batch = {"images": torch.randn(5, 3, 4, 4)}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     return Scene(training_step(lambda: model(batch["images"]).pow(2).mean(), optimizer), model, optimizer, batch)

@@ -1,9 +1,9 @@
-"""The step that most cases share."""
+"""The step that most cases share, and what they read of it."""
 
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def training_step(compute_loss: Callable[[], Tensor], optimizer: Any = None) -> Callable[[], Tensor]:
@@ -19,3 +19,9 @@ def training_step(compute_loss: Callable[[], Tensor], optimizer: Any = None) -> 
         return loss
 
     return step
+
+
+def gradient_of(parameter: nn.Parameter) -> Tensor:
+    """The gradient that backward left, in the parameter's shape."""
+    assert parameter.grad is not None
+    return parameter.grad

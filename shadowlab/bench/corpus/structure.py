@@ -158,7 +158,7 @@ def saturated_discriminator() -> Scene:
     discriminator = nn.Sequential(nn.Linear(8, 1), nn.Flatten(0), nn.Sigmoid())
     optimizers = [torch.optim.Adam(model.parameters(), lr=1e-3) for model in (generator, discriminator)]
     nn.init.eye_(generator.weight)
-    nn.init.ones_(discriminator[0].weight)
+    nn.init.ones_(discriminator.get_parameter("0.weight"))
     batch = {"latents": torch.randn(5, 8)}
     batch["latents"][2] = 20
 
