@@ -55,7 +55,7 @@ def _of_torch(error: Exception) -> tuple[str, int]:
 
         if isinstance(error, NonFiniteError):
             told_here = error.verdict.rank in (None, int(os.environ.get("RANK", "0")))
-            return str(error) if told_here else "", error.exit_code
+            return str(error) if told_here else "", 1
         if isinstance(error, RuntimeError) and _is_lost_connection(error):
             if LAUNCHER in os.environ:
                 return "", 3  # our launcher names the process

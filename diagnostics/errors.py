@@ -1,4 +1,4 @@
-"""The error a watched step raises, and finite checks that leave their answer on the device."""
+"""The error that a watched step raises."""
 
 from pathlib import Path
 
@@ -6,17 +6,21 @@ from diagnostics.verdict import Verdict
 
 
 class NonFiniteError(ArithmeticError):
-    """A step met NaN or Inf.
+    """A step met NaN or Inf. The message is the verdict's text, what became of the weights, where the evidence is."""
 
-    incident: folder with the evidence, None where none was written. is_restored: whether weights, optimizer states and
-    averages are those before the step.
-    """
+    verdict: Verdict
+    """Where the value was born."""
 
-    exit_code = 1
+    incident: Path | None
+    """Folder with the evidence; None where none was written."""
+
+    is_restored: bool
+    """Whether parameters, optimizer states and averages are those before the step."""
 
     def __init__(
         self, verdict: Verdict, incident: Path | None = None, *, is_restored: bool = True, note: str = ""
     ) -> None:
+        """`note` takes the place of the evidence's folder where there is none."""
         state = "Parameters, optimizer state and averages are as before the step; gradients are cleared."
         if not is_restored:
             state = (

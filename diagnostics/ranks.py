@@ -1,7 +1,7 @@
 """Several processes that train together: which one this is, and what they must decide as one."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -10,24 +10,30 @@ from diagnostics.verdict import Verdict
 
 
 def num_ranks() -> int:
+    """Processes of the default group; 1 where there is none."""
     ready = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if ready else 1
 
 
 def rank() -> int:
+    """0-based number of this process; 0 where there is only one."""
     return torch.distributed.get_rank() if num_ranks() > 1 else 0
 
 
 def worst(magnitudes: Tensor) -> list[float]:
-    """Read numbers on the host: each the largest of all ranks, inf where any rank has NaN or Inf."""
+    """Read numbers on the host: each the largest of all ranks, inf where any of several ranks has NaN or Inf.
+
+    Args:
+        magnitudes: (N,) floating; a collective of all ranks where there are several.
+    """
     if num_ranks() > 1:
         magnitudes = torch.where(torch.isfinite(magnitudes), magnitudes, torch.inf)
         torch.distributed.all_reduce(magnitudes, op=torch.distributed.ReduceOp.MAX)
-    return magnitudes.tolist()
+    return cast(list[float], magnitudes.tolist())
 
 
 def on_any(flag: bool) -> bool:
-    """Whether it holds on any rank."""
+    """Whether it holds on any rank; a collective of all ranks where there are several."""
     if num_ranks() == 1:
         return flag
     flags: list[Any] = [None] * num_ranks()
@@ -36,7 +42,10 @@ def on_any(flag: bool) -> bool:
 
 
 def agreed(verdict: Verdict | None) -> Verdict | None:
-    """One verdict for all ranks: that of the first rank where a value was born rather than received."""
+    """One verdict for all ranks: that of the first rank where a value was born rather than received.
+
+    A collective of all ranks where there are several.
+    """
     if num_ranks() == 1:
         return verdict
     found: list[Any] = [None] * num_ranks()

@@ -7,21 +7,35 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-PHASES = (
-    "state",  # a parameter, buffer or optimizer state was bad before the step
-    "data",  # an input tensor was, or was made so before the model saw it
-    "forward",  # inside the model's call
-    "loss",  # between the model and backward
-    "backward",
-    "unscale",
-    "reduce",
-    "clip",
-    "optimizer",
-    "ema",
-    "checkpoint",
-)
+PHASES = {
+    "state": "a weight, buffer or optimizer state was bad before the step",
+    "data": "before the model saw it",
+    "forward": "inside the model's call",
+    "loss": "between the model and backward",
+    "backward": "while gradients flowed back",
+    "unscale": "while the loss scale was taken out of the gradients",
+    "reduce": "while gradients were added up over processes",
+    "clip": "while gradients were clipped",
+    "optimizer": "while the weights were updated",
+    "ema": "while the weights were averaged",
+    "checkpoint": "while a checkpoint was written",
+}
+"""When in a step a value was born, in the order of a step: name -> meaning.
 
-EXCEPTIONS = ("invalid", "divide_by_zero", "overflow")
+A parameter, gradient, buffer or optimizer state that was bad before the step is `state`; an input tensor that was, or
+was made so before the model saw it, is `data`. `reduce` is a collective over processes, `ema` any average of weights.
+"""
+
+EXCEPTIONS = {
+    "invalid": "invalid operation: there is no such number",
+    "divide_by_zero": "division by zero, or a pole",
+    "overflow": "overflow: beyond the largest finite number",
+}
+"""The IEEE 754 event at a birth: name -> meaning.
+
+`invalid`: 0/0, inf - inf, 0 * inf, sqrt(-1), log(-1). `divide_by_zero`: x/0, log 0, rsqrt 0, poles of complex functions
+too. `overflow`: a finite result beyond the dtype's largest value.
+"""
 
 CAUSES = {
     "overflow": "the result is beyond the largest finite value of this dtype",
@@ -37,43 +51,71 @@ CAUSES = {
     "kernel": "operands and a float64 reference are finite and moderate: the operator's implementation is at fault",
     "unknown": "the value was written where no operator was seen (a custom extension, NumPy, another process)",
 }
+"""What lies behind an event: name -> meaning. A verdict's text quotes the meaning."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The origin of the non-finite value that reached a sink (contract C5).
+    """The origin of the non-finite value that reached a sink. `str()` of it is the message for people.
 
-    phase: one of `PHASES`. exception: one of `EXCEPTIONS`, the IEEE 754 event at the birth, or None where a leaf
-    brought the value in or the operator gives no reason. cause: a key of `CAUSES`.
-    op: operator (`sqrt`), None for a leaf. module: dotted name, "" for the root of the model, None outside it.
-    parameter: parameter, buffer, optimizer state or input by name, where one is concerned.
-    source: `path:line` of the user's code; for a backward operator, of the forward call that it differentiates.
-    samples: indices along the batch dimension; sample_ids: their ids, where the batch names them.
-    value: `nan`, `inf` or `-inf`. witness: index, operands, dtype and limits there. path: operators from birth to sink.
-    fix: what to change. step, rank: 0-based, None where unknown. reproducible: False where a replay was clean, None
-    where there was none.
+    The origin is the first operator on the path to a sink whose outputs are not finite while its inputs are, or whose
+    inputs are legitimate infinities (a mask) that it turned into the harmful value.
     """
 
     phase: str
+    """When it was born: a key of `PHASES`."""
+
     exception: str | None
+    """The event at the birth, a key of `EXCEPTIONS`; None where the value came in from outside the step's operators, or
+    where the operator gives no reason (a kernel fault)."""
+
     cause: str
+    """What lies behind it: a key of `CAUSES`."""
+
     op: str | None = None
+    """Operator (`sqrt`); None where the value came in from outside."""
+
     module: str | None = None
+    """Dotted name of the module that was running; "" for the root of the model, None outside it."""
+
     parameter: str | None = None
+    """Name of the parameter, buffer, optimizer state (`first.weight.exp_avg`) or input that is concerned, if any."""
+
     source: str | None = None
+    """`path:line` of the user's code that issued the operator, the caller's line where a library issued it; for an
+    operator of the backward pass, the line of the forward call that it differentiates."""
+
     samples: tuple[int, ...] = ()
+    """Indices along the batch dimension where it was born; none where there is no batch dimension."""
+
     sample_ids: tuple[str, ...] = ()
+    """Ids of `samples`, where the batch names them."""
+
     value: str = "nan"
+    """What was born: `nan`, `inf` or `-inf`."""
+
     witness: dict[str, Any] = field(default_factory=dict)
+    """The proof, as JSON values: `index` of the first bad element in a tensor of `shape`, `operands` there (name ->
+    value), `dtype` with its `limits`, and what else was seen, by name."""
+
     path: tuple[str, ...] = ()
+    """The operators from birth to sink."""
+
     fix: str = ""
+    """What to change, in a sentence, with the public issue that documents it where there is one."""
+
     step: int | None = None
+    """0-based number of the step; None where it is unknown."""
+
     rank: int | None = None
+    """0-based rank where it was born; None in a single process."""
+
     reproducible: bool | None = None
+    """Whether a repetition of the step gave it again; None where the step was not repeated."""
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary that `json.dumps(..., allow_nan=False)` accepts: NaN and Inf are the strings of `value`."""
-        return _plain(asdict(self))
+        return {name: _plain(value) for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Verdict":
@@ -97,7 +139,7 @@ class Verdict:
 
     @property
     def operands_where(self) -> str:
-        """Index of the first bad element and the shape around it, "" where the witness has none."""
+        """Index of the first bad element and the shape of its tensor, "" where the witness has none."""
         if "index" not in self.witness:
             return ""
         shape = f" of {self.witness['shape']}" if "shape" in self.witness else ""
@@ -105,7 +147,7 @@ class Verdict:
 
     @property
     def dtype_text(self) -> str:
-        """The number format of the birth, with its limits."""
+        """The number format in which the value was born, with its limits."""
         limits = self.witness.get("limits", {})
         reach = ", ".join(f"{name.replace('_', ' ')} {number_text(value)}" for name, value in limits.items())
         return ": ".join(filter(None, (self.witness.get("dtype"), reach)))
@@ -167,7 +209,7 @@ def read_verdict(content: object) -> Verdict | None:
         return None
     try:
         verdict = Verdict.from_json(kept)
-        str(verdict)  # what cannot be said cannot be shown
+        str(verdict)  # a verdict without a text cannot be shown
     except (TypeError, ValueError, AttributeError, LookupError, RecursionError):
         return None
     return verdict
@@ -207,12 +249,12 @@ def _is_sound(name: str, value: Any) -> bool:
 
 
 def _is(kind: type, value: Any) -> bool:
-    """isinstance, but True is no number."""
+    """isinstance, but True is not a number."""
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def nearby(path: str | Path) -> str:
-    """A path, or `path:line`, as it is reached from the current folder, where it lies below that."""
+    """A path, or `path:line`, relative to the current folder where it lies below that."""
     try:
         return str(Path(path).relative_to(Path.cwd()))
     except (ValueError, FileNotFoundError):  # elsewhere; or the current folder was deleted
@@ -220,7 +262,7 @@ def nearby(path: str | Path) -> str:
 
 
 def number_text(value: Any) -> str:
-    """A number of the witness: six digits, more where those would hide that it is no whole number."""
+    """A number of the witness with six digits, more where those would hide that it is not whole."""
     if not isinstance(value, float):
         return str(value)
     short = f"{value:.6g}"

@@ -1,11 +1,13 @@
-"""What is kept of a step that met a non-finite value."""
+"""What is kept of a step that met a non-finite value: a folder per incident."""
 
 from diagnostics.incidents.evidence import environment, load_evidence, write_incident
 from diagnostics.incidents.excerpt import SourceExcerpt
 
-__all__ = [
-    "SourceExcerpt",
+__all__ = [  # noqa: RUF022 (grouped)
+    # Writing
     "environment",
-    "load_evidence",
     "write_incident",
+    # Reading
+    "SourceExcerpt",
+    "load_evidence",
 ]

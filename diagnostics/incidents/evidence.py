@@ -1,4 +1,4 @@
-"""The evidence of one incident, and a script that reproduces the operator with torch alone (contract C7)."""
+"""The evidence of one incident: a folder that says what happened and lets the operator be run again."""
 
 import json
 import os
@@ -11,61 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from diagnostics.incidents.excerpt import SourceExcerpt
+from diagnostics.incidents.repro import write_repro
 from diagnostics.tracing import Before, plain
 from diagnostics.verdict import Verdict
 
 _BATCH_LIMIT = 512 * 2**20  # bytes
-
-_REPRO = '''"""{headline}
-
-Runs the operator alone, on the operands it had. Needs torch and operator.pt beside this file; nothing else.
-Exit code 0: the operator gives a non-finite value again. 1: it does not.
-"""
-
-import sys
-from pathlib import Path
-
-import torch
-
-call = torch.load(Path(__file__).with_name("operator.pt"), weights_only=True)
-torch.set_num_threads(call["num_threads"])
-operator = torch.ops
-for name in "{operator}".split("."):
-    operator = getattr(operator, name)
-
-
-def tensors(value):
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [t for item in value for t in tensors(item)] if isinstance(value, (list, tuple)) else []
-
-
-def bad(value):
-    inexact = [t for t in tensors(value) if t.is_floating_point() or t.is_complex()]
-    return [t for t in inexact if not torch.isfinite(t).all()]
-
-
-for t in tensors([call["args"], call["kwargs"]]):
-    about = f"  {{str(t.dtype):<15}} {{tuple(t.shape)}}"
-    if t.numel() and t.is_floating_point():
-        about += f"  min {{t.min().item():.6g}}  max {{t.max().item():.6g}}"
-        about += f"  smallest magnitude {{t.abs().min().item():.6g}}"
-    print(about)
-result = operator(*call["args"], **call["kwargs"])
-# An operator that works in place has written to its arguments.
-found = bad(result) or bad([call["args"], call["kwargs"]])
-for t in found:
-    wrong = t[~torch.isfinite(t)]
-    print(f"{operator}: {{len(wrong)}} of {{t.numel()}} values are not finite, the first is {{wrong[0].item()}}")
-if not found:
-    print("{operator}: every value is finite here")
-sys.exit(0 if found else 1)
-'''
 
 
 def write_incident(
@@ -76,11 +28,19 @@ def write_incident(
     batch: Any,
     randomness: Mapping[str, Tensor],
 ) -> Path:
-    """Write `folder/step-XXXXXXXX/` and return it. An existing folder of that step gets a number behind it.
+    """Write `folder/step-XXXXXXXX/` (the 1-based step) and return it; a step's second folder has a number at its end.
 
     verdict.json, verdict.txt, source.json (the lines around the verdict's, where they can be read), batch.pt (tensors
     and strings, capped), randomness.pt (generator states before the step), operator.pt and repro.py (where the
     operator's inputs are known), environment.json. The `.pt` files load with `weights_only=True`.
+
+    Args:
+        culprit: the call of the operator that gave the value, with tensors of any shape; None where it is not known.
+        batch: what the step was given, tensors of any shape in nested containers; None where the caller named nothing.
+        randomness: name -> state of a generator, (N,) uint8.
+
+    Raises:
+        OSError: the disk refuses a file.
     """
     place = _fresh(folder / f"step-{(verdict.step or 0) + 1:08d}")
     (place / "verdict.json").write_text(json.dumps(verdict.to_json(), indent=2, allow_nan=False) + "\n")
@@ -93,20 +53,12 @@ def write_incident(
     if batch is not None:
         torch.save(_capped(batch), place / "batch.pt")
     if culprit is not None:
-        _write_repro(place, verdict, culprit)
+        write_repro(place, verdict.headline(), culprit)
     return place
 
 
-def _write_repro(place: Path, verdict: Verdict, culprit: Before) -> None:
-    name = str(culprit.func)  # such as aten.log.default
-    call: dict[str, Any] = {"operator": name, "args": list(culprit.args), "kwargs": culprit.kwargs}
-    call["num_threads"] = torch.get_num_threads()
-    torch.save(tree_map(lambda v: v.cpu() if isinstance(v, Tensor) else v, call), place / "operator.pt")
-    (place / "repro.py").write_text(_REPRO.format(headline=verdict.headline(), operator=name))
-
-
 def load_evidence(file: Path, device: torch.device | str = "cpu") -> Any:
-    """What a `.pt` file of an incident holds: tensors, numbers and strings; no code in the file is run.
+    """What a `.pt` file of an incident holds: tensors, numbers and strings, nested. No code in the file is run.
 
     Raises:
         ValueError: the file is missing, damaged, or holds something else.
@@ -145,7 +97,7 @@ def _fresh(wanted: Path) -> Path:
 
 
 def _capped(batch: Any) -> Any:
-    """The batch on the CPU; tensors beyond the limit are replaced by their shape and dtype in words."""
+    """The batch on the CPU; a tensor beyond the limit is replaced by a text with its shape and dtype."""
     left = _BATCH_LIMIT
 
     def keep(value: Any) -> Any:

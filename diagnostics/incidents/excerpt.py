@@ -14,24 +14,29 @@ _STARTED = time.time()  # of this process, as near as a module can tell
 
 @dataclass(frozen=True)
 class SourceExcerpt:
-    """Lines of `file` as they were when they were read.
-
-    line: 1-based, the one that is meant. first: 1-based number of lines[0].
-    is_older: False where the file was written after the code that ran was loaded, so that lines may have moved.
-    """
+    """Lines of a file as they were when they were read."""
 
     file: str
+    """Path, as the verdict names it."""
+
     line: int
+    """1-based number of the line that is meant."""
+
     first: int
+    """1-based number of `lines[0]`."""
+
     lines: tuple[str, ...]
+    """The line that is meant and up to six before and after it, each cut at 240 characters."""
+
     is_older: bool = True
+    """False where the file was written after the code that ran was loaded, so that lines may have moved."""
 
     @classmethod
     def read(cls, source: str | None, *, loaded: float = _STARTED) -> "SourceExcerpt | None":
-        """Around `path:line`, a notebook's cell too; None where there is no such line to be read.
+        """The lines around `path:line`, in a notebook's cell too; None where there is no such line.
 
         Args:
-            loaded: time.time() by which the code was loaded; by default when this process began.
+            loaded: Unix time in seconds by which the code was loaded; by default the start of this process.
         """
         place = re.fullmatch(r"([^\0]+):(\d{1,9})", source or "")
         if place is None:
@@ -64,7 +69,7 @@ class SourceExcerpt:
         """Inverse of `to_json`.
 
         Raises:
-            ValueError: something else.
+            ValueError: `content` is something else.
         """
         try:
             found = cls(**{**content, "lines": tuple(content["lines"])})

@@ -178,5 +178,5 @@ def rank_main(rank: int, specs: dict[str, dict[str, Any]], folder: str) -> None:
             reports[name] = {"crash": traceback.format_exc()}
             break  # the ranks are no longer in step
     (path / f"rank{rank}.json").write_text(json.dumps(reports))
-    gc.collect()  # a reducer that holds the group last waits for gloo's threads for ever
+    gc.collect()  # a reducer that holds the group last waits for gloo's threads forever
     dist.destroy_process_group()

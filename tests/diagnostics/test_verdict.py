@@ -79,7 +79,7 @@ def test_any_witness_is_said_or_is_damage(part: str) -> None:
     for value in WRONG:
         accepted("witness", ({**WHOLE.witness, part: value},))
     without = {key: value for key, value in WHOLE.witness.items() if key != part}
-    assert accepted("witness", (without,)) == [without]  # what is left is told
+    assert accepted("witness", (without,)) == [without]  # what is left is said
 
 
 @pytest.mark.parametrize("content", [None, [], "inf", 3, {}, {"phase": "forward"}, {"phase": "forward", "cause": "x"}])

@@ -9,27 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from diagnostics.incidents import SourceExcerpt
-from diagnostics.verdict import CAUSES, Verdict, nearby, number_text, read_verdict, read_verdict_file
+from diagnostics.verdict import (
+    CAUSES,
+    EXCEPTIONS,
+    PHASES,
+    Verdict,
+    nearby,
+    number_text,
+    read_verdict,
+    read_verdict_file,
+)
 from shadowlab.views.page.wording import size, with_links
 
-PHASES = {
-    "state": "a weight, buffer or optimizer state was bad before the step",
-    "data": "before the model saw it",
-    "forward": "inside the model's call",
-    "loss": "between the model and backward",
-    "backward": "while gradients flowed back",
-    "unscale": "while the loss scale was taken out of the gradients",
-    "reduce": "while gradients were added up over processes",
-    "clip": "while gradients were clipped",
-    "optimizer": "while the weights were updated",
-    "ema": "while the weights were averaged",
-    "checkpoint": "while a checkpoint was written",
-}
-EVENTS = {
-    "invalid": "invalid operation: there is no such number",
-    "divide_by_zero": "division by zero, or a pole",
-    "overflow": "overflow: beyond the largest finite number",
-}
 _FILES = {
     "verdict.json": "the verdict for machines",
     "verdict.txt": "the verdict for people",
@@ -119,7 +110,7 @@ class IncidentStory:
             ("Module", module),
             ("Parameter" if v.op else "Tensor", v.parameter),
             ("Phase", f"{v.phase}: {PHASES.get(v.phase, '')}"),
-            ("Floating-point event", None if v.exception is None else EVENTS.get(v.exception, v.exception)),
+            ("Floating-point event", None if v.exception is None else EXCEPTIONS.get(v.exception, v.exception)),
             ("Cause", f"{v.cause}: {CAUSES.get(v.cause, '')}"),
             ("Samples", ", ".join(map(str, v.samples)) + ids if v.samples else None),
             ("Rank", None if v.rank is None else str(v.rank)),

@@ -1,0 +1,27 @@
+"""The script of an incident that runs the culprit operator alone, and the operands it needs."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from diagnostics.tracing import Before
+
+
+def write_repro(place: Path, headline: str, culprit: Before) -> None:
+    """Write `operator.pt` (the operator's name, its arguments on the CPU) and `repro.py` into the folder `place`.
+
+    The script is `template.py` as it stands, below a line with `headline`.
+    """
+    call = {
+        "operator": str(culprit.func),  # such as aten.log.default
+        "args": list(culprit.args),
+        "kwargs": culprit.kwargs,
+        "num_threads": torch.get_num_threads(),
+    }
+    torch.save(tree_map(lambda v: v.cpu() if isinstance(v, Tensor) else v, call), place / "operator.pt")
+    template = files("diagnostics.incidents").joinpath("template.py").read_text(encoding="utf-8")
+    one_line = " ".join(headline.split())  # a name in it may hold anything
+    (place / "repro.py").write_text(f"# {one_line}\n{template}", encoding="utf-8")
