@@ -124,6 +124,7 @@ class RunFolder:
                 time.sleep(0.2)  # a report looks whether the run is under way, for a moment
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            lock.close()
             raise UserError(
                 f"{self.path}: another process works on this run; wait for it, or choose another --run"
             ) from None

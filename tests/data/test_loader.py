@@ -86,6 +86,7 @@ def test_a_resumed_stream_goes_on_in_mid_epoch(dataset: ShadowDataset) -> None:
     assert ids(dataset, 11)[5:] == ids(dataset, 6, first=5)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker:UserWarning")  # on fewer than 3 cores
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_do_not_change_the_order(dataset: ShadowDataset, workers: int) -> None:
     """Across the end of an epoch, and within each micro-batch: the noise goes by position."""

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -556,8 +557,8 @@ def test_a_failed_stage_gives_one_json_document(
 ) -> None:
     config = tiny.stage_config(stage_folder, tmp_path)
     run, failure = RunFolder.create(config, "run"), StageResult("overfit", False, {"steps": 2}, "look there")
-    with pytest.raises(StageFailedError) as caught:
-        finish_stage("overfit", config, run, Reporter(as_json=True), lambda: failure)
+    with closing(Reporter(as_json=True)) as reporter, pytest.raises(StageFailedError) as caught:
+        finish_stage("overfit", config, run, reporter, lambda: failure)
     document = json.loads(capsys.readouterr().out)
     assert (document["passed"], document["error"], document["steps"]) == (False, "look there", 2)
     assert caught.value.reported  # so the command line adds none

@@ -18,6 +18,11 @@ COMPILED = "model.compile=true"
 NEVER = "diagnostics.statistics_every=0"
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"
 
+pytestmark = [  # what torch.compile warns of in torch's own code
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
+
 
 @pytest.fixture(autouse=True)
 def _compiled_code_is_dropped():

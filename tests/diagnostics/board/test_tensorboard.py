@@ -133,6 +133,7 @@ def test_resume_hides_what_was_written_after_the_checkpoint(tmp_path):
         torch.zeros(0),
     ],
 )
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning:tensorboard")  # where it reads 1.7e308
 def test_histograms_of_any_values_are_read_back(tmp_path, x: torch.Tensor):
     content = histogram(x)
     write(tmp_path, {"step": 3, "histograms": {"weights": dict(vars(content))}})

@@ -284,6 +284,7 @@ def other_layout(model: nn.Module, x: Tensor) -> None:
     model(x.to_mkldnn().to_dense()).sum().backward()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own, in jvp
 @pytest.mark.parametrize("step", [functional, forward_mode, other_layout])
 def test_function_transforms_and_other_layouts(step: Callable[[nn.Module, Tensor], None]):
     model, x = nn.Linear(4, 4), torch.randn(3, 4)

