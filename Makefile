@@ -1,27 +1,43 @@
-# Two targets that do everything on a fresh machine: `make quickstart` and `make test`.
+# On a fresh machine: `make quickstart` trains, `make check` and `make test` prove a change, `make docs` builds the site.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: quickstart test
+.PHONY: quickstart check test docs
 
 quickstart: $(VENV)/.installed
 	$(BIN)/shadowlab check-forward
 	$(BIN)/shadowlab overfit --samples 16
 	$(BIN)/shadowlab train --precision fp32 --max-steps 200
 	@echo
-	@echo "Three stages passed. Look at activations and gradients of every layer:"
-	@echo "    $(BIN)/shadowlab tensorboard runs      then open http://localhost:6006"
+	@echo "Three stages passed. Activate the environment, then look at the activations and gradients of every layer:"
+	@echo "    source $(BIN)/activate"
+	@echo "    shadowlab tensorboard runs      then open http://localhost:6006"
 	@echo "Pictures (object / target / one step / error): runs/*/samples/"
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	. $(BIN)/activate && python -m pytest --quiet -n 0 tests/test_house.py
 
 test: $(VENV)/.installed-dev
 	. $(BIN)/activate && python -m pytest
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "the site: site/index.html"
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(PIP) --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,render]"
+	$(PIP) --editable ".[dev,render]"
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --editable ".[docs]"
 	@touch $@

@@ -1,6 +1,6 @@
 """The page in a real browser: what a person sees of an incident and of layers, by pointer, by keyboard, in the dark.
 
-SHADOWLAB_REPORT_PICTURE=docs/report.png makes the README's picture of it.
+SHADOWLAB_REPORT_PICTURE=docs/pictures/report.png makes the README's picture of it.
 """
 
 import math
