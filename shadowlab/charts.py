@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 SAMPLES = "{samples}"
+NOT_FINITE_COLOUR = (255, 0, 160)
+"""Red, green and blue of what is NaN or Inf, in every picture of a run; 0 to 255."""
 
 
 @dataclass(frozen=True)

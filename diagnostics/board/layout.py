@@ -1,17 +1,11 @@
-"""TensorBoard's Custom Scalars page: one chart a block with all its layers, and how its parameters spread."""
+"""TensorBoard's Custom Scalars page: the run's charts, one a block with all its layers, its parameters' spread."""
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diagnostics.board.tags import PARAMETER_KEYS, BlockNumbers
 
-_RUN_CHARTS = {
-    "loss": r"^(train|overfit)/loss$",
-    "loss by t": r"^(train|overfit)/loss_by_t/",
-    "gradient norm, before and after clipping": r"^(train|overfit)/grad_norm(_clipped)?$",
-    "held-out loss by t": r"^(validation|fixed_grid)/loss_t",
-    "answer to each condition": r"^(validation|fixed_grid)/response_",
-}
 _LAYER_CHARTS = {
     "gradient norm of each layer's output": "gradient_norm",
     "activation norm of each layer": "activation_norm",
@@ -23,16 +17,19 @@ _PARAMETER_CHARTS = {
 }
 
 
-def layout(blocks: BlockNumbers) -> dict[str, dict[str, list[Any]]]:
+def layout(blocks: BlockNumbers, run_charts: Mapping[str, Sequence[str]]) -> dict[str, dict[str, list[Any]]]:
     """Category -> chart -> [kind, tags], as `SummaryWriter.add_custom_scalars` takes it.
 
     Tags of a `Multiline` are regular expressions, those of a `Margin` are value, lower and
     upper edge.
+
+    Args:
+        run_charts: title -> regular expressions of the tags of numbers of the run.
     """
     assert set(_PARAMETER_CHARTS.values()) == set(PARAMETER_KEYS.values())
-    categories: dict[str, dict[str, list[Any]]] = {
-        "run": {title: ["Multiline", [pattern]] for title, pattern in _RUN_CHARTS.items()}
-    }
+    categories: dict[str, dict[str, list[Any]]] = {}
+    if run_charts:
+        categories["run"] = {title: ["Multiline", list(patterns)] for title, patterns in run_charts.items()}
     for title, key in _LAYER_CHARTS.items():
         categories[title] = {group: ["Multiline", [f"^{re.escape(group)}/{key}/"]] for group in blocks.with_layers}
     for title, key in _PARAMETER_CHARTS.items():

@@ -2,7 +2,7 @@
 
 Bound: n training records add at most CAPACITY + n x GRANT bytes of scalars and histograms, and each session one dump at
 its end: 12.7 MB for a thousand of SDXL's. On top comes what was asked for beyond that: more histograms than the grants
-pay, layers drawn in full. Pictures are not counted here; `shadowlab.views.heat_maps` bounds those of the records.
+pay, layers drawn in full. Pictures are not counted here: whoever adds them bounds them.
 
 Numbers of the run are always written. Those of layers and parameters are, all at once (a dump), where the bucket holds
 enough: every training record pours GRANT bytes into it, up to CAPACITY, which is also its first content, so that the

@@ -1,6 +1,6 @@
 """TensorBoard's view of the records: scalars grouped by block, charts of blocks, histograms, words, pictures."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ class TensorBoardView:
     """Writes records to an event file.
 
     Tags: `KIND/KEY` for numbers of the run, `03 down_blocks.1/gradient_norm/resnets.0.conv1` for those of a layer or
-    parameter, `03 down_blocks.1/block_update_ratio/median` for a block; see `board_tags`. `board_selection` says which
+    parameter, `03 down_blocks.1/block_update_ratio/median` for a block; see `board.tags`. `board.selection` says which
     are written when, and how many bytes that are at most. Histograms go by their own names; records of the kinds
     `incident`, `health` and `stage` are text. The charts of the Custom Scalars page are laid out with the first record
     that has layers.
@@ -29,6 +29,9 @@ class TensorBoardView:
         in_full: names of layers and parameters of which every statistic of every record is drawn, beyond the bound.
     """
 
+    run_charts: Mapping[str, Sequence[str]]
+    """Charts of numbers of the run on the Custom Scalars page: title -> regular expressions of their tags."""
+
     def __init__(
         self,
         folder: Path,
@@ -38,6 +41,7 @@ class TensorBoardView:
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self.run_charts = {}
         self._selection = Selection(in_full)
         self._is_resuming = False
         self._laid_out: dict[str, Any] = {}
@@ -56,7 +60,7 @@ class TensorBoardView:
             self._add(drawn)
         if "step" not in record:
             return
-        charts = layout(self._selection.blocks)
+        charts = layout(self._selection.blocks, self.run_charts)
         if self._selection.blocks.groups and charts != self._laid_out:
             self._laid_out = charts
             self._writer.add_custom_scalars(charts)

@@ -121,13 +121,13 @@ class History:
         return max((step for own in self._all.values() for step in own), default=0)
 
     def curve(self, key: str, kind: str | None = None) -> Curve:
-        """A number of the records of one kind; `loss_by_t.0.25-0.50` looks into a dictionary."""
+        """A number of one kind of records; `loss_by_t.0.25-0.50` looks into a dictionary, if no key is called so."""
         outer, _, inner = key.partition(".")
         points = []
         for record in self.records(kind):
-            value = record.get(outer)
-            if inner:
-                value = value.get(inner) if isinstance(value, Mapping) else None
+            value = record.get(key, record.get(outer))
+            if isinstance(value, Mapping):
+                value = value.get(inner)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 points.append((record["step"], float(value)))
         return Curve(tuple(step for step, _ in points), tuple(value for _, value in points))

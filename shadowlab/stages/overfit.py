@@ -17,7 +17,7 @@ from shadowlab.seeding import permutation
 from shadowlab.settings import Config, OptimizerConfig
 from shadowlab.stages.result import StageResult
 from shadowlab.tasks import CHARTS, ShadowTask, collate, comparison_grid, open_dataset, save_picture
-from shadowlab.training import StepPlace, Telemetry, build_trainee, build_unet, open_source
+from shadowlab.training import StepPlace, Telemetry, Trainee, build_trainee, build_unet, open_source
 from shadowlab.views.tensorboard import Board
 
 
@@ -62,14 +62,7 @@ def run_overfit(config: Config, run: RunFolder, processes: Processes, reporter: 
     )
     unet = build_unet(config, task, processes.device)
     trainee = build_trainee(config, unet, processes, optimizer, settings.max_steps, ema_decay=None)
-    telemetry = Telemetry(
-        run,
-        trainee,
-        config.diagnostics,
-        kind="overfit",
-        warn=reporter.warn,
-        open_sinks=lambda: [Board(run.tensorboard)],
-    )
+    telemetry = _telemetry(config, run, trainee, reporter)
     num_parameters = sum(p.numel() for p in unet.parameters())
     telemetry.write_header(num_samples=settings.num_samples, num_parameters=num_parameters, charts=CHARTS)
     reporter.say(
@@ -102,6 +95,17 @@ def run_overfit(config: Config, run: RunFolder, processes: Processes, reporter: 
     finally:
         telemetry.close()
     return _conclude(result, step, config, run, reporter)
+
+
+def _telemetry(config: Config, run: RunFolder, trainee: Trainee, reporter: Reporter) -> Telemetry:
+    return Telemetry(
+        run,
+        trainee,
+        config.diagnostics,
+        kind="overfit",
+        warn=reporter.warn,
+        open_sinks=lambda: [Board(run.tensorboard)],
+    )
 
 
 def _meets(result: GridResult, config: Config) -> bool:

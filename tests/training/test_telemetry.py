@@ -19,6 +19,7 @@ from shadowlab.tasks.shadow.charts import CHARTS
 from shadowlab.training import telemetry
 from shadowlab.training.step import StepOutcome, StepPlace
 from shadowlab.training.telemetry import Sink, Telemetry, lowest_headroom
+from shadowlab.views.charts import plots_of
 from shadowlab.views.page.curves import draw, panels
 from tests import tiny
 from tests.screen import screen, terminal
@@ -130,7 +131,7 @@ def test_a_skipped_step_clips_nothing(hub_folder: Path, tmp_path: Path) -> None:
     record = history.records()[-1]
     assert (record["step"], record["skipped"], record["grad_norm"]) == (10, True, math.inf)
     assert "grad_norm_clipped" not in record
-    [gradients] = [panel for panel in panels(history) if panel.key == "gradient-norm"]
+    [gradients] = [panel for panel in panels(history, plots_of(history)) if panel.key == "gradient-norm"]
     assert [line.name for line in draw(gradients, 1, 10).lines] == ["before clipping"]
 
 

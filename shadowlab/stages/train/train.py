@@ -120,8 +120,7 @@ def run_train(
             reporter.say(f"changed on resume: {change}")
         run.save_config(config)
     reporter.say(
-        f"train: {len(split.train)} samples ({len(split.validation)} held out), "
-        f"{num_parameters:,} parameters, "
+        f"train: {len(split.train)} samples ({len(split.validation)} held out), {num_parameters:,} parameters, "
         f"{config.precision}{' (TF32 off)' if config.precision == 'fp32' else ''}, effective batch {global_batch} = "
         f"{settings.batch_size} x {settings.gradient_accumulation_steps} x {processes.count}, "
         f"steps {step} to {settings.max_steps}{'' if config.data.latents is None else ', no VAE in the step'}"

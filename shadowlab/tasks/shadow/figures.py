@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from shadowlab.charts import NOT_FINITE_COLOUR
 from shadowlab.tasks.shadow.samples import Batch
-from shadowlab.views.layer_grid import NOT_FINITE_COLOUR
 
 _HEADER = 18  # pixels above the columns for their names
 _SWEEP_WIDTH = 1152

@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from diagnostics.records import Curve, History
+from shadowlab.views.charts import Plot, evaluation_of, judged_keys
 from shadowlab.views.page.axis import Axis
 from shadowlab.views.page.wording import count, number
 
 _MAX_BUCKETS = 300  # of a curve; each keeps its smallest and its largest value
 _MAX_EVENTS = 60  # marks of a panel
+_STYLES = 5  # that report.css has
 WIDTH, HEIGHT = 560, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 546, 16, 216
 
@@ -128,67 +130,36 @@ def draw(panel: Panel, first: int, last: int) -> Drawing:
     )
 
 
-def panels(history: History) -> list[Panel]:
-    """What is drawn of a run; panels without a point are left out."""
-    quarters = sorted({quarter for record in history.records() for quarter in record.get("loss_by_t") or ()})
-    held_out = "fixed_grid" if history.kind == "overfit" else "validation"
+def panels(history: History, wanted: Sequence[Plot]) -> list[Panel]:
+    """What is drawn of a run; plots without a point are left out."""
     skips = [(r["step"], "mark", "the gradient scaler skipped it") for r in history.records() if r.get("skipped")]
     marks = (*skips, *((r["step"], "bad", "incident") for r in history.records("incident")))
-
     skipped = frozenset(step for step, _, _ in skips)
-
-    def own(name: str, key: str, style: str, kind: str | None = None) -> Series:
-        return Series(name, history.curve(key, kind), style, skipped if key.startswith("grad_norm") else frozenset())
-
-    wanted = [
-        Panel(
-            "loss",
-            "Loss",
-            (own("training", "loss", "s0"), own(held_out.replace("_", " "), "loss", "s1", held_out)),
-            marks=marks,
-        ),
-        Panel(
-            "loss-by-t",
-            "Loss by t (0 is noise, 1 is data)",
-            tuple(own(f"t {quarter}", f"loss_by_t.{quarter}", f"s{i % 5}") for i, quarter in enumerate(quarters)),
-        ),
-        Panel(
-            "gradient-norm",
-            "Gradient norm",
-            (own("before clipping", "grad_norm", "s0"), own("after clipping", "grad_norm_clipped", "s1")),
-            marks=marks,
-        ),
-        Panel("learning-rate", "Learning rate", (own("learning rate", "learning_rate", "s0"),)),
-        Panel("loss-scale", "Loss scale", (own("loss scale", "loss_scale", "s0"),), marks=marks),
-        Panel(
-            "quality",
-            "Quality on held-out samples" if held_out == "validation" else "Quality on the fixed grid",
-            (own("R²", "r2", "s0", held_out), own("soft IoU", "soft_iou", "s1", held_out)),
-        ),
-        Panel(
-            "rmse",
-            "RMSE",
-            (own("model", "rmse", "s0", held_out), own("all black", "black_rmse", "s1", held_out)),
-        ),
-        Panel(
-            "response",
-            "Answer to each condition (0: unseen)",
-            tuple(own(c, f"response_{c}", f"s{i}", held_out) for i, c in enumerate(("theta", "phi", "size"))),
-        ),
-        Panel(
-            "time",
-            "Time of a step",
-            (own("step", "step_seconds", "s0"), own("waiting for data", "data_wait_seconds", "s1")),
-            unit="s",
-        ),
-        Panel("memory", "Memory", (own("memory", "memory_gib", "s0"),), unit="GiB"),
-    ]
-    full = (Panel(p.key, p.title, tuple(s for s in p.series if len(s.curve)), p.unit, p.marks) for p in wanted)
-    return [panel for panel in full if panel.series]
+    keys = _keys(history, wanted)
+    found = []
+    for plot in wanted:
+        lines = [one for line in plot.lines for one in line.among(keys)]
+        series = []
+        for number_, line in enumerate(lines):
+            curve = history.curve(line.key, evaluation_of(history.kind) if line.is_judged else None)
+            excused = skipped if line.key.startswith("grad_norm") else frozenset[int]()
+            if len(curve):
+                series.append(Series(line.label, curve, f"s{number_ % _STYLES}", excused))
+        if series:
+            found.append(Panel(plot.name, plot.title, tuple(series), plot.unit, marks if plot.has_marks else ()))
+    return found
 
 
-def drawings(history: History) -> list[Drawing]:
-    found = panels(history)
+def _keys(history: History, wanted: Sequence[Plot]) -> list[str]:
+    """Of the records' numbers, as far as lines that end in `*` ask for them."""
+    outer = {line.key.partition(".")[0] for plot in wanted for line in plot.lines if line.key.endswith(".*")}
+    inner = {f"{key}.{own}" for record in history.records() for key in outer for own in record.get(key) or ()}
+    return [*judged_keys(history), *inner]
+
+
+def drawings(history: History, wanted: Sequence[Plot]) -> list[Drawing]:
+    """`panels`, drawn over the same steps."""
+    found = panels(history, wanted)
     steps = [step for panel in found for one in panel.series for step in (one.curve.steps[0], one.curve.steps[-1])]
     steps += [step for panel in found for step, _, _ in panel.marks]
     return [draw(panel, min(steps), max(steps)) for panel in found]

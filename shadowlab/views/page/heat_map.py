@@ -10,35 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from diagnostics.board import block_of
 from diagnostics.records import History, LayerTable
+from shadowlab.views.charts import LAYER_MAPS, LayerMap
+from shadowlab.views.layer_map import blocks, merged
 from shadowlab.views.page.wording import number
 
 MAX_COLUMNS = 400
 ABSENT, NAN, INF, MINUS_INF, ZERO, FIRST = 0, 1, 2, 3, 4, 16
 _LAST = 65535
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """One map. worst: which of the values that share a column is kept, `largest` or `smallest`."""
-
-    key: str
-    title: str
-    statistic: str
-    part: str
-    worst: str
-    is_log: bool
-    unit: str = ""
-
-
-STATISTICS = (
-    Statistic("activation", "Activation norm", "norm", "activation", "largest", True),
-    Statistic("gradient", "Gradient norm", "norm", "gradient", "largest", True),
-    Statistic("headroom", "Headroom of activations", "headroom_bits", "activation", "smallest", False, "bits"),
-)
 
 
 @dataclass(frozen=True)
@@ -64,16 +44,17 @@ class HeatMap:
     @classmethod
     def of(cls, history: History) -> "HeatMap | None":
         """None where no step has statistics of layers."""
-        tables = {one.key: history.layers(one.statistic, one.part) for one in STATISTICS}
-        names, steps = tables["activation"].names, tables["activation"].steps
+        tables = {(one.part, one.statistic): history.layers(one.statistic, one.part) for one in LAYER_MAPS}
+        norms = tables["activation", "norm"]
+        names, steps = norms.names, norms.steps
         if not names or not steps:
             return None
         width = math.ceil(len(steps) / MAX_COLUMNS)
         columns = [(steps[i], steps[min(i + width, len(steps)) - 1]) for i in range(0, len(steps), width)]
-        maps = [_encoded(one, tables[one.key], width) for one in STATISTICS]
+        maps = [_encoded(one, tables[one.part, one.statistic], width) for one in LAYER_MAPS]
         content = {
             "layers": list(names),
-            "blocks": _blocks(names),
+            "blocks": blocks(names),
             "columns": columns,
             "maps": [one for one in maps if one is not None],
         }
@@ -81,11 +62,11 @@ class HeatMap:
         return cls(content, tuple(_rows(tables, skipped)), len(steps), width)
 
 
-def _encoded(one: Statistic, table: LayerTable, width: int) -> dict[str, Any] | None:
+def _encoded(one: LayerMap, table: LayerTable, width: int) -> dict[str, Any] | None:
     """None where nothing was measured."""
     if not bool(table.present.any()):
         return None
-    values, present = _bucketed(table.values, table.present, width, smallest=one.worst == "smallest")
+    values, present = merged(table.values, table.present, width, low_is_worse=one.low_is_worse)
     scaled = values.clamp(min=0).log2() if one.is_log else values
     finite = present & values.isfinite() & scaled.isfinite()
     low, high = (float(scaled[finite].min()), float(scaled[finite].max())) if bool(finite.any()) else (0.0, 1.0)
@@ -106,45 +87,20 @@ def _encoded(one: Statistic, table: LayerTable, width: int) -> dict[str, Any] | 
         "log": one.is_log,
         "low": low,
         "high": high,
-        "reversed": one.worst == "smallest",
+        "reversed": one.low_is_worse,
         "codes": base64.b64encode(codes.numpy().astype("<u2").tobytes()).decode("ascii"),
     }
 
 
-def _bucketed(values: Tensor, present: Tensor, width: int, *, smallest: bool) -> tuple[Tensor, Tensor]:
-    """The worst value of each `width` columns; a NaN that was measured is the worst of all."""
-    if width == 1:
-        return values, present
-    nothing = math.inf if smallest else -math.inf
-    spare = -values.shape[1] % width
-    filled = torch.nn.functional.pad(values.masked_fill(~present, nothing), (0, spare), value=nothing)
-    there = torch.nn.functional.pad(present, (0, spare), value=False)
-    shape = (values.shape[0], -1, width)
-    worst = filled.view(shape).amin(2) if smallest else filled.view(shape).amax(2)
-    return worst, there.view(shape).any(2)
-
-
-def _blocks(names: tuple[str, ...]) -> list[tuple[str, int, int]]:
-    """(block, first row, number of rows), of neighbours."""
-    found: list[tuple[str, int, int]] = []
-    for row, name in enumerate(names):
-        block = block_of(name)
-        if found and found[-1][0] == block:
-            found[-1] = (block, found[-1][1], found[-1][2] + 1)
-        else:
-            found.append((block, row, 1))
-    return found
-
-
-def _rows(tables: dict[str, LayerTable], skipped: set[int]) -> list[LayerRow]:
+def _rows(tables: dict[tuple[str, str], LayerTable], skipped: set[int]) -> list[LayerRow]:
     """skipped: steps in which the gradient scaler found its scale too large, so that their gradients are no fault."""
-    headroom = tables["headroom"]
+    headroom = tables["activation", "headroom_bits"]
     rows = []
     for row, name in enumerate(headroom.names):
         texts = {}
         bad: list[int] = []
         for key in ("activation", "gradient"):
-            table = tables[key]
+            table = tables[key, "norm"]
             values, there = table.values[row], table.present[row]
             texts[key] = number(float(values[there][-1])) if bool(there.any()) else "not measured"
             steps = [table.steps[i] for i in torch.nonzero(there & ~values.isfinite()).flatten().tolist()]

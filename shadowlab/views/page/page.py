@@ -88,7 +88,7 @@ def build_page(run: RunView) -> str:
     )
     environment.filters |= {"plain": wording.plain, "nearby": nearby, "number": wording.number}
     style, script = ((_ASSETS / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    drawings = curves.drawings(run.history)
+    drawings = curves.drawings(run.history, run.plots)
     return environment.get_template("report.html").render(
         run=run,
         status=run.status,

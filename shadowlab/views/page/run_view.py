@@ -10,6 +10,7 @@ from typing import Any
 from diagnostics.health import examine
 from diagnostics.records import History, decode, read_records
 from shadowlab.runs import LOCK
+from shadowlab.views.charts import Plot, judged_keys, plots, plots_of
 from shadowlab.views.page.incident_story import IncidentStory
 from shadowlab.views.page.wording import count
 
@@ -26,10 +27,12 @@ class Status:
 
 @dataclass(frozen=True)
 class RunView:
-    """A run's folder, read once. problems: what could not be read, with file and mend."""
+    """A run's folder, read once."""
 
     path: Path
     history: History
+    plots: tuple[Plot, ...] = ()
+    """What is drawn of the history."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     config: str = ""
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -38,6 +41,7 @@ class RunView:
     older_incidents: tuple[str, ...] = ()
     is_running: bool = False
     problems: tuple[str, ...] = ()
+    """What could not be read, with file and fix."""
 
     @classmethod
     def read(cls, path: Path) -> "RunView":
@@ -51,6 +55,7 @@ class RunView:
         return cls(
             path,
             history,
+            _plots(history, problems),
             _json_object(path / "environment.json", problems),
             _text(path / "config.yaml", problems),
             _stages(path / "stages.json", problems),
@@ -153,6 +158,14 @@ def _history(file: Path, problems: list[str]) -> History:
     except (OSError, ValueError) as error:
         problems.append(f"{error}; what follows that line is not shown")
     return History(records)
+
+
+def _plots(history: History, problems: list[str]) -> tuple[Plot, ...]:
+    try:
+        return tuple(plots_of(history))
+    except ValueError as error:
+        problems.append(f"{error}; its evaluations are drawn by the names of their numbers")
+        return tuple(plots(history.kind, None, judged_keys(history)))
 
 
 def _incident_folders(path: Path) -> list[Path]:

@@ -7,8 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from diagnostics.board import TensorBoardView
-from shadowlab.views.layer_grid import to_png
+from diagnostics.records import EVALUATIONS
+from shadowlab.charts import Chart
+from shadowlab.views.charts import charts_in, is_number, plots
 from shadowlab.views.tensorboard.heat_maps import HeatMaps
+from shadowlab.views.tensorboard.layer_picture import to_png
 
 
 class Board:
@@ -28,17 +31,26 @@ class Board:
         in_full: Callable[[str], bool] = lambda name: False,
     ) -> None:
         self._heat_maps = HeatMaps()
+        self._kind = "train"
+        self._charts: tuple[Chart, ...] | None = None
+        self._judged: dict[str, None] = {}  # keys of evaluations
         purge_step = None if resumed_at is None else resumed_at + 1
         self._view = TensorBoardView(folder, purge_step=purge_step, in_full=in_full)
 
     def remember(self, record: Mapping[str, Any]) -> None:
         """On resume, before the first `write`: a record that earlier event files show."""
+        self._learn_charts(record)
         self._view.remember(record)
         self._heat_maps.add(record)
         self._heat_maps.skip(last=True)  # when that session was closed
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """One record, as metrics.jsonl has it."""
+        """One record, as metrics.jsonl has it.
+
+        Raises:
+            ValueError: a header whose charts are none.
+        """
+        self._learn_charts(record)
         self._view.write(record)
         self._heat_maps.add(record)
         if self._heat_maps.are_due:
@@ -68,6 +80,17 @@ class Board:
                 self._draw(last=True)
         finally:
             self._view.close()
+
+    def _learn_charts(self, record: Mapping[str, Any]) -> None:
+        kind = record.get("kind")
+        if kind == "header":
+            self._kind, self._charts = str(record.get("stage", self._kind)), charts_in(record)
+        elif kind in EVALUATIONS:
+            self._judged |= dict.fromkeys(key for key, value in record.items() if is_number(value))
+        elif self._view.run_charts:
+            return
+        found = plots(self._kind, self._charts, self._judged)
+        self._view.run_charts = {plot.title: [line.pattern for line in plot.lines] for plot in found}
 
     def _draw(self, *, last: bool = False) -> None:
         for page in self._heat_maps.draw(last=last):

@@ -1,4 +1,4 @@
-"""Heat maps of a run, drawn anew as it grows: activation norm, gradient norm and headroom of every layer."""
+"""Heat maps of a run, drawn again as it grows: see `LAYER_MAPS`."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -6,10 +6,11 @@ from typing import Any
 
 from PIL import Image
 
-from diagnostics.board import block_of, headroom_of
+from diagnostics.board import block_of
 from diagnostics.records import LayerTable
-from shadowlab.views.layer_columns import LayerColumns
-from shadowlab.views.layer_grid import MAX_NAMED_ROWS, Scale, colour_ends, draw_heat_map
+from shadowlab.views.charts import LAYER_MAPS
+from shadowlab.views.layer_map import LayerColumns
+from shadowlab.views.tensorboard.layer_picture import MAX_NAMED_ROWS, colour_ends, draw_heat_map
 
 _FIRST = 4  # measured steps; then whenever their number has doubled
 _PAGES = 8  # pages are drawn when it has grown by this factor
@@ -21,25 +22,6 @@ class Page:
 
     tag: str
     picture: Image.Image
-
-
-def _norm(part: str) -> Any:
-    return lambda parts: parts.get(part, {}).get("norm")
-
-
-_MAPS = {
-    "activation_norm": (_norm("activation"), "max", Scale("activation norm, layers by steps (log10 colours)")),
-    "gradient_norm": (
-        _norm("gradient"),
-        "max",
-        Scale("gradient norm, layers by steps (log10 colours)", absent="no gradient"),
-    ),
-    "headroom_bits": (
-        headroom_of,
-        "min",
-        Scale("headroom in bits to overflow, layers by steps", is_log=False, low_is_bright=True),
-    ),
-}
 
 
 class HeatMaps:
@@ -54,7 +36,7 @@ class HeatMaps:
     """
 
     def __init__(self) -> None:
-        self._columns = {key: LayerColumns(value, worse=worse) for key, (value, worse, _) in _MAPS.items()}
+        self._columns = {one: LayerColumns(one) for one in LAYER_MAPS}
         self._num_measured = 0
         self._drawn_at = self._pages_at = 0
         self._step = 0
@@ -95,13 +77,13 @@ class HeatMaps:
         """last: the session ends, so that pages are drawn in any case, and alone where the overview is of this step."""
         with_overview = not last or self._num_measured > self._drawn_at
         with_pages = self.skip(last=last)
-        for key, (_, _, scale) in _MAPS.items():
-            table = self._columns[key].table()
+        for scale, columns in self._columns.items():
+            table, group = columns.table(), f"heat_map_{scale.key}"
             if len(table.names) <= MAX_NAMED_ROWS:
-                yield Page(f"heat_map_{key}/all layers", draw_heat_map(table, scale))
+                yield Page(f"{group}/all layers", draw_heat_map(table, scale))
                 continue
             if with_overview:
-                yield Page(f"heat_map_{key}/00 all layers", draw_heat_map(table, scale, named=False))
+                yield Page(f"{group}/00 all layers", draw_heat_map(table, scale, named=False))
             if not with_pages:
                 continue
             ends = colour_ends(table, scale)  # one for all pages, so that they compare
@@ -111,5 +93,5 @@ class HeatMaps:
                 names = table.names[rows]
                 part = LayerTable(names, table.steps, table.values[rows], table.present[rows])
                 blocks = dict.fromkeys((block_of(names[0]), block_of(names[-1])))
-                tag = f"heat_map_{key}/{number + 1:02d} {' to '.join(blocks)}"
+                tag = f"{group}/{number + 1:02d} {' to '.join(blocks)}"
                 yield Page(tag, draw_heat_map(part, scale, ends=ends))

@@ -1,9 +1,9 @@
-"""A run's TensorBoard view made anew: of its records, and of the pictures it saved."""
+"""A run's TensorBoard view rebuilt from its records and from the pictures it saved."""
 
 import fnmatch
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +15,8 @@ from shadowlab.errors import UserError
 from shadowlab.views.tensorboard.board import Board
 
 FOLDER = "tensorboard-rebuilt"
-# Of samples/, by the beginning of the file's name; a step follows.
-_PICTURES = {
-    "step-": "validation/comparison",
-    "light-sweep-step-": "validation/light_sweep",
-    "overfit-step-": "overfit/comparison",
-}
+_PICTURE = re.compile(r"(?:(?P<name>.+)-)?step-(?P<step>\d+)")
+_GROUPS = ("overfit", "train")  # a picture's file may begin with one; others are of validations
 
 
 @dataclass(frozen=True)
@@ -105,13 +101,26 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.rpartition(".")[0], pattern)
 
 
-def _saved_pictures(samples: Path) -> Iterator[tuple[str, Path, int]]:
+def _saved_pictures(samples: Path) -> list[tuple[str, Path, int]]:
     """(tag, file, step), by ascending step."""
-    for beginning, tag in _PICTURES.items():
-        for file in sorted(samples.glob(f"{beginning}*.png")):
-            number = re.fullmatch(rf"{re.escape(beginning)}(\d+)", file.stem)
-            if number is not None:
-                yield tag, file, int(number[1])
+    tagged = ((picture_tag(file.stem), file) for file in samples.glob("*.png"))
+    found = [(known[0], file, known[1]) for known, file in tagged if known is not None]
+    return sorted(found, key=lambda one: (one[2], one[0]))
+
+
+def picture_tag(stem: str) -> tuple[str, int] | None:
+    """Tag and step of a saved picture by its file's name, as the run's own view has it; None of other files.
+
+    `step-00000004` is validation/comparison, `light-sweep-step-00000004` validation/light_sweep, and
+    `overfit-step-00000004` overfit/comparison.
+    """
+    found = _PICTURE.fullmatch(stem)
+    if found is None:
+        return None
+    group, _, name = (found["name"] or "").partition("-")
+    if group not in _GROUPS:
+        group, name = "validation", found["name"] or ""
+    return f"{group}/{name.replace('-', '_') or 'comparison'}", int(found["step"])
 
 
 def _add(board: Board, tag: str, file: Path, step: int) -> int:

@@ -180,7 +180,9 @@ def test_every_layer_is_in_one_chart_of_each_kind() -> None:
     selection = Selection()
     names = ("conv_in", "a.1.x", "a.10.x", "a.b+c.x")
     shown = values(selection.take(record(1, {name: layer() for name in names})))[1]
-    charts = layout(selection.blocks)
+    charts = layout(selection.blocks, {"Loss": ["^train/loss$", "^validation/loss$"]})
+    assert charts["run"] == {"Loss": ["Multiline", ["^train/loss$", "^validation/loss$"]]}
+    assert "run" not in layout(selection.blocks, {})
 
     def drawn_by(category: str) -> Iterator[tuple[str, list[str]]]:
         for title, (kind, patterns) in charts[category].items():

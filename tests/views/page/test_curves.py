@@ -6,11 +6,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diagnostics.records.history import Curve, History
+from shadowlab.views.charts import plots_of
+from shadowlab.views.page import curves
 from shadowlab.views.page.axis import Axis, label
-from shadowlab.views.page.curves import decimated, draw, drawings, panels
+from shadowlab.views.page.curves import Drawing, Panel, decimated, draw
 from tests.views.page.run_folders import step
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
+
+
+def panels(history: History) -> list[Panel]:
+    return curves.panels(history, plots_of(history))
+
+
+def drawings(history: History) -> list[Drawing]:
+    return curves.drawings(history, plots_of(history))
 
 
 @given(st.lists(FINITE, min_size=1, max_size=5))

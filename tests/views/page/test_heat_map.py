@@ -43,7 +43,7 @@ def test_values_survive_with_three_digits() -> None:
     exponents = torch.rand(40, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 80 - 40
     heat_map = HeatMap.of(Tables(2.0**exponents))
     assert heat_map is not None
-    np.testing.assert_allclose(values(heat_map, "activation"), (2.0**exponents).numpy(), rtol=1e-3)
+    np.testing.assert_allclose(values(heat_map, "activation_norm"), (2.0**exponents).numpy(), rtol=1e-3)
 
 
 def test_what_is_no_number_has_a_code_of_its_own() -> None:
@@ -52,7 +52,7 @@ def test_what_is_no_number_has_a_code_of_its_own() -> None:
     present[0, 4] = False
     heat_map = HeatMap.of(Tables(row, present))
     assert heat_map is not None
-    found = codes(heat_map, "activation")[0].tolist()
+    found = codes(heat_map, "activation_norm")[0].tolist()
     assert found[1:5] == [NAN, INF, ZERO, ABSENT]
     assert (found[5], found[6], found[7]) == (65535, FIRST, MINUS_INF)
     assert heat_map.rows[0].not_finite == "step 2"
@@ -79,12 +79,12 @@ def test_a_shared_column_shows_the_worst() -> None:
     heat_map = HeatMap.of(Tables(table, present))
     assert heat_map is not None and heat_map.per_column == 10
     assert len(heat_map.content["columns"]) == MAX_COLUMNS and heat_map.content["columns"][123] == (1231, 1240)
-    assert math.isclose(values(heat_map, "activation")[0, 123], 1e6, rel_tol=1e-3)
-    norms, headroom = codes(heat_map, "activation"), codes(heat_map, "headroom")
+    assert math.isclose(values(heat_map, "activation_norm")[0, 123], 1e6, rel_tol=1e-3)
+    norms, headroom = codes(heat_map, "activation_norm"), codes(heat_map, "headroom_bits")
     assert norms[1, 123] == NAN and norms[2, 123] == INF
     assert headroom[1, 123] == NAN and headroom[2, 123] > FIRST  # the least of nine numbers and one Inf
     assert norms[4, 123] == ABSENT and norms[4, 125] >= FIRST
-    assert math.isclose(values(heat_map, "headroom")[3, 123], 1e-6, abs_tol=1e6 * 1e-4)
+    assert math.isclose(values(heat_map, "headroom_bits")[3, 123], 1e-6, abs_tol=1e6 * 1e-4)
 
 
 def test_a_large_run_stays_small() -> None:

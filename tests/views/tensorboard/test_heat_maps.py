@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import torch
 from PIL import Image
 
 from diagnostics.records.history import LayerTable
-from shadowlab.views import layer_columns
-from shadowlab.views import layer_grid as heat_map
-from shadowlab.views.layer_columns import LayerColumns
-from shadowlab.views.layer_grid import Scale, draw_heat_map, to_png
-from shadowlab.views.tensorboard import heat_maps
+from shadowlab.views import layer_map
+from shadowlab.views.charts import LayerMap
+from shadowlab.views.layer_map import LayerColumns
+from shadowlab.views.tensorboard import heat_maps, layer_picture
 from shadowlab.views.tensorboard.board import Board
 from shadowlab.views.tensorboard.heat_maps import HeatMaps
+from shadowlab.views.tensorboard.layer_picture import draw_heat_map, to_png
 
+NORM = LayerMap("norm", "Norm", "activation", "norm")
+HEADROOM = replace(NORM, is_log=False, low_is_worse=True)
 PINK, BLACK, GREY = (255, 0, 160), (0, 0, 0), (222, 222, 222)
 
 
@@ -47,7 +50,7 @@ def brightness(colour: tuple[int, int, int]) -> float:
 
 def test_each_kind_of_value_has_its_colour() -> None:
     values = [[1e-6, 1.0], [math.nan, math.inf], [0.0, None], [1e-3, 1e-3]]
-    seen = cells(draw_heat_map(table(values), Scale("t")), 4, 2)
+    seen = cells(draw_heat_map(table(values), NORM), 4, 2)
     assert seen[1] == [PINK, PINK]
     assert seen[2] == [BLACK, GREY]
     assert brightness(seen[0][0]) < brightness(seen[3][0]) < brightness(seen[0][1])
@@ -55,8 +58,7 @@ def test_each_kind_of_value_has_its_colour() -> None:
 
 
 def test_little_headroom_is_bright() -> None:
-    scale = Scale("t", is_log=False, low_is_bright=True)
-    seen = cells(draw_heat_map(table([[1.0, 8.0], [math.inf, -math.inf], [math.nan, 15.0]]), scale), 3, 2)
+    seen = cells(draw_heat_map(table([[1.0, 8.0], [math.inf, -math.inf], [math.nan, 15.0]]), HEADROOM), 3, 2)
     assert brightness(seen[0][0]) > brightness(seen[0][1]) > brightness(seen[2][1])
     assert seen[1] == [BLACK, PINK] and seen[2][0] == PINK
 
@@ -67,16 +69,16 @@ def test_little_headroom_is_bright() -> None:
     ids=["no layer", "no step", "NaN", "absent", "zero", "one", "nothing finite", "extreme", "many rows"],
 )
 @pytest.mark.parametrize("named", [True, False])
-@pytest.mark.parametrize("is_log", [True, False])
-def test_any_run_can_be_drawn(values: list[list[float]], named: bool, is_log: bool) -> None:
-    picture = draw_heat_map(table(values), Scale("title", is_log=is_log, low_is_bright=not is_log), named=named)
+@pytest.mark.parametrize("drawn", [NORM, HEADROOM])
+def test_any_run_can_be_drawn(values: list[list[float]], named: bool, drawn: LayerMap) -> None:
+    picture = draw_heat_map(table(values), drawn, named=named)
     assert picture.width > 400 and picture.height > 200
 
 
 def test_one_explosion_does_not_flatten_the_rest() -> None:
     values = [[10.0 ** (i % 5) for i in range(40)] for _ in range(5)]
     values[0][0] = 1e30
-    low, high = heat_map.colour_ends(table(values), Scale("t"))
+    low, high = layer_picture.colour_ends(table(values), NORM)
     assert 0 <= low < 1 and high == 4
 
 
@@ -86,8 +88,8 @@ def layers_of(**norms: float) -> dict[str, Any]:
 
 def test_long_runs_keep_what_happened_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """A spike and a NaN survive any number of mergers, in the column whose last step is theirs or later."""
-    monkeypatch.setattr(layer_columns, "MAX_COLUMNS", 8)
-    columns = LayerColumns(lambda parts: parts["activation"]["norm"], worse="max")
+    monkeypatch.setattr(layer_map, "MAX_COLUMNS", 8)
+    columns = LayerColumns(NORM)
     for step in range(1, 101):
         columns.add(step, layers_of(a=100.0 if step == 37 else 1.0, b=math.nan if step == 73 else 2.0))
     columns.add(101, layers_of(a=1.0, b=2.0, late=3.0))
@@ -101,8 +103,8 @@ def test_long_runs_keep_what_happened_in_one_step(monkeypatch: pytest.MonkeyPatc
 
 
 def test_headroom_keeps_the_least(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_columns, "MAX_COLUMNS", 2)
-    columns = LayerColumns(lambda parts: parts["activation"]["norm"], worse="min")
+    monkeypatch.setattr(layer_map, "MAX_COLUMNS", 2)
+    columns = LayerColumns(HEADROOM)
     for step, bits in enumerate((9.0, 2.0, 8.0, 7.0), 1):
         columns.add(step, layers_of(a=bits))
     assert columns.table().values.tolist() == [[2.0, 7.0]]
@@ -159,7 +161,7 @@ def test_pictures_of_a_thousand_steps_stay_below_7_mb() -> None:
         values = torch.randn(rows, columns, generator=random, dtype=torch.float64).exp()
         there = torch.ones(rows, columns, dtype=torch.bool)
         steps = tuple(range(columns))
-        return len(to_png(draw_heat_map(LayerTable(names, steps, values, there), Scale("t"), named=named)))
+        return len(to_png(draw_heat_map(LayerTable(names, steps, values, there), NORM, named=named)))
 
     maps, at = HeatMaps(), []
     for number in range(1, 1001):

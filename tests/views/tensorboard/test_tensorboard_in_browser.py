@@ -104,7 +104,7 @@ def test_blocks_stand_in_the_order_of_execution(browser: Browser, address: str, 
 
 def test_charts_of_blocks_are_drawn(browser: Browser, address: str) -> None:  # noqa: F811
     browser.open(f"{address}/#custom_scalars")
-    until(browser, lambda: "loss by t" in texts(browser), "the charts of the run")
+    until(browser, lambda: "Loss by t (0 is noise, 1 is data)" in texts(browser), "the charts of the run")
     open_category = """
     const [title] = found.filter(e => e.getClientRects().length && e.textContent.trim().startsWith(arguments[0])
         && /heading|title|category/i.test(e.className + e.tagName));

@@ -85,13 +85,13 @@ function heatMap(data) {
   function painted(code) {
     if (code >= FIRST) return palette[Math.round(share(code) * 255)];
     if (code === 0) return ABSENT;
-    return code === ZERO || (code === INF && data.maps[which].key === "headroom") ? NOTHING : BAD;
+    return code === ZERO || (code === INF && data.maps[which].reversed) ? NOTHING : BAD;
   }
 
   function inWords(code) {
     const map = data.maps[which];
     if (code === 0) return "not measured";
-    if (map.key === "headroom" && code < FIRST) return { [NAN]: "a NaN is in it", [INF]: "all zero", [MINUS_INF]: "an Inf is in it" }[code];
+    if (map.reversed && code < FIRST) return { [NAN]: "a NaN is in it", [INF]: "all zero", [MINUS_INF]: "an Inf is in it" }[code];
     if (code < FIRST) return { [NAN]: "NaN", [INF]: "Inf", [MINUS_INF]: "-Inf", [ZERO]: "0" }[code];
     return valueAt((code - FIRST) / (LAST - FIRST));
   }

@@ -1,4 +1,4 @@
-"""A table of layers by steps as a picture: colour for the value, names at the side, steps below, a bar of numbers.
+"""A map of layers by steps as a picture: colour for the value, names at the side, steps below, a bar of numbers.
 
 Palette pictures: 64 colours for values, 16 greys for text, one colour each for what is not finite, zero, and absent.
 A page of 72 rows takes some 20 KB as PNG.
@@ -7,21 +7,21 @@ A page of 72 rows takes some 20 KB as PNG.
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from diagnostics.board import block_of
 from diagnostics.records import LayerTable
+from shadowlab.charts import NOT_FINITE_COLOUR
+from shadowlab.views.charts import LayerMap
+from shadowlab.views.layer_map import blocks
 
 # Dark to bright, so that order survives a grey print and red-green blindness.
 _ANCHORS = ((24, 16, 72), (38, 70, 140), (24, 128, 142), (72, 176, 96), (190, 206, 50), (254, 236, 120))
 _NUM_COLOURS, _NUM_GREYS = 64, 16
 _GREYS = _NUM_COLOURS  # first of them, black; the last is white
 _NOT_FINITE, _ZERO, _ABSENT = _GREYS + _NUM_GREYS, _GREYS + _NUM_GREYS + 1, _GREYS + _NUM_GREYS + 2
-NOT_FINITE_COLOUR = (255, 0, 160)  # in every picture of a run
 _SPECIAL = {_NOT_FINITE: NOT_FINITE_COLOUR, _ZERO: (0, 0, 0), _ABSENT: (222, 222, 222)}
 
 _PLOT_WIDTH, _MAX_CELL_WIDTH = 640, 48
@@ -35,26 +35,8 @@ _LEAST_WIDTH, _LEAST_HEIGHT = 280, 200  # of the plot's place: title and bar hav
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-@dataclass(frozen=True)
-class Scale:
-    """How values become colours.
-
-    is_log: log10 of the value; zero has a colour of its own. low_is_bright: where little is what alarms, as headroom.
-    absent: what it means that a step has no number for a layer.
-    """
-
-    title: str
-    is_log: bool = True
-    low_is_bright: bool = False
-    absent: str = "not measured"
-
-    @property
-    def percentiles(self) -> tuple[float, float]:
-        return (0.01, 0.95) if self.low_is_bright else (0.05, 0.99)
-
-
 def draw_heat_map(
-    table: LayerTable, scale: Scale, *, named: bool = True, ends: tuple[float, float] | None = None
+    table: LayerTable, scale: LayerMap, *, named: bool = True, ends: tuple[float, float] | None = None
 ) -> Image.Image:
     """One row a layer, one column a step, both as in `table`, which may be empty.
 
@@ -71,7 +53,7 @@ def draw_heat_map(
     size = (left + max(width, _LEAST_WIDTH) + _RIGHT, _TOP + max(height, _LEAST_HEIGHT) + _BOTTOM)
     words = Image.new("L", size, 255)
     draw = ImageDraw.Draw(words)
-    draw.text((left, 4), scale.title, fill=0, font=title_font)
+    draw.text((left, 4), _title(scale), fill=0, font=title_font)
     words.paste(labels, (0, _TOP))
     _draw_steps(draw, table.steps, font, left, _TOP + height, cell)
     low, high = colour_ends(table, scale) if ends is None else ends
@@ -94,7 +76,12 @@ def to_png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def colour_ends(table: LayerTable, scale: Scale) -> tuple[float, float]:
+def _title(scale: LayerMap) -> str:
+    unit = f" in {scale.unit}" if scale.unit else ""
+    return f"{scale.title.lower()}{unit}, layers by steps{' (log10 colours)' if scale.is_log else ''}"
+
+
+def colour_ends(table: LayerTable, scale: LayerMap) -> tuple[float, float]:
     """Values at the ends of the colours, as log10 where the scale is; equal where all are, 0 and 0 where none is.
 
     The brightest hundredth of the finite values and the darkest twentieth lie beyond them: one explosion, or a few
@@ -106,19 +93,20 @@ def colour_ends(table: LayerTable, scale: Scale) -> tuple[float, float]:
     if not len(values):
         return 0.0, 0.0
     ordered = values.sort().values
-    ends = [ordered[round(share * (len(ordered) - 1))].item() for share in scale.percentiles]
+    shares = (0.01, 0.95) if scale.low_is_worse else (0.05, 0.99)
+    ends = [ordered[round(share * (len(ordered) - 1))].item() for share in shares]
     return ends[0], ends[1]
 
 
-def _indices(table: LayerTable, scale: Scale, low: float, high: float) -> Tensor:
+def _indices(table: LayerTable, scale: LayerMap, low: float, high: float) -> Tensor:
     """(rows, columns) of palette indices."""
     values = table.values.log10() if scale.is_log else table.values
     share = ((values - low) / (high - low or 1.0)).nan_to_num(0.0, posinf=1.0, neginf=0.0).clamp(0, 1)
-    if scale.low_is_bright:
+    if scale.low_is_worse:
         share = 1 - share
     index = (share * (_NUM_COLOURS - 1)).round().long()
     bad = ~table.values.isfinite()
-    if scale.low_is_bright:  # infinite headroom: all is zero
+    if scale.low_is_worse:  # infinite headroom: all is zero
         bad &= table.values != math.inf
         index[table.values == math.inf] = _ZERO
     if scale.is_log:
@@ -149,8 +137,8 @@ def _row_labels(names: Sequence[str], row: int) -> list[tuple[str, int, int]]:
 
 def _block_labels(names: Sequence[str], row: int) -> list[tuple[str, int, int]]:
     """Blocks of few rows push the names of the next ones down, and the last ones up where the picture ends."""
-    runs = _runs(names)
-    wanted = [(first + last + 1) * row // 2 for _, first, last in runs]
+    runs = blocks(names)
+    wanted = [(2 * first + number) * row // 2 for _, first, number in runs]
     own: list[int] = []
     for y in wanted:
         own.append(max(y, own[-1] + _ROW) if own else max(y, _ROW // 2))
@@ -160,22 +148,11 @@ def _block_labels(names: Sequence[str], row: int) -> list[tuple[str, int, int]]:
     return [(block, y, at) for (block, _, _), y, at in zip(runs, wanted, own, strict=True)]
 
 
-def _runs(names: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Block, first and last row of neighbours of one block."""
-    runs: list[tuple[str, int, int]] = []
-    for i, name in enumerate(names):
-        if runs and runs[-1][0] == block_of(name):
-            runs[-1] = (runs[-1][0], runs[-1][1], i)
-        else:
-            runs.append((block_of(name), i, i))
-    return runs
-
-
 def _draw_boundaries(picture: Image.Image, names: Sequence[str], left: int, width: int, row: int) -> None:
     draw = ImageDraw.Draw(picture)
     white = _GREYS + _NUM_GREYS - 1
-    for _, first, last in _runs(names):
-        if first and (last - first + 1) * row > 3:  # a line over a block of a pixel or two would hide it
+    for _, first, number in blocks(names):
+        if first and number * row > 3:  # a line over a block of a pixel or two would hide it
             draw.line((left, _TOP + first * row, left + width - 1, _TOP + first * row), fill=white)
 
 
@@ -196,7 +173,7 @@ def _draw_steps(draw: ImageDraw.ImageDraw, steps: Sequence[int], font: _Font, le
 
 
 def _draw_bar_words(
-    draw: ImageDraw.ImageDraw, font: _Font, x: int, scale: Scale, low: float, high: float
+    draw: ImageDraw.ImageDraw, font: _Font, x: int, scale: LayerMap, low: float, high: float
 ) -> dict[int, tuple[int, int]]:
     """Returns where the patch of each special colour goes."""
     for i in range(5):
@@ -205,7 +182,7 @@ def _draw_bar_words(
         text = f"{edge}{10**value if scale.is_log else value:.3g}"
         draw.text((x + 18, _TOP + i * (_BAR - 1) // 4), text, fill=0, font=font, anchor="lm")
     names = {_NOT_FINITE: "NaN or Inf", _ABSENT: scale.absent}
-    if scale.is_log or scale.low_is_bright:
+    if scale.is_log or scale.low_is_worse:
         names[_ZERO] = "zero" if scale.is_log else "all zero"
     places = {index: (x, _TOP + _BAR + 14 + i * 16) for i, index in enumerate(names)}
     for index, (_, y) in places.items():
@@ -213,11 +190,11 @@ def _draw_bar_words(
     return places
 
 
-def _draw_bar(picture: Image.Image, x: int, scale: Scale, places: dict[int, tuple[int, int]]) -> None:
+def _draw_bar(picture: Image.Image, x: int, scale: LayerMap, places: dict[int, tuple[int, int]]) -> None:
     draw = ImageDraw.Draw(picture)
     for i in range(_BAR):
         share = 1 - i / (_BAR - 1)
-        index = round((1 - share if scale.low_is_bright else share) * (_NUM_COLOURS - 1))
+        index = round((1 - share if scale.low_is_worse else share) * (_NUM_COLOURS - 1))
         draw.line((x, _TOP + i, x + 13, _TOP + i), fill=index)
     for index, (left, y) in places.items():
         draw.rectangle((left, y, left + 13, y + 11), fill=index)
