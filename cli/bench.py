@@ -12,7 +12,10 @@ def faults(
     only: Annotated[list[str] | None, typer.Option(help="Name of a case; may be given again.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Score `explain` on a corpus of known faults: every field of every verdict, and false alarms."""
+    """Score `explain` on a corpus of known faults: every field of every verdict, and false alarms.
+
+    Example: shadowlab bench faults --peers
+    """
     from shadowlab.bench.faults import format_report, run_faults
     from shadowlab.console import Reporter
 
@@ -31,7 +34,10 @@ def overhead(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Measure what watching costs, against a bare step and the tools that users pick today."""
+    """Measure what watching costs, against a bare step and the tools that users pick today.
+
+    Example: shadowlab bench overhead --rounds 5
+    """
     from shadowlab.bench.overhead import format_table, measure_overhead
     from shadowlab.console import Reporter
     from shadowlab.distributed import pick_device
@@ -53,7 +59,10 @@ def step(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Measure the harness's step against a bare PyTorch loop, the speed options, and what a latent cache saves."""
+    """Measure the harness's step against a bare PyTorch loop, the speed options, and what a latent cache saves.
+
+    Example: shadowlab bench step --precision bf16 --device cuda
+    """
     from shadowlab.bench.step import chosen_options, format_table, measure_step
     from shadowlab.console import Reporter
     from shadowlab.distributed import pick_device
@@ -81,7 +90,10 @@ def memory(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Hold the plan of `shadowlab plan` against the measured peak, without and with checkpointing."""
+    """Hold the plan of `shadowlab plan` against the measured peak, without and with checkpointing.
+
+    Example: shadowlab bench memory --parameters 8e7 --image-size 256
+    """
     from shadowlab.bench.memory import measure_memory
     from shadowlab.bench.trial import narrowed_sdxl
     from shadowlab.console import Reporter
@@ -103,7 +115,10 @@ def views(
     steps: Annotated[int, typer.Option(min=1, help="Logged steps.")] = 1000,
     as_json: Json = False,
 ) -> None:
-    """Measure the TensorBoard view of a run of SDXL's layers: bytes of event files, and time a logged step."""
+    """Measure the TensorBoard view of a run of SDXL's layers: bytes of event files, and time a logged step.
+
+    Example: shadowlab bench views --steps 200
+    """
     from shadowlab.bench.views import format_table, measure_views
     from shadowlab.console import Reporter
 

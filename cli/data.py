@@ -20,7 +20,10 @@ def render(
     meshes: Annotated[Path | None, typer.Option(help="Folder of OBJ, PLY or GLB files.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Render training samples with Mitsuba 3 (pip install mitsuba trimesh)."""
+    """Render training samples with Mitsuba 3 (pip install mitsuba trimesh).
+
+    Example: shadowlab data render --meshes DIR --out my-renders --lights 4
+    """
     from shadowlab.console import Reporter
     from shadowlab.tasks import render_dataset
 
@@ -45,7 +48,10 @@ def check(
     image_size: Annotated[int | None, typer.Option(min=8, help="Also check that samples resize to this.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Examine every sample and list all that is wrong."""
+    """Examine every sample and list all that is wrong.
+
+    Example: shadowlab data check my-renders --image-size 128
+    """
     from shadowlab.console import Reporter
     from shadowlab.tasks import check_dataset, listing
 
@@ -69,7 +75,10 @@ def encode(
         Path | None, typer.Option(help="Folder of the latents; data.latents of the configuration where not given.")
     ] = None,
 ) -> None:
-    """Pass every picture through the VAE once; train and overfit then read the latents."""
+    """Pass every picture through the VAE once; train and overfit then read the latents.
+
+    Example: shadowlab data encode --data my-renders --out latents
+    """
     from shadowlab.errors import InterruptedRunError, UserError
     from shadowlab.latents import encode_dataset
 
@@ -109,7 +118,10 @@ def train_vae(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Train a small AutoencoderKL (8x, 4 channels) on renders."""
+    """Train a small AutoencoderKL (8x, 4 channels) on renders.
+
+    Example: shadowlab train-vae --data my-renders --out my-vae
+    """
     from shadowlab.console import Reporter
     from shadowlab.distributed import pick_device
     from shadowlab.stages.train_vae import train_vae as run

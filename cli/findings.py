@@ -4,11 +4,19 @@ from typing import Annotated
 
 import typer
 
+from cli.completion import complete_runs
 from cli.options import Device, Json
 
 
 def why(
-    path: Annotated[str, typer.Argument(help="A run folder or its name (newest incident), or an incident folder.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="A run folder or its name (newest incident), or an incident folder.",
+            autocompletion=complete_runs,
+        ),
+    ],
     device: Device = None,
     only: Annotated[
         list[str] | None,
@@ -20,7 +28,12 @@ def why(
     no_counterfactuals: Annotated[bool, typer.Option("--no-counterfactuals", help="Print the verdict alone.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say why a step met NaN or Inf, and what would have helped: the step is repeated with one thing changed."""
+    """Say why a step met NaN or Inf, and what would have helped: the step is repeated with one thing changed.
+
+    Example:
+    shadowlab why RUN
+    shadowlab why runs/NAME/incidents/step-00000412 --only float32
+    """
     from shadowlab.console import Reporter
     from shadowlab.stages.why import find_incident, run_why
 
@@ -29,12 +42,20 @@ def why(
 
 
 def health(
-    run: Annotated[str | None, typer.Argument(help="A run folder, its name, or a metrics.jsonl.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="RUN", help="A run folder, its name, or a metrics.jsonl.", autocompletion=complete_runs),
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Ask this rule alone; may be given again.")] = None,
     show_rules: Annotated[bool, typer.Option("--list", help="List the rules with their thresholds.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Judge a run by its records: headroom, gradients, dead layers, data, memory. Exit code 1 for an alarm."""
+    """Judge a run by its records: headroom, gradients, dead layers, data, memory. Exit code 1 for an alarm.
+
+    Example:
+    shadowlab health RUN
+    shadowlab health --list
+    """
     from shadowlab.console import Reporter
     from shadowlab.errors import UserError
     from shadowlab.runs import find_run
@@ -54,7 +75,10 @@ def drill(
     run_all: Annotated[bool, typer.Option("--all", help="Run every one.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Put a known fault into the tiny shadow model and see what the verdict looks like."""
+    """Put a known fault into the tiny shadow model and see what the verdict looks like.
+
+    Example: shadowlab drill drift
+    """
     from shadowlab.console import Reporter
     from shadowlab.drill import find_drills, list_drills, report_drill, run_drill
     from shadowlab.errors import UserError

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from cli import bench, data, findings, stages, views
+from cli import bench, config, data, doctor, findings, stages, views
 from cli.errors import reports_errors, run_reporting_usage
-from cli.options import Command, Group
+from cli.help import Group, add_command
 from cli.request import with_request
 
 # Read by torch at its first allocation: large tensors on huge pages. On a CPU, page faults are a quarter of the time
@@ -20,36 +20,54 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 app = typer.Typer(
     name="shadowlab",
     cls=Group,
-    help="Debugging-first training of the SDXL shadow generator.",
+    help="Debugging-first training of diffusion models.",
+    epilog="New here: shadowlab doctor, then check-forward, overfit, train. Help on one: shadowlab COMMAND -h",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+config_app = typer.Typer(help="Show the configuration and what may stand in it.", cls=Group, no_args_is_help=True)
 data_app = typer.Typer(help="Make and examine data sets.", cls=Group, no_args_is_help=True)
 bench_app = typer.Typer(
     help="Measure this project: right verdicts, what watching costs, the step's speed, and whether plans hold.",
+    cls=Group,
     no_args_is_help=True,
 )
 
-for stage in (stages.check_forward, stages.check_precision, stages.overfit, stages.train):
-    app.command(stage.__name__.replace("_", "-"), cls=Command)(reports_errors(with_request(stage)))
-app.command("plan", cls=Command)(reports_errors(with_request(stages.plan, without=("quiet",))))  # it is one table
-for group, commands in {
-    app: (
-        *(findings.why, findings.health, findings.drill),
-        *(views.tensorboard, views.inspect, views.report),
-        data.train_vae,
-    ),
-    data_app: (data.render, data.check),
-    bench_app: (bench.faults, bench.overhead, bench.step, bench.memory, bench.views),
+# In the order in which a user comes to need them.
+BEFORE, TRAIN, LOOK = "Before the first run", "Train", "Look at a run"
+ORIGIN, DATA, PROJECT = "Find where NaN and Inf come from", "Data and autoencoder", "This project"
+
+examined = with_request(doctor.doctor, without=("run", "quiet", "seed", "data.path", "model.weights"))
+add_command(app, reports_errors(examined), panel=BEFORE)
+app.add_typer(config_app, name="config", rich_help_panel=BEFORE)
+# It prints one table, so that there is nothing to be quiet about.
+plan = with_request(stages.plan, keys=("train.batch_size", "model.gradient_checkpointing"), without=("quiet",))
+add_command(app, reports_errors(plan), panel=BEFORE)
+for stage, keys in {
+    stages.check_forward: (),
+    stages.overfit: ("overfit.num_samples", "overfit.max_steps"),
+    stages.train: ("train.max_steps", "distributed.processes"),
+    stages.check_precision: (),
+}.items():
+    add_command(app, reports_errors(with_request(stage, keys=keys)), panel=TRAIN)
+for panel, commands in {
+    LOOK: (views.tensorboard, views.report, views.inspect, findings.health),
+    ORIGIN: (findings.why, findings.drill),
+    DATA: (data.train_vae,),
 }.items():
     for command in commands:
-        group.command(command.__name__.replace("_", "-"), cls=Command)(reports_errors(command))
-data_app.command("encode", cls=Command)(
-    reports_errors(with_request(data.encode, without=("run", "precision", "allow_unsafe")))
-)
-app.add_typer(data_app, name="data")
-app.add_typer(bench_app, name="bench")
+        add_command(app, reports_errors(command), panel=panel)
+app.add_typer(data_app, name="data", rich_help_panel=DATA)
+app.add_typer(bench_app, name="bench", rich_help_panel=PROJECT)
+
+add_command(config_app, reports_errors(with_request(config.show, without=("run", "quiet"))))
+add_command(config_app, reports_errors(config.schema))
+for command in (data.check, data.render):
+    add_command(data_app, reports_errors(command))
+add_command(data_app, reports_errors(with_request(data.encode, without=("run", "precision", "allow_unsafe"))))
+for command in (bench.faults, bench.overhead, bench.step, bench.memory, bench.views):
+    add_command(bench_app, reports_errors(command))
 
 
 @app.callback(invoke_without_command=True)

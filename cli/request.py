@@ -3,42 +3,35 @@
 import functools
 import inspect
 import json
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.options import (
-    Assignments,
-    ConfigFile,
-    Data,
-    Device,
-    Json,
-    Precision,
-    Preset,
-    Quiet,
-    Run,
-    Seed,
-    Unsafe,
-    Weights,
-)
+from cli.options import Assignments, ConfigFile, Json, Preset, Quiet, Run, key_parameter
+from shadowlab.settings import DEFAULT_PRESET, Config, ResolvedConfig, resolve_config
 
 if TYPE_CHECKING:
     from shadowlab.console import Reporter
     from shadowlab.distributed import Processes
     from shadowlab.runs import RunFolder
-    from shadowlab.settings import Config
     from shadowlab.stages.result import StageResult
+
+
+# Keys of the configuration that have an option in every command that takes a configuration.
+_SHARED_KEYS = ("seed", "device", "precision", "allow_unsafe", "data.path", "model.weights")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for. `options`: dotted key to value, or None where not given."""
+    """What was asked for."""
 
     preset: str | None
     config_file: str | None
     options: dict[str, Any]
+    """Dotted key of the configuration to value, or None where the option was not given."""
     assignments: list[str]
+    """The texts after each --set."""
     run: str | None
     as_json: bool
     quiet: bool = False
@@ -46,7 +39,7 @@ class Request:
     @property
     def label(self) -> str:
         """Preset or file name, for the run's name."""
-        return self.preset or (Path(self.config_file).stem if self.config_file else "tiny")
+        return self.preset or (Path(self.config_file).stem if self.config_file else DEFAULT_PRESET)
 
     @property
     def is_default(self) -> bool:
@@ -58,10 +51,6 @@ class Request:
         """The options that were given."""
         return {key: value for key, value in self.options.items() if value is not None}
 
-    def also(self, options: dict[str, Any]) -> "Request":
-        """The same with a command's own options."""
-        return replace(self, options=self.options | options)
-
     def words(self) -> list[str]:
         """Arguments that make the same request, but for the run's name."""
         words = ["--preset", self.preset] if self.preset else []
@@ -72,27 +61,40 @@ class Request:
         words += ["--quiet"] if self.quiet else []
         return [*words, *(["--json"] if self.as_json else [])]
 
-    def config(self) -> "Config":
-        from shadowlab.settings import load_config
+    def config(self) -> Config:
+        return self.resolved().config
 
-        return load_config(preset=self.preset, file=self.config_file, options=self.given, assignments=self.assignments)
+    def resolved(self) -> ResolvedConfig:
+        """The configuration, with where each value came from."""
+        return resolve_config(
+            preset=self.preset, file=self.config_file, options=self.given, assignments=self.assignments
+        )
 
 
-def with_request(command: Callable[..., None], *, without: Collection[str] = ()) -> Callable[..., None]:
+def with_request(
+    command: Callable[..., None], *, keys: Sequence[str] = (), without: Collection[str] = ()
+) -> Callable[..., None]:
     """`command(request, ...)` as a function that Typer reads: a Request's options, then the command's own.
 
-    without: names of options that would be of no effect in this command.
+    Args:
+        keys: keys of the configuration for which this command has an option, too.
+        without: keys, and names of other options, that would be of no effect in this command.
     """
+    options = {
+        name: key_parameter(name, shows_default=name in keys) for name in (*_SHARED_KEYS, *keys) if name not in without
+    }
 
     @functools.wraps(command)
     def wrapped(**given: Any) -> None:
+        of_config = {name: given.pop(parameter) for name, (parameter, _) in options.items()}
         own = {name: given.pop(name) for name in own_parameters}
-        command(_request(**given), **own)
+        command(_request(of_config, **given), **own)
 
-    shared = {name: one for name, one in inspect.signature(_request).parameters.items() if name not in without}
+    general = {name: one for name, one in inspect.signature(_request).parameters.items() if name not in without}
+    del general["options"]
     own_parameters = dict(list(inspect.signature(command).parameters.items())[1:])
-    last = [shared.pop(name) for name in ("quiet", "as_json") if name in shared]
-    parameters = [*shared.values(), *own_parameters.values(), *last]
+    last = [general.pop(name) for name in ("quiet", "as_json") if name in general]
+    parameters = [*general.values(), *(one for _, one in options.values()), *own_parameters.values(), *last]
     keywords = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
     wrapped.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {one.name: one.annotation for one in keywords}
@@ -100,31 +102,18 @@ def with_request(command: Callable[..., None], *, without: Collection[str] = ())
 
 
 def _request(
+    options: dict[str, Any],
     preset: Preset = None,
     config: ConfigFile = None,
     assignments: Assignments = None,
     run: Run = None,
-    seed: Seed = None,
-    device: Device = None,
-    precision: Precision = None,
-    allow_unsafe: Unsafe = False,
-    data: Data = None,
-    weights: Weights = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> Request:
-    options = {
-        "seed": seed,
-        "device": device,
-        "precision": precision,
-        "allow_unsafe": allow_unsafe or None,
-        "data.path": data,
-        "model.weights": weights,
-    }
     return Request(preset, config, options, assignments or [], run, as_json, quiet)
 
 
-def start(config: "Config", request: Request, resumed: "RunFolder | None" = None) -> "tuple[Processes, Reporter]":
+def start(config: Config, request: Request, resumed: "RunFolder | None" = None) -> "tuple[Processes, Reporter]":
     """Processes and voice of a stage; the first line says what runs."""
     from shadowlab.console import Reporter
     from shadowlab.distributed import Processes
@@ -147,7 +136,7 @@ def start(config: "Config", request: Request, resumed: "RunFolder | None" = None
 def run_stage(
     name: str,
     request: Request,
-    config: "Config",
+    config: Config,
     stage: "Callable[[RunFolder, Processes, Reporter], StageResult]",
 ) -> None:
     """Run a stage of one process in a run folder of its own."""

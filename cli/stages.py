@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cli.options import THE_PRESETS
 from cli.request import Request, run_stage, start
 
 if TYPE_CHECKING:
@@ -31,7 +30,12 @@ def check_forward(
     phi: Annotated[float | None, typer.Option(help="With --object: azimuth of the light, 0 to 360 degrees.")] = None,
     size: Annotated[float | None, typer.Option(help="With --object: side of the square light, 2 to 8.")] = None,
 ) -> None:
-    """Prove that the model as configured is the model that was meant."""
+    """Prove that the model as configured is the model that was meant.
+
+    Example:
+    shadowlab check-forward
+    shadowlab check-forward --object photo.jpg --mask mask.png --theta 30 --phi 120 --size 4
+    """
     config = request.config()
     picture = _PictureRequest(object_image, mask, theta, phi, size)
     _check_picture(picture, sample)
@@ -53,7 +57,10 @@ def check_precision(
     request: Request,
     layers: Annotated[int, typer.Option(min=0, help="Layers to print of each policy, the hardest first.")] = 8,
 ) -> None:
-    """Run one step in every precision beside float64: which of them hold, and which layers decide it."""
+    """Run one step in every precision and in float64: which of them hold, and which layers decide it.
+
+    Example: shadowlab check-precision --layers 20
+    """
     config = request.config()
 
     from shadowlab.stages.check_precision import run_check_precision
@@ -66,13 +73,11 @@ def check_precision(
     )
 
 
-def overfit(
-    request: Request,
-    samples: Annotated[int | None, typer.Option(help="Samples to memorise.", show_default=THE_PRESETS)] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps at most.", show_default=THE_PRESETS)] = None,
-) -> None:
-    """Memorise a handful of samples, judged on a fixed grid and on generated shadows."""
-    request = request.also({"overfit.num_samples": samples, "overfit.max_steps": max_steps})
+def overfit(request: Request) -> None:
+    """Memorise a handful of samples, judged on a fixed grid and on generated pictures.
+
+    Example: shadowlab overfit --samples 16
+    """
     config = request.config()
 
     from shadowlab.stages.overfit import run_overfit
@@ -87,16 +92,16 @@ def overfit(
 
 def train(
     request: Request,
-    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default=THE_PRESETS)] = None,
-    processes: Annotated[
-        int | None,
-        typer.Option(help="Processes to start on this machine, one a GPU (or on its CPU).", show_default=THE_PRESETS),
-    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue --run, or the preset's newest run.")] = False,
     skip_stages: Annotated[bool, typer.Option("--skip-stages", help="Do not ask for passed stages.")] = False,
 ) -> None:
-    """Train, after check-forward and overfit have passed for this model."""
-    request = request.also({"train.max_steps": max_steps, "distributed.processes": processes})
+    """Train, after check-forward and overfit have passed for this model.
+
+    Example:
+    shadowlab train --precision fp32 --max-steps 200
+    shadowlab train --precision fp32 --max-steps 400 --resume
+    shadowlab train --preset sdxl-4xh100 --data DIR
+    """
     config = request.config()
 
     from shadowlab.distributed import crowded, launched_processes, require_gpus
@@ -210,13 +215,9 @@ def _resuming(config: "Config", name: str, skip_stages: bool) -> str:
 
 def plan(
     request: Request,
-    batch: Annotated[int | None, typer.Option(help="Samples per process.", show_default=THE_PRESETS)] = None,
-    checkpointing: Annotated[
-        bool | None,
-        typer.Option("--checkpointing/--no-checkpointing", help="Gradient checkpointing.", show_default=THE_PRESETS),
-    ] = None,
     strategy: Annotated[
-        Literal["single", "ddp", "fsdp2"] | None, typer.Option(help="This one alone.", show_default="all of them")
+        Literal["single", "ddp", "fsdp2"] | None,
+        typer.Option(metavar="NAME", help="single, ddp or fsdp2 alone.", show_default="all of them"),
     ] = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="GPUs of ddp and fsdp2.", show_default="the preset's, at least 4")
@@ -229,8 +230,9 @@ def plan(
     """Say what training needs in memory on each GPU, item by item, without allocating it. Exit 1 where nothing fits.
 
     For a GPU, unless --device cpu is given; --measure takes the device that is here.
+
+    Example: shadowlab plan --preset sdxl-4xh100
     """
-    request = request.also({"train.batch_size": batch, "model.gradient_checkpointing": checkpointing})
     config = request.config()
 
     from shadowlab.errors import UserError

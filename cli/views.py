@@ -5,11 +5,17 @@ from typing import Annotated
 
 import typer
 
+from cli.completion import complete_runs
 from cli.options import Json
 
 
 def inspect(
-    run: Annotated[str, typer.Argument(help="A run folder, or the name of one below runs/.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="A run folder, or the name of one below runs/.", autocompletion=complete_runs
+        ),
+    ],
     by: Annotated[
         str | None,
         typer.Option(
@@ -31,7 +37,10 @@ def inspect(
     ] = None,
     over_time: Annotated[str | None, typer.Option(metavar="LAYER", help="The curve of this layer alone.")] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Hold another run against it: where do they part?")
+        str | None,
+        typer.Option(
+            metavar="RUN", help="Hold another run against it: where do they part?", autocompletion=complete_runs
+        ),
     ] = None,
     rtol: Annotated[
         float | None,
@@ -41,7 +50,12 @@ def inspect(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Browse a run's layers by any statistic at any step, NaN first."""
+    """Browse a run's layers by any statistic at any step, NaN first.
+
+    Example:
+    shadowlab inspect RUN --by gradient.norm --top 4
+    shadowlab inspect RUN --against OTHER
+    """
     from shadowlab.console import Reporter
     from shadowlab.runs import find_run
     from shadowlab.views.terminal import Query, run_inspect
@@ -51,14 +65,22 @@ def inspect(
 
 
 def report(
-    run: Annotated[str, typer.Argument(help="A run folder, its name, or an incident in it.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="A run folder, its name, or an incident in it.", autocompletion=complete_runs
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(help="The file to write, or a folder for it; reports/report.html in the run's where not given."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write one HTML page about a run: incidents, stages, curves, layers. It opens from disk, without a network."""
+    """Write one HTML page about a run: incidents, stages, curves, layers. It opens from disk, without a network.
+
+    Example: shadowlab report RUN
+    """
     from shadowlab.console import Reporter
     from shadowlab.runs import find_run
     from shadowlab.views.page import write_report
@@ -72,7 +94,12 @@ def report(
 
 
 def tensorboard(
-    run: Annotated[str, typer.Argument(help="A run folder, its name, or a folder of several runs.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="A run folder, its name, or a folder of several runs.", autocompletion=complete_runs
+        ),
+    ],
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, show_default="the first free one from 6006", help="0: any.")
     ] = None,
@@ -89,7 +116,12 @@ def tensorboard(
         ),
     ] = None,
 ) -> None:
-    """Serve a run in TensorBoard until Ctrl-C: layers by block, charts, heat maps, light sweeps, incidents."""
+    """Serve a run in TensorBoard until Ctrl-C: layers by block, charts, heat maps, light sweeps, incidents.
+
+    Example:
+    shadowlab tensorboard RUN
+    shadowlab tensorboard runs --port 6006
+    """
     from shadowlab.console import Reporter
     from shadowlab.views.tensorboard import run_tensorboard
 

@@ -16,6 +16,7 @@ from shadowlab.settings.files import (
     resolve_config,
 )
 from shadowlab.settings.keys import Decides, Marks, values
+from shadowlab.settings.origins import format_origins
 from shadowlab.settings.schema import (
     MAX_IMAGE_SIZE,
     Config,
@@ -38,6 +39,7 @@ __all__ = [  # noqa: RUF022 - in groups
     "DEFAULT_PRESET",
     "ResolvedConfig",
     "dump_config",
+    "format_origins",
     "load_config",
     "preset_names",
     "resolve_config",

@@ -28,6 +28,8 @@ class KeyDescription:
     """In words: `integer`, `number or null`, `list of number`, `one of ddp, fsdp2`."""
     limits: str
     """In words: `greater than 0`, `at least 0, less than 1`; empty where the type says it all."""
+    choices: tuple[Any, ...]
+    """All values that there are, where they are few; else empty."""
     default: Any
     """As JSON has it."""
     text: str
@@ -97,6 +99,7 @@ def _described(name: str, schema: JsonSchema) -> KeyDescription:
         name=name,
         type=_type_in_words(found),
         limits=_limits_in_words(found),
+        choices=tuple(found.get("enum", ())),
         default=found.get("default"),
         text=found.get("description", ""),
         examples=tuple(found.get("examples", ())),

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 import shadowlab
 from shadowlab.errors import UserError
-from shadowlab.settings.keys import Section, leaves, marks_of, section_of
+from shadowlab.settings.keys import Section, leaves, marks_of, section_of, values
 from shadowlab.settings.schema import Config
 
 DEFAULT_PRESET = "tiny"
@@ -72,6 +72,13 @@ class ResolvedConfig:
     def origin_of(self, key: str) -> str:
         """Of a dotted key; `default` where nothing was said."""
         return self.origins.get(key, "default")
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as a tree, and the origin of every key."""
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "origins": {key: self.origin_of(key) for key in values(self.config)},
+        }
 
 
 def load_config(
@@ -140,6 +147,12 @@ def _assigned(text: str) -> list[tuple[str, Any]]:
 def dump_config(config: Config) -> str:
     """YAML text that `load_config(file=...)` reads back to an equal Config."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+
+
+def as_yaml(value: Any) -> str:
+    """A value on one line, as it may stand in a configuration file."""
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**9)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _find(name: str) -> Path:

@@ -67,7 +67,7 @@ def test_what_decides_the_model_decides_the_hash() -> None:
     plain = load_config(assignments=["allow_unsafe=true"])
     for name, one in KEYS.items():
         kind = "list" if one.type.startswith("list") else one.type
-        value = one.type.split(", ")[-1] if one.type.startswith("one of") else other.get(kind)
+        value = one.choices[-1] if one.choices else other.get(kind)
         value = 7 if name == "distributed.hang_seconds" else value
         if value is None or value == one.default or name == "allow_unsafe":
             continue
@@ -117,6 +117,7 @@ def test_the_schema_says_what_a_key_may_be() -> None:
         "name": "model.weights",
         "type": "string",
         "limits": "",
+        "choices": (),
         "default": "random",
         "text": "Weights of the UNet: `random`, a local folder in diffusers' layout, or a hub id.",
         "examples": ("stabilityai/stable-diffusion-xl-base-1.0", "my-unet/"),
