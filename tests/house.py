@@ -146,10 +146,14 @@ def foreign_imports(house: House) -> list[str]:
 
 
 def early_imports(house: House) -> list[str]:
-    """Optional packages are imported where they are used, and `shadowlab --help` does not wait for torch."""
+    """Optional packages are imported where they are used, and `shadowlab --help` does not wait for torch.
+
+    The settings may be there: options are made from the configuration's schema, which needs pydantic alone.
+    """
     found = []
+    light = {"cli", "typer", *sys.stdlib_module_names}
     for one in house.imports:
-        help_waits = _top(one.module) == "cli" and _top(one.target) not in {"cli", "typer", *sys.stdlib_module_names}
+        help_waits = _top(one.module) == "cli" and _top(one.target) not in light and one.target != "shadowlab.settings"
         if not one.deferred and (help_waits or _top(one.target) in OPTIONAL):
             found.append(f"{one.place} imports {one.target} at once: import it in the function that uses it")
     return found
