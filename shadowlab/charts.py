@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from diagnostics.records import ChartLine, ChartRecord
+
 SAMPLES = "{samples}"
 NOT_FINITE_COLOUR = (255, 0, 160)
 """Red, green and blue of what is NaN or Inf, in every picture of a run; 0 to 255."""
@@ -28,9 +30,9 @@ class Chart:
     curves: tuple[Curve, ...]
     unit: str = ""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> ChartRecord:
         """As the header of the records has it."""
-        curves = [{"label": curve.label, "key": curve.key} for curve in self.curves]
+        curves: list[ChartLine] = [{"label": curve.label, "key": curve.key} for curve in self.curves]
         return {"title": self.title, "unit": self.unit, "curves": curves}
 
     @classmethod

@@ -4,7 +4,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diagnostics.board.tags import PARAMETER_KEYS, BlockNumbers
+from diagnostics.board.tags import BlockNumbers
+
+RUN_CHARTS: Mapping[str, Sequence[str]] = {
+    "loss": ["^train/loss$"],
+    "loss by t": ["^train/loss_by_t/"],
+    "gradient norm, before and after clipping": ["^train/grad_norm(_clipped)?$"],
+    "held-out loss by t": ["^validation/loss_t"],
+    "answer to each condition": ["^validation/response_"],
+}
+"""Of a loop whose records are of the kinds `train` and `validation`: title -> regular expressions of tags."""
 
 _LAYER_CHARTS = {
     "gradient norm of each layer's output": "gradient_norm",
@@ -20,13 +29,11 @@ _PARAMETER_CHARTS = {
 def layout(blocks: BlockNumbers, run_charts: Mapping[str, Sequence[str]]) -> dict[str, dict[str, list[Any]]]:
     """Category -> chart -> [kind, tags], as `SummaryWriter.add_custom_scalars` takes it.
 
-    Tags of a `Multiline` are regular expressions, those of a `Margin` are value, lower and
-    upper edge.
+    Tags of a `Multiline` are regular expressions, those of a `Margin` are value, lower and upper edge.
 
     Args:
         run_charts: title -> regular expressions of the tags of numbers of the run.
     """
-    assert set(_PARAMETER_CHARTS.values()) == set(PARAMETER_KEYS.values())
     categories: dict[str, dict[str, list[Any]]] = {}
     if run_charts:
         categories["run"] = {title: ["Multiline", list(patterns)] for title, patterns in run_charts.items()}

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diagnostics.board.tags import (
-    WORDS,
     BlockNumbers,
     block_numbers,
     headroom_of,
@@ -33,7 +32,7 @@ from diagnostics.board.tags import (
     run_numbers,
     within_block,
 )
-from diagnostics.records import EVALUATIONS, rounded
+from diagnostics.records import WORDS, Kinds, rounded
 
 GRANT = 10_000  # bytes a training record
 CAPACITY = 2_000_000  # bytes
@@ -66,6 +65,7 @@ class Selection:
 
     def __init__(self, in_full: Callable[[str], bool] = lambda name: False) -> None:
         self.blocks = BlockNumbers()
+        self._kinds = Kinds()
         self._in_full = in_full
         self._tokens = CAPACITY
         self.num_dumps = 0  # measured steps of which all is drawn
@@ -75,12 +75,12 @@ class Selection:
 
     def take(self, record: Mapping[str, Any]) -> list[Drawn]:
         """What is to be written now; of the session before, too, where the record begins a new one."""
-        kind = record.get("kind", "train")
+        kind = self._kinds.learn(record)
         if kind == "header":
             return self.finish()
         if "step" not in record or kind in WORDS:
             return []
-        if kind not in EVALUATIONS:  # those are no training steps: they pour nothing
+        if not self._kinds.is_evaluation(kind):  # those are no training steps: they pour nothing
             self._tokens = min(CAPACITY, self._tokens + GRANT)
         drawn = Drawn(record["step"], [self._entry("", tag, value) for tag, value in run_numbers(record)])
         self._tokens -= drawn.size + sum(map(_histogram_size, record.get("histograms", {}).items()))

@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-# Records of these kinds are words, not numbers.
-WORDS = ("header", "incident", "health", "stage")
+from diagnostics.records import WORDS
+
 _NOT_OF_THE_RUN = ("layers", "parameters", "histograms")
 PARAMETER_KEYS = {"gradient_norm": "parameter_gradient_norm", "update_ratio": "update_ratio"}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diagnostics.board.layout import layout
+from diagnostics.board.layout import RUN_CHARTS, layout
 from diagnostics.board.selection import Drawn, Selection
 from diagnostics.board.texts import text_of
 from diagnostics.statistics import Histogram
@@ -27,6 +27,7 @@ class TensorBoardView:
         folder: made if missing; every view adds an event file of its own.
         purge_step: on resume, the first step to be written again: what earlier files hold from there on is hidden.
         in_full: names of layers and parameters of which every statistic of every record is drawn, beyond the bound.
+        run_charts: as the attribute; by default those of a loop with records of the kinds `train` and `validation`.
     """
 
     run_charts: Mapping[str, Sequence[str]]
@@ -38,10 +39,11 @@ class TensorBoardView:
         *,
         purge_step: int | None = None,
         in_full: Callable[[str], bool] = lambda name: False,
+        run_charts: Mapping[str, Sequence[str]] = RUN_CHARTS,
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.run_charts = {}
+        self.run_charts = run_charts
         self._selection = Selection(in_full)
         self._is_resuming = False
         self._laid_out: dict[str, Any] = {}

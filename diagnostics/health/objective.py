@@ -1,7 +1,7 @@
 """Rules of what the evaluations say: whether the loss falls, and whether the conditions reach the model."""
 
 from diagnostics.health.rule import Finding, Severity, number, rule
-from diagnostics.records import EVALUATIONS, History
+from diagnostics.records import History
 
 NO_RESPONSE = 1e-4
 NUM_SILENT = 3
@@ -23,7 +23,7 @@ def no_response(history: History) -> list[Finding]:
     At step 0 a zero-initialised path answers with nothing; three evaluations later it has learned something, or not.
     """
     findings = []
-    for kind in EVALUATIONS:
+    for kind in history.evaluations:
         records = [record for record in history.records(kind) if record["step"] > 0][-NUM_SILENT:]
         names = dict.fromkeys(key for record in records for key in record if key.startswith("response_"))
         for name in names:
@@ -47,7 +47,7 @@ def no_response(history: History) -> list[Finding]:
 def loss_does_not_fall(history: History) -> list[Finding]:
     """The training loss of a diffusion model is mostly the noise of t and eps; the fixed grid's is not."""
     findings = []
-    for kind in EVALUATIONS:
+    for kind in history.evaluations:
         losses = history.curve("loss", kind)
         if len(losses) < MIN_EVALUATIONS or not losses.values[0] > 0:
             continue

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diagnostics.health.rule import Finding, number, rule
-from diagnostics.records import EVALUATIONS, PARTS, History, LayerTable
+from diagnostics.records import PARTS, History, LayerTable
 from diagnostics.verdict import read_verdict
 
 LOW_BITS = 3.0
@@ -116,9 +116,11 @@ def nonfinite(history: History) -> list[Finding]:
     Of layers the first is named: in the order of execution for activations, of the backward pass for gradients.
     """
     findings = [_of_incident(record) for record in history.records("incident")]
-    for kind in (history.kind, *EVALUATIONS):
+    for kind in (history.kind, *history.evaluations):
         records = [record for record in history.records(kind) if not _skipped(record)]
-        bad = next(((record, keys) for record in records if (keys := _bad_numbers(record, kind))), None)
+        bad = next(
+            ((record, keys) for record in records if (keys := _bad_numbers(record, kind in history.evaluations))), None
+        )
         if bad is not None:
             record, keys = bad
             words = ", ".join(f"{key} is {record[key]}" for key in keys)
@@ -135,11 +137,11 @@ def nonfinite(history: History) -> list[Finding]:
     return findings + _first_bad_parameter(measured)
 
 
-def _bad_numbers(record: Mapping[str, Any], kind: str) -> list[str]:
+def _bad_numbers(record: Mapping[str, Any], is_evaluation: bool) -> list[str]:
     """Of an evaluation every number, but for an r2 of -inf: that of a constant target."""
-    keys = list(record) if kind in EVALUATIONS else ["loss", "grad_norm"]
+    keys = list(record) if is_evaluation else ["loss", "grad_norm"]
     bad = [key for key in keys if isinstance(record.get(key), float) and not math.isfinite(record[key])]
-    return [key for key in bad if kind not in EVALUATIONS or (key, record[key]) != ("r2", -math.inf)]
+    return [key for key in bad if not is_evaluation or (key, record[key]) != ("r2", -math.inf)]
 
 
 def bad_parameters(record: Mapping[str, Any]) -> list[tuple[str, str, float]]:

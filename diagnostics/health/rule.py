@@ -3,22 +3,16 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from diagnostics.records import History
+from diagnostics.records import FindingRecord, History
 
 Severity = Literal["warning", "alarm"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a rule objects to.
-
-    severity: `alarm` for what has spoiled the run, or will, if nothing changes; `warning` for what is worth a look.
-    layer, parameter: where, one of them or none. step: the step that showed it, None where the run as a whole does.
-    evidence: the numbers. advice: what to change or look at. predicted_step: when it will overflow, where the rule
-    foretells that. part: `activation` or `gradient`, where it is about one of a layer.
-    """
+    """One thing that a rule objects to; its fields are those of `records.FindingRecord`, which says what they mean."""
 
     rule: str
     severity: Severity
@@ -35,8 +29,9 @@ class Finding:
         """Layer or parameter, "" where the finding is about neither."""
         return self.layer or self.parameter or ""
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    def to_json(self) -> FindingRecord:
+        """As a record of kind `health` has it."""
+        return cast(FindingRecord, asdict(self))
 
     def __str__(self) -> str:
         where = f" in {self.place}" if self.place else ""
@@ -45,17 +40,22 @@ class Finding:
 
 @dataclass(frozen=True)
 class Rule:
-    """threshold: when it speaks, with its numbers. source: where the threshold is from. live: cheap enough, and soon
-    enough, to be asked while the run is under way. why: what it is for, the docstring of `check`."""
+    """A function that looks at a history, with what people want to know about it."""
 
     name: str
+    """As findings carry it."""
     threshold: str
+    """When it speaks, with its numbers."""
     source: str
+    """Where the threshold is from."""
     check: Callable[[History], list[Finding]]
+    """What it finds in a history."""
     live: bool = False
+    """Cheap enough, and soon enough, to be asked while the run is under way."""
 
     @property
     def why(self) -> str:
+        """What it is for: the docstring of `check`."""
         return inspect.getdoc(self.check) or ""
 
     def to_json(self) -> dict[str, Any]:

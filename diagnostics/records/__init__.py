@@ -1,19 +1,51 @@
-"""A run's records: lines of JSON on disk, and their history by name and step."""
+"""A run's records: lines of JSON on disk, what each kind of them says, and their history by name and step."""
 
-from diagnostics.records.history import EVALUATIONS, PARTS, STATISTICS, Curve, History, LayerTable
+from diagnostics.records.history import Curve, History, LayerTable
+from diagnostics.records.kinds import (
+    PARTS,
+    STATISTICS,
+    WORDS,
+    ChartLine,
+    ChartRecord,
+    Evaluation,
+    FindingRecord,
+    Header,
+    Health,
+    Incident,
+    Kinds,
+    Record,
+    Stage,
+    TrainingStep,
+    evaluation,
+)
 from diagnostics.records.lines import RecordWriter, append_record, decode, encode, read_records, rounded
 
-__all__ = [
-    "EVALUATIONS",
-    "PARTS",
-    "STATISTICS",
-    "Curve",
-    "History",
-    "LayerTable",
+__all__ = [  # noqa: RUF022  (grouped)
+    # lines on disk
     "RecordWriter",
     "append_record",
+    "read_records",
     "decode",
     "encode",
-    "read_records",
     "rounded",
+    # what they say
+    "Record",
+    "Header",
+    "TrainingStep",
+    "Evaluation",
+    "Incident",
+    "Health",
+    "FindingRecord",
+    "Stage",
+    "ChartRecord",
+    "ChartLine",
+    "evaluation",
+    "Kinds",
+    "PARTS",
+    "STATISTICS",
+    "WORDS",
+    # over the steps
+    "History",
+    "Curve",
+    "LayerTable",
 ]

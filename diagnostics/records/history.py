@@ -1,32 +1,39 @@
 """What a run's records say over its steps: curves, and tables of layers by steps. Every view and rule reads this.
 
-Only metrics.jsonl is read; see `records` for its lines.
+Only metrics.jsonl is read; see `records.kinds` for what its lines say.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
 
+from diagnostics.records.kinds import (
+    PARTS,
+    STATISTICS,
+    Header,
+    Health,
+    Incident,
+    Kinds,
+    Stage,
+    TrainingStep,
+)
 from diagnostics.records.lines import read_records
-
-STATISTICS = ("norm", "mean", "std", "max_abs", "fraction_zero", "num_nonfinite", "headroom_bits")
-PARTS = ("activation", "gradient")
-TRAININGS = ("train", "overfit")  # kinds of the records of training steps
-EVALUATIONS = ("validation", "fixed_grid")  # kinds of records in which the same samples meet the same noise
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One number over steps. steps: ascending. values: NaN and Inf included."""
+    """One number over steps."""
 
     steps: tuple[int, ...]
+    """Ascending."""
     values: tuple[float, ...]
+    """As many; NaN and Inf included."""
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -41,16 +48,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class LayerTable:
-    """One statistic of every layer, or of every parameter, over the steps that measured it.
-
-    names: in the order of execution (parameters: of the model). steps: ascending. values: (names, steps) float64, NaN
-    where a step has no number for a layer; `present` tells that from a measured NaN.
-    """
+    """One statistic of every layer, or of every parameter, over the steps that measured it."""
 
     names: tuple[str, ...]
+    """Layers in the order of execution, parameters in that of the model."""
     steps: tuple[int, ...]
+    """Ascending."""
     values: Tensor
+    """(names, steps) float64; NaN where a step has no number for a layer."""
     present: Tensor
+    """(names, steps) bool: tells a missing number from a measured NaN."""
 
     def curve(self, name: str) -> Curve:
         """Of one layer, the steps that have it."""
@@ -64,31 +71,41 @@ class History:
 
     Args:
         records: as `read_records` gives them, in the order in which they were written.
-        kind: of the training steps to look at, `train` or `overfit`; by default that of the last one, or of the last
-            that was begun.
+        kind: of the training steps to look at; by default that of the last one, or of the last that a header
+            announced.
 
-    Records of one kind and step that were written twice count once, as written last. `last_stage` is the result of the
-    stage that was written last; None where training went on after it, as that of a resumed run does.
+    Records of one kind and step that were written twice count once, as written last.
     """
+
+    kind: str
+    """Of the training steps looked at, such as `train`."""
+    headers: list[Header]
+    """In the order in which they were written."""
+    last_stage: Stage | None
+    """The result of the stage that was written last; None where training went on after it, as that of a resumed run
+    does."""
 
     def __init__(self, records: Iterable[Mapping[str, Any]], *, kind: str | None = None) -> None:
         self._all: dict[str, dict[int, Mapping[str, Any]]] = {}
-        self.headers: list[Mapping[str, Any]] = []
-        self.last_stage: Mapping[str, Any] | None = None
+        self.headers = []
+        self.last_stage = None
+        self._kinds = Kinds()
+        if kind is not None:
+            self._kinds.steps.add(kind)
         last_training = None
         for record in records:
-            step, own = record.get("step"), str(record.get("kind", "train"))
+            step, own = record.get("step"), self._kinds.learn(record)
             if own == "header":
-                self.headers.append(record)
+                self.headers.append(cast(Header, record))
             if not isinstance(step, int):
                 continue
             self._all.setdefault(own, {})[step] = record
             if own == "stage":
-                self.last_stage = record
-            if own in TRAININGS:
+                self.last_stage = cast(Stage, record)
+            elif own in self._kinds.steps:
                 last_training = own
                 self.last_stage = None
-        begun = next((h["stage"] for h in reversed(self.headers) if h.get("stage") in TRAININGS), "train")
+        begun = next((header["stage"] for header in reversed(self.headers) if "stage" in header), "train")
         self.kind = kind or last_training or begun
 
     @classmethod
@@ -98,21 +115,36 @@ class History:
         Raises:
             OSError, ValueError: as `read_records`.
         """
-        return cls(read_records(path), kind=kind)
+        return cls(cast(Iterator[Mapping[str, Any]], read_records(path)), kind=kind)
 
     @property
-    def header(self) -> Mapping[str, Any]:
-        """What was last written about the training that `kind` names: num_samples, num_parameters, precision,
-        device."""
-        return next((h for h in reversed(self.headers) if h.get("stage") == self.kind), {})
+    def header(self) -> Header:
+        """What was last written about the training that `kind` names; empty where nothing was."""
+        return next((header for header in reversed(self.headers) if header.get("stage") == self.kind), Header())
 
     @property
     def kinds(self) -> tuple[str, ...]:
+        """Of all records with a step, in the order of their first."""
         return tuple(self._all)
 
-    def records(self, kind: str | None = None) -> list[Mapping[str, Any]]:
+    @property
+    def evaluations(self) -> tuple[str, ...]:
+        """The kinds among them in which the same samples meet the same noise each time; see `records.kinds`."""
+        return tuple(kind for kind in self._all if self._kinds.is_evaluation(kind))
+
+    @overload
+    def records(self, kind: None = None) -> list[TrainingStep]: ...
+    @overload
+    def records(self, kind: Literal["incident"]) -> list[Incident]: ...
+    @overload
+    def records(self, kind: Literal["health"]) -> list[Health]: ...
+    @overload
+    def records(self, kind: Literal["stage"]) -> list[Stage]: ...
+    @overload
+    def records(self, kind: str) -> Sequence[Mapping[str, Any]]: ...
+    def records(self, kind: str | None = None) -> Sequence[Mapping[str, Any]]:
         """Of one kind (of the training steps, if None), by ascending step."""
-        own = self._all.get(kind or self.kind, {})
+        own = self._all.get(self.kind if kind is None else kind, {})
         return [own[step] for step in sorted(own)]
 
     @property
@@ -124,7 +156,7 @@ class History:
         """A number of one kind of records; `loss_by_t.0.25-0.50` looks into a dictionary, if no key is called so."""
         outer, _, inner = key.partition(".")
         points = []
-        for record in self.records(kind):
+        for record in self.records(kind or self.kind):
             value = record.get(key, record.get(outer))
             if isinstance(value, Mapping):
                 value = value.get(inner)
@@ -133,10 +165,10 @@ class History:
         return Curve(tuple(step for step, _ in points), tuple(value for _, value in points))
 
     @cached_property
-    def _measured(self) -> list[Mapping[str, Any]]:
+    def _measured(self) -> list[TrainingStep]:
         return [record for record in self.records() if record.get("layers") or record.get("parameters")]
 
-    def measured_records(self) -> list[Mapping[str, Any]]:
+    def measured_records(self) -> list[TrainingStep]:
         """Of the steps that tables have: what else is known of them, such as `skipped` and `loss_scale`."""
         return self._measured
 
@@ -176,10 +208,10 @@ class History:
             raise ValueError(f"{key}: parameters have gradient_norm and update_ratio")
         rows = {name: row for row, name in enumerate(self.parameter_names)}
         cells = [
-            (rows[name], column, numbers[key])
+            (rows[name], column, value)
             for column, record in enumerate(self._measured)
             for name, numbers in record.get("parameters", {}).items()
-            if numbers.get(key) is not None
+            if (value := numbers.get(key)) is not None
         ]
         return self._table(self.parameter_names, cells)
 

@@ -3,10 +3,12 @@
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import BufferedWriter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from diagnostics.records.kinds import Record
 
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -70,7 +72,7 @@ class RecordWriter:
             _trim(path, keep_until_step)
         self._file: BufferedWriter = path.open("ab")
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: Mapping[str, Any]) -> None:
         """Append one record; on disk, as far as the operating system goes, when this returns.
 
         Raises:
@@ -88,7 +90,7 @@ class RecordWriter:
         self._file.close()
 
 
-def append_record(path: Path, record: dict[str, Any]) -> None:
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
     """One more record at the end of a file whose writer is closed, without reading the file.
 
     Raises:
@@ -98,7 +100,7 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
         file.write(_line(record))
 
 
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
+def read_records(path: Path) -> Iterator[Record]:
     """Every complete record of a file in order; a last line cut short by a kill is left out.
 
     Raises:
@@ -106,11 +108,11 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """
     for line, record in _lines(path):
         # Half of the time: most lines have no such word.
-        yield decode(record) if b"NaN" in line or b"Infinity" in line else record
+        yield cast(Record, decode(record) if b"NaN" in line or b"Infinity" in line else record)
 
 
-def _line(record: dict[str, Any]) -> bytes:
-    return json.dumps(encode(record), allow_nan=False).encode("ascii") + b"\n"
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(encode(dict(record)), allow_nan=False).encode("ascii") + b"\n"
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

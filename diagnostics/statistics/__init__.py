@@ -2,7 +2,7 @@
 
 from diagnostics.statistics.comparison import Deviation, LayerTrace, deviation
 from diagnostics.statistics.layers import LayerStatistics
-from diagnostics.statistics.parameters import Histogram, ParameterStatistics, gradient_norms, histogram, total_norm
+from diagnostics.statistics.parameters import Histogram, ParameterNumbers, ParameterStatistics, gradient_norms, histogram, total_norm
 from diagnostics.statistics.tensor import TensorStatistics
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Histogram",
     "LayerStatistics",
     "LayerTrace",
+    "ParameterNumbers",
     "ParameterStatistics",
     "TensorStatistics",
     "deviation",

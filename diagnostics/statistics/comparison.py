@@ -53,18 +53,18 @@ class LayerTrace:
 
 @dataclass(frozen=True)
 class Deviation:
-    """A tensor in one precision against the same in a better one.
-
-    relative_error: |x - reference| / |reference|, L2 norms; 0 where both are zero, inf where only the reference is, nan
-    where one is not finite. headroom_bits: log2 of the dtype's largest number over the largest magnitude; inf for
-    zeros, -inf where something is not finite. underflow: fraction of the reference's non-zero elements that are zero
-    or subnormal here and were not subnormal there. num_nonfinite: NaN and Inf here.
-    """
+    """A tensor in one precision against the same in a better one."""
 
     relative_error: float
+    """|x - reference| / |reference|, L2 norms; 0 where both are zero, inf where only the reference is, nan where one
+    is not finite."""
     headroom_bits: float
+    """log2 of the dtype's largest number over the largest magnitude; inf for zeros, -inf where something is not
+    finite."""
     underflow: float
+    """Share of the reference's elements, zeros and subnormals left out, that are zero or subnormal here."""
     num_nonfinite: int
+    """How many elements are NaN or Inf here."""
 
 
 def deviation(seen: Sequence[Tensor], reference: Sequence[Tensor], scale: float = 1.0) -> Deviation:

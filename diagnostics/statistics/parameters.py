@@ -50,16 +50,15 @@ class _Snapshot:
 
 
 @dataclass(frozen=True)
-class ParameterRecord:
-    """One parameter in one step.
-
-    gradient_norm: before clipping; None where no gradient arrived. update_ratio: ||change|| / ||weight||, both on
-    the sampled elements; None where these weights were all zero before the step (a zero-initialised layer) or no
-    step was made. It is 0.0 where the update was lost to rounding, and nan or inf where weights are.
-    """
+class ParameterNumbers:
+    """One parameter in one step."""
 
     gradient_norm: float | None
+    """L2 norm before clipping; None where no gradient arrived."""
     update_ratio: float | None
+    """Norm of the step's change over the norm of the weight, both on the sampled elements. None where these weights
+    were all zero before the step (a zero-initialised layer) or no step was made; 0 where the update was lost to
+    rounding; NaN or Inf where weights are."""
 
 
 class ParameterStatistics:
@@ -114,15 +113,15 @@ class ParameterStatistics:
             self._weights |= dict(zip(names, old.norms(), strict=True))
         self._snapshots = None
 
-    def collect(self) -> dict[str, ParameterRecord]:
-        """Parameter name -> record, and forget. Empty if nothing was measured."""
+    def collect(self) -> dict[str, ParameterNumbers]:
+        """Parameter name -> numbers, and forget. Empty if nothing was measured."""
         fetched = _to_host([self._gradient_norms, self._changes, self._weights])
         norms, changes, weights = fetched
         measured = self._measured
         self._gradient_norms, self._changes, self._weights, self._measured = {}, {}, {}, []
         self._snapshots = None
         return {
-            name: ParameterRecord(
+            name: ParameterNumbers(
                 norms.get(name), changes[name] / weights[name] if weights.get(name, 0.0) != 0.0 else None
             )
             for name in measured
@@ -243,10 +242,15 @@ class Histogram:
     """
 
     low: float
+    """Least finite value, where the first bin begins."""
     high: float
+    """Largest finite value, where the last bin ends."""
     counts: list[int]
+    """Values in each bin."""
     num_nan: int
+    """Values that are NaN."""
     num_inf: int
+    """Values that are Inf or -Inf."""
 
 
 def histogram(tensor: Tensor, num_bins: int = 64) -> Histogram:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
@@ -135,11 +135,6 @@ def _grid(num_elements: int) -> tuple[tuple[int, int], tuple[int, int]]:
 class TensorStatistics:
     """Statistics of one tensor, or of several as if concatenated.
 
-    norm: L2. std: the population's, exactly 0 for constant tensors. max_abs: largest magnitude. fraction_zero: of
-    exact zeros; in tensors that reach beyond 1e12 what is 1e-45 of the largest counts as zero. num_nonfinite: NaN and
-    Inf. headroom_bits: log2 of the dtype's largest number over max_abs, of several tensors the least; how many times
-    the values can double before they overflow. inf where all is zero.
-
     Tensors of up to 16,384 elements are measured whole. Of larger ones
 
     - max_abs and headroom_bits are exact, and so is whether num_nonfinite is 0: a single NaN anywhere is noticed;
@@ -155,12 +150,20 @@ class TensorStatistics:
     """
 
     norm: float
+    """L2 norm."""
     mean: float
+    """Mean."""
     std: float
+    """Standard deviation of the population, exactly 0 for constant tensors."""
     max_abs: float
+    """Largest magnitude."""
     fraction_zero: float
+    """Share of exact zeros, 0 to 1. In tensors that reach beyond 1e12, what is 1e-45 of the largest counts as zero."""
     num_nonfinite: int
-    headroom_bits: float
+    """How many elements are NaN or Inf."""
+    headroom_bits: Annotated[float, "bit"]
+    """log2 of the dtype's largest number over `max_abs`, of several tensors the least: how many times the values can
+    double before they overflow. Inf where all is zero."""
 
     @classmethod
     def of(cls, tensor: Tensor) -> "TensorStatistics":
@@ -168,7 +171,8 @@ class TensorStatistics:
         samples = Samples()
         return samples.summarize([[samples.add(tensor)]])[0]
 
-    def to_dict(self) -> dict[str, float | int]:
+    def to_dict(self) -> dict[str, float]:
+        """Field -> number, as a record's `layers` have it."""
         return dict(vars(self))
 
 

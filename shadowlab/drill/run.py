@@ -9,6 +9,7 @@ import torch
 
 from diagnostics import NonFiniteError
 from diagnostics.health import Finding, HealthWatch, headroom
+from diagnostics.records import TrainingStep
 from shadowlab.console import Reporter
 from shadowlab.distributed import SingleProcess
 from shadowlab.drill.case import Drill
@@ -153,18 +154,18 @@ def _batch() -> EncodedBatch:
     )
 
 
-def _step(trainee: Trainee, batch: EncodedBatch, number: int) -> dict[str, Any]:
+def _step(trainee: Trainee, batch: EncodedBatch, number: int) -> TrainingStep:
     """One training step; what the health rules read of its record."""
     first = number * _NUM_SAMPLES
     at = batch.at_positions(torch.arange(first, first + _NUM_SAMPLES))
     scale = 1.0 if trainee.scaler is None else trainee.scaler.get_scale()  # before the step may change it
     outcome = training_step(trainee, [at], StepPlace(number, first, _NUM_SAMPLES))
-    record: dict[str, Any] = {
+    record: TrainingStep = {
         "step": number + 1,
         "loss": outcome.loss,
         "grad_norm": outcome.grad_norm,
         "skipped": outcome.skipped,
     }
     if trainee.watch.is_due(number):
-        record |= {"loss_scale": scale, "layers": layer_statistics(trainee.watch.layers, scale)}
+        record["loss_scale"], record["layers"] = scale, layer_statistics(trainee.watch.layers, scale)
     return record

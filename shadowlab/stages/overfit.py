@@ -6,6 +6,7 @@ grid of (sample, t, noise) on which the model is judged, together with the shado
 
 import torch
 
+from diagnostics.records import evaluation
 from shadowlab.console import Reporter
 from shadowlab.data import sample_indices
 from shadowlab.distributed import Processes
@@ -83,7 +84,7 @@ def run_overfit(config: Config, run: RunFolder, processes: Processes, reporter: 
                 judged = step % settings.evaluate_every == 0 or step == settings.max_steps
                 if judged:
                     result = grid.evaluate(unet, trainee.precision)
-                    telemetry.write({"kind": "fixed_grid", "step": step, **result.numbers()})
+                    telemetry.write(evaluation("fixed_grid", step, result.numbers()))
                 numbers = {"loss": outcome.loss, "grad norm": outcome.grad_norm, "grid loss": result.loss}
                 numbers |= {"R^2": result.r2, "soft IoU": result.metrics["soft_iou"]}
                 reporter.advance(step, settings.max_steps, numbers, log=judged, live=telemetry.live)

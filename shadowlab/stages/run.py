@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diagnostics.errors import NonFiniteError
-from diagnostics.records import append_record, read_records
+from diagnostics.records import Stage, append_record, read_records
 from shadowlab.console import Reporter
 from shadowlab.distributed import Processes, SingleProcess
 from shadowlab.errors import InterruptedRunError, StageFailedError, StageStoppedError, UserError
@@ -115,8 +115,14 @@ def _show(
         OSError: the disk refuses.
     """
     step = max(step, _last_step(run.metrics))
-    record = {"kind": "stage", "step": step, "stage": name, "passed": passed, "message": message}
-    record["summary"] = summary or {}
+    record: Stage = {
+        "kind": "stage",
+        "step": step,
+        "stage": name,
+        "passed": passed,
+        "message": message,
+        "summary": summary or {},
+    }
     append_record(run.metrics, record)
     board = Board(run.tensorboard)
     board.write(record)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diagnostics.errors import NonFiniteError
 from diagnostics.health import Finding, HealthWatch
-from diagnostics.records import RecordWriter, read_records
+from diagnostics.records import Header, Health, Incident, RecordWriter, TrainingStep, read_records
 from diagnostics.statistics import ParameterStatistics, TensorStatistics, histogram
 from shadowlab.charts import Chart
 from shadowlab.distributed import whole
@@ -123,10 +123,10 @@ class Telemetry:
                 hint = f"state before the step: {kept}\nwhat would have helped: shadowlab why {error.incident}"
                 error.args = (f"{error}\n{hint}",)
             self._trainee.processes.wait()  # every rank comes here; none may end the run while another writes
-            self.write({"kind": "incident", "step": number, "verdict": error.verdict.to_json(), "state": kept})
+            self.write(Incident(kind="incident", step=number, verdict=error.verdict.to_json(), state=kept))
             raise
         seen = self._seen(batches, outcome)
-        record: dict[str, Any] = {
+        record: TrainingStep = {
             "kind": self._kind,
             "step": number,
             "loss": outcome.loss,
@@ -164,11 +164,18 @@ class Telemetry:
             num_samples: that are trained on.
             charts: what the views draw of the evaluations, in this order.
         """
-        header = {"kind": "header", "stage": self._kind, "num_samples": num_samples, "num_parameters": num_parameters}
-        header |= {"precision": self._trainee.precision.name, "device": _device_name(self._trainee.device)}
-        self.write(header | {"charts": [chart.to_json() for chart in charts]})
+        header: Header = {
+            "kind": "header",
+            "stage": self._kind,
+            "num_samples": num_samples,
+            "num_parameters": num_parameters,
+            "precision": self._trainee.precision.name,
+            "device": _device_name(self._trainee.device),
+            "charts": [chart.to_json() for chart in charts],
+        }
+        self.write(header)
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: Mapping[str, Any]) -> None:
         """Write a record with `kind`, and `step` but for headers, to metrics.jsonl and to every sink."""
         if self._writer is not None:
             self._writer.write(record)
@@ -188,7 +195,7 @@ class Telemetry:
         for sink in self._sinks:
             sink.close()
 
-    def _show(self, record: Mapping[str, Any]) -> None:
+    def _show(self, record: TrainingStep) -> None:
         self.live |= {"lr": record["learning_rate"], "memory": f"{record['memory_gib']:.2f} GiB"}
         if record["num_skipped"]:
             self.live["skipped"] = record["num_skipped"]
@@ -207,7 +214,7 @@ class Telemetry:
     def _tell(self, step: int, findings: Sequence[Finding]) -> None:
         if not findings:
             return
-        self.write({"kind": "health", "step": step, "findings": [finding.to_json() for finding in findings]})
+        self.write(Health(kind="health", step=step, findings=[finding.to_json() for finding in findings]))
         if self._warn is None:
             return
         for finding in findings[:_MAX_WARNINGS]:
@@ -269,7 +276,7 @@ def _memory_gib(device: torch.device) -> float:
 
 def layer_statistics(
     layers: Mapping[str, Mapping[str, TensorStatistics]], scale: float
-) -> dict[str, dict[str, dict[str, float | int]]]:
+) -> dict[str, dict[str, dict[str, float]]]:
     """`layers` of a record. scale: the gradient scaler's, by which gradients are divided; their headroom is not."""
     return {
         name: {part: _unscaled(s.to_dict(), scale if part == "gradient" else 1.0) for part, s in parts.items()}
@@ -277,7 +284,7 @@ def layer_statistics(
     }
 
 
-def _unscaled(statistics: dict[str, float | int], scale: float) -> dict[str, float | int]:
+def _unscaled(statistics: dict[str, float], scale: float) -> dict[str, float]:
     """Statistics of a gradient without the gradient scaler's factor."""
     return {
         key: value / scale if key in ("norm", "mean", "std", "max_abs") else value for key, value in statistics.items()

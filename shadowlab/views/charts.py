@@ -9,9 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from diagnostics.records import EVALUATIONS, History
+from diagnostics.records import History
 from shadowlab.charts import SAMPLES, Chart, Curve
 
+EVALUATIONS = ("validation", "fixed_grid")
+"""Kinds of the harness's records in which the same samples meet the same noise."""
 _TRAININGS = ("train", "overfit")
 _ANSWER = "response_"
 _NOT_JUDGED = ("kind", "step", "loss")
@@ -162,7 +164,7 @@ def charts_in(header: Mapping[str, Any]) -> tuple[Chart, ...] | None:
 
 def judged_keys(history: History) -> list[str]:
     """Of all numbers that evaluations have, in the order of their records."""
-    records = (record for kind in EVALUATIONS for record in history.records(kind))
+    records = (record for kind in history.evaluations for record in history.records(kind))
     return list(dict.fromkeys(key for record in records for key, value in record.items() if is_number(value)))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diagnostics.records import evaluation
 from shadowlab.console import Reporter
 from shadowlab.data import Split, endless_batches, micro_batch_positions, split_by_object
 from shadowlab.distributed import Processes
@@ -278,7 +279,7 @@ def _validate(
         result = grid.evaluate(trainee.unet, trainee.precision, trainee.processes)
         sweep = grid.light_sweep(trainee.unet, trainee.precision) if write and sweeps else None
     if write:
-        telemetry.write({"kind": "validation", "step": step, **result.numbers()})
+        telemetry.write(evaluation("validation", step, result.numbers()))
     _require_finite(result, sweep or {}, grid.batch.ids, step)
     if write and trainee.processes.is_main:
         target = grid.task.target(grid.batch)

@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from diagnostics.board import TensorBoardView
-from diagnostics.records import EVALUATIONS
 from shadowlab.charts import Chart
-from shadowlab.views.charts import charts_in, is_number, plots
+from shadowlab.views.charts import EVALUATIONS, charts_in, is_number, plots
 from shadowlab.views.tensorboard.heat_maps import HeatMaps
 from shadowlab.views.tensorboard.layer_picture import to_png
 
@@ -35,7 +34,7 @@ class Board:
         self._charts: tuple[Chart, ...] | None = None
         self._judged: dict[str, None] = {}  # keys of evaluations
         purge_step = None if resumed_at is None else resumed_at + 1
-        self._view = TensorBoardView(folder, purge_step=purge_step, in_full=in_full)
+        self._view = TensorBoardView(folder, purge_step=purge_step, in_full=in_full, run_charts={})
 
     def remember(self, record: Mapping[str, Any]) -> None:
         """On resume, before the first `write`: a record that earlier event files show."""

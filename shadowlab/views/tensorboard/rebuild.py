@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from PIL import Image
 
 from diagnostics.board import block_of
-from diagnostics.records import read_records
+from diagnostics.records import TrainingStep, read_records
 from shadowlab.errors import UserError
 from shadowlab.views.tensorboard.board import Board
 
@@ -54,7 +55,8 @@ def rebuild_board(run: Path, patterns: Sequence[str] = ()) -> Rebuilt:
             num_records = 0
             for record in read_records(metrics):
                 board.write(record)
-                chosen.seen |= dict.fromkeys((*record.get("layers", {}), *record.get("parameters", {})))
+                measured = cast(TrainingStep, record)
+                chosen.seen |= dict.fromkeys((*measured.get("layers", {}), *measured.get("parameters", {})))
                 num_records += 1
             num_pictures = sum(_add(board, *picture) for picture in _saved_pictures(run / "samples"))
         finally:

@@ -7,12 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from diagnostics.health import RULES, Finding, Rule, examine
-from diagnostics.records import EVALUATIONS
 from shadowlab.console import Reporter
 from shadowlab.errors import UserError
 from shadowlab.runs import read_history
 
-_JUDGED = ("train", "overfit", *EVALUATIONS, "incident", "stage")  # kinds of records
 _MAX_ROWS = 8  # of one rule in the table; --json has all
 _STYLES = {"alarm": "red", "warning": "yellow"}
 
@@ -47,10 +45,10 @@ def run_health(metrics: Path, rules: Sequence[Rule], reporter: Reporter) -> bool
         UserError: the records cannot be read, or hold nothing that could be judged.
     """
     history = read_history(metrics)
-    if not any(history.records(kind) for kind in _JUDGED):
+    if not set(history.kinds) - {"health"}:
         raise UserError(f"{metrics}: no step, evaluation, incident or stage is recorded: there is nothing to judge")
     findings = examine(history, rules)
-    num_evaluations = sum(len(history.records(kind)) for kind in EVALUATIONS)
+    num_evaluations = sum(len(history.records(kind)) for kind in history.evaluations)
     num_measured = sum("layers" in record for record in history.records())
     reporter.say(
         f"{metrics}: {_counted(len(history.records()), f'{history.kind} step')}, {num_measured} with statistics, "

@@ -82,7 +82,7 @@ def rank(
         return not math.isnan(value), 0.0 if math.isnan(value) else sign * value
 
     ranked.sort(key=order)  # stable: equals stay in the order of execution
-    record = next(record for record in history.records() if record["step"] == step)
+    record: Mapping[str, Any] = next(record for record in history.records() if record["step"] == step)
     held = record.get(f"{statistic.noun}s", {})
     rows = [
         Row(row + 1, table.names[row], values[row], table.curve(table.names[row]), held[table.names[row]])

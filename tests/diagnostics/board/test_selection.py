@@ -1,6 +1,7 @@
 """What of a record is drawn: bytes are bounded, nothing that matters is missed, the records alone decide."""
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from diagnostics.board import selection as board_selection
-from diagnostics.board.layout import layout
+from diagnostics.board.layout import RUN_CHARTS, layout
 from diagnostics.board.selection import CAPACITY, GRANT, Drawn, Selection
 
 
@@ -173,10 +174,16 @@ def test_chosen_layers_are_drawn_in_full() -> None:
         assert "02 blocks.0/activation_mean/a" not in shown
 
 
+def test_charts_of_a_foreign_loop() -> None:
+    def drawn(title: str, tag: str) -> bool:
+        return any(re.match(pattern, tag) for pattern in RUN_CHARTS[title])
+
+    assert drawn("loss", "train/loss") and not drawn("loss", "train/loss_by_t/0.25-0.50")
+    assert drawn("held-out loss by t", "validation/loss_t0.25") and not drawn("held-out loss by t", "validation/loss")
+
+
 def test_every_layer_is_in_one_chart_of_each_kind() -> None:
     """TensorBoard matches a Multiline's expressions from the beginning of a tag; a Margin wants three tags."""
-    import re
-
     selection = Selection()
     names = ("conv_in", "a.1.x", "a.10.x", "a.b+c.x")
     shown = values(selection.take(record(1, {name: layer() for name in names})))[1]

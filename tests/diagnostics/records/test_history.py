@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diagnostics.records.history import History
+from diagnostics.records.kinds import evaluation
 from diagnostics.records.lines import RecordWriter
 from diagnostics.statistics.layers import LayerStatistics
 
@@ -43,7 +44,34 @@ def test_a_table_keeps_the_order_of_execution_and_what_is_absent() -> None:
 def test_an_overfit_that_failed_in_its_first_step_is_one() -> None:
     history = History([{"kind": "header", "stage": "overfit", "num_samples": 16}, {"kind": "incident", "step": 0}])
     assert (history.kind, history.header["num_samples"]) == ("overfit", 16)
-    assert History([{"kind": "header", "stage": "check-forward"}]).kind == "train"
+    assert History([{"kind": "header", "num_samples": 16}]).kind == "train"
+
+
+def test_records_say_themselves_what_is_an_evaluation() -> None:
+    """Kinds of any name: announced by a header, shown by what only a step has, or judged."""
+    history = History(
+        [
+            {"kind": "header", "stage": "distil"},
+            {"kind": "held-out", "step": 0, "loss": 1.0},
+            {"kind": "distil", "step": 1, "loss": 1.0},
+            {"kind": "warm-up", "step": 2, "loss": 1.0, "grad_norm": 2.0},
+            {"step": 3, "loss": 1.0},
+            {"kind": "health", "step": 3, "findings": []},
+            {"kind": "stage", "step": 3, "stage": "distil", "passed": True},
+        ]
+    )
+    assert history.evaluations == ("held-out",)
+    assert history.kind == "train" and [record["step"] for record in history.records()] == [3]
+    assert History([{"kind": "distil", "step": 1}], kind="distil").evaluations == ()
+
+
+def test_an_evaluation_has_the_numbers_of_its_task() -> None:
+    record = evaluation("held-out", 5, {"loss": 0.5, "soft_iou": 0.75})
+    assert list(record.items()) == [("kind", "held-out"), ("step", 5), ("loss", 0.5), ("soft_iou", 0.75)]
+    with pytest.raises(ValueError, match="no number called step"):
+        evaluation("held-out", 5, {"step": 1.0})
+    with pytest.raises(ValueError, match="no stage"):
+        evaluation("stage", 5, {"loss": 0.5})
 
 
 def test_curves_of_a_resumed_run(tmp_path: Path) -> None:
