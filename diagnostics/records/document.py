@@ -2,12 +2,14 @@
 
 import ast
 import inspect
+import re
 import textwrap
 import types
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from diagnostics.records.kinds import (
     OPEN_KEYS,
+    WORDS,
     ChartLine,
     ChartRecord,
     Evaluation,
@@ -79,24 +81,25 @@ def document() -> str:
 
 
 def described(kind: type) -> dict[str, tuple[Any, str]]:
-    """Key -> its type, as annotated, and what its docstring says; without the keys of every record.
+    """Key -> its type, as annotated, and what its docstring says; of a kind without the keys of every record.
 
     Raises:
         ValueError: a key has no docstring.
     """
     hints = get_type_hints(kind, include_extras=True)
     texts = _attribute_docstrings(kind)
-    inherited = set(get_type_hints(Record)) if kind is not Record else set()
-    missing = [key for key in hints if key not in inherited and not texts.get(key)]
+    if kind in KINDS.values():
+        hints = {key: hint for key, hint in hints.items() if key not in get_type_hints(Record)}
+    missing = [key for key in hints if not texts.get(key)]
     if missing:
         raise ValueError(f"{kind.__name__}: no docstring for {', '.join(missing)}")
-    return {key: (hint, texts[key]) for key, hint in hints.items() if key not in inherited}
+    return {key: (hint, texts[key]) for key, hint in hints.items()}
 
 
 def _section(title: str, kind: type) -> str:
-    paragraphs = inspect.cleandoc(kind.__doc__ or "").split("\n\n")
-    text = "\n\n".join(textwrap.fill(" ".join(one.split()), 120) for one in paragraphs if not one.startswith("- "))
-    return f"## {title}\n\n{text}\n\n{_table(kind)}"
+    text = inspect.cleandoc(kind.__doc__ or "")
+    named = f"Its `kind` is `{title.lower()}`.\n\n" if title.lower() in WORDS else ""
+    return f"## {title}\n\n{text}\n\n{named}{_table(kind)}"
 
 
 def _table(kind: type) -> str:
@@ -105,8 +108,8 @@ def _table(kind: type) -> str:
         part = PARTS.get((kind, key))
         more = f" See [{_TITLES[part].lower()}](#{_anchor(_TITLES[part])})." if part else ""
         lines.append(f"| `{key}` | {_type_text(hint)} | {_unit(hint)} | {_cell(text)}{more} |")
-    for key in OPEN_KEYS.get(kind, ()):
-        lines.append(f"| `{key.pattern}` | number | | {_cell(key.meaning)} |")
+    for pattern, meaning in OPEN_KEYS.get(kind, ()):
+        lines.append(f"| `{pattern}` | number |  | {_cell(meaning)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -116,9 +119,9 @@ def _attribute_docstrings(kind: type) -> dict[str, str]:
     assert isinstance(tree, ast.ClassDef)
     found = {}
     for node, after in zip(tree.body, tree.body[1:], strict=False):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
-            if isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
-                found[node.target.id] = inspect.cleandoc(after.value.value)
+        text = after.value if isinstance(after, ast.Expr) else None
+        if isinstance(node, ast.AnnAssign) and isinstance(text, ast.Constant) and isinstance(text.value, str):
+            found[ast.unparse(node.target)] = inspect.cleandoc(text.value)
     return found
 
 
@@ -152,7 +155,7 @@ def _unit(hint: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return re.sub(r"\bNone\b", "null", " ".join(text.split())).replace("|", "\\|")
 
 
 def _anchor(title: str) -> str:

@@ -70,7 +70,10 @@ class Header(Record, total=False):
 
 
 class TrainingStep(Record, total=False):
-    """One optimizer step. Its numbers are drawn as `KIND/KEY`."""
+    """One optimizer step.
+
+    Its `kind` is `train`, or what the header before it calls `stage`. Numbers are drawn as `KIND/KEY`.
+    """
 
     loss: float
     """Mean over the samples of all processes."""
@@ -112,8 +115,8 @@ class TrainingStep(Record, total=False):
 class Evaluation(Record, total=False):
     """The model judged on the same samples with the same noise each time, so that two steps can be compared.
 
-    Of a kind of its own, such as `validation` (held-out samples) or `fixed_grid` (the samples of an overfit). What else
-    the task measures stands beside these keys.
+    Its `kind` is a name of its own, such as `validation` (held-out samples) or `fixed_grid` (the samples of an
+    overfit). Next to these keys stand the numbers that the task measures.
     """
 
     loss: float
@@ -126,9 +129,9 @@ class Incident(Record, total=False):
     """A step that met a value that is not finite, and was not taken."""
 
     verdict: dict[str, Any]
-    """Where the value was born: the fields of `Verdict`."""
+    """Where the value was born, and why."""
     state: str | None
-    """Folder with the state before the step; None where none was kept."""
+    """Folder that holds the state before the step; None where none was kept."""
 
 
 class FindingRecord(TypedDict):
@@ -162,7 +165,7 @@ class Health(Record, total=False):
 
 
 class Stage(Record, total=False):
-    """How a stage ended."""
+    """How a stage ended, or a part of one that was resumed."""
 
     stage: str
     """Name of the stage."""

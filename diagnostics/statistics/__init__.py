@@ -2,7 +2,14 @@
 
 from diagnostics.statistics.comparison import Deviation, LayerTrace, deviation
 from diagnostics.statistics.layers import LayerStatistics
-from diagnostics.statistics.parameters import Histogram, ParameterNumbers, ParameterStatistics, gradient_norms, histogram, total_norm
+from diagnostics.statistics.parameters import (
+    Histogram,
+    ParameterNumbers,
+    ParameterStatistics,
+    gradient_norms,
+    histogram,
+    total_norm,
+)
 from diagnostics.statistics.tensor import TensorStatistics
 
 __all__ = [
