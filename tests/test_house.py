@@ -23,7 +23,7 @@ KNOWN_TOO_LONG = {
     "diagnostics/watching/watch.py": 500,
     "shadowlab/bench/step.py:measure_step": 65,
     "shadowlab/drill/cases.py": 383,
-    "shadowlab/runs/folder.py": 356,
+    "shadowlab/runs/folder.py": 357,
     "shadowlab/stages/check_forward/model_checks.py:forward": 77,
     "shadowlab/stages/overfit.py:run_overfit": 81,
     "shadowlab/stages/train/train.py:run_train": 113,
