@@ -1,7 +1,7 @@
 """Curves of a run as SVG: few points, no loss of an extreme, and every NaN or Inf marked."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -153,7 +153,8 @@ def panels(history: History, wanted: Sequence[Plot]) -> list[Panel]:
 def _keys(history: History, wanted: Sequence[Plot]) -> list[str]:
     """Of the records' numbers, as far as lines that end in `*` ask for them."""
     outer = {line.key.partition(".")[0] for plot in wanted for line in plot.lines if line.key.endswith(".*")}
-    inner = {f"{key}.{own}" for record in history.records() for key in outer for own in record.get(key) or ()}
+    records: Sequence[Mapping[str, Any]] = history.records()
+    inner = {f"{key}.{own}" for record in records for key in outer for own in record.get(key) or ()}
     return [*judged_keys(history), *inner]
 
 
