@@ -44,7 +44,7 @@ def _required(name: str, specifier: str) -> Item:
     if not _fits(version, specifier):
         return Item(_TOPIC, "failed", f"{name} {version}, needed is {specifier}", install)
     try:
-        importlib.import_module(_MODULES.get(name, name))
+        importlib.import_module(_MODULES.get(name, name.replace("-", "_")))
     except Exception as error:  # whatever a broken installation raises: it is what the user came to hear
         problem = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         return Item(
