@@ -50,7 +50,7 @@ def _of_torch(error: Exception) -> tuple[str, int]:
     if "torch" in sys.modules:
         import torch
 
-        from diagnostics.errors import NonFiniteError
+        from diagnostics import NonFiniteError
         from shadowlab.launched import LAUNCHER
 
         if isinstance(error, NonFiniteError):

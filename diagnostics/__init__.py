@@ -1,23 +1,73 @@
-"""Numerics of any PyTorch training step. Knows modules, tensors and steps; nothing of what is trained."""
+"""Numerics of any PyTorch training loop. Starts from what you see:
+
+- *The loss is NaN, now and then, deep in a run.* Wrap the step in a `Watch`. It costs one norm a step, stops before
+  anything bad is kept, repeats the step under tracing, and raises `NonFiniteError` with a `Verdict`: operator, module,
+  line, sample, operands, and what to change.
+
+      watch = Watch(model, optimizer)
+      for batch in loader:
+          loss = watch.step(lambda: train_one(batch), batch=batch)
+
+- *This step is NaN, every time.* `explain(lambda: train_one(batch), model=model, batch=batch)` returns the `Verdict`.
+
+- *It is not NaN yet, but something grows, dies or stands still.* `LayerStatistics` measures each layer's output and
+  gradient, `ParameterStatistics` each parameter's gradient and update. Write them with a `RecordWriter`; `examine`
+  judges a `History` of them by rules with sources, `HealthWatch` does so while the run is under way.
+
+- *I want to see it.* `diagnostics.board` draws the same records in TensorBoard.
+
+Needs torch and nothing else; TensorBoard only where it is drawn. Whatever is not exported here or by a sub-package
+(`board`, `health`, `incidents`, `records`, `statistics`, `tracing`, `watching`) may change without notice.
+"""
 
 from diagnostics.errors import NonFiniteError
-from diagnostics.records import RecordWriter, read_records
+from diagnostics.health import HealthWatch, examine
+from diagnostics.modules import eagerly, leaf_modules, models_in, optimizers_in
+from diagnostics.patching import replaced
+from diagnostics.records import History, RecordWriter, read_records
 from diagnostics.statistics import LayerStatistics, ParameterStatistics, TensorStatistics
+from diagnostics.tensors import all_finite
 from diagnostics.tracing import explain
-from diagnostics.verdict import CAUSES, EXCEPTIONS, PHASES, Verdict
+from diagnostics.verdict import (
+    CAUSES,
+    EXCEPTIONS,
+    PHASES,
+    Verdict,
+    nearby,
+    number_text,
+    read_verdict,
+    read_verdict_file,
+)
 from diagnostics.watching import Watch
 
-__all__ = [
-    "CAUSES",
-    "EXCEPTIONS",
-    "PHASES",
-    "LayerStatistics",
-    "NonFiniteError",
-    "ParameterStatistics",
-    "RecordWriter",
-    "TensorStatistics",
-    "Verdict",
+__all__ = [  # noqa: RUF022 (grouped)
+    # Where a value that is not finite was born
     "Watch",
     "explain",
+    "NonFiniteError",
+    "Verdict",
+    "PHASES",
+    "EXCEPTIONS",
+    "CAUSES",
+    "read_verdict",
+    "read_verdict_file",
+    # What each layer and parameter does
+    "LayerStatistics",
+    "ParameterStatistics",
+    "TensorStatistics",
+    # What a run recorded, and what is wrong with it
+    "RecordWriter",
     "read_records",
+    "History",
+    "examine",
+    "HealthWatch",
+    # Tools that stand on their own
+    "all_finite",
+    "leaf_modules",
+    "models_in",
+    "optimizers_in",
+    "eagerly",
+    "replaced",
+    "nearby",
+    "number_text",
 ]

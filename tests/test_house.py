@@ -1,5 +1,8 @@
 """The house keeps its law, and the law finds what breaks it (see `tests/house.py`)."""
 
+import importlib
+import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +12,7 @@ import pytest
 
 import diagnostics
 from tests import house
-from tests.house import House
+from tests.house import House, room
 
 ROOT = Path(__file__).parents[1]
 OURS = House.read(ROOT, "diagnostics", "shadowlab", "cli")
@@ -79,8 +82,22 @@ def test_importing_light_rooms_loads_neither_tensorboard_nor_diffusers() -> None
 
 
 def test_public_names_say_what_they_are() -> None:
-    for name in diagnostics.__all__:
-        assert getattr(diagnostics, name).__doc__, name
+    doors = [door for door in OURS.modules if room(door) == door and OURS.is_package(door) and OURS.exported(door)]
+    assert "diagnostics" in doors and "diagnostics.records" in doors
+    for door in doors:
+        module = importlib.import_module(door)
+        for name in module.__all__:
+            public = getattr(module, name)
+            if isinstance(public, type) or inspect.isfunction(public):
+                assert public.__doc__, f"{door}.{name}"
+
+
+def test_door_of_diagnostics_names_what_it_has() -> None:
+    """Its docstring begins at a symptom and ends at a name."""
+    words = set(re.findall(r"`(\w+)[`(]", diagnostics.__doc__ or ""))
+    assert words >= {"Watch", "explain", "LayerStatistics", "examine", "board"}
+    for word in words:
+        assert word in diagnostics.__all__ or f"diagnostics.{word}" in OURS.modules, word
 
 
 DOOR = 'from shadowlab.data.index import Index\n__all__ = ["Index"]\n'
@@ -128,6 +145,14 @@ DOOR = 'from shadowlab.data.index import Index\n__all__ = ["Index"]\n'
                 "shadowlab/stages/train.py": "from shadowlab.data import index",
             },
             "shadowlab.data is the door",
+        ),
+        (
+            house.deep_imports,
+            {
+                "diagnostics/verdict.py": "class Verdict: ...",
+                "cli/errors.py": "from diagnostics.verdict import Verdict",
+            },
+            "take it from diagnostics",
         ),
         (
             house.open_halls,

@@ -30,6 +30,7 @@ def test_wheel_holds_modules_presets_and_embedded_files(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for package in ("shadowlab", "cli", "diagnostics"):
         assert not [m for m in (ROOT / package).rglob("*.py") if str(m.relative_to(ROOT)) not in names]
+    assert "diagnostics/py.typed" in names
     for preset in (ROOT / "configs").glob("*.yaml"):
         assert f"shadowlab/configs/{preset.name}" in names
     embedded = [file for folder in ("assets", "views/page/assets") for file in (ROOT / "shadowlab" / folder).rglob("*")]

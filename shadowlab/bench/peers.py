@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from diagnostics.modules import models_in, optimizers_in
+from diagnostics import models_in, optimizers_in
 from shadowlab.bench.corpus import Scene
 from shadowlab.bench.peer_score import Naming, Peer
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from diagnostics.modules import leaf_modules
+from diagnostics import leaf_modules
 from diagnostics.records import STATISTICS, RecordWriter
 from diagnostics.statistics import histogram
 from shadowlab.bench.trial import narrowed_sdxl

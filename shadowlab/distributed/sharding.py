@@ -32,6 +32,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def is_sharded(model: nn.Module) -> bool:
+    """Whether this process holds only a part of some parameter."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from diagnostics.modules import eagerly
+from diagnostics import eagerly
 from shadowlab.distributed import Processes
 from shadowlab.evaluation.statistics import r_squared
 from shadowlab.models import Precision, integrate, interpolate, loss_per_sample, predict_velocity, velocity

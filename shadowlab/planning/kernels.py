@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diagnostics.patching import replaced
+from diagnostics import replaced
 
 _WIDEST_FLASH_HEAD = 256
 

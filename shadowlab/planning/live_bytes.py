@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from diagnostics.patching import replaced
+from diagnostics import replaced
 from shadowlab.distributed import local
 
 WEIGHTS, GRADIENTS, MOMENTS, EMA, VAE = "weights", "gradients", "AdamW moments", "EMA", "VAE weights"

@@ -58,6 +58,7 @@ def presets_folder() -> Path:
 
 
 def preset_names() -> list[str]:
+    """What `--config` takes besides files, in alphabetical order."""
     return sorted(path.stem for path in presets_folder().glob("*.yaml"))
 
 

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from diagnostics.errors import NonFiniteError
+from diagnostics import NonFiniteError
 from diagnostics.records import Stage, append_record, read_records
 from shadowlab.console import Reporter
 from shadowlab.distributed import Processes, SingleProcess

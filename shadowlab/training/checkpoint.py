@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diagnostics.tensors import all_finite
+from diagnostics import all_finite
 from shadowlab.distributed import assign, is_sharded, local, whole
 from shadowlab.errors import StageFailedError, UserError
 from shadowlab.training.trainee import Trainee

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from diagnostics import all_finite
 from diagnostics.statistics import ParameterStatistics, gradient_norms, total_norm
-from diagnostics.tensors import all_finite
 from shadowlab.distributed import local
 from shadowlab.models import interpolate, loss_per_sample, predict_velocity, stratified_times, velocity
 from shadowlab.seeding import generator, normal

@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from diagnostics.errors import NonFiniteError
+from diagnostics import NonFiniteError
 from diagnostics.health import Finding, HealthWatch
 from diagnostics.records import Header, Health, Incident, RecordWriter, TrainingStep, read_records
 from diagnostics.statistics import ParameterStatistics, TensorStatistics, histogram

@@ -133,6 +133,7 @@ def build_trainee(
 
 
 def adamw(parameters: Iterable[Tensor], config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over parameters of any shape; fused where all are float32, if the configuration leaves it open."""
     parameters = list(parameters)
     fused = config.fused
     if fused is None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from diagnostics.verdict import Verdict
+from diagnostics import Verdict
 from shadowlab.stages.why.counterfactuals import ALL_FAIL, FINITE, NOT_RUN, OTHER, SAME, SOME_FAIL, Outcome
 
 _MUCH_FARTHER = 3.0

@@ -9,7 +9,7 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from diagnostics.verdict import Verdict
+from diagnostics import Verdict
 from shadowlab.errors import UserError
 from shadowlab.stages.why.replay import Attempt, Replay
 from shadowlab.training import Trainee

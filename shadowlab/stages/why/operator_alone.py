@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
+from diagnostics import Verdict
 from diagnostics.incidents import load_evidence
-from diagnostics.verdict import Verdict
 from shadowlab.stages.why.counterfactuals import FINITE, NOT_RUN, SAME, Outcome
 
 

@@ -9,10 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diagnostics.errors import NonFiniteError
+from diagnostics import NonFiniteError, Verdict, all_finite
 from diagnostics.incidents import environment
-from diagnostics.tensors import all_finite
-from diagnostics.verdict import Verdict
 from diagnostics.watching import OptimizerState
 from shadowlab.distributed import SingleProcess
 from shadowlab.errors import UserError

@@ -8,7 +8,7 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from diagnostics.verdict import Verdict, read_verdict_file
+from diagnostics import Verdict, read_verdict_file
 from shadowlab.console import Reporter
 from shadowlab.distributed import pick_device
 from shadowlab.errors import UserError

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diagnostics.incidents import SourceExcerpt
-from diagnostics.verdict import (
+from diagnostics import (
     CAUSES,
     EXCEPTIONS,
     PHASES,
@@ -19,6 +18,7 @@ from diagnostics.verdict import (
     read_verdict,
     read_verdict_file,
 )
+from diagnostics.incidents import SourceExcerpt
 from shadowlab.views.page.wording import size, with_links
 
 _FILES = {

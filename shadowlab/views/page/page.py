@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from diagnostics.verdict import nearby
+from diagnostics import nearby
 from shadowlab import __version__
 from shadowlab.errors import UserError
 from shadowlab.views.page import curves, wording
