@@ -97,11 +97,11 @@ def encode(
         ) from None
     finally:
         processes.close()
-    mended = f", {report.num_damaged} of them in place of damaged ones" if report.num_damaged else ""
+    repaired = f", {report.num_damaged} of them in place of damaged ones" if report.num_damaged else ""
     unused = f"; {_count(report.num_unused, 'file')} of other pictures or another VAE" if report.num_unused else ""
     reporter.conclude(
         f"{_count(report.num_latents, 'latent')} of {_count(report.num_samples, 'sample')} in {folder} "
-        f"({report.mib:,.1f} MiB): {report.num_encoded} encoded{mended}, {report.num_kept} kept{unused}"
+        f"({report.mib:,.1f} MiB): {report.num_encoded} encoded{repaired}, {report.num_kept} kept{unused}"
     )
     reporter.say(f"train on them: --set data.latents={folder}", style="bold green")
     reporter.result({"passed": True, "out": str(folder), **asdict(report)})

@@ -26,10 +26,10 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except UserError as error:
             if _is_first() or not error.shared:
-                _print(f"error: {error}", as_json=as_json and not error.reported, aloud=not error.told)
+                _print(f"error: {error}", as_json=as_json and not error.reported, aloud=not error.printed)
             raise typer.Exit(error.exit_code) from None
         except (KeyboardInterrupt, InterruptedRunError) as stop:
-            if _is_first():  # every process was told to stop
+            if _is_first():  # every process was asked to stop
                 _print(str(stop) or "interrupted", as_json=as_json)
             raise typer.Exit(0 if getattr(stop, "saved", False) else 130) from None
         except Exception as error:
@@ -54,15 +54,15 @@ def _of_torch(error: Exception) -> tuple[str, int]:
         from shadowlab.launched import LAUNCHER
 
         if isinstance(error, NonFiniteError):
-            told_here = error.verdict.rank in (None, int(os.environ.get("RANK", "0")))
-            return str(error) if told_here else "", 1
+            is_of_this_rank = error.verdict.rank in (None, int(os.environ.get("RANK", "0")))
+            return str(error) if is_of_this_rank else "", 1
         if isinstance(error, RuntimeError) and _is_lost_connection(error):
             if LAUNCHER in os.environ:
                 return "", 3  # our launcher names the process
             return f"another process of this run was lost ({_first_line(error)}); the launcher names it", 3
         if isinstance(error, torch.OutOfMemoryError):
-            mend = "use a smaller train.batch_size or model.gradient_checkpointing=true"
-            return f"out of memory ({str(error).split('.')[0]}); {mend}", 3
+            fix = "use a smaller train.batch_size or model.gradient_checkpointing=true"
+            return f"out of memory ({str(error).split('.')[0]}); {fix}", 3
         if "torch._dynamo" in sys.modules and isinstance(error, torch._dynamo.exc.TorchDynamoException):
             return f"model.compile: torch.compile failed ({_first_line(error)}); set model.compile=false", 3
     raise error

@@ -197,7 +197,7 @@ def _train_in_processes(request: Request, config: "Config", name: str, *, resume
         code = launch_processes(config.distributed.processes, "cli.main", words)
     except LostProcessError as lost:
         error = LostProcessError(f"{lost}; go on with: {go_on}")
-        error.told = lost.told
+        error.printed = lost.printed
         raise error from None
     except InterruptedRunError as stop:
         begun = (Path(config.output_dir) / name / "config.yaml").exists()

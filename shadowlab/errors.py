@@ -2,12 +2,16 @@
 
 
 class UserError(Exception):
-    """Wrong usage, configuration or data. The message names the file, key or sample and the mend."""
+    """Wrong usage, configuration or data. The message names the file, key or sample, and the fix."""
 
     exit_code = 2
-    reported = False  # whether the JSON document of the command tells of it already
-    told = False  # whether a process has printed the message already
-    shared = False  # whether every process of the run raises it, so that the first one's words are enough
+    """Of the command that it ends."""
+    reported = False
+    """Whether the command's JSON document has it already."""
+    printed = False
+    """Whether a process has printed the message already."""
+    shared = False
+    """Whether every process of the run raises it, so that one message is enough."""
 
 
 class MissingDependencyError(UserError):
@@ -17,7 +21,7 @@ class MissingDependencyError(UserError):
 
 
 class StageStoppedError(UserError):
-    """A stage that was under way met data that cannot be read. stages.json tells of it."""
+    """A stage that was under way met data that cannot be read. stages.json records it."""
 
 
 class StageFailedError(UserError):
@@ -35,7 +39,8 @@ class LostProcessError(UserError):
 class InterruptedRunError(Exception):
     """SIGINT or SIGTERM stopped a run in an orderly way. The message says what is saved.
 
-    saved: whether a checkpoint of the last step was written, so that nothing is lost.
+    Args:
+        saved: whether a checkpoint of the last step was written, so that nothing is lost.
     """
 
     def __init__(self, message: str, *, saved: bool = False) -> None:

@@ -80,7 +80,7 @@ def _conclude(failures: Mapping[int, ProcessFailure], *, interrupted: bool) -> i
         return 0
     if any(failure.exitcode == TOLD for failure in failures.values()):
         lost = LostProcessError("a process was lost; the message above names it")
-        lost.told = True
+        lost.printed = True
         raise lost
     first = first_failure(failures)
     if first[1].exitcode >= 0:

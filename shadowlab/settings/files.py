@@ -190,9 +190,9 @@ def _merge_file(path: Path, merged: dict[str, Any], origins: dict[str, str], cha
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise UserError(f"{path}: `base` must be a list of presets or files, for example [sdxl]")
     for base in bases:
-        beside = path.parent / base
+        neighbour = path.parent / base
         try:
-            found = beside if beside.is_file() else _find(base)
+            found = neighbour if neighbour.is_file() else _find(base)
         except UserError as error:
             raise UserError(f"{path}: base {error}") from None
         _merge_file(found, merged, origins, (*chain, path))

@@ -55,7 +55,7 @@ def _digest(source: str) -> str:
             status = file.stat()
             content = _file_digest(file, status.st_mtime_ns, status.st_size)
         except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror}); mend the file or take it out") from None
+            raise UserError(f"{file}: cannot be read ({error.strerror}); repair the file or take it out") from None
         digest.update(f"{file.relative_to(root)} {content} ".encode())
     return digest.hexdigest()[:12]
 

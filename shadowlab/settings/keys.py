@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 Decides = Literal["model", "numbers", "cosine_end", "batch", "nothing"]
 """What another value of a key would change.
 
-- `model`: which model it is. The key enters the model hash, so that stages have to pass anew, and a resumed run must
+- `model`: which model it is. The key enters the model hash, so that stages have to pass again, and a resumed run must
   keep it.
 - `numbers`: the weights that come out. A resumed run must keep it.
 - `cosine_end`: the same as `numbers` where the learning rate falls along a cosine, which ends there; else nothing.
@@ -32,7 +32,7 @@ _MARKS = "shadowlab"  # where a field keeps its marks, in what pydantic calls js
 
 @dataclass(frozen=True)
 class Marks:
-    """What stands beside a key, other than its type and default."""
+    """What is declared with a key, other than its type and default."""
 
     decides: Decides
     option: str | None = None

@@ -61,7 +61,7 @@ def test_first_line_names_the_default_preset_and_the_way_to_the_real_one() -> No
         (["--object", "a.png", "--mask", "b.png", "--theta", "1", "--phi", "2", "--size", "3"], 2, ["a.png"]),
     ],
 )
-def test_wrong_usage_is_one_line_with_the_mend(arguments: list[str], code: int, fragments: list[str]) -> None:
+def test_wrong_usage_is_one_line_with_the_fix(arguments: list[str], code: int, fragments: list[str]) -> None:
     result = shadowlab("check-forward", *arguments)
     assert result.exit_code == code
     line = error_line(result)

@@ -78,8 +78,8 @@ def test_train_looks_for_the_latents_before_the_stages(options: list[str]) -> No
     [line] = done.stderr.splitlines()
     assert "latents/index.json: no such file: no latent cache" in line
     assert not Path("runs").exists()
-    mend = line.split("; run: shadowlab ")[1].split()
-    assert shadowlab(*mend, "--device", "cpu").exit_code == 0  # the command that the error names
+    fix = line.split("; run: shadowlab ")[1].split()
+    assert shadowlab(*fix, "--device", "cpu").exit_code == 0  # the command that the error names
     few = {"validation.num_samples": 2, "validation.num_noises": 1, "train.batch_size": 2, "train.log_every": 1}
     settings = [word for key, value in few.items() for word in ("--set", f"{key}={value}")]
     done = shadowlab("train", "--skip-stages", "--max-steps", "2", *options, *words, *settings)

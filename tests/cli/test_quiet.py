@@ -41,7 +41,7 @@ def test_quiet_with_json(options: list[str]) -> None:
     assert line.startswith("16 latents of 8 samples in latents")
 
 
-def test_errors_are_told() -> None:
+def test_errors_are_printed() -> None:
     done = shadowlab("train", "--quiet", "--data", "absent")
     assert done.exit_code == 2
     assert done.stderr.startswith("error: absent: no such data set")

@@ -38,7 +38,7 @@ def test_exit_codes() -> None:
     assert _conclude({1: failure(2), 0: failure(2)}, interrupted=False) == 2
     with pytest.raises(LostProcessError) as hung:
         _conclude({0: failure(TOLD), 1: failure(-signal.SIGKILL)}, interrupted=False)
-    assert hung.value.told
+    assert hung.value.printed
     with pytest.raises(LostProcessError, match=r"^rank 1 \(pid 4242\) was ended by SIGKILL .*memory") as caught:
         _conclude({0: failure(3), 1: failure(-signal.SIGKILL)}, interrupted=False)
     assert caught.value.exit_code == 3
