@@ -94,8 +94,7 @@ def run_reporting_usage(app: typer.Typer) -> None:
     try:
         code = app(standalone_mode=False)
     except _USAGE_ERRORS as error:
-        message = error.format_message() or "no command given; see shadowlab --help"
-        _print(f"error: {' '.join(message.split())}", as_json="--json" in sys.argv)
+        _print(f"error: {' '.join(error.format_message().split())}", as_json="--json" in sys.argv)
         sys.exit(2)
     except typer.Abort:
         sys.exit(130)

@@ -39,6 +39,13 @@ class Group(TyperGroup):
             self.rich_markup_mode = None
         super().format_help(ctx, formatter)
 
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        """Without words the page is printed, which the base class takes for the text of an error."""
+        if not args and self.no_args_is_help and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help())
+            raise typer.Exit(2)
+        return super().parse_args(ctx, args)
+
     def format_commands(self, ctx: typer.Context, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}
         for name in self.list_commands(ctx):

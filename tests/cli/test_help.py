@@ -31,12 +31,12 @@ COMMANDS = dict(commands(ROOT))
 PAGES = [(), ("data",), ("bench",), ("config",), *COMMANDS]
 
 
-def page(*words: str, columns: int, flag: str = "-h") -> str:
+def page(*words: str, columns: int, flag: str | None = "-h", code: int = 0) -> str:
     """What is printed in a terminal of that width. Typer's own test runner always has 80 columns."""
     written = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(written):
         patch.setenv("COLUMNS", str(columns))
-        assert ROOT.main([*words, flag], prog_name="shadowlab", standalone_mode=False) == 0
+        assert ROOT.main([*words, *([flag] if flag else [])], prog_name="shadowlab", standalone_mode=False) == code
     return written.getvalue()
 
 
@@ -86,6 +86,12 @@ def parsed_group(words: tuple[str, ...]) -> Any:
 @pytest.mark.parametrize("words", PAGES, ids=" ".join)
 def test_both_flags_print_the_same(words: tuple[str, ...]) -> None:
     assert page(*words, columns=60, flag="--help") == page(*words, columns=60)
+
+
+@pytest.mark.parametrize("columns", [60, 120])
+@pytest.mark.parametrize("words", [(), ("config",), ("data",), ("bench",)])
+def test_a_group_without_a_command_prints_its_page(words: tuple[str, ...], columns: int) -> None:
+    assert page(*words, columns=columns, flag=None, code=2) == page(*words, columns=columns)
 
 
 @pytest.mark.parametrize("columns", [60, 120])
