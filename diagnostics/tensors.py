@@ -86,7 +86,8 @@ def magnitude(tensors: Sequence[Tensor]) -> Tensor:
         groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
     device = tensors[0].device
     norms = [norm.to(device, torch.float64) for group in groups.values() for norm in torch._foreach_norm(group)]
-    return torch.linalg.vector_norm(torch.stack([norm.real if norm.is_complex() else norm for norm in norms]))
+    joint: Tensor = torch.linalg.vector_norm(torch.stack([norm.real if norm.is_complex() else norm for norm in norms]))
+    return joint
 
 
 def any_bad(tensors: Sequence[Tensor]) -> bool:

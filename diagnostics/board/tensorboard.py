@@ -113,7 +113,7 @@ class TensorBoardView:
         self._writer.file_writer.add_summary(Summary.FromString(b"".join(drawn.entries)), drawn.step)
 
     def _add_histogram(self, name: str, content: Histogram, step: int) -> None:
-        # add_histogram raises on NaN (pytorch#31855): the finite part is drawn, the rest is a scalar beside it.
+        # add_histogram raises on NaN (pytorch#31855): the finite part is drawn, the rest is a scalar next to it.
         if not content.counts:
             return
         num_bins = len(content.counts)
@@ -138,21 +138,16 @@ class TensorBoardView:
 def rebuild(
     records: Iterable[Mapping[str, Any]], folder: Path, *, in_full: Callable[[str], bool] = lambda name: False
 ) -> None:
-    """Write the view of a run anew from its records: the same scalars, charts, histograms and text, no pictures.
+    """Rebuild the view of a run from its records: the same scalars, charts, histograms and text, no pictures.
 
     Raises:
         FileExistsError: the folder holds event files; a second copy of every curve would be drawn over the first.
     """
-    refuse_second_view(folder)
+    if any(folder.glob("events.out.tfevents.*")):
+        raise FileExistsError(f"{folder} holds a TensorBoard view already; name an empty folder or remove its files")
     view = TensorBoardView(folder, in_full=in_full)
     try:
         for record in records:
             view.write(record)
     finally:
         view.close()
-
-
-def refuse_second_view(folder: Path) -> None:
-    """Raise FileExistsError where `folder` holds event files."""
-    if any(folder.glob("events.out.tfevents.*")):
-        raise FileExistsError(f"{folder} holds a TensorBoard view already; name an empty folder or remove its files")

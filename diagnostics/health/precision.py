@@ -33,7 +33,7 @@ SKIP_WINDOW, SKIP_SHARE = 100, 0.25
     live=True,
 )
 def headroom(history: History) -> list[Finding]:
-    """A layer whose values grow step by step overflows at a step that can be foretold.
+    """A layer whose values grow step by step overflows at a step that can be predicted.
 
     Headroom is log2 of the dtype's largest number over the largest magnitude: a straight line where values grow by a
     constant factor. The least-squares line over the last records with statistics says when 0 is reached. A headroom
@@ -231,7 +231,7 @@ def _first_bad_layer(table: LayerTable, part: str, skipped: set[int], sound: set
     live=True,
 )
 def scaler_collapse(history: History) -> list[Finding]:
-    """A gradient scaler that halves its scale for ever does not meet gradients that are too large, but a fault.
+    """A gradient scaler that halves its scale forever does not meet gradients that are too large, but a fault.
 
     The first steps of a run are skipped until the scale fits, and one step in about two thousand afterwards: that is
     its work. At a scale below 1 gradients are made smaller than they are, and overflow still.

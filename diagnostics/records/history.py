@@ -174,7 +174,7 @@ class History:
 
     @cached_property
     def layer_names(self) -> tuple[str, ...]:
-        """In the order of execution; one that ran in some steps alone stands behind its predecessor in those."""
+        """In the order of execution; one that ran in some steps only comes after its predecessor in those."""
         return _merged_order(record.get("layers", {}) for record in self._measured)
 
     @cached_property

@@ -152,7 +152,7 @@ class FindingRecord(TypedDict):
     parameter: str | None
     """The parameter concerned."""
     predicted_step: int | None
-    """When it will overflow, where the rule foretells that."""
+    """When it will overflow, where the rule predicts that."""
     part: str | None
     """`activation` or `gradient`, where the finding is about one of a layer's."""
 

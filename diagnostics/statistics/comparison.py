@@ -19,18 +19,21 @@ class LayerTrace:
 
     Keeps whole tensors: for one small step, not for training. Forwards that activation checkpointing repeats count
     once.
-
-    Attributes:
-        activations, gradients: layer name -> tensors in the order of their calls, in their own dtypes.
     """
+
+    activations: dict[str, list[Tensor]]
+    """Layer -> its outputs of any shape in the order of the calls, in their own dtypes."""
+    gradients: dict[str, list[Tensor]]
+    """Layer -> gradients by its outputs, in the order in which they arrived."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self.activations: dict[str, list[Tensor]] = {}
-        self.gradients: dict[str, list[Tensor]] = {}
+        self.activations = {}
+        self.gradients = {}
 
     @contextmanager
     def recording(self) -> Iterator[None]:
+        """Copy what runs inside."""
         handles = [
             module.register_forward_hook(partial(self._after_forward, name))
             for name, module in leaf_modules(self._model).items()
@@ -68,9 +71,11 @@ class Deviation:
 
 
 def deviation(seen: Sequence[Tensor], reference: Sequence[Tensor], scale: float = 1.0) -> Deviation:
-    """Of tensors as if each list were one tensor.
+    """How far apart two runs are, of tensors as if each list were one tensor.
 
     Args:
+        seen: of any shapes and floating dtypes.
+        reference: as many of the same shapes, in a better precision.
         scale: what `seen` was multiplied with on purpose (a gradient scaler's); its headroom and underflow are those
             of the scaled values.
 

@@ -47,7 +47,7 @@ class LayerStatistics:
     Gradients are taken by hooks on the output tensors, not by full backward hooks, which break in-place operators
     (pytorch#61519). Under activation checkpointing the repeated forward is not counted twice. Several calls of a
     module (gradient accumulation, shared layers) and several tensors of an output are measured as one tensor.
-    Measured are floating and complex outputs (see `statistics.dense` for sparse, complex and sharded ones).
+    Measured are floating and complex outputs (see `tensors.dense` for sparse, complex and sharded ones).
     Compiled modules run eagerly inside `recording`: torch.compile does not notice hooks that come after it. What
     they compute then differs by rounding from a compiled step, here alone does watching change a number.
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ class ParameterStatistics:
         statistics.before_step()
         optimizer.step()
         statistics.after_step()
-        records = statistics.collect()      # the only transfer to the host
+        numbers = statistics.collect()      # the only transfer to the host
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -87,7 +87,7 @@ class ParameterStatistics:
         """Call after backward (and unscaling), before clipping.
 
         Args:
-            norms: what `gradient_norms` gave for these gradients, where the loop has it.
+            norms: scalars, what `gradient_norms` gave for these gradients, where the loop has it.
         """
         trained = {name: p for name, p in self._named.items() if p.requires_grad}
         self._measured = list(trained)
@@ -132,7 +132,7 @@ class ParameterStatistics:
 
 
 def gradient_norms(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """L2 norm of each gradient that exists, scalars on the device.
+    """L2 norm of each gradient that exists, of any shape: name -> scalar on its device.
 
     Summed and returned in float64 (float32 on devices that have no float64): finite float32 gradients of 1e20 have
     a finite norm. Of a sparse gradient, the norm of the summed entries; of a sharded one (DTensor), of the whole,
@@ -149,7 +149,7 @@ def gradient_norms(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
 
 
 def total_norm(norms: Iterable[Tensor]) -> Tensor:
-    """Global L2 norm from per-tensor norms, a scalar; float64 unless the device has none. 0 for no norms.
+    """Global L2 norm from per-tensor norms (scalars), a scalar; float64 unless the device has none. 0 for no norms.
 
     No finite norms overflow it unless the result exceeds the type; NaN and Inf pass through.
     """
@@ -187,10 +187,11 @@ def _scaled_norm(x: Tensor) -> Tensor:
     """Norm of x / max |x|, times max |x|: squares neither overflow nor vanish. NaN and Inf come out as they are."""
     if x.numel() == 0:
         return torch.zeros((), dtype=x.dtype, device=x.device)
-    largest = torch.linalg.vector_norm(x, ord=math.inf)
+    largest: Tensor = torch.linalg.vector_norm(x, ord=math.inf)
     # an all-zero or non-finite tensor is left alone: 0 / 0 and inf / inf would be nan
     divisor = torch.where((largest > 0) & (largest < math.inf), largest, 1.0)
-    return torch.linalg.vector_norm(x / divisor) * divisor
+    norm: Tensor = torch.linalg.vector_norm(x / divisor)
+    return norm * divisor
 
 
 def _without_partial_sums(gradient: Tensor) -> Tensor:
@@ -198,10 +199,11 @@ def _without_partial_sums(gradient: Tensor) -> Tensor:
     placements = getattr(gradient, "placements", None)
     if placements is None or not any(placement.is_partial() for placement in placements):
         return gradient
-    from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor import DTensor, Replicate
 
-    whole: Any = gradient
-    return whole.redistribute(placements=[Replicate() if p.is_partial() else p for p in placements])
+    wanted = [Replicate() if placement.is_partial() else placement for placement in placements]
+    summed: Tensor = cast(DTensor, gradient).redistribute(placements=wanted)
+    return summed
 
 
 def _across_shards(norms: dict[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, Tensor]:

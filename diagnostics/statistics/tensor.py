@@ -61,7 +61,7 @@ class Samples:
         self._num_samples = 0
 
     def add(self, tensor: Tensor) -> int | None:
-        """Sample a floating or complex tensor; the sample's number, or None where it holds nothing.
+        """Sample a floating or complex tensor of any shape; the sample's number, or None where it holds nothing.
 
         No host synchronisation, input unchanged.
         """
@@ -167,7 +167,7 @@ class TensorStatistics:
 
     @classmethod
     def of(cls, tensor: Tensor) -> "TensorStatistics":
-        """Statistics of one tensor, read at once: a host synchronisation."""
+        """Statistics of one floating or complex tensor of any shape, read at once: a host synchronisation."""
         samples = Samples()
         return samples.summarize([[samples.add(tensor)]])[0]
 
