@@ -1,7 +1,7 @@
 """Things small enough to build in every test: a UNet in the hub's layout, a VAE, a data set, a trainee."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -114,10 +114,17 @@ def stage_config(folders: dict[str, Path], output: Path, *assignments: str) -> C
     )
 
 
-def trainee_of(weights: Path, *assignments: str, processes: Processes | None = None) -> Trainee:
-    """A trainee of `weights` at a rate that moves every weight."""
+def trainee_of(
+    weights: Path,
+    *assignments: str,
+    processes: Processes | None = None,
+    trains: Callable[[str], bool] = lambda name: True,
+) -> Trainee:
+    """A trainee of `weights` at a rate that moves every weight. trains: whether the parameter of a name does."""
     config = config_of(weights, "optimizer.learning_rate=1e-2", "optimizer.warmup_steps=0", *assignments)
     unet = copy.deepcopy(_loaded(str(weights)))
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_(trains(name))
     alone = processes or SingleProcess(torch.device("cpu"))
     prepare_unet(unet, config, alone.device)
     settings = config.train

@@ -7,13 +7,8 @@ from shadowlab.training.capture import (
     restore_bad_tensors,
     state_tensors,
 )
-from shadowlab.training.checkpoint import (
-    complete_checkpoints,
-    load_checkpoint,
-    newest_sound_checkpoint,
-    remove_unfinished,
-    save_checkpoint,
-)
+from shadowlab.training.checkpoint import load_checkpoint, save_checkpoint
+from shadowlab.training.checkpoint_files import complete_checkpoints, newest_sound_checkpoint, remove_unfinished
 from shadowlab.training.data_wait import DataWait
 from shadowlab.training.interruption import Interruption, ending_at_once
 from shadowlab.training.source import BatchSource, open_source

@@ -20,12 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diagnostics.incidents import load_evidence
+from diagnostics import all_finite
 from shadowlab.distributed import is_sharded, local
 from shadowlab.errors import UserError
 from shadowlab.runs import RunFolder
 from shadowlab.settings import OptimizerConfig
 from shadowlab.tasks import EncodedBatch
-from shadowlab.training.checkpoint import complete_checkpoints, state_by_kind, training_state, write_checkpoint
+from shadowlab.training.checkpoint_files import complete_checkpoints, write_checkpoint
+from shadowlab.training.state import state_by_kind, training_state
 from shadowlab.training.step import StepPlace
 from shadowlab.training.trainee import Trainee
 
@@ -160,10 +162,12 @@ def state_tensors(trainee: Trainee) -> dict[str, Tensor]:
 @contextmanager
 def _repaired(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Inside, elements that are not finite are 0. Yields copies of the tensors that had any."""
-    bad = {name: t.detach().clone() for name, t in state.items() if not torch.isfinite(t).all()}
+    bad = {name: t.detach().clone() for name, t in state.items() if not bool(all_finite([t]))}
     with torch.no_grad():
         for name in bad:
-            state[name].nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+            tensor = state[name]
+            values = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # 8-bit floats have no nan_to_num
+            tensor.copy_(values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
         try:
             yield bad
         finally:

@@ -11,18 +11,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
 from torch import Tensor
 
 from shadowlab.errors import StageFailedError, UserError
 from shadowlab.models.unet import predict_velocity, remove_cross_attention
-from shadowlab.training import checkpoint
-from shadowlab.training.checkpoint import (
-    complete_checkpoints,
-    load_checkpoint,
-    newest_sound_checkpoint,
-    remove_unfinished,
-    save_checkpoint,
-)
+from shadowlab.training import checkpoint_files
+from shadowlab.training.checkpoint import load_checkpoint, save_checkpoint
+from shadowlab.training.checkpoint_files import complete_checkpoints, newest_sound_checkpoint, remove_unfinished
 from shadowlab.training.trainee import Trainee
 from tests import tiny
 from tests.training.test_step import assert_equal, everything, take_step
@@ -105,6 +101,73 @@ def test_no_pickle(trainee: Trainee, tmp_path: Path) -> None:
     assert not [file for file in files if b"cpickle" in file.read_bytes()[:64] or file.read_bytes()[:2] == b"\x80\x04"]
 
 
+# --- frozen parameters -------------------------------------------------------------------------------------------
+
+
+def frozen_trainee(hub_folder: Path, *words: str) -> Trainee:
+    """Only self-attention trains."""
+    return tiny.trainee_of(hub_folder, *words, trains=lambda name: ".attn1." in name)
+
+
+@pytest.mark.parametrize("words", [(), ("precision=fp16-pure", "allow_unsafe=true", "optimizer.eps=1e-4")])
+def test_frozen_parameters_are_in_the_folder_and_cost_nothing_else(
+    hub_folder: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    trainee = frozen_trainee(hub_folder, *words)
+    first = tiny.weights_of(trainee)
+    for step in range(2):
+        take_step(trainee, step)
+    names, every = set(trainee.parameters()), {name for name, _ in trainee.unet.named_parameters()}
+    assert 0 < len(names) < len(every)
+    assert trainee.ema is not None and len(trainee.ema.shadow_params) == len(names)
+    assert set(trainee.optimizer.state) == set(trainee.parameters().values())
+
+    path = save(tmp_path, trainee)
+    raw, averaged = (load_file(path / part / checkpoint_files.WEIGHTS_NAME) for part in ("unet", "ema"))
+    assert raw.keys() == averaged.keys() == every
+    assert {name.rpartition("/")[0] for name in load_file(path / "optimizer.safetensors")} == names
+    for name in every - names:
+        assert torch.equal(raw[name], first[name]) and torch.equal(averaged[name], first[name])
+    for name in names:
+        assert not torch.equal(raw[name], first[name]) and not torch.equal(averaged[name], raw[name])
+    for part in ("unet", "ema"):
+        UNet2DConditionModel.from_pretrained(path / part)
+
+    again = frozen_trainee(hub_folder, *words)
+    load_checkpoint(path, again)
+    assert_equal(everything(again), everything(trainee))
+    assert take_step(again, 2) == take_step(trainee, 2)
+    assert_equal(everything(again), everything(trainee))
+
+
+def test_other_parameters_that_train_are_refused(trainee: Trainee, hub_folder: Path, tmp_path: Path) -> None:
+    everywhere = save(tmp_path / "a", trainee)
+    with pytest.raises(
+        UserError, match=r"holds a state of \S+, which is no trained parameter of the model; resume with"
+    ):
+        load_checkpoint(everywhere, frozen_trainee(hub_folder))
+    part = frozen_trainee(hub_folder)
+    take_step(part, 0)
+    with pytest.raises(UserError, match=r"has no state of \S+, which is trained; resume with"):
+        load_checkpoint(save(tmp_path / "b", part, 1), tiny.trainee_of(hub_folder))
+
+
+def test_the_precision_must_be_the_same_unless_it_is_to_be_changed(
+    trainee: Trainee, hub_folder: Path, tmp_path: Path
+) -> None:
+    path = save(tmp_path, trainee)
+    half = tiny.trainee_of(hub_folder, "precision=fp16-pure", "allow_unsafe=true", "optimizer.eps=1e-4")
+    with pytest.raises(
+        UserError, match=r"is torch\.float32, the model has torch\.float16; take the precision that the run"
+    ):
+        load_checkpoint(path, half)
+    load_checkpoint(path, half, converts=True)
+    state = half.optimizer.state[half.unet.conv_in.weight]
+    assert {state["exp_avg"].dtype, half.unet.conv_in.weight.dtype} == {torch.float16}
+    wanted = trainee.optimizer.state[trainee.unet.conv_in.weight]["exp_avg"].half()
+    assert torch.equal(state["exp_avg"], wanted)
+
+
 # --- incomplete --------------------------------------------------------------------------------------------------
 
 
@@ -115,7 +178,7 @@ def test_only_complete_ones_count(trainee: Trainee, tmp_path: Path) -> None:
     assert [path.name for path in paths] == [f"step-{step:08d}" for step in (1, 2, 3, 4, 5)]
     (paths[1] / "COMPLETE").unlink()
     (paths[2] / "COMPLETE").write_text('{"state.json": ')
-    weights = paths[3] / "unet" / checkpoint.WEIGHTS_NAME
+    weights = paths[3] / "unet" / checkpoint_files.WEIGHTS_NAME
     weights.write_bytes(weights.read_bytes()[:-1])
     (paths[4] / "optimizer.safetensors").unlink()
     (tmp_path / ".step-00000009.partial").mkdir()
@@ -180,7 +243,7 @@ def test_a_full_disk_leaves_the_earlier_ones(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, victim, full)
+    monkeypatch.setattr(checkpoint_files, victim, full)
     with pytest.raises(UserError, match=r"No space left.*earlier checkpoints stay, free the disk or make it writable"):
         save(tmp_path, trainee, 2, keep_last=1)
     monkeypatch.undo()
@@ -191,8 +254,8 @@ def test_a_full_disk_leaves_the_earlier_ones(
 def test_too_little_space_is_known_before_writing(
     trainee: Trainee, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 2**20))
-    monkeypatch.setattr(checkpoint, "save_file", None)  # nothing is tried
+    monkeypatch.setattr(checkpoint_files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 2**20))
+    monkeypatch.setattr(checkpoint_files, "save_file", None)  # nothing is tried
     with pytest.raises(UserError, match=r"checkpoint not written \(it takes 1 MiB, 1 MiB are free"):
         save(tmp_path, trainee)
 

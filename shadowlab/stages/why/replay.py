@@ -119,8 +119,7 @@ class Replay:
             ema_decay=self.captured.ema_decay,
         )
         if base is not None:
-            load_checkpoint(base, trainee)
-            _match_dtypes(trainee)
+            load_checkpoint(base, trainee, converts=True)  # a counterfactual may have another precision
         if self.has_bad_tensors and not repaired and checkpoint is None:
             restore_bad_tensors(self.incident, trainee)
         return trainee
@@ -177,18 +176,10 @@ def _averages(trainee: Trainee) -> list[Tensor]:
     return [] if trainee.ema is None else trainee.ema.shadow_params
 
 
-def _match_dtypes(trainee: Trainee) -> None:
-    """Moments take the precision of their parameters: the checkpoint's may be another one."""
-    for parameter, state in trainee.optimizer.state.items():
-        for key in ("exp_avg", "exp_avg_sq"):
-            if key in state:
-                state[key] = state[key].to(parameter.dtype)
-
-
 @contextmanager
 def _undone(trainee: Trainee) -> Iterator[OptimizerState]:
     """Afterwards the trainee is as it was before. Yields copies of what an optimizer changes."""
-    before = OptimizerState([trainee.optimizer], trainee.unet.parameters(), _averages(trainee))
+    before = OptimizerState([trainee.optimizer], trainee.parameters().values(), _averages(trainee))
     updates = None if trainee.ema is None else trainee.ema.optimization_step
     scale = None if trainee.scaler is None else trainee.scaler.state_dict()
     skips = (trainee.watch.skips_in_a_row, trainee.watch.num_skipped)
@@ -207,5 +198,5 @@ def _undone(trainee: Trainee) -> Iterator[OptimizerState]:
 def _largest_change(trainee: Trainee, before: OptimizerState) -> float:
     """The optimizer step's, over all weights."""
     old = {id(parameter): copy for parameter, copy in before._parameters}
-    changes = [(p.detach().float() - old[id(p)].float()).abs().max() for p in trainee.unet.parameters()]
+    changes = [(p.detach().float() - old[id(p)].float()).abs().max() for p in trainee.parameters().values()]
     return torch.stack(changes).max().item()

@@ -1,0 +1,276 @@
+"""The state of any torch optimizer as a checkpoint holds it, and back.
+
+optimizer.safetensors   the tensors: `PARAMETER/exp_avg`, ...
+optimizer.json          all else; absent for AdamW's own states, whose names say all
+    optimizer       class name
+    groups          [{"parameters": [NAME, ..], "options": {OPTION: tree}}, ..]
+    state           {PARAMETER: tree}
+    other_state     {KEY: tree}: what an optimizer keeps under other keys than parameters
+    without_state   parameters that no step has given a state
+
+Trees: shadowlab/training/state_tree.py. What an optimizer keeps outside `state` and `param_groups` is not saved, as it
+is not by torch's own `state_dict`.
+"""
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from shadowlab.errors import UserError
+from shadowlab.training.state_tree import FIX, TreeReader, TreeWriter
+
+TENSORS, DOCUMENT = "optimizer.safetensors", "optimizer.json"
+
+# Options of a group that the configuration, the schedule or the machine decides, on resume as at the start.
+_CONFIGURED = {
+    *("params", "param_names", "lr", "initial_lr", "betas", "eps", "weight_decay"),
+    *("fused", "foreach", "capturable", "differentiable"),
+}
+_SECTIONS = {"optimizer": str, "groups": list, "state": dict, "other_state": dict, "without_state": list}
+
+
+@dataclass(frozen=True)
+class WrittenOptimizer:
+    """An optimizer's state on its way to the disk."""
+
+    tensors: dict[str, Tensor]
+    """Name -> tensor as this process holds it, sharing the optimizer's memory."""
+    document: dict[str, Any] | None
+    """optimizer.json; None where the names of the tensors say all."""
+
+
+@dataclass(frozen=True)
+class SavedOptimizer:
+    """An optimizer's state as it was read, without any knowledge of the optimizer that is to have it."""
+
+    folder: Path
+    tensors: dict[str, Tensor]
+    kind: str
+    """Class name."""
+    groups: list[dict[str, Any]] | None
+    """None where there was no optimizer.json: one group of AdamW's."""
+    state: dict[str, Any]
+    """Parameter -> tree."""
+    other_state: dict[str, Any]
+
+    @property
+    def file(self) -> Path:
+        """What errors name."""
+        return self.folder / (TENSORS if self.groups is None else DOCUMENT)
+
+    @classmethod
+    def load(cls, folder: Path) -> "SavedOptimizer":
+        """Raises OSError, SafetensorError, ValueError or KeyError where the files are damaged."""
+        tensors = load_file(folder / TENSORS)
+        if not (folder / DOCUMENT).exists():
+            state: dict[str, Any] = {}
+            for key in tensors:
+                name, _, part = key.rpartition("/")
+                state.setdefault(name, {"dict": {}})["dict"][part] = {"tensor": key}
+            return cls(folder, tensors, torch.optim.AdamW.__name__, None, state, {})
+        document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
+        _require_document(document)
+        kind, groups, state = document["optimizer"], document["groups"], document["state"]
+        return cls(folder, tensors, kind, groups, state, document["other_state"])
+
+
+def write_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> WrittenOptimizer:
+    """The state of `optimizer`, sharing its memory.
+
+    Args:
+        parameters: name -> parameter, all of the model's.
+
+    Raises:
+        UserError: a state that safetensors and JSON cannot hold, or that belongs to no parameter of the model.
+    """
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    writer = TreeWriter()
+    state: dict[str, Any] = {}
+    other: dict[str, Any] = {}
+    for key, value in _entries(optimizer):
+        if isinstance(key, str):
+            other[key] = writer.write(value, key, None)
+        elif value:
+            name = _name_of(key, names)
+            state[name] = writer.write(value, name, key.device)
+    groups = []
+    for i, group in enumerate(optimizer.param_groups):
+        options = {key: writer.write(group[key], f"param_groups/{i}/{key}", None) for key in _kept_options(group)}
+        groups.append({"parameters": [_name_of(p, names) for p in group["params"]], "options": options})
+    stateless = [name for group in groups for name in group["parameters"] if name not in state]
+    is_usual = type(optimizer) is torch.optim.AdamW and len(groups) == 1 and not other and _names_say_all(state)
+    if is_usual and (not state or not any(parameters[name].requires_grad for name in stateless)):
+        return WrittenOptimizer(writer.tensors, None)
+    document = {"optimizer": type(optimizer).__name__, "groups": groups, "state": state}
+    return WrittenOptimizer(writer.tensors, document | {"other_state": other, "without_state": stateless})
+
+
+def parts_of_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Name -> tensor and name -> Python float of all that can be named; never raises.
+
+    Tensors share the optimizer's memory. A sharded one that is made of tensors is given as this process's parts.
+    """
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    writer = TreeWriter(strict=False)
+    for key, value in _entries(optimizer):
+        writer.write(value, key if isinstance(key, str) else names.get(id(key), "unnamed"), None)
+    for i, group in enumerate(optimizer.param_groups):
+        for key in _kept_options(group):
+            writer.write(group[key], f"param_groups/{i}/{key}", None)
+    return writer.tensors, writer.floats
+
+
+def prepare_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], saved: SavedOptimizer, *, num_updates: int
+) -> None:
+    """Check that `saved` is of this optimizer, and have it make the state that the saved values are to fill.
+
+    For the latter it steps with gradients of zero, so weights must be restored AFTER this.
+
+    Args:
+        parameters: name -> parameter, all of the model's. num_updates: optimizer steps that the saved state has seen.
+
+    Raises:
+        UserError: it is of another optimizer, of other parameters, or not whole.
+    """
+    if saved.kind != type(optimizer).__name__:
+        raise UserError(f"{saved.file}: the state of {saved.kind}, the run has {type(optimizer).__name__}; {FIX}")
+    _check_groups(optimizer, parameters, saved)
+    strange = sorted(name for name in saved.state if name not in parameters or not parameters[name].requires_grad)
+    if strange:
+        raise UserError(
+            f"{saved.file}: holds a state of {strange[0]}, which is no trained parameter of the model; {FIX}"
+        )
+    if saved.groups is None and (saved.state or num_updates > 0):
+        missing = [name for name, p in parameters.items() if p.requires_grad and name not in saved.state]
+        if missing:
+            raise UserError(f"{saved.file}: has no state of {missing[0]}, which is trained; {FIX}")
+    if any(not optimizer.state.get(parameters[name]) for name in saved.state):
+        _make_state(optimizer)
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    saved: SavedOptimizer,
+    *,
+    converts: bool = False,
+) -> None:
+    """Give a prepared optimizer the saved values.
+
+    Args:
+        converts: floating tensors take the dtype that the optimizer gives them; otherwise dtypes must be the same.
+
+    Raises:
+        UserError: a tensor or a number does not fit. ValueError: the files are damaged.
+    """
+    reader = TreeReader(saved.tensors, saved.file, converts=converts)
+    for name, parameter in parameters.items():
+        if name not in saved.state:
+            optimizer.state.pop(parameter, None)
+            continue
+        tree, live = saved.state[name], optimizer.state.get(parameter)
+        added = [] if saved.groups is not None else [key for key in tree["dict"] if key not in (live or {})]
+        if added:
+            raise UserError(f"{saved.file}: {name}/{added[0]} is unknown to the optimizer; {FIX}")
+        optimizer.state[parameter] = reader.read(tree, name, parameter.device, live)
+    device = next(iter(parameters.values())).device
+    others: dict[Any, Any] = {key: value for key, value in optimizer.state.items() if isinstance(key, str)}
+    others = reader.read({"dict": saved.other_state}, "other_state", device, others)
+    optimizer.state.update(others)
+    for i, (group, kept) in enumerate(zip(optimizer.param_groups, saved.groups or [], strict=False)):
+        live = {key: group[key] for key in _kept_options(group)}
+        group.update(reader.read({"dict": kept["options"]}, f"param_groups/{i}", device, live))
+    if reader.unread():
+        raise ValueError(f"{TENSORS} holds {reader.unread()[0]}, which {DOCUMENT} does not know")
+
+
+def _require_document(document: Any) -> None:
+    """Raise ValueError or KeyError where this is not the outline of optimizer.json."""
+    if not isinstance(document, dict) or any(type(document.get(key)) is not kind for key, kind in _SECTIONS.items()):
+        raise ValueError(f"{DOCUMENT} is not an optimizer's")
+    listed = set(map(str, document["without_state"])) | document["state"].keys()
+    for group in document["groups"]:
+        if not isinstance(group, dict) or [type(group.get(key)) for key in ("parameters", "options")] != [list, dict]:
+            raise ValueError(f"{DOCUMENT} holds a group that is none")
+        strange = [name for name in map(str, group["parameters"]) if name not in listed]
+        if strange:
+            raise ValueError(f"{DOCUMENT} does not say what state {strange[0]} has")
+
+
+def _entries(optimizer: torch.optim.Optimizer) -> list[tuple[Any, Any]]:
+    """Of `optimizer.state`: a parameter or a text, and its state."""
+    return list(optimizer.state.items())
+
+
+def _name_of(parameter: Any, names: dict[int, str]) -> str:
+    if id(parameter) not in names:
+        raise UserError(
+            f"the optimizer has a parameter of shape {tuple(parameter.shape)} that is not the model's; give it the "
+            "model's alone"
+        )
+    return names[id(parameter)]
+
+
+def _names_say_all(state: dict[str, Any]) -> bool:
+    """Whether every state is tensors alone, under `PARAMETER/KEY`."""
+    return all(
+        tree.keys() == {"dict"} and all(one.get("tensor") == f"{name}/{key}" for key, one in tree["dict"].items())
+        for name, tree in state.items()
+    )
+
+
+def _kept_options(group: dict[str, Any]) -> list[str]:
+    """Keys of what an optimizer may keep in a group between its steps. Functions and dtypes are its caller's."""
+    fixed = (torch.dtype, torch.device)
+    return [k for k, v in group.items() if k not in _CONFIGURED and not callable(v) and not isinstance(v, fixed)]
+
+
+def _check_groups(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], saved: SavedOptimizer
+) -> None:
+    if saved.groups is None:
+        return
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    groups = [[_name_of(p, names) for p in group["params"]] for group in optimizer.param_groups]
+    then = [group["parameters"] for group in saved.groups]
+    if len(groups) != len(then):
+        raise UserError(f"{saved.file}: {len(then)} parameter groups, the optimizer has {len(groups)}; {FIX}")
+    for i, (mine, theirs) in enumerate(zip(groups, then, strict=True)):
+        if mine != theirs:
+            differing = [name for name in [*theirs, *mine] if (name in theirs) != (name in mine)]
+            what = f"{differing[0]} is in one of them alone" if differing else "the order is another"
+            raise UserError(
+                f"{saved.file}: group {i} has {len(theirs)} parameters, the optimizer's has {len(mine)}: {what}; {FIX}"
+            )
+
+
+def _make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Have an optimizer make the state of its first step, on gradients of zero; weights may move.
+
+    torch.distributed.checkpoint does the same.
+    """
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    gradients = [parameter.grad for parameter in trained]
+    needs_closure = inspect.signature(optimizer.step).parameters.get("closure")
+    accelerators = {parameter.device for parameter in trained if parameter.device.type != "cpu"}
+    with torch.random.fork_rng(devices=accelerators, device_type=next((d.type for d in accelerators), "cuda")):
+        try:
+            for parameter in trained:
+                parameter.grad = torch.zeros_like(parameter)
+            if needs_closure is not None and needs_closure.default is inspect.Parameter.empty:
+                optimizer.step(lambda: 0.0)
+            else:
+                optimizer.step()
+        finally:
+            for parameter, gradient in zip(trained, gradients, strict=True):
+                parameter.grad = gradient
