@@ -4,7 +4,7 @@ A tree is what stands in JSON for a value:
 
     null, true, 3, 0.5, "text"          the same
     {"float": "nan"}                    a float that JSON has no number for: nan, inf, -inf
-    {"tensor": NAME}                    a tensor of the safetensors file; also "cpu": true where it lies on the host and its
+    {"tensor": NAME}                    a tensor of the file; also "cpu": true where it lies on the host and its
                                         parameter elsewhere
     {"subclass": CLASS, "parts": {..}}  a tensor made of tensors (`__tensor_flatten__`): 8-bit states, for instance
     [..], {"tuple": [..]}               a list, a tuple
