@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diagnostics.incidents import load_evidence
 from diagnostics import all_finite
+from diagnostics.incidents import load_evidence
 from shadowlab.distributed import is_sharded, local
 from shadowlab.errors import UserError
 from shadowlab.runs import RunFolder
