@@ -26,14 +26,14 @@ _WIDE = (torch.float32, torch.float64, torch.bfloat16)
 
 def advice(event: Event, phase: str, exception: str | None, cause: str) -> str:
     """One sentence for this birth."""
-    op, name = event.op, event.op.removeprefix("_foreach_").rstrip("_")
+    op, dtype, name = event.op, event.values.dtype, event.op.removeprefix("_foreach_").rstrip("_")
     if cause == "bad_data" and event.name is None:
         return "look at where this tensor is made, and give the step's tensors as `batch` to see it named"
     if cause == "kernel" and (event.is_number or name in _FILLS):
         return "this line puts a NaN there: see what makes it do so"
-    if cause == "underflow" and name in ("log", "log2", "log10") and event.dtype in _WIDE:
+    if cause == "underflow" and name in ("log", "log2", "log10") and dtype in _WIDE:
         return "take the stable form: log_softmax, cross_entropy, logsigmoid, binary_cross_entropy_with_logits"
-    diverges = cause == "overflow" and event.dtype in _WIDE and name not in ("exp", "_to_copy")
+    diverges = cause == "overflow" and dtype in _WIDE and name not in ("exp", "_to_copy")
     if diverges and phase in ("forward", "loss", "backward", "optimizer"):
         return (
             "no wider type helps much: values have grown beyond this one's range. Lower the learning rate, warm up, "

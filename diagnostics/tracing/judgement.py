@@ -9,10 +9,13 @@ from torch import Tensor
 
 from diagnostics.ranks import num_ranks
 from diagnostics.tensors import is_inexact
-from diagnostics.tracing.events import Event
-from diagnostics.tracing.nested import leaves
-from diagnostics.tracing.operators import is_arithmetic, operator
-from diagnostics.tracing.recomputation import Before, LostError, Recorder, element, run_in_float64, widened
+from diagnostics.tracing.bad_values import BadValues
+from diagnostics.tracing.calls import OperatorCall, widened
+from diagnostics.tracing.nested import tensor_leaves
+from diagnostics.tracing.operands import NO_REFERENCE, Operands
+from diagnostics.tracing.operators import Operator, is_arithmetic, operator
+from diagnostics.tracing.recomputation import Recorder
+from diagnostics.tracing.step_context import Place
 
 # Position of the operand that must not be zero.
 _DENOMINATORS = {"div": 1, "div_": 1, "true_divide": 1, "reciprocal": 0, "reciprocal_": 0, "log": 0, "log_": 0}
@@ -30,35 +33,36 @@ _SQUARES = {"linalg_vector_norm", "norm", "_foreach_norm", "native_layer_norm", 
 _SQUARES |= {"native_batch_norm", "mse_loss", "_fused_rms_norm"} | _SPREADS
 
 
-@dataclass
+@dataclass(frozen=True)
 class Judgement:
-    """exception and cause as in a verdict. operands: values at the first bad index, by name."""
+    """Exception and cause as in a verdict."""
 
     exception: str | None
     cause: str
     operands: dict[str, Any] = field(default_factory=dict)
+    """Their values at the first bad index, by name: numbers, or a text for a tensor that has no such index."""
 
 
-def judge(event: Event, call: Before, recorder: Recorder) -> Judgement:
+def judge(call: OperatorCall, values: BadValues, place: Place, recorder: Recorder, *, is_turned: bool) -> Judgement:
     """What happened in an operator that has just returned harmful values from operands without any.
 
     Reads operands where they lie, so it must run before the next operator does.
+
+    Args:
+        is_turned: an operand holds a legitimate infinity.
     """
-    if event.is_allocation:
-        return Judgement(None, "uninitialized")
     op = operator(call.func)
-    originals, (args, kwargs) = (call.args, call.kwargs), call.values()
-    if op.is_foreach:
-        originals, (args, kwargs) = element(*originals, event.slot), element(args, kwargs, event.slot)
-    case = _Case(event, call, originals[0], args, kwargs, recorder)
-    scalars = [v for v in leaves((args, kwargs)) if isinstance(v, float)]
-    place = event.place
-    computes = place is not None and (place.in_model or place.in_backward or place.milestone in ("start", "model"))
+    if op.is_empty:
+        return Judgement(None, "uninitialized")
+    operands = Operands(call, values, recorder)
+    case = _Case(op, values, operands, is_turned)
+    scalars = operands.scalars
+    computes = place.in_model or place.in_backward or place.milestone in ("start", "model")
     if any(math.isnan(v) for v in scalars):  # put into activations it stands for a kernel; computed with, for a rate
-        puts = computes and not is_arithmetic(op.name) and place is not None and (place.in_model or place.in_backward)
-        return Judgement(None, "kernel" if puts else "bad_scalar", case.operands())
+        puts = not is_arithmetic(op.name) and (place.in_model or place.in_backward)
+        return Judgement(None, "kernel" if puts else "bad_scalar", operands.by_name())
     if any(math.isinf(v) for v in scalars) and (not computes or (is_arithmetic(op.name) and math.isinf(case.value))):
-        return Judgement(None, "bad_scalar", case.operands())
+        return Judgement(None, "bad_scalar", operands.by_name())
     if op.is_collective:  # never run again: the other ranks would not take part
         return case.collective()
     if op.namespace not in ("aten", "prims"):
@@ -74,94 +78,41 @@ def judge(event: Event, call: Before, recorder: Recorder) -> Judgement:
 
 @dataclass
 class _Case:
-    event: Event
-    call: Before
-    originals: Any
-    args: Any
-    kwargs: Any
-    recorder: Recorder
+    """One operator with harmful results."""
+
+    op: Operator
+    seen: BadValues
+    operands: Operands
+    is_turned: bool
 
     @property
     def name(self) -> str:
-        return operator(self.call.func).name.removeprefix("_foreach_")
+        return self.op.name.removeprefix("_foreach_")
 
     @property
     def dtype_max(self) -> float:
-        dtype = self.event.dtype
+        dtype = self.seen.dtype
         return torch.finfo(dtype).max if dtype is not None and dtype.is_floating_point else math.inf
 
     @property
     def value(self) -> float:
-        return float(self.event.value)
-
-    # Operands
-
-    def at_index(self, tensor: Tensor) -> Tensor:
-        """The element of an operand that meets the first bad element, after broadcasting."""
-        return tensor.expand(self.event.shape)[self.event.index] if self.event.shape else tensor.reshape(())
-
-    def operands(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for argument, value in zip(self.call.func._schema.arguments, self.args, strict=False):
-            found |= self._operand(argument.name, value)
-        for name, value in self.kwargs.items():
-            found |= self._operand(name, value)
-        return found
-
-    def _operand(self, name: str, value: Any) -> dict[str, Any]:
-        if isinstance(value, list) and len(value) == 1:
-            value = value[0]
-        if isinstance(value, Tensor):
-            try:
-                number = self.at_index(value)
-            except (RuntimeError, IndexError):
-                if not is_inexact(value) or not value.numel():
-                    return {name: f"{tuple(value.shape)}"}
-                finite = value[torch.isfinite(value)].abs()
-                largest = f"{float(finite.max()):.6g}" if finite.numel() else "none finite"
-                return {name: f"{tuple(value.shape)}, largest magnitude {largest}"}
-            return {name: complex(number) if number.is_complex() else number.item()}
-        return {name: value} if isinstance(value, (int, float)) and not isinstance(value, bool) else {}
-
-    def numbers(self) -> list[float]:
-        return [float(v) for v in self.operands().values() if isinstance(v, (int, float))]
-
-    def argument(self, position: int) -> Any:
-        value = self.args[position] if position < len(self.args) else None
-        return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-    def exact(self, position: int) -> float | None:
-        """A tensor operand in float64 at the bad index; None where it is lost."""
-        value = self.argument(position)
-        if not isinstance(value, Tensor):
-            return float(value) if isinstance(value, (int, float)) else None
-        original = self.original(position)
-        try:
-            return float(self.at_index(self.recorder.exact_argument(self.call, original)).real)
-        except (LostError, RuntimeError):
-            return None
-
-    def original(self, position: int) -> Any:
-        """The argument itself; `argument` is its content before the call."""
-        value = self.originals[position] if position < len(self.originals) else None
-        return value[0] if isinstance(value, list) and len(value) == 1 else value
+        return float(self.seen.value)
 
     # Kinds of operators
 
     def foreign(self) -> Judgement:
         """A custom operator: nothing is known of it but what it returned."""
         try:
-            reference = run_in_float64(self.call.func, self.args, self.kwargs)[self.event.slot]
-            number = float(reference[self.event.index]) if self.event.shape else float(reference)
-        except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError):
+            number = float(self.operands.result())
+        except NO_REFERENCE:
             number = math.nan
         if math.isinf(self.value) and math.isfinite(number) and abs(number) > self.dtype_max:
-            return Judgement("overflow", "overflow", self.operands() | {"in float64": number})
-        return Judgement(None, "kernel", self.operands())
+            return Judgement("overflow", "overflow", self.operands.by_name() | {"in float64": number})
+        return Judgement(None, "kernel", self.operands.by_name())
 
     def collective(self) -> Judgement:
         """Finite here before, bad after: another rank's values, or a sum beyond the dtype."""
-        tensors = [t for t in leaves((self.args, self.kwargs)) if isinstance(t, Tensor) and is_inexact(t)]
+        tensors = self.operands.inexact
         largest = max((float(widened(t).abs().max()) for t in tensors if t.numel()), default=0.0)
         if math.isfinite(largest) and largest * num_ranks() > self.dtype_max:
             return Judgement("overflow", "overflow", {"largest magnitude": largest, "ranks": num_ranks()})
@@ -169,27 +120,27 @@ class _Case:
 
     def softmax(self) -> Judgement | None:
         """A row whose every entry is -inf."""
-        for tensor in (t for t in leaves(self.args) if isinstance(t, Tensor) and is_inexact(t)):
-            if tensor.ndim and bool((tensor == -math.inf).all(-1).any()):
+        for tensor in tensor_leaves(self.operands.args):
+            if is_inexact(tensor) and tensor.ndim and bool((tensor == -math.inf).all(-1).any()):
                 return Judgement("invalid", "masked_row", {"row": "all -inf"})
-        for tensor in (t for t in leaves((self.args, self.kwargs)) if isinstance(t, Tensor)):
+        for tensor in self.operands.tensors:
             if tensor.dtype is torch.bool and tensor.ndim > 1 and bool((~tensor).all(-1).any()):
                 return Judgement("invalid", "masked_row", {"row": "all False"})
         return None
 
     def elementwise(self) -> Judgement:
-        operands = self.operands()
-        reference = self._scalar_reference()
+        operands = self.operands.by_name()
+        reference = self.operands.result_at_index()
         if reference is not None and math.isfinite(reference):
             return self._finite_reference(reference, operands)
-        infinite = [v for v in self.numbers() if math.isinf(v)]
+        infinite = [v for v in self.operands.numbers() if math.isinf(v)]
         zero = self._zero_denominator()
         if math.isnan(self.value):
             if zero is not None:
                 return Judgement("invalid", self._why_zero(zero), operands)
             if self.name in ("sub", "sub_") and infinite and all(v == -math.inf for v in infinite[:2]):
                 return Judgement("invalid", "masked_row", operands)  # a row of masks less its own maximum
-            if self.event.turned or infinite:
+            if self.is_turned or infinite:
                 return Judgement("invalid", "out_of_domain", operands)
             if reference is None and self._intermediate() > self.dtype_max:
                 return Judgement("overflow", "overflow", operands)
@@ -208,70 +159,46 @@ class _Case:
         rounded_to_infinity = abs(reference) > self.dtype_max or not math.isfinite(self._rounded(reference))
         if rounded_to_infinity or self._intermediate() > self.dtype_max:
             return Judgement("overflow", "overflow", operands)
-        scalars = [v for v in self.args if isinstance(v, float)]
+        scalars = [v for v in self.operands.args if isinstance(v, float)]
         if any(v != 0 and self._rounded(v) == 0 for v in scalars):  # a scalar such as eps vanishes in this dtype
             return Judgement("divide_by_zero" if math.isinf(self.value) else "invalid", "underflow", operands)
         return Judgement(None, "kernel", operands)
 
     def _rounded(self, number: float) -> float:
-        return float(torch.tensor(number, dtype=torch.float64).to(self.event.dtype))
+        return float(torch.tensor(number, dtype=torch.float64).to(self.seen.dtype))
 
     def _intermediate(self) -> float:
         """A bound for what the operator forms on its way."""
-        numbers = [abs(v) for v in self.numbers() if v != 0]
+        numbers = [abs(v) for v in self.operands.numbers() if v != 0]
         product = math.prod(max(v, 1.0) for v in numbers)
         quotients = [a / b for a in numbers for b in numbers if self.name.startswith("addcdiv") and b > 0]
         return max([product, 2 * max(numbers, default=0.0), *quotients])
-
-    def _scalar_reference(self) -> float | None:
-        """The operator on its operands at the bad index, in float64."""
-
-        def pick(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return self.at_index(value).clone()
-            return [pick(item) for item in value] if isinstance(value, list) else value
-
-        try:
-            args = [pick(value) for value in self.args]
-            kwargs = {key: pick(value) for key, value in self.kwargs.items()}
-            outputs = run_in_float64(self.call.func, args, kwargs)
-        except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError):
-            return None
-        output = outputs[0 if operator(self.call.func).is_foreach else self.event.slot]
-        return None if output.is_complex() else float(output.reshape(-1)[0])
 
     def _zero_denominator(self) -> int | None:
         position = _DENOMINATORS.get(self.name)
         if position is None:
             return None
-        value = self.argument(position)
-        number = self.at_index(value).item() if isinstance(value, Tensor) else value
+        value = self.operands.argument(position)
+        number = self.operands.at_index(value).item() if isinstance(value, Tensor) else value
         pole = -1.0 if self.name == "log1p" else 0.0
         return position if isinstance(number, (int, float)) and number == pole else None
 
     def _why_zero(self, position: int) -> str:
         """Why the operand at `position` is zero: by rounding, by an empty selection, or in fact."""
-        exact = self.exact(position)
+        exact = self.operands.exact(position)
         if exact is not None and exact != 0 and self.name != "log1p":
             return "underflow"
-        original = self.original(position)
-        if isinstance(original, Tensor):
-            terms = self.recorder.num_summed(self.call, original)
-            if terms is not None and float(self.at_index(terms)) == 0:
-                return "empty_reduction"
-        return "out_of_domain"
+        return "empty_reduction" if self.operands.sums_nothing(position) else "out_of_domain"
 
     def whole(self) -> Judgement:
         """Reductions, products, normalisations: the whole operator again in float64."""
-        operands = self.operands()
+        operands = self.operands.by_name()
         empty = self._empty_reduction()
         if empty is not None:
             return Judgement("invalid", "empty_reduction", operands | empty)
         try:
-            outputs = run_in_float64(self.call.func, self.args, self.kwargs)
-            reference = outputs[0 if operator(self.call.func).is_foreach else self.event.slot]
-            number = float((reference[self.event.index] if self.event.shape else reference).real)
-        except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError):
+            number = float(self.operands.result().real)
+        except NO_REFERENCE:
             return self._without_reference(operands)
         if math.isfinite(number):
             operands |= {"in float64": number}
@@ -295,7 +222,7 @@ class _Case:
 
     def _may_overflow(self) -> bool:
         """Whether a product or sum inside the operator may exceed the dtype, though the result does not."""
-        tensors = [t for t in leaves((self.args, self.kwargs)) if isinstance(t, Tensor) and is_inexact(t)]
+        tensors = self.operands.inexact
         if not tensors:
             return False
         largest = [float(widened(t).abs().max()) for t in tensors if t.numel()]
@@ -306,27 +233,28 @@ class _Case:
         return math.prod(max(v, 1.0) for v in top) * length > self.dtype_max
 
     def _empty_reduction(self) -> dict[str, Any] | None:
-        tensors = [t for t in leaves(self.args) if isinstance(t, Tensor)]
+        args = self.operands.args
+        tensors = tensor_leaves(args)
         if self.name in ("mean", "nanmean") and tensors and tensors[0].numel() == 0:
             return {"elements": 0}
         if self.name in _SPREADS and tensors:
-            size = max(1, torch.Size(self.event.shape).numel())
+            size = max(1, torch.Size(self.seen.shape).numel())
             count = tensors[0].numel() // size
             if count <= 1 or tensors[0].numel() == 0:
                 return {"elements": count}
-        if self.name.startswith("nll_loss") and len(self.args) > 1:
-            ignored = next((v for v in reversed(self.args) if isinstance(v, int) and not isinstance(v, bool)), -100)
-            target = self.args[1] if "backward" not in self.name else self.args[2]
+        if self.name.startswith("nll_loss") and len(args) > 1:
+            ignored = next((v for v in reversed(args) if isinstance(v, int) and not isinstance(v, bool)), -100)
+            target = args[1] if "backward" not in self.name else args[2]
             if bool((target == ignored).all()):
                 return {"targets": "all ignored"}
-            weight = self.args[2] if "backward" not in self.name else self.args[3]
+            weight = args[2] if "backward" not in self.name else args[3]
             if isinstance(weight, Tensor) and float(weight[target[target != ignored]].abs().sum()) == 0:
                 return {"targets": "their class weights are all 0"}
         return None
 
     def fused(self) -> Judgement:
         """One operator for all parameters: the denominator is inside."""
-        eps = self.kwargs.get("eps")
+        eps = self.operands.kwargs.get("eps")
         if isinstance(eps, float) and self._rounded(eps) == 0:
             return Judgement("divide_by_zero" if math.isinf(self.value) else "invalid", "underflow", {"eps": eps})
         return Judgement("overflow", "overflow", {"eps": eps})

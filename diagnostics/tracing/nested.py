@@ -6,6 +6,10 @@ torch's pytree knows every container there is, and takes a tenth of an explanati
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
+from diagnostics.tensors import strided
+
 
 def leaves(tree: Any) -> list[Any]:
     """All that is neither tuple, list nor dict, in order; of a dict the values."""
@@ -25,3 +29,14 @@ def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
     if kind is dict:
         return {key: mapped(function, part) for key, part in tree.items()}
     return function(tree)
+
+
+def tensor_leaves(tree: Any) -> list[Tensor]:
+    """The tensors among the leaves, any shape and layout."""
+    return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def strided_leaves(tree: Any) -> list[Tensor]:
+    """The strided tensors that hold the values of the tensors among the leaves; see `diagnostics.tensors.strided`."""
+    found = [strided(leaf) for leaf in leaves(tree) if isinstance(leaf, Tensor)]
+    return [values for values in found if values is not None]

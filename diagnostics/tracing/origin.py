@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from diagnostics.tracing.events import Event
 from diagnostics.tracing.judgement import EMPTY_LOGARITHMS
 from diagnostics.tracing.provenance import event_of, harmful, is_legitimate
+from diagnostics.tracing.sinks import Sink
 
 # Operators that choose elements: what they leave out, nobody computed with.
 _SELECTIONS = {"where", "masked_fill", "masked_fill_", "masked_select", "index", "index_select", "gather", "take"}
@@ -14,33 +15,28 @@ _SELECTIONS = {"where", "masked_fill", "masked_fill_", "masked_select", "index",
 _CALIBRATED = ("gradient", "clip norm", "scaled loss")
 
 
-@dataclass
-class Sink:
-    """A place where a non-finite value does harm. nodes: see `provenance`."""
-
-    kind: str
-    name: str | None
-    nodes: set[int]
-
-
-@dataclass
+@dataclass(frozen=True)
 class Origin:
-    """Where it began. path: from there to the sink.
-
-    discarded: birth of a value that a forward branch had left out, where a backward operator used it again.
-    """
+    """Where it began."""
 
     event: Event
     path: list[Event]
+    """From there to the sink."""
     sink: Sink
     discarded: Event | None = None
+    """Birth of a value that a forward branch had left out, where a backward operator used it again."""
 
 
 @dataclass
 class _Found:
+    """What a walk back from the sinks has met."""
+
     came_from: dict[int, int | None] = field(default_factory=dict)
-    births: list[tuple[int, Event | None]] = field(default_factory=list)  # node, discarded
+    """Node -> the next one on the way to its sink; None at the sink."""
+    births: list[tuple[int, Event | None]] = field(default_factory=list)
+    """(node, birth of what a forward branch had left out)."""
     legitimate_roots: list[int] = field(default_factory=list)
+    """Nodes of infinities that were written on purpose."""
 
 
 def find_origin(events: Sequence[Event], sinks: Sequence[Sink], *, scale: float | None) -> Origin | None:
@@ -48,7 +44,8 @@ def find_origin(events: Sequence[Event], sinks: Sequence[Sink], *, scale: float 
 
     Args:
         events: in the order of time, with parents before children; the first is a placeholder.
-        scale: of a gradient scaler that is in use and may overflow backward.
+        sinks: where bad values were found.
+        scale: of a gradient scaler that is in use and may overflow in backward; None without one.
     """
     return _Search(events, sinks).run(scale)
 
@@ -101,8 +98,8 @@ class _Search:
 
     def _parents(self, node: int, event: Event) -> tuple[set[int], Event | None]:
         if is_legitimate(node):
-            return event.passed, None
-        parents = event.harm_parents
+            return event.ancestry.passed, None
+        parents = event.ancestry.harmful
         if event.place is None or not event.place.in_backward:
             return parents, None
         left_out = {parent for parent in parents if self._was_discarded(self._events[event_of(parent)])}
@@ -112,9 +109,10 @@ class _Search:
         """The birth itself; or the leaf whose infinity it turned into harm, where that infinity was no mask."""
         event, path = self._events[event_of(node)], self._path(node, found)
         sink = self._sink_at_end(node, found)
-        if event.turned and not (event.judgement and event.judgement.cause == "masked_row"):
-            roots = [self._root(parent) for parent in event.turned]
-            leaves = [root for root in roots if root.leaf not in (None, "constant") and not root.is_mask]
+        turned, judgement = event.ancestry.turned, event.examination.judgement
+        if turned and not (judgement and judgement.cause == "masked_row"):
+            roots = [self._root(parent) for parent in turned]
+            leaves = [root for root in roots if root.kind not in (None, "constant") and not root.is_mask]
             if leaves:
                 leaf = min(leaves, key=lambda root: root.number)
                 return Origin(leaf, [leaf, *path], sink)
@@ -123,12 +121,13 @@ class _Search:
     def _written_infinity(self, node: int, found: _Found) -> Origin:
         """An infinity written on purpose that reached a sink: the operator that changed its sign, or its source."""
         path, sink = self._path(node, found), self._sink_at_end(node, found)
-        if path[0].leaf not in (None, "constant") and not path[0].is_mask:
+        if path[0].kind not in (None, "constant") and not path[0].is_mask:
             return Origin(path[0], path, sink)
         first = path[0].place
         if first is not None and first.milestone in ("backward", "optimizer") and not first.in_model:
             return Origin(path[0], path, sink)  # no mask is written there: a rate or a scale is infinite
-        turning = (i for i, event in enumerate(path) if event.op in EMPTY_LOGARITHMS or event.value != path[0].value)
+        value = path[0].values.value
+        turning = (i for i, event in enumerate(path) if event.op in EMPTY_LOGARITHMS or event.values.value != value)
         start = next(turning, 0)
         return Origin(path[start], path[start:], sink)
 
@@ -148,15 +147,15 @@ class _Search:
     def _root(self, node: int) -> Event:
         """The leaf or operator that first had a legitimate infinity."""
         event = self._events[event_of(node)]
-        while event.passed:
-            event = self._events[event_of(min(event.passed))]
+        while event.ancestry.passed:
+            event = self._events[event_of(min(event.ancestry.passed))]
         return event
 
     def _first(self, node: int) -> Event:
         """The birth of a harmful value."""
         event = self._events[event_of(node)]
-        while event.harm_parents:
-            event = self._events[event_of(min(event.harm_parents))]
+        while event.ancestry.harmful:
+            event = self._events[event_of(min(event.ancestry.harmful))]
         return event
 
     def _used_forward(self) -> set[int]:
@@ -184,7 +183,7 @@ class _Search:
 
 def _calibrates(origin: Origin, scale: float | None) -> bool:
     """A gradient scaler whose scale is too high overflows in backward: it skips the step and halves the scale."""
-    place, judgement = origin.event.place, origin.event.judgement
+    place, judgement = origin.event.place, origin.event.examination.judgement
     if scale is None or scale <= 1.0 or place is None or judgement is None:
         return False
     return judgement.exception == "overflow" and (place.in_backward or "scale" in place.marks)

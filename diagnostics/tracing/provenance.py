@@ -1,10 +1,11 @@
 """Which operator wrote each non-finite element that is in memory, and what is known of each storage.
 
-Legend: a *node* is `2 * event + 1` for an event's legitimate infinities (masks and what they pass through) and
-`2 * event` for its harmful values. Shadows hold one node an element, 0 where the element is finite.
+A *node* is `2 * event + 1` for an event's legitimate infinities (masks and what they pass through) and `2 * event`
+for its harmful values. Shadows hold one node for each element, 0 where the element is finite.
 """
 
 import math
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import reduce
@@ -12,23 +13,34 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 
 
 def harmful(event: int) -> int:
+    """The node of an event's harmful values."""
     return 2 * event
 
 
 def legitimate(event: int) -> int:
+    """The node of an event's legitimate infinities."""
     return 2 * event + 1
 
 
 def is_legitimate(node: int) -> bool:
+    """Whether a node stands for legitimate infinities."""
     return node % 2 == 1
 
 
 def event_of(node: int) -> int:
+    """The number of a node's event."""
     return node // 2
+
+
+def storage_key(tensor: Tensor) -> int:
+    """What identifies a strided tensor's storage (any shape) for as long as it lives."""
+    key: int = tensor.untyped_storage()._cdata
+    return key
 
 
 @dataclass(frozen=True)
@@ -46,46 +58,89 @@ class Span:
         return Span(self.length, first, last) if last - first + 1 < self.length else None
 
 
+Geometry = tuple[tuple[int, ...], tuple[int, ...], int]  # shape, stride, storage offset
+
+
 @dataclass
 class Storage:
-    """What is known of one storage. The weak reference keeps its address from being given to another one.
-
-    shadow: a node for each element; nodes: all that may be in it. shape: of the tensor that fills it, where its rows
-    lie one after the other. span: which rows of the batch it was computed from, where not from all.
-    is_old: it was there before the step. replaces: old storages that it may be the successor of (a weight average that
-    is rebound). carries: events whose value it was computed from, where it is a single number.
-    version: how often a traced operator wrote to it. from_batch, from_model, from_gradient: whether its content was
-    computed from the batch, from a model's output, from a parameter's gradient. producers: see `reference`.
-    """
+    """What is known of one storage."""
 
     reference: StorageWeakRef
+    """Weak. It keeps the storage's address from being given to another one."""
     shadow: Tensor | None = None
+    """A node for each element: int32, (elements,); None where all are finite."""
     nodes: frozenset[int] = frozenset()
+    """All that may be in the shadow."""
     itemsize: int = 0
+    """Bytes of an element of the shadow."""
     shape: tuple[int, ...] | None = None
+    """Of the tensor that fills it, where its rows lie one after the other."""
     span: Span | None = None
+    """The rows of the batch that it was computed from, where not from all."""
     is_old: bool = False
+    """It was there before the step."""
     replaces: frozenset[int] = frozenset()
+    """Old storages that it may be the successor of (a weight average that is rebound)."""
     carries: frozenset[int] = frozenset()
+    """Events whose value it was computed from, where it is a single number."""
     version: int = 0
+    """How often a traced operator wrote to it."""
     from_batch: bool = False
+    """It was computed from the batch."""
     from_model: bool = False
+    """It was computed from a model's output."""
     from_gradient: bool = False
-    from_collective: bool = False  # the output of one, which waiting for it writes once more
-    producers: dict[int, Any] = field(default_factory=dict)
+    """It was computed from a parameter's gradient."""
+    from_collective: bool = False
+    """It is the output of one, which waiting for it writes once more."""
+    producers: "dict[int, Producer]" = field(default_factory=dict)
+    """Version -> the call that wrote it, of the last few."""
+
+
+@dataclass
+class Reference:
+    """A tensor argument of a past call, as it was then."""
+
+    tensor: "weakref.ref[Tensor]"
+    storage: Storage
+    version: int
+    """Of the storage, when the call was made."""
+    geometry: Geometry
+    before: Tensor | None
+    """A copy of what the call overwrote."""
+
+
+@dataclass
+class Producer:
+    """A past call, as the maker of one of its outputs."""
+
+    func: OpOverload
+    name: str
+    args: tuple[Any, ...]
+    """With a `Reference` instead of each tensor; `kwargs` likewise."""
+    kwargs: dict[str, Any]
+    slot: int
+    """Which of the call's outputs."""
+    geometry: Geometry
+    """Of the output."""
+    is_foreach: bool
 
 
 class Memory:
-    """All storages that were seen, and the shadows of those with non-finite elements."""
+    """All storages that were seen, and the shadows of those with non-finite elements.
+
+    Its methods take strided tensors of any shape.
+    """
 
     def __init__(self) -> None:
         self._storages: dict[int, Storage] = {}
 
     def known(self, tensor: Tensor) -> Storage | None:
+        """The record of a tensor's storage; None where it was never seen."""
         return self._storages.get(tensor.untyped_storage()._cdata)
 
     def storage(self, tensor: Tensor) -> Storage:
-        """The record of a strided tensor's storage, made if it is new."""
+        """The record of a tensor's storage, made if it is new."""
         untyped = tensor.untyped_storage()
         record = self._storages.get(untyped._cdata)
         if record is None:
@@ -97,7 +152,11 @@ class Memory:
     def rows(self, tensor: Tensor, where: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Which rows of a tensor hold the elements that a mask selects; of a view, rows of what it is a view of.
 
-        Returns (shape of what has the rows, sorted rows, 4096 at most).
+        Args:
+            where: booleans in the tensor's shape.
+
+        Returns:
+            (shape of what has the rows, sorted rows, 4096 at most).
         """
         record = self.known(tensor)
         if record is not None and record.shape is not None and not self.covers(tensor):
@@ -110,7 +169,7 @@ class Memory:
         return tuple(tensor.shape), tuple(where.reshape(len(where), -1).any(1).nonzero().flatten()[:4096].tolist())
 
     def span(self, tensor: Tensor) -> Span | None:
-        """Of a tensor that comes from the batch: the rows of it, None for all or where that is lost."""
+        """The rows of the batch that a tensor comes from; None for all of them, or where that is lost."""
         record = self.known(tensor)
         if record is None or record.span is not None or record.shape is None or self.covers(tensor):
             return None if record is None else record.span
@@ -120,7 +179,7 @@ class Memory:
         return Span(record.shape[0], first // row, last // row)
 
     def spans(self, tensors: Iterable[Tensor]) -> Span | None:
-        """The same of what is computed from several tensors, of which those that are not of the batch do not count."""
+        """The rows that something computed from several tensors comes from; only those from the batch count."""
         found = [self.span(one) for one in tensors if (record := self.known(one)) is not None and record.from_batch]
         return reduce(lambda one, other: None if one is None else one | other, found) if found else None
 
@@ -140,7 +199,12 @@ class Memory:
         return Shadow(view, record.nodes) if self.covers(tensor) or bool(view.any()) else None
 
     def mark(self, tensor: Tensor, nodes: Tensor | None, named: Iterable[int] = ()) -> None:
-        """Note which node wrote each element of a tensor (`named`: all of them); None: all elements are finite now."""
+        """Note which node wrote each element of a tensor.
+
+        Args:
+            nodes: int32 in the tensor's shape, 0 where it is finite; None: all of it is finite now.
+            named: all nodes among them.
+        """
         record = self.storage(tensor)
         covers = self.covers(tensor)
         if nodes is None and (covers or record.shadow is None):
@@ -171,13 +235,16 @@ def _overlaps(tensor: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Shadow:
-    """Nodes of a tensor's elements, int32 in its shape, at least one not 0. candidates: all that can be among them."""
+    """The nodes of a tensor's elements."""
 
     grid: Tensor
+    """int32 in the tensor's shape, at least one not 0."""
     candidates: frozenset[int]
+    """All nodes that can be in the grid."""
 
     @property
     def nodes(self) -> frozenset[int]:
+        """Those that are in it."""
         if len(self.candidates) == 1:
             return self.candidates
         return frozenset(self.grid.unique().tolist()) - {0}
