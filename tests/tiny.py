@@ -123,10 +123,10 @@ def trainee_of(
     """A trainee of `weights` at a rate that moves every weight. trains: whether the parameter of a name does."""
     config = config_of(weights, "optimizer.learning_rate=1e-2", "optimizer.warmup_steps=0", *assignments)
     unet = copy.deepcopy(_loaded(str(weights)))
-    for name, parameter in unet.named_parameters():
-        parameter.requires_grad_(trains(name))
     alone = processes or SingleProcess(torch.device("cpu"))
     prepare_unet(unet, config, alone.device)
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_(trains(name))
     settings = config.train
     return build_trainee(config, unet, alone, config.optimizer, settings.max_steps, ema_decay=settings.ema_decay)
 
