@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable
 
+from diagnostics.health.evaluations import loss_does_not_fall, no_response
 from diagnostics.health.gradients import exploding, vanishing
 from diagnostics.health.learning import dead_layer, large_updates, lost_updates, never_updated
-from diagnostics.health.objective import loss_does_not_fall, no_response
+from diagnostics.health.live import HealthWatch
 from diagnostics.health.outcome import failed_stage
 from diagnostics.health.precision import headroom, nonfinite, scaler_collapse
 from diagnostics.health.rule import Finding, Rule
 from diagnostics.health.supply import memory_growth, repeated_data, waiting_for_data
-from diagnostics.health.watching import HealthWatch
 from diagnostics.records import History
 
 RULES: tuple[Rule, ...] = (

@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from diagnostics.health.rule import Finding, number, rule
-from diagnostics.records import History
+from diagnostics.records import History, TrainingStep
 
 RECENT = 5  # records with statistics
 MIN_RECORDS = 10
@@ -111,8 +110,9 @@ def lost_updates(history: History) -> list[Finding]:
     lost = []
     for name in names:
         numbers = [record["parameters"].get(name, {}) for record in kept]
-        if all(one.get("update_ratio") == 0 and _arrived(one.get("gradient_norm")) for one in numbers):
-            lost.append((name, numbers[-1]["gradient_norm"]))
+        norm = numbers[-1].get("gradient_norm")
+        if norm is not None and all(one.get("update_ratio") == 0 and _arrived(one) for one in numbers):
+            lost.append((name, norm))
     evidence = f"in the last {RECENT} records, with gradients of norm"
     advice = "keep the weights in float32 (autocast computes in half precision), or raise the learning rate"
     if lost and len(lost) >= MOST * len(names):
@@ -162,16 +162,17 @@ def large_updates(history: History) -> list[Finding]:
     ]
 
 
-def _taken(history: History) -> list[Mapping[str, Any]]:
+def _taken(history: History) -> list[TrainingStep]:
     """Records with parameters of the steps in which the optimizer moved at a rate above zero."""
     return [r for r in history.records() if r.get("parameters") and not r.get("skipped") and _rate(r) > 0]
 
 
-def _rate(record: Mapping[str, Any]) -> float:
+def _rate(record: TrainingStep) -> float:
     """1 where none is recorded: all steps count alike."""
     rate = record.get("learning_rate", 1.0)
     return rate if isinstance(rate, (int, float)) and math.isfinite(rate) else 1.0
 
 
-def _arrived(norm: float | None) -> bool:
+def _arrived(numbers: Mapping[str, float | None]) -> bool:
+    norm = numbers.get("gradient_norm")
     return norm is not None and norm > 0

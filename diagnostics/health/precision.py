@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diagnostics.health.rule import Finding, number, rule
-from diagnostics.records import PARTS, History, LayerTable
+from diagnostics.records import PARTS, History, Incident, LayerTable, TrainingStep
 from diagnostics.verdict import read_verdict
 
 LOW_BITS = 3.0
@@ -51,7 +51,7 @@ def headroom(history: History) -> list[Finding]:
     return findings
 
 
-def _scaler_room(records: Sequence[Mapping[str, Any]]) -> Tensor:
+def _scaler_room(records: Sequence[TrainingStep]) -> Tensor:
     """log2 of the loss scale at each record, (W,). 0 in a run without a scaler; NaN where a scaler's run lacks it."""
     scales = [record.get("loss_scale") for record in records]
     unknown = 1.0 if all(scale is None for scale in scales) else math.nan
@@ -144,7 +144,7 @@ def _bad_numbers(record: Mapping[str, Any], is_evaluation: bool) -> list[str]:
     return [key for key in bad if not is_evaluation or (key, record[key]) != ("r2", -math.inf)]
 
 
-def bad_parameters(record: Mapping[str, Any]) -> list[tuple[str, str, float]]:
+def bad_parameters(record: TrainingStep) -> list[tuple[str, str, float]]:
     """(name, `gradient_norm` or `update_ratio`, value) of what is not finite, in the order of the model; of a step that
     the gradient scaler skipped, nothing."""
     return [
@@ -155,10 +155,11 @@ def bad_parameters(record: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     ]
 
 
-def _first_bad_parameter(records: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    record, bad = next(((record, bad) for record in records if (bad := bad_parameters(record))), ({}, []))
-    if not bad:
+def _first_bad_parameter(records: Sequence[TrainingStep]) -> list[Finding]:
+    found = next(((record["step"], bad) for record in records if (bad := bad_parameters(record))), None)
+    if found is None:
         return []
+    step, bad = found
     name, key, value = bad[0]
     num_others = len({other for other, _, _ in bad}) - 1
     others = f", and {num_others} more parameters have such numbers" if num_others else ""
@@ -166,7 +167,7 @@ def _first_bad_parameter(records: Sequence[Mapping[str, Any]]) -> list[Finding]:
         Finding(
             "non-finite",
             "alarm",
-            record["step"],
+            step,
             f"{key} is {value}{others}",
             "explain the step: what it is born in, and why; go on from the last checkpoint before",
             parameter=name,
@@ -174,7 +175,7 @@ def _first_bad_parameter(records: Sequence[Mapping[str, Any]]) -> list[Finding]:
     ]
 
 
-def _of_incident(record: Mapping[str, Any]) -> Finding:
+def _of_incident(record: Incident) -> Finding:
     verdict = read_verdict(record.get("verdict"))
     if verdict is None:
         evidence, advice = "an incident whose verdict cannot be read", "see the incident's own folder, if it is there"

@@ -2,14 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from diagnostics.health.rule import Finding, number, rule
-from diagnostics.records import Curve, History
+from diagnostics.records import Curve, History, TrainingStep
 
 WARM_UP = 20  # steps in which caches, workers and optimizer states are made
 MIN_MEMORY_STEPS = 100
@@ -56,9 +55,9 @@ def repeated_data(history: History) -> list[Finding]:
     return []
 
 
-def _consecutive(records: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+def _consecutive(records: Sequence[TrainingStep]) -> list[list[TrainingStep]]:
     """Stretches of records without a step missing between them; a record without samples ends one."""
-    stretches: list[list[Mapping[str, Any]]] = []
+    stretches: list[list[TrainingStep]] = []
     last = None
     for record in records:
         if not record.get("samples"):

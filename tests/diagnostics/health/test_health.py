@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from diagnostics.health import RULES, Finding, HealthWatch, examine
-from diagnostics.health.watching import LIVE_RULES
+from diagnostics.health.live import LIVE_RULES
 from diagnostics.records.history import History
 from diagnostics.records.lines import decode, encode
 from diagnostics.verdict import Verdict
