@@ -13,7 +13,7 @@ def why(
         str,
         typer.Argument(
             metavar="RUN",
-            help="A run folder or its name (newest incident), or an incident folder.",
+            help="A run folder, its name or latest (its newest incident), or an incident folder.",
             autocompletion=complete_runs,
         ),
     ],
@@ -44,7 +44,9 @@ def why(
 def health(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="RUN", help="A run folder, its name, or a metrics.jsonl.", autocompletion=complete_runs),
+        typer.Argument(
+            metavar="RUN", help="A run folder, its name, latest, or a metrics.jsonl.", autocompletion=complete_runs
+        ),
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Ask this rule alone; may be given again.")] = None,
     show_rules: Annotated[bool, typer.Option("--list", help="List the rules with their thresholds.")] = False,

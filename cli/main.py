@@ -52,7 +52,7 @@ for stage, keys in {
 }.items():
     add_command(app, reports_errors(with_request(stage, keys=keys)), panel=TRAIN)
 for panel, commands in {
-    LOOK: (views.tensorboard, views.report, views.inspect, findings.health),
+    LOOK: (views.runs, views.tensorboard, views.report, views.inspect, findings.health),
     ORIGIN: (findings.why, findings.drill),
     DATA: (data.train_vae,),
 }.items():

@@ -92,7 +92,9 @@ def overfit(request: Request) -> None:
 
 def train(
     request: Request,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue --run, or the preset's newest run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue --run (a name, or latest), or the preset's newest run.")
+    ] = False,
     skip_stages: Annotated[bool, typer.Option("--skip-stages", help="Do not ask for passed stages.")] = False,
 ) -> None:
     """Train, after check-forward and overfit have passed for this model.
@@ -105,12 +107,12 @@ def train(
     config = request.config()
 
     from shadowlab.distributed import crowded, launched_processes, require_gpus
-    from shadowlab.runs import RunFolder, default_name, latest_training_run, resumed_config
+    from shadowlab.runs import RunFolder, default_name, resumed_config, run_to_resume
     from shadowlab.tasks import resolve_path
 
     run = None
     if resume:
-        run = RunFolder.reopen(config, request.run or latest_training_run(config, request.label))
+        run = RunFolder.reopen(config, run_to_resume(config, request.run, request.label))
         config = resumed_config(
             run,
             source=None if request.is_default else request.label,

@@ -1,4 +1,4 @@
-"""Views of a run, made from its files: they can be thrown away and made again."""
+"""Views of runs, made from their files: they can be thrown away and made again."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,11 +9,33 @@ from cli.completion import complete_runs
 from cli.options import Json
 
 
+def runs(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="DIR", help="The folder of the runs.", show_default="runs, as output_dir"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the runs, the one that was worked at last first: stage, state, step, quality, age and size.
+
+    Where a command takes a RUN, `latest` is the first that has a stage or records here.
+
+    Example:
+    shadowlab runs
+    shadowlab runs DIR --json
+    """
+    from shadowlab.console import Reporter
+    from shadowlab.settings import Config
+    from shadowlab.views.terminal import run_runs
+
+    run_runs(folder or Path(Config().output_dir), Reporter(as_json=as_json))
+
+
 def inspect(
     run: Annotated[
         str,
         typer.Argument(
-            metavar="RUN", help="A run folder, or the name of one below runs/.", autocompletion=complete_runs
+            metavar="RUN", help="A run folder, the name of one below runs/, or latest.", autocompletion=complete_runs
         ),
     ],
     by: Annotated[
@@ -68,7 +90,7 @@ def report(
     run: Annotated[
         str,
         typer.Argument(
-            metavar="RUN", help="A run folder, its name, or an incident in it.", autocompletion=complete_runs
+            metavar="RUN", help="A run folder, its name, latest, or an incident in it.", autocompletion=complete_runs
         ),
     ],
     out: Annotated[
@@ -97,7 +119,9 @@ def tensorboard(
     run: Annotated[
         str,
         typer.Argument(
-            metavar="RUN", help="A run folder, its name, or a folder of several runs.", autocompletion=complete_runs
+            metavar="RUN",
+            help="A run folder, its name, latest, or a folder of several runs.",
+            autocompletion=complete_runs,
         ),
     ],
     port: Annotated[
@@ -106,17 +130,17 @@ def tensorboard(
     host: Annotated[str, typer.Option(help="Address to serve on; 0.0.0.0 lets other machines in.")] = "localhost",
     rebuild: Annotated[
         bool,
-        typer.Option("--rebuild", help="Make the view anew of metrics.jsonl and samples/, in tensorboard-rebuilt/."),
+        typer.Option("--rebuild", help="Rebuild the view from metrics.jsonl and samples/, in tensorboard-rebuilt/."),
     ] = False,
     layers: Annotated[
         list[str] | None,
         typer.Option(
-            help="Make it anew with every statistic and step of the layers that match this shell pattern, such as "
+            help="Rebuild it with every statistic and step of the layers that match this shell pattern, such as "
             "'up_blocks.0.*'; may be given again."
         ),
     ] = None,
 ) -> None:
-    """Serve a run in TensorBoard until Ctrl-C: layers by block, charts, heat maps, light sweeps, incidents.
+    """Serve a run in TensorBoard until Ctrl-C: layers by block, charts, heat maps, pictures, incidents.
 
     Example:
     shadowlab tensorboard RUN

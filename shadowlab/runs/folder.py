@@ -4,32 +4,27 @@ runs/NAME/{config.yaml, environment.json, stages.json, metrics.jsonl, log.txt,
            tensorboard/, checkpoints/, samples/, incidents/, reports/}
 """
 
-import difflib
 import fcntl
 import json
-import platform
 import re
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
-
-from diagnostics.records import History, encode
+from diagnostics.records import encode
 from shadowlab import __version__
 from shadowlab.errors import UserError
+from shadowlab.runs.environment import environment
 from shadowlab.settings import Config, dump_config, load_config
 
 SUBFOLDERS = ("tensorboard", "checkpoints", "samples", "incidents", "reports")
 MAX_NAME = 150  # characters; file systems take 255, and required stages append theirs
 _MAX_LABEL = 100
 LOCK = ".lock"
+LATEST = "latest"
+"""What a user calls the newest run by."""
 
 # What stage_passed and --resume read of an entry of stages.json.
 _ENTRY = {"passed": bool, "model_hash": str, "finished": str, "summary": dict}
@@ -65,11 +60,14 @@ class RunFolder:
     def create(cls, config: Config, name: str, source: str = "") -> "RunFolder":
         """A new folder for `name`, or one in which nothing came to a result (a failed start may be repeated).
 
+        Args:
+            source: preset or file that the configuration came from; a resume must name the same one, or none.
+
         Raises:
             UserError: the name is not a plain folder name, or the folder has results or foreign files.
-
-        source: preset or file that the configuration came from; a resume must name the same one, or none.
         """
+        if name == LATEST:
+            raise UserError(f"--run {name}: means the newest run; choose another name, or go on with it by --resume")
         path = Path(config.output_dir) / _checked(name)
         try:
             if path.exists() and (not path.is_dir() or _has_results(path)):
@@ -105,7 +103,7 @@ class RunFolder:
         """
         path = Path(config.output_dir) / _checked(name)
         if not (path / "config.yaml").is_file():
-            raise UserError(f"{path} is not a run folder; `ls {config.output_dir}` shows those there are")
+            raise UserError(f"{path} is not a run folder; `shadowlab runs {config.output_dir}` shows those there are")
         run = cls(path)
         run.stages()
         return run
@@ -131,6 +129,18 @@ class RunFolder:
         except OSError:  # a file system without locks: nobody can be kept out
             pass
         return lock
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether a process works on this run now; False where the file system has no locks."""
+        try:
+            with (self.path / LOCK).open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # never claimed, or no locks here
+            return False
+        return False
 
     def save_config(self, config: Config) -> None:
         """Replace config.yaml: what a resumed run continues with."""
@@ -172,24 +182,24 @@ class RunFolder:
         Raises:
             UserError: stages.json was damaged.
         """
-        file, mend = self.path / "stages.json", "remove the file to run the stages again"
+        file, fix = self.path / "stages.json", "remove the file to run the stages again"
         if not file.exists():
             return {}
-        stages = _read_json(file, mend)
+        stages = _read_json(file, fix)
         for name, entry in stages.items():
             for key, kind in _ENTRY.items():
                 if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
-                    raise UserError(f"{file}: {name}.{key} is absent or no {kind.__name__}; {mend}")
+                    raise UserError(f"{file}: {name}.{key} is absent or no {kind.__name__}; {fix}")
         return stages
 
 
 def default_name(preset: str, stage: str) -> str:
     """Preset, stage and UTC time: `tiny-overfit-20260131T093000Z`."""
-    return f"{_plain(preset)}-{stage}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    return f"{plain_label(preset)}-{stage}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
 
 
-def _plain(label: str) -> str:
-    """`label`, which may be any file's name, as the beginning of a run's name."""
+def plain_label(label: str) -> str:
+    """A preset's or a file's name as the beginning of a run's name."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", label).lstrip("._+-")[:_MAX_LABEL] or "run"
 
 
@@ -202,35 +212,6 @@ def _checked(name: str) -> str:
     return name
 
 
-def stage_passed(config: Config, stage: str, *, on_unreadable: Callable[[str], None]) -> Path | None:
-    """The newest run below output_dir in which `stage` passed for this model configuration, if any.
-
-    An overfit with a weaker criterion or fewer samples than configured does not count. A stages.json that cannot be
-    read proves nothing: `on_unreadable` is told, and the search goes on.
-    """
-    found, model_hash = [], config.model_hash()
-    for file in Path(config.output_dir).glob("*/stages.json"):
-        try:
-            result = RunFolder(file.parent).stages().get(stage)
-        except UserError as error:
-            on_unreadable(f"proves nothing: {error}")
-            continue
-        if result and result["passed"] and result["model_hash"] == model_hash and _as_strict(config, stage, result):
-            found.append((result["finished"], file.parent))
-    return max(found)[1] if found else None
-
-
-def _as_strict(config: Config, stage: str, result: dict[str, Any]) -> bool:
-    if stage != "overfit":
-        return True
-    wanted, criterion = config.overfit, result["summary"].get("criterion")
-    least = {"r2": wanted.min_r2, "soft_iou": wanted.min_soft_iou, "num_samples": wanted.num_samples}
-    # An earlier version may have written less: then it proves nothing.
-    return isinstance(criterion, dict) and all(
-        isinstance(criterion.get(name), int | float) and criterion[name] >= value for name, value in least.items()
-    )
-
-
 def _has_results(path: Path) -> bool:
     """Whether a run folder holds more than the beginning of a run that came to nothing."""
     beginning = {"config.yaml", "environment.json", "log.txt", "required-stages.json", LOCK, *SUBFOLDERS}
@@ -240,114 +221,16 @@ def _has_results(path: Path) -> bool:
     )
 
 
-def latest_training_run(config: Config, preset: str) -> str:
-    """Name of the newest run of `preset` that has a checkpoint, for --resume without --run.
-
-    Raises:
-        UserError: there is none.
-    """
-    folders = Path(config.output_dir).glob(f"{_plain(preset)}-train-*/checkpoints/step-*/COMPLETE")
-    newest = max(folders, key=lambda path: path.stat().st_mtime, default=None)
-    if newest is None:
-        raise UserError(
-            f"--resume: no run of preset {preset} with a checkpoint in {config.output_dir}/; name it with --run"
-        )
-    return newest.parents[2].name
-
-
-def run_places(path: str, output_dir: str | None = None) -> tuple[Path, Path]:
-    """Where to look for what a user names by a path, or by a name below `output_dir`."""
-    given = Path(path)
-    with suppress(RuntimeError):  # ~NAME, and no user is called so
-        given = given.expanduser()
-    return given, Path(output_dir or Config().output_dir) / path
-
-
-@contextmanager
-def telling_where() -> Iterator[None]:
-    """A place that cannot be looked at (no permission, a name that is too long) is one line that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be looked at ({error.strerror})") from error
-
-
-def read_history(metrics: Path) -> History:
-    """All records of a run.
-
-    Raises:
-        UserError: they cannot be read, or a line is damaged.
-    """
-    try:
-        return History.read(metrics)
-    except ValueError as error:  # it names file and line
-        raise UserError(" ".join(str(error).split())) from error
-    except OSError as error:
-        raise UserError(f"{metrics}: cannot be read ({error.strerror or error})") from error
-
-
-@telling_where()
-def find_run(path: str, output_dir: str | None = None, *, with_records: bool = True) -> RunFolder:
-    """The run that `path` names: its folder, its metrics.jsonl, an incident of it, or a name below `output_dir`.
-
-    Args:
-        with_records: whether one without metrics.jsonl is an error.
-
-    Raises:
-        UserError: there is none, it cannot be looked at, or it has no records.
-    """
-    given, below = run_places(path, output_dir)
-    for place in (given, below):
-        if place.name == "metrics.jsonl":
-            place = place.parent
-        elif (place / "verdict.json").is_file():  # runs/NAME/incidents/step-1: it may have a config.yaml, too
-            place = place.resolve().parents[1]
-        run = RunFolder(place)
-        if run.metrics.is_file():
-            return run
-        if any((place / name).exists() for name in ("config.yaml", "stages.json", "incidents")):
-            if not with_records:
-                return run
-            raise UserError(
-                f"{place}: has no metrics.jsonl: it came to no training step (overfit and train write it, one line a "
-                "step)"
-            )
-    found = next((place for place in (given, below) if place.exists()), None)
-    if found is not None:
-        raise UserError(f"{found}: not a run folder (no {'' if with_records else 'config.yaml, '}metrics.jsonl)")
-    runs = Path(output_dir or Config().output_dir)
-    names = [file.parent.name for file in runs.glob("*/metrics.jsonl")]
-    close = difflib.get_close_matches(path, names, 1)
-    hint = f"; did you mean `{close[0]}`?" if close else f"; `ls {runs}` shows the runs there are"
-    raise UserError(f"{path}: no such run, here or in {runs}/{hint}")
-
-
-def environment(config: Config) -> dict[str, Any]:
-    """Versions and hardware that a result depends on."""
-    packages = ("torch", "diffusers", "accelerate", "safetensors", "numpy", "pydantic", "torchmetrics", "tensorboard")
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "shadowlab": __version__,
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "packages": {name: metadata.version(name) for name in packages},
-        "gpus": gpus,
-        "cpu_threads": torch.get_num_threads(),
-        "model_hash": config.model_hash(),
-        "command": sys.argv[1:],
-    }
-
-
-def _read_json(file: Path, mend: str) -> dict[str, Any]:
-    """The JSON object in `file`; raises UserError that ends with `mend`."""
+def _read_json(file: Path, fix: str) -> dict[str, Any]:
+    """The JSON object in `file`; raises UserError that ends with `fix`."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); {mend}") from None
+        raise UserError(f"{file}: cannot be read ({error.strerror}); {fix}") from None
     except (ValueError, RecursionError):  # neither JSON nor UTF-8, or nested thousandfold
-        raise UserError(f"{file}: not JSON; {mend}") from None
+        raise UserError(f"{file}: not JSON; {fix}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{file}: not a JSON object; {mend}")
+        raise UserError(f"{file}: not a JSON object; {fix}")
     return content
 
 

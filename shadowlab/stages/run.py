@@ -168,7 +168,7 @@ def prove_required_stages(
     proofs: dict[str, str] = {}
     warn = cache(reporter.warn)  # each damaged neighbour once, not once a stage
     for name, stage in REQUIRED_STAGES.items():
-        passed_in = stage_passed(config, name, on_unreadable=warn)
+        passed_in = _passed_in(name, config, warn)
         if passed_in is None:
             reporter.say(f"train needs {name} first; running it")
             passed_in = _run_required(name, stage, config, run, processes, reporter)
@@ -179,6 +179,23 @@ def prove_required_stages(
     temporary.write_text(json.dumps(proofs, indent=2) + "\n", encoding="utf-8")
     temporary.replace(marker)
     processes.wait()
+
+
+def _passed_in(name: str, config: Config, warn: Callable[[str], None]) -> Path | None:
+    """The newest run below output_dir in which the stage passed for this model, with as strict a criterion."""
+    wanted = config.overfit
+    least = {"r2": wanted.min_r2, "soft_iou": wanted.min_soft_iou, "num_samples": wanted.num_samples}
+
+    def as_strict(summary: dict[str, Any]) -> bool:
+        criterion = summary.get("criterion")
+        if name != "overfit":
+            return True
+        # An earlier version may have written less: then it proves nothing.
+        return isinstance(criterion, dict) and all(
+            isinstance(criterion.get(key), int | float) and criterion[key] >= value for key, value in least.items()
+        )
+
+    return stage_passed(config, name, as_strict=as_strict, on_unreadable=warn)
 
 
 def _run_required(

@@ -12,9 +12,7 @@ from typing import Any
 from diagnostics.records import History
 from shadowlab.charts import SAMPLES, Chart, Curve
 
-EVALUATIONS = ("validation", "fixed_grid")
-"""Kinds of the harness's records in which the same samples meet the same noise."""
-_TRAININGS = ("train", "overfit")
+_SAMPLES = {"validation": "held-out samples", "fixed_grid": "the fixed grid"}  # of the harness's evaluations
 _ANSWER = "response_"
 _NOT_JUDGED = ("kind", "step", "loss")
 
@@ -25,18 +23,17 @@ class Line:
 
     label: str
     """In the legend."""
+    kind: str
+    """Of the records: of training steps, or of evaluations."""
     key: str
     """Of a record, as `History.curve` takes it. One that ends in `*` stands for every key that begins so, each with a
     line of its own and the rest of the key in its label."""
-    is_judged: bool = False
-    """Whether the records are those of evaluations, not of training steps."""
 
     @property
     def pattern(self) -> str:
         """A regular expression of its tags in TensorBoard."""
-        kinds = "|".join(EVALUATIONS if self.is_judged else _TRAININGS)
         name = re.escape(self.key.removesuffix("*")).replace(r"\.", "[./]")
-        return f"^({kinds})/{name}{'' if self.key.endswith('*') else '$'}"
+        return f"^{re.escape(self.kind)}/{name}{'' if self.key.endswith('*') else '$'}"
 
     def among(self, keys: Iterable[str]) -> "list[Line]":
         """The lines that it stands for where records have these keys; itself where it names one."""
@@ -92,49 +89,56 @@ LAYER_MAPS = (
 )
 
 
-def plots(kind: str, charts: Sequence[Chart] | None, judged: Iterable[str]) -> list[Plot]:
+def plots(kind: str, charts: Sequence[Chart] | None, judged: Mapping[str, Iterable[str]]) -> list[Plot]:
     """What is drawn of a run, in order.
 
     Args:
         kind: of its training steps.
         charts: of its header; None where that has none.
-        judged: keys of the numbers of its evaluations.
+        judged: kind of its evaluations -> keys of their numbers; those that are to come, where it is empty.
     """
-    samples = "the fixed grid" if kind == "overfit" else "held-out samples"
-    before, after = _steps_first(samples, evaluation_of(kind)), _costs()
+    judged = judged or {"fixed_grid" if kind == "overfit" else "validation": ()}
+    before, after = _of_steps(kind, list(judged)), _costs(kind)
     names = {plot.name for plot in (*before, *after)}
     own = []
-    for chart in guessed_charts(judged) if charts is None else charts:
-        title = chart.title.replace(SAMPLES, samples)
-        lines = tuple(Line(curve.label, curve.key, is_judged=True) for curve in chart.curves)
-        own.append(Plot(_new_name(title, names), title, lines, chart.unit))
+    for evaluation, keys in judged.items():
+        others = f" ({_samples(evaluation)})" if len(judged) > 1 else ""
+        for chart in guessed_charts(keys) if charts is None else charts:
+            title = chart.title if SAMPLES in chart.title else f"{chart.title}{others}"
+            title = title.replace(SAMPLES, _samples(evaluation))
+            lines = tuple(Line(curve.label, evaluation, curve.key) for curve in chart.curves)
+            own.append(Plot(_new_name(title, names), title, lines, chart.unit))
     return [*before, *own, *after]
 
 
-def _steps_first(samples: str, evaluation: str) -> list[Plot]:
-    judged = Line(evaluation.replace("_", " "), "loss", is_judged=True)
-    clipping = (Line("before clipping", "grad_norm"), Line("after clipping", "grad_norm_clipped"))
+def _of_steps(kind: str, evaluations: Sequence[str]) -> list[Plot]:
+    """The loss, of evaluations too, and what the optimizer does."""
+    judged = (Line(evaluation.replace("_", " "), evaluation, "loss") for evaluation in evaluations)
+    clipping = (Line("before clipping", kind, "grad_norm"), Line("after clipping", kind, "grad_norm_clipped"))
     return [
-        Plot("loss", "Loss", (Line("training", "loss"), judged), has_marks=True),
-        Plot("loss-by-t", "Loss by t (0 is noise, 1 is data)", (Line("t ", "loss_by_t.*"),)),
-        Plot("judged-loss-by-t", f"Loss by t on {samples}", (Line("t ", "loss_t*", is_judged=True),)),
+        Plot("loss", "Loss", (Line("training", kind, "loss"), *judged), has_marks=True),
+        Plot("loss-by-t", "Loss by t (0 is noise, 1 is data)", (Line("t ", kind, "loss_by_t.*"),)),
+        *(
+            Plot(f"loss-by-t-{number}", f"Loss by t on {_samples(one)}", (Line("t ", one, "loss_t*"),))
+            for number, one in enumerate(evaluations, 1)
+        ),
         Plot("gradient-norm", "Gradient norm", clipping, has_marks=True),
-        Plot("learning-rate", "Learning rate", (Line("learning rate", "learning_rate"),)),
-        Plot("loss-scale", "Loss scale", (Line("loss scale", "loss_scale"),), has_marks=True),
+        Plot("learning-rate", "Learning rate", (Line("learning rate", kind, "learning_rate"),)),
+        Plot("loss-scale", "Loss scale", (Line("loss scale", kind, "loss_scale"),), has_marks=True),
     ]
 
 
-def _costs() -> list[Plot]:
-    seconds = (Line("step", "step_seconds"), Line("waiting for data", "data_wait_seconds"))
+def _costs(kind: str) -> list[Plot]:
+    seconds = (Line("step", kind, "step_seconds"), Line("waiting for data", kind, "data_wait_seconds"))
     return [
         Plot("time", "Time of a step", seconds, unit="s"),
-        Plot("memory", "Memory", (Line("memory", "memory_gib"),), unit="GiB"),
+        Plot("memory", "Memory", (Line("memory", kind, "memory_gib"),), unit="GiB"),
     ]
 
 
-def evaluation_of(kind: str) -> str:
-    """The kind of the evaluations that go with training steps of this kind."""
-    return "fixed_grid" if kind == "overfit" else "validation"
+def _samples(evaluation: str) -> str:
+    """What is judged in evaluations of this kind, in words."""
+    return _SAMPLES.get(evaluation, evaluation.replace("_", " "))
 
 
 def plots_of(history: History) -> list[Plot]:
@@ -162,16 +166,23 @@ def charts_in(header: Mapping[str, Any]) -> tuple[Chart, ...] | None:
         raise ValueError(f"`charts` of a header of metrics.jsonl: {error}; remove the key from that line") from error
 
 
-def judged_keys(history: History) -> list[str]:
-    """Of all numbers that evaluations have, in the order of their records."""
-    records = (record for kind in history.evaluations for record in history.records(kind))
-    return list(dict.fromkeys(key for record in records for key, value in record.items() if is_number(value)))
+def judged_keys(history: History) -> dict[str, list[str]]:
+    """Kind of evaluations -> keys of all numbers that they have, in the order of their records."""
+    return {
+        kind: list(dict.fromkeys(key for record in history.records(kind) for key in number_keys(record)))
+        for kind in history.evaluations
+    }
 
 
-def main_numbers(charts: Sequence[Chart] | None, record: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """(label, value) of an evaluation in a line: those of the first chart that has some."""
+def number_keys(record: Mapping[str, Any]) -> list[str]:
+    """Of what can be drawn of a record."""
+    return [key for key, value in record.items() if is_number(value)]
+
+
+def main_numbers(charts: Sequence[Chart] | None, record: Mapping[str, Any]) -> list[tuple[Curve, float]]:
+    """An evaluation in a line: the numbers of the first chart that has some."""
     for chart in guessed_charts(record) if charts is None else charts:
-        found = [(curve.label, record[curve.key]) for curve in chart.curves if is_number(record.get(curve.key))]
+        found = [(curve, record[curve.key]) for curve in chart.curves if is_number(record.get(curve.key))]
         if found:
             return found
     return []

@@ -136,7 +136,7 @@ def test_an_overfit_of_one_step_in_a_narrow_terminal(tmp_path: Path) -> None:
     [
         (["snd"], ["snd: no such run, here or in runs/", "did you mean `sound`?"]),
         (["."], ["not a run folder (no metrics.jsonl)"]),
-        (["sound", "--against", "zzzzzz"], ["zzzzzz: no such run", "`ls runs`"]),
+        (["sound", "--against", "zzzzzz"], ["zzzzzz: no such run", "`shadowlab runs`"]),
         (["sound", "--by", "nrm"], ["--by nrm", "activation.norm", "parameter.update_ratio"]),
         (["sound", "--step", "3"], ["--step 3", "the nearest that has is 2"]),
         (["sound", "--layers", "nothing*"], ["--layers nothing*: matches none of 3 layers"]),

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from shadowlab.errors import UserError
-from shadowlab.runs.folder import RunFolder, default_name, latest_training_run
+from shadowlab.runs.folder import RunFolder, default_name
+from shadowlab.runs.lookup import latest_training_run
 from shadowlab.runs.resume import changes, resumed_config
 from shadowlab.settings.files import load_config
 

@@ -73,6 +73,16 @@ def test_records_without_charts_are_drawn_by_their_names() -> None:
     assert found["Clip direction on held-out samples"] == ["Clip direction"]
 
 
+def test_a_loop_with_kinds_of_its_own_is_drawn(tmp_path: Path) -> None:
+    """Two sets that are judged: each has charts of its own."""
+    own = [step(number) | {"kind": "mine"} for number in (1, 2)]
+    judged = [{"kind": kind, "step": 2, "loss": 1.0, "accuracy": 0.5} for kind in ("test_set", "validation")]
+    found = shown(History([*own, *judged]))
+    assert found["Loss"] == ["training", "test set", "validation"]
+    assert found["Gradient norm"] == ["before clipping"]
+    assert found["Accuracy on test set"] == found["Accuracy on held-out samples"] == ["Accuracy"]
+
+
 def test_a_metric_whose_name_ends_in_another_is_no_baseline_of_it() -> None:
     [rmse, si_rmse] = guessed_charts(["rmse", "si_rmse", "black_rmse", "black_si_rmse", "drop_shadow_rmse"])
     assert [curve.key for curve in rmse.curves] == ["rmse", "black_rmse", "drop_shadow_rmse"]
@@ -85,9 +95,12 @@ def test_two_charts_of_one_title_have_names_of_their_own() -> None:
 
 
 def test_main_numbers_are_those_of_the_first_chart_that_has_some() -> None:
-    assert main_numbers(CHARTS, JUDGED) == [("R²", 0.4), ("soft IoU", 0.5)]
-    assert main_numbers((EDIT, *CHARTS), {"rmse": 0.2, "black_rmse": 0.3}) == [("model", 0.2), ("all black", 0.3)]
-    assert main_numbers(None, JUDGED) == [("R²", 0.4)]
+    quality, rmse, _ = CHARTS
+    assert main_numbers(CHARTS, JUDGED) == list(zip(quality.curves, (0.4, 0.5), strict=True))
+    assert main_numbers((EDIT, *CHARTS), {"rmse": 0.2, "black_rmse": 0.3}) == [
+        *zip(rmse.curves, (0.2, 0.3), strict=True)
+    ]
+    assert main_numbers(None, JUDGED) == [(Curve("R²", "r2"), 0.4)]
     assert main_numbers((), JUDGED) == []
 
 

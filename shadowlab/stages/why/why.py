@@ -57,7 +57,7 @@ def find_incident(path: str, output_dir: str | None = None) -> Path:
             raise UserError(f"{place}: has no incident, so no step of it met NaN or Inf{_neighbours(place)}")
     if given.exists():
         raise UserError(f"{given}: neither a run folder nor an incident folder (no verdict.json, no incidents/)")
-    raise UserError(f"{path}: no such run or incident, here or in {runs}/; `ls {runs}` shows the runs there are")
+    raise UserError(f"{path}: no such run or incident, here or in {runs}/; `shadowlab runs` shows the runs there are")
 
 
 def run_why(

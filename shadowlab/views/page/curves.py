@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from diagnostics.records import Curve, History
-from shadowlab.views.charts import Plot, evaluation_of, judged_keys
+from shadowlab.views.charts import Line as PlotLine
+from shadowlab.views.charts import Plot
 from shadowlab.views.page.axis import Axis
 from shadowlab.views.page.wording import count, number
 
@@ -135,13 +136,12 @@ def panels(history: History, wanted: Sequence[Plot]) -> list[Panel]:
     skips = [(r["step"], "mark", "the gradient scaler skipped it") for r in history.records() if r.get("skipped")]
     marks = (*skips, *((r["step"], "bad", "incident") for r in history.records("incident")))
     skipped = frozenset(step for step, _, _ in skips)
-    keys = _keys(history, wanted)
     found = []
     for plot in wanted:
-        lines = [one for line in plot.lines for one in line.among(keys)]
+        lines = [one for line in plot.lines for one in line.among(_keys(history, line))]
         series = []
         for number_, line in enumerate(lines):
-            curve = history.curve(line.key, evaluation_of(history.kind) if line.is_judged else None)
+            curve = history.curve(line.key, line.kind)
             excused = skipped if line.key.startswith("grad_norm") else frozenset[int]()
             if len(curve):
                 series.append(Series(line.label, curve, f"s{number_ % _STYLES}", excused))
@@ -150,12 +150,15 @@ def panels(history: History, wanted: Sequence[Plot]) -> list[Panel]:
     return found
 
 
-def _keys(history: History, wanted: Sequence[Plot]) -> list[str]:
-    """Of the records' numbers, as far as lines that end in `*` ask for them."""
-    outer = {line.key.partition(".")[0] for plot in wanted for line in plot.lines if line.key.endswith(".*")}
-    records: Sequence[Mapping[str, Any]] = history.records()
-    inner = {f"{key}.{own}" for record in records for key in outer for own in record.get(key) or ()}
-    return [*judged_keys(history), *inner]
+def _keys(history: History, line: PlotLine) -> set[str]:
+    """Names of the records' numbers, where a line asks for all that begin alike."""
+    if not line.key.endswith("*"):
+        return set()
+    records: Sequence[Mapping[str, Any]] = history.records(line.kind)
+    outer, dot, _ = line.key.partition(".")
+    if not dot:
+        return {key for record in records for key in record}
+    return {f"{outer}.{key}" for record in records for key in record.get(outer) or ()}
 
 
 def drawings(history: History, wanted: Sequence[Plot]) -> list[Drawing]:

@@ -1,6 +1,5 @@
 """Everything of a run's folder that the page shows. What is damaged or absent is said, and the rest is shown."""
 
-import fcntl
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from typing import Any
 
 from diagnostics.health import examine
 from diagnostics.records import History, decode, read_records
-from shadowlab.runs import LOCK
+from shadowlab.runs import RunFolder
 from shadowlab.views.charts import Plot, judged_keys, plots, plots_of
 from shadowlab.views.page.incident_story import IncidentStory
 from shadowlab.views.page.wording import count
@@ -61,7 +60,7 @@ class RunView:
             _stages(path / "stages.json", problems),
             tuple(stories),
             tuple(folder.name for folder in folders[_MAX_STORIES:]),
-            _is_running(path),
+            RunFolder(path).is_claimed,
             tuple(problems),
         )
 
@@ -217,15 +216,3 @@ def _text(file: Path, problems: list[str]) -> str:
 def _summary(result: Mapping[str, Any]) -> Mapping[str, Any]:
     summary = result.get("summary")
     return summary if isinstance(summary, Mapping) else {}
-
-
-def _is_running(path: Path) -> bool:
-    """Whether a process holds the claim on this run; False where the file system has no locks."""
-    try:
-        with (path / LOCK).open("r") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # never claimed, or no locks here
-        return False
-    return False

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from diagnostics.board import TensorBoardView
+from diagnostics.records import Kinds
 from shadowlab.charts import Chart
-from shadowlab.views.charts import EVALUATIONS, charts_in, is_number, plots
+from shadowlab.views.charts import charts_in, number_keys, plots
 from shadowlab.views.tensorboard.heat_maps import HeatMaps
 from shadowlab.views.tensorboard.layer_picture import to_png
 
@@ -30,9 +31,9 @@ class Board:
         in_full: Callable[[str], bool] = lambda name: False,
     ) -> None:
         self._heat_maps = HeatMaps()
-        self._kind = "train"
+        self._kinds, self._kind = Kinds(), "train"
         self._charts: tuple[Chart, ...] | None = None
-        self._judged: dict[str, None] = {}  # keys of evaluations
+        self._judged: dict[str, list[str]] = {}  # kind of evaluations -> keys
         purge_step = None if resumed_at is None else resumed_at + 1
         self._view = TensorBoardView(folder, purge_step=purge_step, in_full=in_full, run_charts={})
 
@@ -81,11 +82,12 @@ class Board:
             self._view.close()
 
     def _learn_charts(self, record: Mapping[str, Any]) -> None:
-        kind = record.get("kind")
+        """What is drawn may change with a header and with what evaluations measure."""
+        kind = self._kinds.learn(record)
         if kind == "header":
             self._kind, self._charts = str(record.get("stage", self._kind)), charts_in(record)
-        elif kind in EVALUATIONS:
-            self._judged |= dict.fromkeys(key for key, value in record.items() if is_number(value))
+        elif self._kinds.is_evaluation(kind):
+            self._judged[kind] = list(dict.fromkeys((*self._judged.get(kind, ()), *number_keys(record))))
         elif self._view.run_charts:
             return
         found = plots(self._kind, self._charts, self._judged)

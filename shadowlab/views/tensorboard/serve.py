@@ -24,9 +24,9 @@ def run_tensorboard(
     """Serve a run, or all below a folder, until Ctrl-C.
 
     Args:
-        run: folder, name below runs/, or the folder of several runs.
+        run: folder, name below runs/, `latest`, or the folder of several runs.
         port: None for the first free one from 6006.
-        rebuild: make the view anew first, with every step of `layers` (shell patterns; none: as it was written).
+        rebuild: rebuild the view first, with every step of `layers` (shell patterns; none: as it was written).
 
     Raises:
         UserError: no such run, the port is taken, or as `rebuild_board`.
@@ -38,7 +38,7 @@ def run_tensorboard(
         logdir = rebuilt.folder
         full = f", every step of {len(rebuilt.in_full)} layers and parameters" if layers else ""
         reporter.say(
-            f"{logdir}: made anew of {rebuilt.num_records} records and {rebuilt.num_pictures} pictures of samples/"
+            f"{logdir}: rebuilt from {rebuilt.num_records} records and {rebuilt.num_pictures} pictures of samples/"
             f"{full}{_beside(place / 'tensorboard')}"
         )
     else:
@@ -79,12 +79,12 @@ def _find(run: str) -> tuple[Path, Path]:
         if any(place.glob("*/tensorboard")):
             return place, place
         if (owner / "metrics.jsonl").is_file():
-            mend = f"`shadowlab tensorboard {owner} --rebuild` makes it anew from metrics.jsonl"
+            mend = f"`shadowlab tensorboard {owner} --rebuild` rebuilds it from metrics.jsonl"
             raise UserError(f"{view}: missing; {mend}")
     if run_places(run)[0].exists():
         raise UserError(f"{run}: neither a run (no tensorboard/ in it) nor a folder of runs")
     runs = Path(Config().output_dir)
-    raise UserError(f"{run}: no such run, here or in {runs}/; `ls {runs}` shows the runs there are")
+    raise UserError(f"{run}: no such run, here or in {runs}/; `shadowlab runs` shows the runs there are")
 
 
 def _owner(place: Path) -> Path:

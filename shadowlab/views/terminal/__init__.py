@@ -1,7 +1,8 @@
-"""A run on the terminal: its layers, its health."""
+"""Runs on the terminal: a list of them, a run's layers, its health."""
 
 from shadowlab.views.terminal.health import find_rules, list_rules, run_health
 from shadowlab.views.terminal.inspect import Query, run_inspect
+from shadowlab.views.terminal.runs import run_runs
 
 __all__ = [
     "Query",
@@ -9,4 +10,5 @@ __all__ = [
     "list_rules",
     "run_health",
     "run_inspect",
+    "run_runs",
 ]

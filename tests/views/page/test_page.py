@@ -426,7 +426,7 @@ def test_the_root_gets_the_page_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["absent"], ["absent: no such run", "ls runs"]),
+        (["absent"], ["absent: no such run", "shadowlab runs"]),
         (["."], ["not a run folder", "metrics.jsonl"]),
         (["runs/mine", "--out", "x" * 300], ["xx: cannot be written", "--out"]),
         (["runs/mine", "--out", "runs/mine/config.yaml/page.html"], ["cannot be written", "--out"]),

@@ -1,4 +1,4 @@
-"""A view made anew: of metrics.jsonl and samples/, beside the one that is there."""
+"""A view rebuilt: from metrics.jsonl and samples/, beside the one that is there."""
 
 import math
 import shutil
@@ -181,7 +181,7 @@ def test_a_view_that_is_gone_is_said_to_be_gone(
     view = "runs/mine/tensorboard-rebuilt" if given.endswith("rebuilt") else "runs/mine/tensorboard"
     with pytest.raises(UserError) as told:
         ask(given)
-    mend = "`shadowlab tensorboard runs/mine --rebuild` makes it anew from metrics.jsonl"
+    mend = "`shadowlab tensorboard runs/mine --rebuild` rebuilds it from metrics.jsonl"
     assert str(told.value) == f"{view}: missing; {mend}"
     with pytest.raises(KeyboardInterrupt):
         ask("runs/mine", rebuild=True)

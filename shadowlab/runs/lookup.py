@@ -1,0 +1,184 @@
+"""Finding runs: the one that a user names by a path, by its name or as `latest`, and those that prove a stage."""
+
+import difflib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from diagnostics.records import History
+from shadowlab.errors import UserError
+from shadowlab.runs.folder import LATEST, RunFolder, plain_label
+from shadowlab.settings import Config
+
+_MARKS = ("config.yaml", "stages.json", "metrics.jsonl", "incidents")  # a run folder has one of them
+_WRITTEN = ("config.yaml", "environment.json", "log.txt", "metrics.jsonl", "stages.json", "incidents")
+
+
+def last_activity(place: Path) -> float | None:
+    """When a stage last wrote to a run folder, in seconds since 1970; None where `place` is none.
+
+    Views that are made later, as reports are, do not count.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    if not any((place / name).exists() for name in _MARKS):
+        return None
+    return max(file.stat().st_mtime for name in _WRITTEN if (file := place / name).exists())
+
+
+def latest_run(output_dir: Path, *, with_checkpoint: bool = False) -> Path:
+    """The folder below `output_dir` that a run was at work in last.
+
+    Folders that cannot be looked at are passed over.
+
+    Args:
+        with_checkpoint: of the runs that can be resumed.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = []
+    with telling_where():
+        for place in output_dir.iterdir() if output_dir.is_dir() else ():
+            with suppress(PermissionError):
+                active = last_activity(place) if place.is_dir() else None
+                if active is not None and (not with_checkpoint or any(place.glob("checkpoints/step-*/COMPLETE"))):
+                    found.append((active, place.name, place))
+    if not found:
+        kind = "run with a checkpoint" if with_checkpoint else "run"
+        raise UserError(f"{LATEST}: there is no {kind} in {output_dir}/; ./{LATEST} is a folder of that name")
+    return max(found)[2]
+
+
+def run_places(path: str, output_dir: str | None = None) -> tuple[Path, Path]:
+    """Where to look for what a user names by a path, or by a name below `output_dir`.
+
+    `latest` is the newest run there; a folder of that name is `./latest`.
+
+    Raises:
+        UserError: `latest`, and there is no run.
+    """
+    runs = Path(output_dir or Config().output_dir)
+    if path == LATEST:
+        newest = latest_run(runs)
+        return newest, newest
+    given = Path(path)
+    with suppress(RuntimeError):  # ~NAME, and no user is called so
+        given = given.expanduser()
+    return given, runs / path
+
+
+@contextmanager
+def telling_where() -> Iterator[None]:
+    """A place that cannot be looked at (no permission, a name that is too long) is one line that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be looked at ({error.strerror})") from error
+
+
+@telling_where()
+def find_run(path: str, output_dir: str | None = None, *, with_records: bool = True) -> RunFolder:
+    """The run that `path` names: its folder, its metrics.jsonl, an incident of it, a name below `output_dir`, `latest`.
+
+    Args:
+        with_records: whether one without metrics.jsonl is an error.
+
+    Raises:
+        UserError: there is none, it cannot be looked at, or it has no records.
+    """
+    given, below = run_places(path, output_dir)
+    for place in (given, below):
+        if place.name == "metrics.jsonl":
+            place = place.parent
+        elif (place / "verdict.json").is_file():  # runs/NAME/incidents/step-1: it may have a config.yaml, too
+            place = place.resolve().parents[1]
+        run = RunFolder(place)
+        if run.metrics.is_file():
+            return run
+        if any((place / name).exists() for name in _MARKS):
+            if not with_records:
+                return run
+            raise UserError(
+                f"{place}: has no metrics.jsonl: it came to no training step (overfit and train write it, one line a "
+                "step)"
+            )
+    found = next((place for place in (given, below) if place.exists()), None)
+    if found is not None:
+        raise UserError(f"{found}: not a run folder (no {'' if with_records else 'config.yaml, '}metrics.jsonl)")
+    runs = Path(output_dir or Config().output_dir)
+    names = [file.parent.name for file in runs.glob("*/metrics.jsonl")]
+    close = difflib.get_close_matches(path, names, 1)
+    hint = f"did you mean `{close[0]}`?" if close else "`shadowlab runs` shows the runs there are"
+    raise UserError(f"{path}: no such run, here or in {runs}/; {hint}")
+
+
+def run_to_resume(config: Config, name: str | None, preset: str) -> str:
+    """Name of the run below output_dir that --resume goes on with.
+
+    Args:
+        name: what --run was given, if anything: a name, `latest` for the newest run that has a checkpoint, or a path
+            to the run's folder.
+        preset: without a name, the newest run of this preset that has a checkpoint.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name is None:
+        return latest_training_run(config, preset)
+    if name == LATEST:
+        return latest_run(Path(config.output_dir), with_checkpoint=True).name
+    given = Path(name)
+    return given.name if given.parent in (Path(config.output_dir), Path()) else name
+
+
+def latest_training_run(config: Config, preset: str) -> str:
+    """Name of the newest run of `preset` that has a checkpoint, for --resume without --run.
+
+    Raises:
+        UserError: there is none.
+    """
+    folders = Path(config.output_dir).glob(f"{plain_label(preset)}-train-*/checkpoints/step-*/COMPLETE")
+    newest = max(folders, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        raise UserError(
+            f"--resume: no run of preset {preset} with a checkpoint in {config.output_dir}/; name it with --run"
+        )
+    return newest.parents[2].name
+
+
+def read_history(metrics: Path) -> History:
+    """All records of a run.
+
+    Raises:
+        UserError: they cannot be read, or a line is damaged.
+    """
+    try:
+        return History.read(metrics)
+    except ValueError as error:  # it names file and line
+        raise UserError(" ".join(str(error).split())) from error
+    except OSError as error:
+        raise UserError(f"{metrics}: cannot be read ({error.strerror or error})") from error
+
+
+def stage_passed(
+    config: Config, stage: str, *, as_strict: Callable[[dict[str, Any]], bool], on_unreadable: Callable[[str], None]
+) -> Path | None:
+    """The newest run below output_dir in which `stage` passed for this model configuration, if any.
+
+    Args:
+        as_strict: whether a passed stage with this summary asked for as much as is asked for now; others do not count.
+        on_unreadable: called with the reason where a stages.json cannot be read: it proves nothing.
+    """
+    found, model_hash = [], config.model_hash()
+    for file in Path(config.output_dir).glob("*/stages.json"):
+        try:
+            result = RunFolder(file.parent).stages().get(stage)
+        except UserError as error:
+            on_unreadable(f"proves nothing: {error}")
+            continue
+        if result and result["passed"] and result["model_hash"] == model_hash and as_strict(result["summary"]):
+            found.append((result["finished"], file.parent))
+    return max(found)[1] if found else None

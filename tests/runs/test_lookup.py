@@ -1,0 +1,110 @@
+"""What a user calls a run by: a path, a name, `latest`."""
+
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.main import app
+from shadowlab.errors import UserError
+from shadowlab.runs.folder import RunFolder
+from shadowlab.runs.lookup import find_run, run_places, run_to_resume
+from shadowlab.settings.files import load_config
+from shadowlab.stages.why.why import find_incident
+from tests.views.page.run_folders import add_incident
+from tests.views.records import step, write_run
+
+
+def run(name: str, age: int) -> Path:
+    """A run below runs/ that was worked at so many seconds before a fixed time."""
+    place = write_run(Path("runs", name), [step(1, {"conv_in": 1.0})])
+    add_incident(place)
+    for file in (*place.iterdir(), place):
+        os.utime(file, (1e9 - age, 1e9 - age))
+    return place
+
+
+@pytest.fixture
+def _runs() -> None:
+    """The newest stands neither first nor last by name, and was not made last."""
+    run("a", 30), run("m", 10), run("z", 20)
+    Path("runs/notes").mkdir()
+
+
+@pytest.mark.usefixtures("_runs")
+def test_latest_is_the_run_that_was_worked_at_last() -> None:
+    assert find_run("latest").path == Path("runs/m")
+    assert find_incident("latest").parents[1] == Path("runs/m")
+    (Path("runs/a") / "log.txt").write_text("resumed")
+    assert find_run("latest").path == Path("runs/a")
+    Path("runs/m/reports").mkdir()  # a page is no work
+    assert find_run("latest").path == Path("runs/a")
+
+
+@pytest.mark.usefixtures("_runs")
+@pytest.mark.parametrize("command", ["why --no-counterfactuals", "health", "inspect", "report", "inspect z --against"])
+def test_latest_works_wherever_a_run_is_asked_for(command: str) -> None:
+    by_name, latest = (CliRunner().invoke(app, [*command.split(), name]) for name in ("m", "latest"))
+    assert (latest.exit_code, latest.output.replace("latest", "m")) == (by_name.exit_code, by_name.output)
+    assert "error" not in latest.output and (command.startswith("inspect") or "runs/m" in latest.output)
+
+
+@pytest.mark.usefixtures("_runs")
+def test_a_folder_called_latest_is_named_by_its_path() -> None:
+    write_run(Path("latest"), [step(1, {"conv_in": 1.0})])
+    write_run(Path("runs/latest"), [step(1, {"conv_in": 1.0})])
+    for place in (*Path("runs/latest").iterdir(), Path("runs/latest")):
+        os.utime(place, (1, 1))
+    assert find_run("latest").path == Path("runs/m")
+    assert find_run("./latest").path == Path("latest")
+    assert find_run("runs/latest").path == Path("runs/latest")
+    assert run_places("./latest")[0] == Path("latest")
+
+
+def test_without_a_run_there_is_no_latest() -> None:
+    with pytest.raises(UserError, match=r"latest: there is no run in runs/; \./latest is a folder of that name"):
+        find_run("latest")
+    assert (
+        CliRunner().invoke(app, ["tensorboard", "latest"]).output.startswith("error: latest: there is no run in runs/")
+    )
+
+
+@pytest.mark.usefixtures("_runs")
+def test_a_folder_that_is_closed_is_not_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's, as a rule."""
+    stat = Path.stat
+
+    def refusing(self: Path, **named: bool) -> os.stat_result:
+        if self.parts[:2] == ("runs", "m") and len(self.parts) > 2:
+            raise PermissionError(13, "Permission denied", str(self))
+        return stat(self, **named)
+
+    monkeypatch.setattr(Path, "stat", refusing)
+    assert find_run("latest").path == Path("runs/z")
+
+
+def test_what_resume_goes_on_with() -> None:
+    config = load_config()
+    for age, name in enumerate(("tiny-train-2", "sdxl-train-1", "tiny-train-1")):
+        folder = RunFolder.create(config, name)
+        checkpoint = folder.checkpoints / "step-00000001"
+        checkpoint.mkdir()
+        (checkpoint / "COMPLETE").write_text("{}")
+        for file in (*folder.path.iterdir(), checkpoint / "COMPLETE"):
+            os.utime(file, (1e9 - age, 1e9 - age))
+    RunFolder.create(config, "tiny-overfit-1")  # newer, and without a checkpoint
+    assert run_to_resume(config, "latest", "sdxl") == "tiny-train-2"
+    assert run_to_resume(config, None, "sdxl") == "sdxl-train-1"
+    assert run_to_resume(config, "runs/tiny-train-1", "tiny") == "tiny-train-1"
+    assert run_to_resume(config, "tiny-train-1", "tiny") == "tiny-train-1"
+    assert run_to_resume(config, "./latest", "tiny") == "latest"
+    assert run_to_resume(config, "elsewhere/tiny-train-1", "tiny") == "elsewhere/tiny-train-1"  # which is refused then
+
+
+def test_no_run_can_be_called_latest() -> None:
+    result = CliRunner().invoke(app, ["overfit", "--run", "latest"])
+    assert result.exit_code == 2 and not Path("runs/latest").exists()
+    assert "--run latest: means the newest run; choose another name" in result.output
+    with pytest.raises(UserError, match="latest: there is no run with a checkpoint in runs/"):
+        run_to_resume(load_config(), "latest", "tiny")
