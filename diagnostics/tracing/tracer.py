@@ -44,7 +44,7 @@ class Tracer(TorchDispatchMode):
     """
 
     def __init__(self, context: StepContext) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.context = context
         self.memory = Memory()
         self.events: list[Event] = [Event(0, "", None)]
