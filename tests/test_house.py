@@ -29,7 +29,6 @@ KNOWN_TOO_LONG = {
     "shadowlab/stages/train/train.py:run_train": 112,
     "shadowlab/stages/train_vae/loop.py:train_vae": 106,
     "shadowlab/tasks/shadow/check.py:check_dataset": 61,
-    "shadowlab/tasks/shadow/render/dataset.py:render_dataset": 62,
     "shadowlab/training/telemetry.py:step": 68,
 }
 KNOWN_DEEP = {"shadowlab/drill/cases.py"}  # puts its faults into the training step

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from shadowlab.errors import UserError
@@ -75,15 +77,19 @@ def render_dataset(
                     noise = derive_seed(seed, "render/noise", index, light) % 2**31
                     shadow = scene_object.render_shadow(theta, phi, size, image_size, samples_per_pixel, noise)
                     with _writing(out):
-                        for name, pixels in (("objects", picture), ("masks", mask), ("shadows", shadow)):
-                            Image.fromarray(pixels).save(folder / name / f"{sample}.png", optimize=True)
+                        _save_sample(folder, sample, objects=picture, masks=mask, shadows=shadow)
                     metadata[sample] = {"theta": theta, "phi": phi, "size": size, "object": source.object_id}
                     if on_progress is not None:
                         on_progress(len(metadata), total)
             with _writing(out):
-                text = json.dumps(metadata, indent=1) + "\n"
-                (folder / "metadata.json").write_text(text, encoding="utf-8")
+                (folder / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
     return len(metadata)
+
+
+def _save_sample(folder: Path, sample: str, **pictures: NDArray[np.uint8]) -> None:
+    """pictures: subfolder -> (H, W) or (H, W, 3) uint8."""
+    for name, pixels in pictures.items():
+        Image.fromarray(pixels).save(folder / name / f"{sample}.png", optimize=True)
 
 
 @dataclass(frozen=True)
