@@ -1,4 +1,7 @@
-"""What any tensor holds: its values wherever they lie, and whether they are finite. Answers stay on the device."""
+"""What any tensor holds: its values wherever they lie, and whether they are finite.
+
+Any shape, dtype, layout and device, DTensors included, unless a function says otherwise.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -10,9 +13,36 @@ from torch.nn.parameter import is_lazy
 
 _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc, torch.jagged)
 
+# Which tensors there are
+
+
+def is_inexact(tensor: Tensor) -> bool:
+    """Whether a tensor is floating-point or complex, and so can hold NaN and Inf."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every floating-point or complex tensor inside nested tuples, lists, mappings, dataclasses and model outputs."""
+    if isinstance(value, Tensor):
+        if is_inexact(value):
+            yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        for item in value:
+            yield from tensors_in(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from tensors_in(getattr(value, field.name, None))
+
+
+# Where their values lie
+
 
 def strided(tensor: Tensor) -> Tensor | None:
-    """The strided tensor that holds the values: of a sparse tensor its values, of a DTensor its shard.
+    """The strided tensor that holds the values, of the same dtype: of a DTensor its shard, in the shard's shape; of
+    a sparse tensor its values, (stored, ...); else the tensor itself.
 
     None where there is no memory to look at: meta and lazy tensors, those of function transforms (torch.func) and of
     other layouts.
@@ -28,38 +58,10 @@ def strided(tensor: Tensor) -> Tensor | None:
     return tensor.values() if tensor.layout in _COMPRESSED else None
 
 
-def is_inexact(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-def real(tensor: Tensor) -> Tensor:
-    """Values with comparisons: complex as pairs, 8-bit floats as float32."""
-    if tensor.is_complex():
-        return torch.view_as_real(tensor.resolve_conj())
-    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor
-
-
-def bad_flags(tensors: list[Tensor]) -> list[bool]:
-    """Whether each holds a NaN or Inf. One read of the host a device."""
-    flags = [False] * len(tensors)
-    by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
-    for i, tensor in enumerate(tensors):
-        if tensor.numel() and is_inexact(tensor):
-            low, high = torch.aminmax(real(tensor.detach()))
-            # inf - inf and nan - nan are nan, x - x is 0: one number tells both ends
-            by_device.setdefault(tensor.device, []).append((i, ((low - low) + (high - high)).float()))
-    for pairs in by_device.values():
-        numbers = [float(pairs[0][1])] if len(pairs) == 1 else torch.stack([flag for _, flag in pairs]).tolist()
-        for (i, _), number in zip(pairs, numbers, strict=True):
-            flags[i] = number != 0.0
-    return flags
-
-
 def dense(tensor: Tensor) -> Tensor | None:
-    """The real, strided values that this process holds of a tensor, without its graph; None where it holds none.
+    """The real, strided values that this process holds of a tensor, without its graph; None as `strided` says.
 
-    Sparse: the values that are stored. Complex: real and imaginary parts, (..., 2). DTensor: the local shard.
-    See `provenance.strided` for what holds nothing.
+    Sparse: the values that are stored, one for each place. Complex: real and imaginary parts, (..., 2).
     """
     x = tensor.detach() if tensor.requires_grad else tensor
     if x.layout is torch.sparse_coo and not x.is_meta:
@@ -69,13 +71,56 @@ def dense(tensor: Tensor) -> Tensor | None:
 
 
 def values_of(tensors: Iterable[Tensor | None]) -> list[Tensor]:
-    """The floating and complex values that this process holds of some tensors, without their graphs."""
+    """The strided floating-point and complex values that this process holds of some tensors, without their graphs.
+
+    What is None, empty, of another dtype or held elsewhere is left out.
+    """
     found = (strided(tensor) for tensor in tensors if tensor is not None)
     return [values.detach() for values in found if values is not None and is_inexact(values) and values.numel()]
 
 
+# Whether they are finite. All tensors here are strided, but for `all_finite`, which takes any.
+
+
+def bad_flags(tensors: Sequence[Tensor]) -> list[bool]:
+    """Whether each holds a NaN or Inf. Exact; one read on the host for each device."""
+    flags = [False] * len(tensors)
+    by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
+    for i, tensor in enumerate(tensors):
+        if tensor.numel() and is_inexact(tensor):
+            low, high = torch.aminmax(_comparable(tensor.detach()))
+            # inf - inf and nan - nan are nan, x - x is 0: one number tells both ends
+            by_device.setdefault(tensor.device, []).append((i, ((low - low) + (high - high)).float()))
+    for pairs in by_device.values():
+        numbers = [float(pairs[0][1])] if len(pairs) == 1 else torch.stack([flag for _, flag in pairs]).tolist()
+        for (i, _), number in zip(pairs, numbers, strict=True):
+            flags[i] = number != 0.0
+    return flags
+
+
+def any_bad(tensors: Sequence[Tensor]) -> bool:
+    """Whether any element of any tensor is NaN or Inf. Exact; reads on the host."""
+    return any(bad_flags(tensors))
+
+
+def all_finite(tensors: Iterable[Tensor]) -> Tensor:
+    """Whether every element is finite: one boolean scalar on the device, true for no tensors. Reads nothing on the host.
+
+    Tests elements, not sums, which can overflow. Integer and meta tensors count as finite. The scalar is on an
+    accelerator where any tensor is on one: AdamW keeps its step counts on the CPU.
+    """
+    flags: list[Tensor] = []
+    for tensor in tensors:
+        values = dense(tensor)
+        if values is not None and values.numel() and values.is_floating_point():
+            # on the CPU ten times faster than isfinite over all elements; passes nan on
+            flags.append(torch.isfinite(torch.stack(torch.aminmax(_comparable(values)))).all())
+    device = next((flag.device for flag in flags if flag.device.type != "cpu"), torch.device("cpu"))
+    return torch.stack([flag.to(device) for flag in flags]).all() if flags else torch.ones((), dtype=torch.bool)
+
+
 def magnitude(tensors: Sequence[Tensor]) -> Tensor:
-    """Joint L2 norm, a float64 scalar on the first tensor's device; 0 of nothing. No host synchronisation.
+    """Joint L2 norm, a float64 scalar on the first tensor's device; 0 for no tensors. Reads nothing on the host.
 
     Finite only if every element is; may be inf where squares overflow, so that inf needs a second look.
     """
@@ -90,39 +135,8 @@ def magnitude(tensors: Sequence[Tensor]) -> Tensor:
     return joint
 
 
-def any_bad(tensors: Sequence[Tensor]) -> bool:
-    """Whether any element of any tensor is NaN or Inf. Exact; reads on the host."""
-    return any(bad_flags(list(tensors)))
-
-
-def all_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """One boolean scalar on the device; true for no tensors. Tests elements, not sums, which can overflow.
-
-    Integer and meta tensors count as finite. The scalar is on an accelerator where any
-    tensor is on one: AdamW keeps its step counts on the CPU. No host synchronisation.
-    """
-    flags: list[Tensor] = []
-    for tensor in tensors:
-        values = dense(tensor)
-        if values is not None and values.numel() and values.is_floating_point():
-            wide = values.float() if values.dtype.itemsize == 1 else values
-            # on the CPU ten times faster than isfinite over all elements; passes nan on
-            flags.append(torch.isfinite(torch.stack(torch.aminmax(wide))).all())
-    device = next((flag.device for flag in flags if flag.device.type != "cpu"), torch.device("cpu"))
-    return torch.stack([flag.to(device) for flag in flags]).all() if flags else torch.ones((), dtype=torch.bool)
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every floating-point or complex tensor inside nested tuples, lists, mappings, dataclasses and model outputs."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point() or value.is_complex():
-            yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        for item in value:
-            yield from tensors_in(item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from tensors_in(getattr(value, field.name, None))
+def _comparable(tensor: Tensor) -> Tensor:
+    """Values that have an order: complex ones as pairs, (..., 2), 8-bit floats as float32."""
+    if tensor.is_complex():
+        return torch.view_as_real(tensor.resolve_conj())
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor

@@ -1,9 +1,10 @@
 """Finite checks that leave their answer on the device."""
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from diagnostics.tensors import all_finite, any_bad, magnitude, values_of
+from diagnostics.tensors import all_finite, any_bad, bad_flags, magnitude, values_of
 
 NAN, INF = float("nan"), float("inf")
 
@@ -31,7 +32,7 @@ def test_all_finite_takes_tensors_of_several_devices() -> None:
         assert all_finite([step, moment]).device.type == "cuda"
 
 
-def test_magnitude_is_the_joint_norm_and_overflow_is_told_from_bad_values() -> None:
+def test_magnitude_is_the_joint_norm_and_overflow_is_no_bad_value() -> None:
     torch.manual_seed(0)
     tensors = [torch.randn(5, 3), torch.randn(7, dtype=torch.float64), torch.randn(4).half()]
     expected = torch.cat([t.double().flatten() for t in tensors]).norm()
@@ -47,3 +48,12 @@ def test_values_are_those_that_this_process_holds() -> None:
     found = values_of([None, torch.arange(3), torch.empty(0), torch.zeros(2, requires_grad=True), sparse])
     assert [tuple(values.shape) for values in found] == [(2,), (2,)]
     assert not any(values.requires_grad for values in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float64, torch.complex64])
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_bad_flags_see_one_element_of_any_type(dtype: torch.dtype, value: float) -> None:
+    good = torch.full((7, 3), -2.0).to(dtype)
+    bad = torch.full((7, 3), -2.0, dtype=torch.complex64 if dtype.is_complex else torch.float32)
+    bad[4, 1] = complex(1.0, value) if dtype.is_complex else value
+    assert bad_flags([good, torch.arange(3), bad.to(dtype), good[:0]]) == [False, False, True, False]
