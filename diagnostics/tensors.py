@@ -104,7 +104,7 @@ def any_bad(tensors: Sequence[Tensor]) -> bool:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """Whether every element is finite: one boolean scalar on the device, true for no tensors. Reads nothing on the host.
+    """Whether every element is finite: one boolean scalar on the device, true for no tensors. No read on the host.
 
     Tests elements, not sums, which can overflow. Integer and meta tensors count as finite. The scalar is on an
     accelerator where any tensor is on one: AdamW keeps its step counts on the CPU.

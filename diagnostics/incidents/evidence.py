@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diagnostics.incidents.excerpt import SourceExcerpt
 from diagnostics.incidents.repro import write_repro
-from diagnostics.tracing import Before, plain
+from diagnostics.tracing import OperatorCall, plain
 from diagnostics.verdict import Verdict
 
 _BATCH_LIMIT = 512 * 2**20  # bytes
@@ -24,7 +24,7 @@ def write_incident(
     folder: Path,
     verdict: Verdict,
     *,
-    culprit: Before | None,
+    culprit: OperatorCall | None,
     batch: Any,
     randomness: Mapping[str, Tensor],
 ) -> Path:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from diagnostics.tracing import Before
+from diagnostics.tracing import OperatorCall
 
 
-def write_repro(place: Path, headline: str, culprit: Before) -> None:
+def write_repro(place: Path, headline: str, culprit: OperatorCall) -> None:
     """Write `operator.pt` (the operator's name, its arguments on the CPU) and `repro.py` into the folder `place`.
 
     The script is `template.py` as it stands, below a line with `headline`.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diagnostics.incidents import template
 from diagnostics.incidents.repro import write_repro
-from diagnostics.tracing import Before
+from diagnostics.tracing import OperatorCall
 
 aten = torch.ops.aten
 BY_ROWS = torch.tensor([[0.0, 1.0], [0.0, 0.0]])
@@ -28,7 +28,7 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", CALLS)
 def test_the_operator_gives_it_again(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     func, args, kwargs, text = CALLS[name]
-    write_repro(tmp_path, "nan was born in it", Before(func, args, kwargs))
+    write_repro(tmp_path, "nan was born in it", OperatorCall(func, args, kwargs))
     assert template.main(tmp_path / "operator.pt") == 0
     assert text in capsys.readouterr().out
 
@@ -38,7 +38,7 @@ def test_the_script_is_the_template_and_runs_anywhere(tmp_path: Path) -> None:
 
     def run(operand: Tensor) -> subprocess.CompletedProcess[str]:
         headline = 'nan came in with batch["""\nimport no_such_module\n\\N]'
-        write_repro(tmp_path, headline, Before(aten.sqrt.default, (operand,), {}))
+        write_repro(tmp_path, headline, OperatorCall(aten.sqrt.default, (operand,), {}))
         command = [sys.executable, "-I", "repro.py"]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
