@@ -34,24 +34,11 @@ class Facts:
         judgement = self._judgement(event)
         if origin.discarded is not None:
             why = self._judgement(origin.discarded)
-            exception = (
-                "invalid" if event.values.value == "nan" else why.exception
-            )  # 0 * inf here, not the overflow there
-            judgement = replace(why, exception=exception, operands=judgement.operands)
+            is_nan = event.values.value == "nan"  # 0 * inf here, not the overflow there
+            judgement = replace(why, exception="invalid" if is_nan else why.exception, operands=judgement.operands)
         target = self._target(event)
         samples = self._samples(target, phase)
         parameter, module, source, op = self._place_of(event, phase, origin.sink)
-        witness: dict[str, Any] = {}
-        seen = target.values
-        if seen.dtype is not None:
-            witness = {"index": list(seen.index), "shape": list(seen.shape)}
-            witness |= {"operands": judgement.operands} if judgement.operands else {}
-            witness |= _limits(seen.dtype)
-        if event.place is not None and event.place.issued_at is not None:
-            witness["issued_at"] = event.place.issued_at
-        if origin.discarded is not None and origin.discarded.place is not None:
-            value, op_name = origin.discarded.values.value, origin.discarded.op
-            witness["discarded"] = f"{value} of {op_name} at {origin.discarded.place.source}"
         return Verdict(
             phase=phase,
             exception=judgement.exception,
@@ -63,7 +50,7 @@ class Facts:
             samples=samples,
             sample_ids=self._sample_ids(event, samples),
             value=event.values.value,
-            witness=witness,
+            witness=_witness(origin, target, judgement),
             path=_path_text(path, origin.sink),
             fix=advice(event, phase, judgement.exception, judgement.cause),
         )
@@ -77,6 +64,7 @@ class Facts:
 
     @staticmethod
     def _judgement(event: Event) -> Judgement:
+        """Of a leaf by its kind; of an operator what recomputation said, or what its arguments suggest."""
         if event.kind in ("data", "constant"):
             return Judgement(None, "bad_scalar" if is_written_number(event) else "bad_data")
         if event.kind == "unseen":
@@ -123,7 +111,7 @@ class Facts:
     def _sample_ids(self, event: Event, samples: tuple[int, ...]) -> tuple[str, ...]:
         """Ids from the batch; of a sequence of micro-batches, from the one whose model call this was."""
         number = None
-        if event.kind is not None and event.name is not None and self.batch.num_micro_batches > 1:
+        if event.kind == "data" and event.name is not None and self.batch.num_micro_batches > 1:
             number = int(event.name.partition(".")[0])
         elif event.place is not None and self.num_model_calls == self.batch.num_micro_batches:
             number = event.place.num_model_calls - 1
@@ -153,6 +141,21 @@ class Facts:
         if not is_weight and length and length % num == 0:
             return tuple(sorted({first + row // (length // num) for row in rows}))
         return tuple(range(first, last + 1)) if num < size and not is_weight else ()
+
+
+def _witness(origin: Origin, target: Event, judgement: Judgement) -> dict[str, Any]:
+    """What was seen, for people and for the reproduction."""
+    witness: dict[str, Any] = {}
+    seen, place, discarded = target.values, origin.event.place, origin.discarded
+    if seen.dtype is not None:
+        witness = {"index": list(seen.index), "shape": list(seen.shape)}
+        witness |= {"operands": judgement.operands} if judgement.operands else {}
+        witness |= _limits(seen.dtype)
+    if place is not None and place.issued_at is not None:
+        witness["issued_at"] = place.issued_at
+    if discarded is not None and discarded.place is not None:
+        witness["discarded"] = f"{discarded.values.value} of {discarded.op} at {discarded.place.source}"
+    return witness
 
 
 def _path_text(path: list[Event], sink: Sink) -> tuple[str, ...]:

@@ -124,7 +124,7 @@ class Explanation:
                 self._watch_gradient(parameter)
             stack.enter_context(recording_creations(lambda: self._context.module))
             stack.enter_context(eagerly())
-            # Anomaly mode tells of every exception in backward, ours that ends it included.
+            # Anomaly mode warns of every exception in backward, ours that ends it included.
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", message="Error detected in")
             try:

@@ -37,7 +37,7 @@ _KNOWN_FUNCTIONS: tuple[tuple[str, frozenset[str] | None, str], ...] = (
 
 @lru_cache(maxsize=4096)
 def is_library(filename: str) -> bool:
-    """Whether a file belongs to torch, this package or Python itself, and so is nobody's line to mend."""
+    """Whether a file belongs to torch, this package or Python itself, and so is nobody's line to fix."""
     if filename.startswith("<"):
         return not filename.startswith(_TYPED)
     resolved = str(Path(filename).resolve())
@@ -79,7 +79,9 @@ class CreationRecord(str):
     """What an autograd node remembers of the forward call it differentiates. A string, as torch expects there."""
 
     source: str | None
+    """The user's line, `path:line`."""
     module: str | None
+    """Dotted name."""
 
 
 def creation_record(node: object) -> CreationRecord | None:

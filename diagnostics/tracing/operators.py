@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from torch._ops import OpOverload
 
 _EMPTY = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided", "resize_", "set_"}
 # Their first argument is written without being read.
@@ -16,28 +17,37 @@ _HIDDEN_OVERWRITES = {"all_gather_copy_in": (1,)}
 _REDUCING = {"allreduce_", "allreduce_coalesced_", "reduce_", "broadcast_"}  # they read what they write
 _COLLECTIVES = ("c10d", "_c10d_functional", "_c10d_functional_autograd")
 _NOT_ELEMENTWISE = {"_foreach_norm", "_foreach_max", "_foreach_copy_"}
+_ARITHMETIC = {"add", "sub", "rsub", "mul", "div", "pow", "lerp", "addcmul", "addcdiv"}
 
 
 @dataclass(frozen=True)
 class Operator:
-    """What a dispatcher entry does to its arguments. writes: positions (int) and names (str) of written arguments."""
+    """What a dispatcher entry does to its arguments."""
 
     name: str
+    """Without namespace and overload, such as `add_`."""
     namespace: str
     is_view: bool
+    """Its result shares memory with an argument, and nothing is written."""
     is_empty: bool
+    """Its result is memory that nobody has written yet."""
     is_elementwise: bool
     is_foreach: bool
+    """It takes lists, and works on one place of them after the other."""
     writes: tuple[int | str, ...]
+    """Positions (int) and names (str) of the arguments that it writes to."""
     overwrites: bool
+    """It writes to them without reading them."""
 
     @property
     def is_collective(self) -> bool:
+        """Whether it exchanges values with other ranks."""
         return self.namespace in _COLLECTIVES
 
 
 @cache
-def operator(func: torch._ops.OpOverload) -> Operator:
+def operator(func: OpOverload) -> Operator:
+    """What is known of a dispatcher entry."""
     schema = func._schema
     namespace, name = schema.name.split("::")
     writes: list[int | str] = [*_HIDDEN_WRITES.get(name, ()), *_HIDDEN_OVERWRITES.get(name, ())]
@@ -60,9 +70,6 @@ def operator(func: torch._ops.OpOverload) -> Operator:
         writes=tuple(writes),
         overwrites=overwrites,
     )
-
-
-_ARITHMETIC = {"add", "sub", "rsub", "mul", "div", "pow", "lerp", "addcmul", "addcdiv"}
 
 
 def is_arithmetic(name: str) -> bool:

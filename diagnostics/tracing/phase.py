@@ -70,7 +70,7 @@ def _enters_model(event: Event, events: Sequence[Event]) -> bool:
 
 
 def _phase_after_backward(event: Event, path: list[Event], sink: Sink, state: StepState) -> str:
-    """Of a loop that unscales, clips or updates by hand: what it writes first, and what that was made from, tell."""
+    """Of a loop that unscales, clips or updates by hand, by what it writes first and what that was computed from."""
     for step in path:
         if step.place is not None and step.place.in_optimizer:
             break

@@ -14,7 +14,9 @@ class StepBatch:
     A sequence of mappings is one of micro-batches; one of pictures, (C, H, W) each, or of more than three tensors of
     one shape is one of samples.
 
-    tensors: (name, tensor) pairs. size: length of the batch dimension, the first one; None where it is unknown.
+    Attributes:
+        tensors: (name, tensor) pairs; any shape.
+        size: length of the batch dimension, the first one; None where it is unknown.
     """
 
     def __init__(self, content: Any) -> None:
@@ -27,6 +29,7 @@ class StepBatch:
 
     @property
     def is_sequence(self) -> bool:
+        """Whether it is a list or a tuple."""
         return isinstance(self._content, list)
 
     @property
@@ -46,7 +49,10 @@ class StepBatch:
         return len(content) if several else 1
 
     def ids(self, micro_batch: int | None = None) -> tuple[str, ...]:
-        """The sequence of strings that is as long as the batch dimension; none where it is not known of which part."""
+        """The sequence of strings that is as long as the batch dimension; empty where there is none.
+
+        micro_batch: the part that is asked for, of several; None, not known, gives none.
+        """
         if self.num_micro_batches == 1:
             return _ids_in(self._content, self.size)
         if micro_batch is None or not 0 <= micro_batch < self.num_micro_batches:
@@ -55,7 +61,7 @@ class StepBatch:
 
 
 def plain(value: Any) -> Any:
-    """A batch in dictionaries and lists: mappings, dataclasses and sequences are such."""
+    """A batch in dictionaries and lists, in place of mappings, dataclasses and tuples; its tensors as they are."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,33 +16,43 @@ from diagnostics.patching import before_backward, before_grad, before_scale, rep
 from diagnostics.tensors import tensors_in
 from diagnostics.tracing.frames import creation_record, marks, user_line
 
+Milestone = Literal["start", "model", "backward", "optimizer"]
+
 
 @dataclass(frozen=True)
 class Place:
-    """Where an operator ran. milestone: the last part of the step that was finished or begun before it: `start`,
-    `model`, `backward` or `optimizer`. issued_at: the user's own line where that differs from `source`.
-    num_model_calls: how often the model had been called."""
+    """Where an operator ran."""
 
-    milestone: str
+    milestone: Milestone
+    """The last part of the step that was finished or begun before it."""
     in_backward: bool
     in_model: bool
     in_optimizer: bool
     marks: frozenset[str]
+    """The well-known functions it ran inside, see `frames.marks`."""
     module: str | None
+    """Dotted name of the innermost module that was being called."""
     source: str | None
+    """`path:line`: the user's innermost line; for a backward operator that of the forward call."""
     issued_at: str | None
+    """The user's innermost line where that differs from `source`."""
     num_model_calls: int = 0
+    """How often the model had been called before."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Call:
+    """A module that is being called."""
+
     name: str
     is_model: bool
-    task: int  # autograd's graph task when the call began; -1 outside backward
+    task: int
+    """Autograd's graph task when the call began; -1 outside backward."""
 
 
 def prefixes(models: list[nn.Module]) -> list[str]:
-    """What goes before names of each of several models where an earlier one has the same name: `` , `Net.`, `Net_2.`"""
+    """What goes before the names in each of several models where an earlier model has the same: `Net.`, `Net_2.`, or
+    nothing for the first one."""
     found: list[str] = []
     for i, model in enumerate(models):
         kind = type(unwrapped(model)).__name__
@@ -54,8 +64,13 @@ class StepContext:
     """Follows a step through global hooks on modules and optimizers. `active` puts them on and takes them off.
 
     Args:
-        on_model_call: gets a model and what enters it. on_backward: gets what backward starts from, a loss whether
-            the step returns it or not.
+        on_model_call: gets a model and what enters it.
+        on_backward: gets what backward starts from, a loss whether the step returns it or not; any shape.
+
+    Attributes:
+        milestone: see `Place`.
+        scale: of a gradient scaler that was used; None without one.
+        num_model_calls: how often the model was called so far.
     """
 
     def __init__(
@@ -66,8 +81,8 @@ class StepContext:
         on_backward: Callable[[list[Tensor]], None],
     ) -> None:
         self._on_model_call, self._on_backward = on_model_call, on_backward
-        self.milestone = "start"
-        self.scale: float | None = None  # of a gradient scaler that was used
+        self.milestone: Milestone = "start"
+        self.scale: float | None = None
         self.num_model_calls = 0
         self._optimizers = optimizers
         self._optimizer_depth = 0
@@ -100,6 +115,7 @@ class StepContext:
 
     @property
     def in_model(self) -> bool:
+        """Whether a model is being called."""
         return any(call.is_model for call in self._calls)
 
     @property
@@ -114,6 +130,7 @@ class StepContext:
 
     @property
     def module(self) -> str | None:
+        """Dotted name of the innermost module that is being called."""
         return self._calls[-1].name if self._calls else None
 
     def place(self) -> Place:
@@ -141,6 +158,7 @@ class StepContext:
 
     @contextmanager
     def active(self) -> Iterator[None]:
+        """Follow what runs inside."""
         with ExitStack() as stack:
             for handle in (
                 register_module_forward_pre_hook(self._enter),
@@ -180,8 +198,7 @@ class StepContext:
         """For an optimizer that is not torch's, and so has no hooks."""
 
         def step(*args: Any, **kwargs: Any) -> Any:
-            self._before_optimizer()
-            args, kwargs = self._with_closures_outside(args, kwargs)
+            args, kwargs = self._before_optimizer(None, args, kwargs)
             try:
                 return original(*args, **kwargs)
             finally:
@@ -200,19 +217,23 @@ class StepContext:
             self.num_model_calls += torch._C._current_graph_task_id() == -1
             self._on_model_call(module, inputs)
 
-    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, inputs: object, output: object) -> None:
         if not self._calls:
             return
         call = self._calls.pop()
         if call.is_model and call.task == -1 and not any(outer.is_model for outer in self._calls):
             self.milestone = "model"
 
-    def _before_optimizer(self, optimizer: Any = None, args: Any = (), kwargs: Any = None) -> Any:
+    def _before_optimizer(
+        self, optimizer: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         self._optimizer_depth += 1
-        return self._with_closures_outside(args, kwargs or {})
+        return self._with_closures_outside(args, kwargs)
 
-    def _with_closures_outside(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """A closure that the optimizer calls is a step of its own, from the model to backward."""
+    def _with_closures_outside(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of `step`: a closure that the optimizer calls is a step of its own, from the model to backward."""
 
         def outside(value: Any) -> Any:
             if not callable(value) or isinstance(value, (nn.Module, torch.optim.Optimizer)):
@@ -230,6 +251,6 @@ class StepContext:
 
         return tuple(outside(one) for one in args), {key: outside(one) for key, one in kwargs.items()}
 
-    def _after_optimizer(self, *_: Any) -> None:
+    def _after_optimizer(self, *_: object) -> None:
         self._optimizer_depth -= 1
         self.milestone = "optimizer"

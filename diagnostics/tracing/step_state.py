@@ -1,7 +1,7 @@
 """What a step's models and optimizers hold, by name: parameters, buffers, attributes, optimizer states."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -10,6 +10,8 @@ from diagnostics.modules import unwrapped
 from diagnostics.tensors import strided, tensors_in
 from diagnostics.tracing.provenance import storage_key
 from diagnostics.tracing.step_context import prefixes
+
+Held = TypeVar("Held")
 
 
 class StepState:
@@ -121,7 +123,7 @@ class StepState:
                         yield f"{self._names.get(id(parameter), i)}.{key}", value
 
 
-def _bare(pairs: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+def _bare(pairs: Iterable[tuple[str, Held]]) -> Iterator[tuple[str, Held]]:
     """Names without what torch.compile puts into them."""
     for name, value in pairs:
         yield name.replace("_orig_mod.", ""), value

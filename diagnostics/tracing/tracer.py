@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diagnostics.tensors import bad_flags, is_inexact, strided
-from diagnostics.tracing.bad_values import look_at, value_name
+from diagnostics.tracing.bad_values import UNSEEN, BadValues, look_at, value_name
 from diagnostics.tracing.events import Event, Leaf, LeafKind
 from diagnostics.tracing.examination import Examiner
 from diagnostics.tracing.lineage import Lineage
@@ -86,11 +86,10 @@ class Tracer(TorchDispatchMode):
         bad = ~torch.isfinite(numbers)
         harm = bad if infinity_is_harm or bool(torch.isnan(numbers[bad]).all()) else torch.isnan(numbers)
         has_harm = harm is bad or bool(harm.any())
-        event = self._add(
-            op=kind,
-            place=self.context.place() if is_met else None,
-            leaf=Leaf(kind, name, is_mask, is_number),
-            values=look_at(values, harm if has_harm else bad, self.memory),
+        event = self._add_leaf(
+            Leaf(kind, name, is_mask, is_number),
+            self.context.place() if is_met else None,
+            look_at(values, harm if has_harm else bad, self.memory),
         )
         self._mark(event.number, values, harm, bad)
         event.written.storages.append(storage_key(values))
@@ -99,7 +98,12 @@ class Tracer(TorchDispatchMode):
 
     def add_unseen(self, name: str | None) -> Event:
         """Bad values that nothing dispatched has written, found after the step."""
-        return self._add(op="unseen", place=None, leaf=Leaf("unseen", name))
+        return self._add_leaf(Leaf("unseen", name), None, UNSEEN)
+
+    def _add_leaf(self, leaf: Leaf, place: Place | None, values: BadValues) -> Event:
+        event = Event(len(self.events), leaf.kind, place, leaf=leaf, values=values)
+        self.events.append(event)
+        return event
 
     def forget(self) -> None:
         """Drop all tensors."""
@@ -203,11 +207,6 @@ class Tracer(TorchDispatchMode):
 
     # Events
 
-    def _add(self, op: str, place: Place | None, **what: Any) -> Event:
-        event = Event(len(self.events), op, place, **what)
-        self.events.append(event)
-        return event
-
     def _mark(self, number: int, tensor: Tensor, harm: Tensor, bad: Tensor) -> None:
         """Note that an event wrote these bad elements, of which those of `harm` are harmful."""
         own, other = harmful(number), legitimate(number)
@@ -230,7 +229,8 @@ class Tracer(TorchDispatchMode):
             constant = not any(
                 known.from_batch or known.from_gradient for known in self._lineage.known(dispatch.inputs)
             )
-        event = self._add(op.name, place, namespace=op.namespace, is_allocation=op.is_empty, ancestry=ancestry)
+        event = Event(len(self.events), op.name, place, op.namespace, op.is_empty, ancestry=ancestry)
+        self.events.append(event)
         harm: tuple[int, Spread] | None = None  # of the first output with harmful values
         for slot, tensor in dispatch.bad_outputs:
             spread = spread_of(dispatch, slot, constant=constant)
@@ -291,7 +291,7 @@ class Tracer(TorchDispatchMode):
                 shadows.append(None)
                 continue
             bad = ~torch.isfinite(value)
-            leaf = self._add("unseen", place, leaf=Leaf("unseen"), values=look_at(value, bad, self.memory))
+            leaf = self._add_leaf(Leaf("unseen"), place, look_at(value, bad, self.memory))
             self._note_harm(leaf)
             own = harmful(leaf.number)
             shadows.append(Shadow(bad.to(torch.int32) * own, frozenset((own,))))

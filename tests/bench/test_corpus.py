@@ -39,7 +39,7 @@ def test_the_corpus_is_what_was_asked_for():
     assert all(fault.reference for fault in FAULTS)
 
 
-def test_an_error_that_a_finding_explains_is_told_beside_it():
+def test_an_error_that_a_verdict_explains_is_reported_with_it():
     def step() -> None:
         loss = (torch.ones(3, requires_grad=True) - 2).sqrt().sum()
         raise FloatingPointError(f"loss is {loss.item()}\nand more")

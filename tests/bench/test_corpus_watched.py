@@ -17,7 +17,7 @@ from tests.diagnostics.states import bits_of, state_of
 
 # A gradient scaler leaves such a step out, as it does while it looks for its scale.
 SKIPPED = ("skips_hide_backward_nan",)
-# What only a later operator would tell has not run: the watch stops before the optimizer moves.
+# What only a later operator would show has not run: the watch stops before the optimizer moves.
 LESS = {"clip_by_hand_of_zero": {"place"}}
 # Buffers of a model that has no parameter of its own, written after the optimizer: found, and reported as not restored.
 MOVED = ("buffer_average_divides_by_zero",)

@@ -259,6 +259,19 @@ class Batch:
     ids: list[str]
 
 
+def test_a_bad_weight_under_micro_batches_has_no_sample():
+    model, batch = nn.Linear(4, 2), [{"x": torch.randn(3, 4), "ids": list("abc")} for _ in range(2)]
+    with torch.no_grad():
+        model.weight[1, 2] = math.nan
+
+    def step() -> None:
+        for part in batch:
+            model(part["x"]).square().mean().backward()
+
+    verdict = found(step, model=model, batch=batch)
+    assert (verdict.phase, verdict.parameter, verdict.samples, verdict.sample_ids) == ("state", "weight", (), ())
+
+
 def test_a_dataclass_is_a_batch():
     model, batch = nn.Linear(4, 4), Batch(torch.randn(3, 4), torch.randn(3, 4), list("abc"))
     batch.y[1, 0] = math.nan
@@ -297,7 +310,7 @@ def test_a_lazy_model_and_eight_bit_floats():
     assert explain(lambda: model(x).sum().backward(), model=model, batch={"x": x, "small": small}) is None
 
 
-def test_lines_that_a_person_types_are_told():
+def test_lines_that_a_person_types_are_named():
     model = nn.Linear(2, 2)
     scope = {"model": model, "x": torch.ones(1, 2)}
     exec(compile("def step():\n    return (model(x) - 100).log().sum()\n", "<ipython-input-7-ab>", "exec"), scope)
