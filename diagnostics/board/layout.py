@@ -13,7 +13,7 @@ RUN_CHARTS: Mapping[str, Sequence[str]] = {
     "held-out loss by t": ["^validation/loss_t"],
     "answer to each condition": ["^validation/response_"],
 }
-"""Of a loop whose records are of the kinds `train` and `validation`: title -> regular expressions of tags."""
+"""Charts for records of the kinds `train` and `validation`: title -> regular expressions of the tags of its curves."""
 
 _LAYER_CHARTS = {
     "gradient norm of each layer's output": "gradient_norm",

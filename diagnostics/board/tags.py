@@ -51,20 +51,22 @@ class BlockNumbers:
         self._with_parameters |= {self._group_of[name] for name in new if name in record.get("parameters", {})}
 
     def group(self, name: str) -> str:
-        """Of a layer or parameter that was learned: `03 down_blocks.1`."""
+        """The group of a layer or parameter that was learned: `03 down_blocks.1`."""
         return self._group_of[name]
 
     @property
     def groups(self) -> tuple[str, ...]:
+        """All groups, in order."""
         return tuple(self._groups.values())
 
     @property
     def with_layers(self) -> tuple[str, ...]:
-        """The groups that have some."""
+        """The groups that hold layers, in order."""
         return tuple(group for group in self.groups if group in self._with_layers)
 
     @property
     def with_parameters(self) -> tuple[str, ...]:
+        """The groups that hold parameters, in order."""
         return tuple(group for group in self.groups if group in self._with_parameters)
 
 
@@ -114,6 +116,7 @@ def other_layer_numbers(parts: Mapping[str, Mapping[str, float]]) -> Iterator[tu
 
 
 def nonfinite_of(parts: Mapping[str, Mapping[str, float]]) -> float:
+    """How many values of activation and gradient together are NaN or Inf."""
     return sum(statistics.get("num_nonfinite", 0) for statistics in parts.values())
 
 

@@ -50,8 +50,8 @@ class TensorBoardView:
         self._writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=_FLUSH_SECONDS)
 
     def remember(self, record: Mapping[str, Any]) -> None:
-        """On resume, before the first `write`: a record that earlier event files show. So blocks keep their numbers,
-        and the bound holds over the whole run."""
+        """Learn from a record that earlier event files show; on resume, before the first `write`. So blocks keep their
+        numbers, and the bound on the size holds over the whole run."""
         self._selection.take(record)
         self._is_resuming = True
 
@@ -78,11 +78,11 @@ class TensorBoardView:
         return self._selection.num_dumps
 
     def add_image(self, tag: str, image: Tensor, step: int) -> None:
-        """`image`: (3, H, W) in [0, 1]."""
+        """Show a picture, (3, H, W) in [0, 1]."""
         self._writer.add_image(tag, image, step)
 
     def add_png(self, tag: str, png: bytes, size: tuple[int, int], step: int) -> None:
-        """An encoded picture as it is. size: width, height in pixels."""
+        """Show an encoded picture as it is. size: width, height in pixels."""
         from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
         image = Summary.Image(width=size[0], height=size[1], colorspace=3, encoded_image_string=png)
@@ -101,7 +101,7 @@ class TensorBoardView:
             self._writer.close()
 
     def _begin(self) -> None:
-        """After what was remembered: its last step was dumped when that session was closed."""
+        """What was remembered is over: its last step was dumped when that session closed."""
         if self._is_resuming:
             self._selection.finish()
             self._is_resuming = False

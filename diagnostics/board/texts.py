@@ -9,7 +9,7 @@ from diagnostics.verdict import Verdict, read_verdict
 
 
 def text_of(record: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Tag and Markdown; None for records that are numbers, and for words that hold nothing to show."""
+    """Tag and Markdown of a record; None for records that are numbers, and for words with nothing to show."""
     kind = record.get("kind")
     if kind == "incident":
         return "incident", _incident(read_verdict(record.get("verdict")))

@@ -34,7 +34,7 @@ __all__ = ["RULES", "Finding", "HealthWatch", "Rule", "examine", "headroom"]
 
 
 def examine(history: History, rules: Iterable[Rule] = RULES) -> list[Finding]:
-    """What the rules find, alarms first, else in the order of the rules.
+    """Judge a run: what the rules find, alarms first, else in the order of the rules.
 
     Trends (headroom, ratios, responses, waiting) are judged at the end of the records, events (NaN, explosions,
     skips, repetition) wherever they are.

@@ -100,7 +100,8 @@ class HealthWatch:
         self._reported: set[tuple[str, str, str | None, str]] = set()
 
     def add(self, record: TrainingStep) -> list[Finding]:
-        """Take the record of one training step. What is new: by rule, layer and part, and an alarm after a warning."""
+        """Take the record of one training step. Returns what was not reported before: a rule, layer and part that is
+        new, or an alarm after a warning."""
         self._history.add(record)
         if not record.get("layers") and not record.get("skipped"):
             return []

@@ -1,4 +1,4 @@
-"""What a run's records say over its steps: curves, and tables of layers by steps. Every view and rule reads this.
+"""What a run recorded over its steps: curves, and tables of layers by steps. Every view and health rule reads this.
 
 Only metrics.jsonl is read; see `records.kinds` for what its lines say.
 """
@@ -60,7 +60,7 @@ class LayerTable:
     """(names, steps) bool: tells a missing number from a measured NaN."""
 
     def curve(self, name: str) -> Curve:
-        """Of one layer, the steps that have it."""
+        """The values of one layer or parameter, at the steps that have one."""
         row = self.names.index(name)
         columns = [i for i, there in enumerate(self.present[row].tolist()) if there]
         return Curve(tuple(self.steps[i] for i in columns), tuple(self.values[row, columns].tolist()))
@@ -78,7 +78,7 @@ class History:
     """
 
     kind: str
-    """Of the training steps looked at, such as `train`."""
+    """The kind of the training steps looked at, such as `train`."""
     headers: list[Header]
     """In the order in which they were written."""
     last_stage: Stage | None
@@ -110,7 +110,7 @@ class History:
 
     @classmethod
     def read(cls, path: Path, *, kind: str | None = None) -> "History":
-        """Of a metrics.jsonl.
+        """Read the records of a metrics.jsonl.
 
         Raises:
             OSError, ValueError: as `read_records`.
@@ -124,12 +124,12 @@ class History:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of all records with a step, in the order of their first."""
+        """The kinds of all records that have a step, in the order in which they first appear."""
         return tuple(self._all)
 
     @property
     def evaluations(self) -> tuple[str, ...]:
-        """The kinds among them in which the same samples meet the same noise each time; see `records.kinds`."""
+        """Those of `kinds` that judge the same samples with the same noise each time; see `records.kinds`."""
         return tuple(kind for kind in self._all if self._kinds.is_evaluation(kind))
 
     @overload
@@ -143,17 +143,22 @@ class History:
     @overload
     def records(self, kind: str) -> Sequence[Mapping[str, Any]]: ...
     def records(self, kind: str | None = None) -> Sequence[Mapping[str, Any]]:
-        """Of one kind (of the training steps, if None), by ascending step."""
+        """The records of one kind, by ascending step. None: those of the training steps."""
         own = self._all.get(self.kind if kind is None else kind, {})
         return [own[step] for step in sorted(own)]
 
     @property
     def last_step(self) -> int:
-        """Of all kinds; 0 where there is none."""
+        """The largest step of any record; 0 where there is none."""
         return max((step for own in self._all.values() for step in own), default=0)
 
     def curve(self, key: str, kind: str | None = None) -> Curve:
-        """A number of one kind of records; `loss_by_t.0.25-0.50` looks into a dictionary, if no key is called so."""
+        """One number of the records of one kind over their steps; steps without it are left out.
+
+        Args:
+            key: of the records; `loss_by_t.0.25-0.50` looks into a dictionary, unless a key has this whole name.
+            kind: None: the training steps.
+        """
         outer, _, inner = key.partition(".")
         points = []
         for record in self.records(kind or self.kind):
@@ -169,12 +174,12 @@ class History:
         return [record for record in self.records() if record.get("layers") or record.get("parameters")]
 
     def measured_records(self) -> list[TrainingStep]:
-        """Of the steps that tables have: what else is known of them, such as `skipped` and `loss_scale`."""
+        """The records of the steps that tables have, with what else is known of them: `skipped`, `loss_scale`."""
         return self._measured
 
     @cached_property
     def layer_names(self) -> tuple[str, ...]:
-        """In the order of execution; one that ran in some steps only comes after its predecessor in those."""
+        """Layers in the order of execution; one that ran in some steps only comes after its predecessor in those."""
         return _merged_order(record.get("layers", {}) for record in self._measured)
 
     @cached_property
@@ -182,7 +187,7 @@ class History:
         return _merged_order(record.get("parameters", {}) for record in self._measured)
 
     def layers(self, statistic: str, part: str = "activation") -> LayerTable:
-        """One of `STATISTICS` of one of `PARTS` of every layer.
+        """A statistic (one of `STATISTICS`) of a part (one of `PARTS`) of every layer.
 
         Raises:
             ValueError: no such statistic or part.

@@ -91,7 +91,7 @@ class RecordWriter:
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """One more record at the end of a file whose writer is closed, without reading the file.
+    """Append a record to a file whose writer is closed, without reading the file.
 
     Raises:
         OSError: the disk refuses.

@@ -67,7 +67,7 @@ class LayerStatistics:
         self._forget()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LayerStatistics":
-        """Itself: a model that is copied while it records takes its hooks along."""
+        """The same object: a model that is copied while it records takes its hooks along."""
         return self
 
     def attach(self) -> None:
