@@ -57,6 +57,22 @@ def before_grad(note: Callable[[Any, Any], None]) -> AbstractContextManager[None
     return replaced(torch.autograd, "grad", noted)
 
 
+@contextmanager
+def after_gradients(note: Callable[[], None]) -> Iterator[None]:
+    """Call `note()` after each backward pass and each `torch.autograd.grad`."""
+
+    def noted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def compute(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            note()
+            return result
+
+        return compute
+
+    with replaced(torch.autograd, "backward", noted), replaced(torch.autograd, "grad", noted):
+        yield
+
+
 # Gradient scalers. One may be anywhere in the caller's loop; its class is where all of them are seen.
 
 

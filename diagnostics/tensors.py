@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+_PLAIN = (Tensor, torch.nn.Parameter)
 _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc, torch.jagged)
 
 # Which tensors there are
@@ -37,18 +39,64 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(getattr(value, field.name, None))
 
 
+def named_tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor inside nested mappings, sequences and dataclasses, under `name` with keys, numbers and fields behind
+    it (`first.weight.moments.0`); of a subclass that holds several tensors, these (`exp_avg.codes`)."""
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Tensor):
+        if len(parts(value)) == 1:
+            yield name, value
+        else:
+            items = inner_tensors(value).items()
+    elif isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        items = enumerate(value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        items = ((field.name, getattr(value, field.name, None)) for field in fields(value))
+    for key, item in items:
+        yield from named_tensors(f"{name}.{key}", item)
+
+
 # Where their values lie
+
+
+def inner_tensors(tensor: Tensor) -> dict[str, Tensor]:
+    """Attribute -> tensor, of a subclass that is made of others (codes and scales of an 8-bit optimizer state, the
+    shard of a DTensor); none of a plain tensor."""
+    if type(tensor) in _PLAIN or not is_traceable_wrapper_subclass(tensor):
+        return {}
+    names, _ = tensor.__tensor_flatten__()
+    inner = {name: getattr(tensor, name) for name in names}
+    return {name: value for name, value in inner.items() if isinstance(value, Tensor)}  # a DTensor names its mesh, too
+
+
+def parts(tensor: Tensor) -> list[Tensor]:
+    """The tensors that hold the content, as this process has it: those that a subclass is made of, of any shape and
+    dtype; of any plain tensor itself."""
+    if type(tensor) in _PLAIN:
+        return [tensor]
+    if hasattr(tensor, "trigger_wait"):  # the result of a collective that may still run
+        tensor = tensor.trigger_wait()
+    inner = inner_tensors(tensor)
+    return [part for value in inner.values() for part in parts(value)] if inner else [tensor]
 
 
 def strided(tensor: Tensor) -> Tensor | None:
     """The strided tensor that holds the values, of the same dtype: of a DTensor its shard, in the shard's shape; of
     a sparse tensor its values, (stored, ...); else the tensor itself.
 
-    None where there is no memory to look at: meta and lazy tensors, those of function transforms (torch.func) and of
-    other layouts.
+    None where there is no memory to look at: meta and lazy tensors, those of function transforms (torch.func), of
+    other layouts, and subclasses that hold their values as something else (codes and scales, see `parts`).
     """
-    if type(tensor) not in (Tensor, torch.nn.Parameter) and hasattr(tensor, "to_local"):
-        tensor = tensor.to_local()
+    if type(tensor) not in _PLAIN:
+        if hasattr(tensor, "to_local"):
+            tensor = tensor.to_local()
+        elif tensor.layout is torch.strided:
+            inner = parts(tensor)
+            if len(inner) != 1 or inner[0].shape != tensor.shape or inner[0].dtype is not tensor.dtype:
+                return None
+            tensor = inner[0]
     if is_lazy(tensor) or tensor.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return None
     if tensor.layout is torch.strided:
@@ -73,9 +121,10 @@ def dense(tensor: Tensor) -> Tensor | None:
 def values_of(tensors: Iterable[Tensor | None]) -> list[Tensor]:
     """The strided floating-point and complex values that this process holds of some tensors, without their graphs.
 
-    What is None, empty, of another dtype or held elsewhere is left out.
+    What is None, empty, of another dtype or held elsewhere is left out. Of a subclass these are the values of its
+    parts, such as scales.
     """
-    found = (strided(tensor) for tensor in tensors if tensor is not None)
+    found = (strided(part) for tensor in tensors if tensor is not None for part in parts(tensor))
     return [values.detach() for values in found if values is not None and is_inexact(values) and values.numel()]
 
 
@@ -130,9 +179,15 @@ def magnitude(tensors: Sequence[Tensor]) -> Tensor:
     for tensor in tensors:
         groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
     device = tensors[0].device
-    norms = [norm.to(device, torch.float64) for group in groups.values() for norm in torch._foreach_norm(group)]
-    joint: Tensor = torch.linalg.vector_norm(torch.stack([norm.real if norm.is_complex() else norm for norm in norms]))
+    norms = [norm for group in groups.values() for norm in torch._foreach_norm(_wide(group))]
+    reals = [(norm.real if norm.is_complex() else norm).to(device, torch.float64) for norm in norms]
+    joint: Tensor = torch.linalg.vector_norm(torch.stack(reals))
     return joint
+
+
+def _wide(group: list[Tensor]) -> list[Tensor]:
+    """8-bit floats as float32: they have no norm."""
+    return [t.float() for t in group] if group[0].dtype.itemsize == 1 else group
 
 
 def _comparable(tensor: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ Law = Callable[[House], list[str]]
 
 # Longer than the law allows, each with its lines today: a number may fall, and nothing may be added.
 KNOWN_TOO_LONG = {
-    "diagnostics/watching/watch.py": 500,
     "shadowlab/bench/step.py:measure_step": 65,
     "shadowlab/drill/cases.py": 383,
     "shadowlab/runs/folder.py": 357,

@@ -1,13 +1,13 @@
 """What a step's models and optimizers hold, by name: parameters, buffers, attributes, optimizer states."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from diagnostics.modules import unwrapped
-from diagnostics.tensors import strided, tensors_in
+from diagnostics.tensors import named_tensors, strided, tensors_in
 from diagnostics.tracing.provenance import storage_key
 from diagnostics.tracing.step_context import prefixes
 
@@ -114,13 +114,10 @@ class StepState:
                             yield f"{path}.{key}".lstrip("."), tensor
 
     def optimizer_states(self) -> Iterator[tuple[str, Tensor]]:
-        """(`<parameter>.<state>`, tensor) pairs, as they are now."""
+        """(`<parameter>.<state>`, tensor) pairs, as they are now; see `named_tensors` for what lies deeper."""
         states = [item for one in self._optimizers for item in getattr(one, "state", {}).items()]
         for i, (parameter, state) in enumerate(states):
-            if isinstance(state, Mapping):
-                for key, value in state.items():
-                    if isinstance(value, Tensor):
-                        yield f"{self._names.get(id(parameter), i)}.{key}", value
+            yield from named_tensors(str(self._names.get(id(parameter), i)), state)
 
 
 def _bare(pairs: Iterable[tuple[str, Held]]) -> Iterator[tuple[str, Held]]:

@@ -1,84 +1,110 @@
 """What a running step shows of itself, noted without reading anything on the host."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.utils.clip_grad
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from diagnostics.patching import before_backward, before_scale, before_scaler_step, replaced
-from diagnostics.tensors import tensors_in
-from diagnostics.watching.snapshot import OptimizerState, Randomness
+from diagnostics.tensors import tensors_in, values_of
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+Check = Callable[[Any, list[Any]], None]
+"""Gets an optimizer and the arguments of its `step`, which it may exchange in place."""
 
 
-@dataclass
 class Observation:
-    """Of one step. losses: one boolean scalar each, on its device. norm: a tensor until it is read.
+    """Of one step: losses, the norm of its gradients, which optimizers step, what a gradient scaler does."""
 
-    covered: id and version of the gradients that `norm` is of, as they were when it was computed or clipped with.
-    before: copy of what the optimizer will change, where one is kept. leftover: parameters whose gradients were bad
-    before the step, and these. buffer_versions: when buffers were last looked at. checks_states: optimizer states were
-    written by somebody else since the last step. on_optimizer: called before any torch optimizer steps. stepped:
-    optimizers of the watch that have stepped. any_stepped: any torch optimizer has. scaler_stepped: the gradient
-    scaler was asked to step.
-    """
-
-    randomness: Randomness
-    losses: list[Tensor] = field(default_factory=list)
-    norm: float | Tensor | None = None
-    covered: dict[int, int] = field(default_factory=dict)
-    scaler: torch.amp.GradScaler | None = None
-    scaler_stepped: bool = False
-    any_stepped: bool = False
-    stepped: list[Any] = field(default_factory=list)
-    skipped: bool = False
-    is_replayed: bool = False
-    before: OptimizerState | None = None
-    leftover: list[tuple[Any, Tensor]] = field(default_factory=list)
-    buffer_versions: list[tuple[int, int]] = field(default_factory=list)
-    checks_states: bool = False
-    on_optimizer: Callable[[Any, Any, Any], Any] | None = None
-    _scaler_before: list[Tensor | None] = field(default_factory=lambda: [None, None])
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []  # () bool each: whether it is finite
+        self._norm: float | Tensor | None = None  # a tensor until it is read
+        self._covered: dict[int, int] = {}  # id and version of the gradients that the norm is of
+        self._scaler: torch.amp.GradScaler | None = None
+        self._scaler_was_asked = False  # to step or to update
+        self._is_skipped = False
+        self._any_stepped = False  # of torch's optimizers, known or not
+        self._stepped: list[Any] = []
 
     @contextmanager
-    def observing(self) -> Iterator[None]:
-        """Note the roots of backward, clipping and its norm, the gradient scaler and optimizers."""
+    def observing(
+        self,
+        before_optimizer: Callable[[Any, Any, Any], Any],
+        after_optimizer: Callable[[], None],
+        on_scaler: Callable[[torch.amp.GradScaler], None],
+    ) -> Iterator[None]:
+        """Note the roots of backward, clipping and its norm, the gradient scaler and optimizers.
+
+        Args:
+            before_optimizer: a hook before the `step` of any torch optimizer, known or not. after_optimizer: called
+                after it. on_scaler: gets the gradient scaler in use, before it scales for the first time.
+        """
+
+        def note_scaler(scaler: torch.amp.GradScaler) -> None:
+            if self._scaler is None and scaler.is_enabled():
+                self._scaler = scaler
+                on_scaler(scaler)
+
+        def note_optimizer(optimizer: Any, args: Any, kwargs: Any) -> Any:
+            self._any_stepped = True
+            return before_optimizer(optimizer, args, kwargs)
+
         clip = torch.nn.utils.clip_grad
         with ExitStack() as stack:
             stack.enter_context(before_backward(self.note_losses))
-            stack.enter_context(before_scale(self._note_scaler))
+            stack.enter_context(before_scale(note_scaler))
             stack.enter_context(before_scaler_step(self._note_scaler_step))
             stack.enter_context(replaced(clip, "_get_total_norm", self._seen_norm))
             stack.enter_context(replaced(clip, "_clip_grads_with_norm_", self._seen_clipping))
-            stack.callback(register_optimizer_step_pre_hook(self._seen_optimizer).remove)
+            stack.callback(register_optimizer_step_pre_hook(note_optimizer).remove)
+            stack.callback(register_optimizer_step_post_hook(lambda *_: after_optimizer()).remove)
             yield
 
+    # Losses
+
     def note_losses(self, tensors: Any) -> None:
-        self.losses += [torch.isfinite(tensor.detach()).all() for tensor in tensors_in(tensors)]
+        """Tensors of any shape, nested."""
+        self._losses += [torch.isfinite(tensor.detach()).all() for tensor in tensors_in(tensors)]
 
-    def moved(self, phase: str) -> bool:
-        """Whether, at a trip in this phase, parameters may be others than before the step."""
-        return bool(self.stepped) or phase == "optimizer"
+    def num_bad_losses(self, like: Tensor) -> Tensor:
+        """() of the dtype and on the device of `like`: how many of the noted tensors hold NaN or Inf."""
+        bad = [(~flag).to(like) for flag in self._losses]
+        return torch.stack(bad).sum() if bad else torch.zeros_like(like)
 
-    def covers(self, gradients: list[Tensor]) -> bool:
-        """Whether the loop's own norm is of these gradients as they are now."""
-        return isinstance(self.norm, Tensor) and all(self.covered.get(id(g)) == g._version for g in gradients)
+    # The gradients' norm
 
-    def restore_scaler(self) -> None:
-        if self.scaler is not None:
-            self.scaler._scale, self.scaler._growth_tracker = map(_copy, self._scaler_before)
-            self.scaler._per_optimizer_states.clear()
+    def note_norm(self, norm: float) -> None:
+        """The loop has read it."""
+        self._norm = norm
+
+    def forget_norm(self) -> None:
+        """Other gradients follow."""
+        self._norm = None
+
+    @property
+    def norm_on_host(self) -> float | None:
+        """The norm that the loop has read; None where it has read none."""
+        return self._norm if isinstance(self._norm, float) else None
+
+    def norm_of(self, gradients: list[Tensor]) -> Tensor | None:
+        """(), the norm that the loop computed of these gradients as they are now; None where it has computed none."""
+        if not isinstance(self._norm, Tensor) or not self._covers(gradients):
+            return None
+        return values_of([self._norm])[0].double()
+
+    def _covers(self, gradients: list[Tensor]) -> bool:
+        return isinstance(self._norm, Tensor) and all(self._covered.get(id(g)) == g._version for g in gradients)
 
     def _seen_norm(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def total_norm(tensors: Any, *args: Any, **kwargs: Any) -> Any:
             listed = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-            self.norm = original(listed, *args, **kwargs)
-            self.covered = {id(tensor): tensor._version for tensor in listed}
-            return self.norm
+            self._norm = original(listed, *args, **kwargs)
+            self._covered = {id(tensor): tensor._version for tensor in listed}
+            return self._norm
 
         return total_norm
 
@@ -86,26 +112,80 @@ class Observation:
         def clip(parameters: Any, *args: Any, **kwargs: Any) -> Any:
             listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
             gradients = [p.grad for p in listed if p.grad is not None]
-            covered = self.covers(gradients)
+            covered = self._covers(gradients)
             result = original(listed, *args, **kwargs)
             if covered:  # finite times finite: nothing new to see
-                self.covered |= {id(gradient): gradient._version for gradient in gradients}
+                self._covered |= {id(gradient): gradient._version for gradient in gradients}
             return result
 
         return clip
 
-    def _note_scaler(self, scaler: torch.amp.GradScaler) -> None:
-        if self.scaler is None and scaler.is_enabled():
-            self.scaler = scaler
-            self._scaler_before = [_copy(scaler._scale), _copy(scaler._growth_tracker)]
+    # Steps
+
+    def note_step(self, optimizer: Any) -> None:
+        """A guarded optimizer steps."""
+        self._stepped.append(optimizer)
+
+    def note_skip(self) -> None:
+        """The gradient scaler has told an optimizer to leave the step out."""
+        self._is_skipped = True
+
+    def has_stepped(self, optimizer: Any) -> bool:
+        return optimizer in self._stepped
+
+    @property
+    def any_has_stepped(self) -> bool:
+        """Whether any guarded optimizer has."""
+        return bool(self._stepped)
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether the gradient scaler left the step out."""
+        return self._is_skipped or (self._scaler_was_asked and not self._any_stepped)
+
+    @property
+    def accumulates_scaled(self) -> bool:
+        """Whether scaled gradients are only added up; they may overflow until the scaler has found its scale."""
+        return self._scaler is not None and not self._any_stepped
 
     def _note_scaler_step(self, scaler: torch.amp.GradScaler) -> None:
-        self.scaler_stepped = self.scaler_stepped or scaler.is_enabled()
-
-    def _seen_optimizer(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
-        self.any_stepped = True
-        return None if self.on_optimizer is None else self.on_optimizer(optimizer, args, kwargs)
+        self._scaler_was_asked = self._scaler_was_asked or scaler.is_enabled()
 
 
-def _copy(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.clone()
+@contextmanager
+def before_each_step(
+    optimizers: Iterable[Any], check: Check, after: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Call `check(optimizer, arguments)` before every `step` of these optimizers.
+
+    An optimizer that has no hooks gets a `step` of its own for that; `after()` is called after it.
+    """
+
+    def hook(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        return checked_arguments(check, optimizer, args, kwargs)
+
+    def checked(original: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*args: Any, **kwargs: Any) -> Any:
+            values = [*args, *kwargs.values()]
+            check(getattr(original, "__self__", original), values)
+            result = original(*values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True)))
+            after()
+            return result
+
+        return step
+
+    with ExitStack() as stack:
+        for optimizer in optimizers:
+            if isinstance(optimizer, torch.optim.Optimizer):
+                stack.callback(optimizer.register_step_pre_hook(hook).remove)
+            else:
+                stack.enter_context(replaced(optimizer, "step", checked))
+        yield
+
+
+def checked_arguments(check: Check, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """Arguments of an optimizer's `step` after `check` has seen them; the first is the optimizer."""
+    values = [*args[1:], *kwargs.values()]
+    check(optimizer, values)
+    given = values[: len(args) - 1]
+    return (args[0], *given), dict(zip(kwargs, values[len(given) :], strict=True))

@@ -4,11 +4,13 @@ Where it provably cannot, nothing has to be copied before the step and nothing c
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from diagnostics.tensors import any_bad, values_of
+from diagnostics.watching.snapshot import bare
 
 LARGEST_GRADIENT = 1e15  # its square, summed over a run, is far from float32's limit
 _SMALLEST_EPS = 1e-12
@@ -27,7 +29,7 @@ def why_unsafe(optimizer: Any) -> str | None:
     that the parameters' dtype rounds to zero has no such bound (float16 and 1e-8: pytorch#8860). It takes states that
     are finite, squares among them not negative.
     """
-    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
+    inner = bare(optimizer)
     if type(inner) not in _KNOWN:
         return f"{type(inner).__name__} is not an optimizer whose steps are known to stay finite"
     for group in inner.param_groups:
@@ -59,7 +61,7 @@ def _why_group_unsafe(kind: type, group: dict[str, Any]) -> str | None:
 
 def states_are_sound(optimizer: Any) -> bool:
     """Whether all states are finite and averages of squares and step counts not negative. Reads on the host."""
-    states = getattr(optimizer, "state", {}).values()
+    states = [state for state in getattr(optimizer, "state", {}).values() if isinstance(state, Mapping)]
     named = [(key, value) for state in states for key, value in state.items() if isinstance(value, torch.Tensor)]
     if any_bad(values_of(value for _, value in named)):
         return False
@@ -73,7 +75,10 @@ def known_kernel_fault(device: torch.device) -> str | None:
 
     cuDNN's attention backward on Hopper, for some lengths and masks: pytorch#196678, trl#7181.
     """
-    if device.type != "cuda" or not torch.backends.cuda.cudnn_sdp_enabled():
+    if device.type != "cuda":
+        return None
+    is_enabled: bool = torch.backends.cuda.cudnn_sdp_enabled()
+    if not is_enabled:
         return None
     if torch.cuda.get_device_capability(device) != (9, 0):
         return None
@@ -82,7 +87,7 @@ def known_kernel_fault(device: torch.device) -> str | None:
 
 def eps_finding(optimizer: Any) -> str | None:
     """Preflight: an eps that the dtype of its parameters rounds to zero, in words. None where there is none."""
-    inner = getattr(optimizer, "optimizer", optimizer)
+    inner = bare(optimizer)
     for group in getattr(inner, "param_groups", []):
         eps = group.get("eps")
         if not isinstance(eps, float) or eps <= 0:

@@ -144,7 +144,7 @@ def _trace(config: Config, device: str) -> _Trace:
             live.enter(moment)
             if moment == OPTIMIZER and trainee.watch.undo_reason is not None:  # the watch copies all that may change
                 averages = trainee.ema.shadow_params if trainee.ema is not None else []
-                copies.append(OptimizerState([trainee.optimizer], unet.parameters(), averages))
+                copies.append(OptimizerState([trainee.optimizer], trainee.parameters().values(), averages))
             elif moment == VALIDATION:
                 copies.clear()
 

@@ -196,7 +196,7 @@ def _undone(trainee: Trainee) -> Iterator[OptimizerState]:
 
 
 def _largest_change(trainee: Trainee, before: OptimizerState) -> float:
-    """The optimizer step's, over all weights."""
-    old = {id(parameter): copy for parameter, copy in before._parameters}
-    changes = [(p.detach().float() - old[id(p)].float()).abs().max() for p in trainee.parameters().values()]
+    """The optimizer step's, over all weights that train."""
+    pairs = [(p.detach(), before.values_of(p)) for p in trainee.parameters().values()]
+    changes = [(new.float() - old.float()).abs().max() for new, old in pairs if old is not None]
     return torch.stack(changes).max().item()
