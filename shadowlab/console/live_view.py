@@ -23,7 +23,9 @@ class LiveView:
 
     Args:
         console: interactive.
-        total, done: what is counted, and how much of it was done before.
+        total: how many steps there are.
+        done: how many of them were done before.
+        noun: what is counted.
         owns_stdout: False where stdout carries a document, which must not be drawn around.
     """
 

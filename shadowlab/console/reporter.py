@@ -109,8 +109,9 @@ class Reporter:
         """Show step `step` of `total`. Without a live view, and in log.txt, a line where `log` says so.
 
         Args:
-            live: what the live view shows beside `numbers`.
-            line: in place of the usual one.
+            log: whether the line is printed.
+            live: what the live view shows next to `numbers`.
+            line: the line, in place of the usual one.
         """
         if self._view is not None:
             self._view.update(step, total, {**numbers, **(live or {})})

@@ -1,1 +1,1 @@
-"""What a person looks at: made of metrics.jsonl, and made again from it."""
+"""What a person looks at: made of the files of a run, and rebuilt from them."""

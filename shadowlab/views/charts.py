@@ -191,7 +191,7 @@ def main_numbers(charts: Sequence[Chart] | None, record: Mapping[str, Any]) -> l
 def guessed_charts(keys: Iterable[str]) -> tuple[Chart, ...]:
     """Of evaluations whose task says nothing, by their keys.
 
-    A key X with a twin BASELINE_X is drawn beside it, `response_*` are one chart, and every other has its own.
+    A key X with a twin BASELINE_X shares its chart, `response_*` are one chart, and every other has its own.
     """
     judged = [key for key in keys if key not in _NOT_JUDGED and not key.startswith("loss_t")]
     answers = [key for key in judged if key.startswith(_ANSWER)]

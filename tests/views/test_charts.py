@@ -65,7 +65,7 @@ def test_another_task_has_its_own_charts_and_nothing_else() -> None:
 
 
 def test_records_without_charts_are_drawn_by_their_names() -> None:
-    """Those of earlier versions: each metric beside its baseline, all answers together."""
+    """Those of earlier versions: each metric with its baseline, all answers together."""
     found = shown(History(records()))
     assert found["R² on held-out samples"] == ["R²"]
     assert found["RMSE"] == found["Si rmse"] == found["Soft iou"] == ["model", "black"]

@@ -12,12 +12,16 @@ _LEAST_MARGIN = 1e-290  # below this the arithmetic of ticks would lose its digi
 
 @dataclass(frozen=True)
 class Axis:
-    """low < high, both finite; of a log axis both are positive. start, end: pixels of low and high."""
+    """A range of values on a range of pixels."""
 
     low: float
+    """Finite; positive where the axis is logarithmic."""
     high: float
+    """Finite, above `low`."""
     start: float
+    """Pixel of `low`."""
     end: float
+    """Pixel of `high`."""
     is_log: bool = False
 
     @classmethod
@@ -49,7 +53,12 @@ class Axis:
         return self.start + share * (self.end - self.start)
 
     def ticks(self, *, most: int = 6, whole: bool = False) -> list[tuple[float, str]]:
-        """(pixel, label); whole: at whole numbers alone."""
+        """(pixel, label).
+
+        Args:
+            most: about how many.
+            whole: at whole numbers alone.
+        """
         values = self._decades(most) if self.is_log else self._round_values(most, whole)
         return [(self.place(value), label(value)) for value in values]
 

@@ -20,16 +20,19 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 546, 16, 216
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a panel. style: its colour and dashes, s0 to s4. excused: steps whose NaN or Inf is no fault."""
+    """One line of a panel."""
 
     name: str
+    """In the legend."""
     curve: Curve
     style: str = "s0"
+    """Its colour and dashes in report.css, s0 to s4."""
     excused: frozenset[int] = frozenset()
+    """Steps whose NaN or Inf is no fault."""
 
     @property
     def summary(self) -> str:
-        """In words, for those who do not see it."""
+        """The line in words, for those who do not see it."""
         finite = [(value, step) for step, value in self.curve if math.isfinite(value)]
         bad = [step for step, value in self.curve if not math.isfinite(value) and step not in self.excused]
         lost = f"; {count(len(bad), 'value')} NaN or Inf, first at step {bad[0]}" if bad else ""
@@ -48,13 +51,16 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines that share their axes. marks: (step, `mark` or `bad`, words) of events."""
+    """Lines that share their axes."""
 
     key: str
+    """Of its plot: letters, digits and hyphens."""
     title: str
     series: tuple[Series, ...]
     unit: str = ""
+    """Of its vertical axis."""
     marks: tuple[tuple[int, str, str], ...] = ()
+    """(step, `mark` or `bad`, words) of events."""
 
     @property
     def summary(self) -> str:
@@ -63,30 +69,42 @@ class Panel:
 
 @dataclass(frozen=True)
 class Line:
-    """A drawn series: pieces between gaps as SVG points, single points apart."""
+    """A drawn series."""
 
     name: str
     style: str
     pieces: tuple[str, ...]
+    """Between gaps, as SVG points."""
     dots: tuple[tuple[float, float], ...]
+    """Points with a dot, in pixels: single ones, and all where they are few."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A panel in pixels. events: (x, sign, words) of NaN, Inf and marks. data: for the script that reads values out."""
+    """A panel in pixels."""
 
     panel: Panel
     lines: tuple[Line, ...]
     x_ticks: tuple[tuple[float, str], ...]
+    """(pixel, label)."""
     y_ticks: tuple[tuple[float, str], ...]
+    """(pixel, label)."""
     events: tuple[tuple[float, str, str], ...]
+    """(pixel, `mark` or `bad`, words) of NaN, Inf and marks."""
     is_log: bool
+    """Whether the vertical axis is."""
     data: dict[str, Any]
+    """For the script that reads values out."""
 
 
 def decimated(curve: Curve, buckets: int = _MAX_BUCKETS, excused: Collection[int] = ()) -> Curve:
-    """At most two finite values of each bucket of neighbours, its smallest and its largest, and every NaN and Inf that
-    begins a row of such, or of those that are not excused."""
+    """At most two finite values of each bucket of neighbours, its smallest and its largest; besides, the first of every
+    run of NaN and Inf, and of every run of those that are not excused.
+
+    Args:
+        buckets: how many there are.
+        excused: steps whose NaN or Inf is no fault.
+    """
     if len(curve) <= 2 * buckets:
         return curve
     points, values = list(curve), curve.values
@@ -104,7 +122,12 @@ def decimated(curve: Curve, buckets: int = _MAX_BUCKETS, excused: Collection[int
 
 
 def draw(panel: Panel, first: int, last: int) -> Drawing:
-    """first, last: steps at the ends of the axis, which all panels share."""
+    """A panel in pixels.
+
+    Args:
+        first: step at the left end of the axis, which all panels share.
+        last: step at its right end.
+    """
     small = [replace(one, curve=decimated(one.curve, excused=one.excused)) for one in panel.series]
     x = Axis.of_steps(first, last, _LEFT, _RIGHT)
     y = Axis.over((value for one in small for value in one.curve.values), _BOTTOM, _TOP)
@@ -132,7 +155,7 @@ def draw(panel: Panel, first: int, last: int) -> Drawing:
 
 
 def panels(history: History, wanted: Sequence[Plot]) -> list[Panel]:
-    """What is drawn of a run; plots without a point are left out."""
+    """The plots with the run's numbers; those without a point are left out."""
     skips = [(r["step"], "mark", "the gradient scaler skipped it") for r in history.records() if r.get("skipped")]
     marks = (*skips, *((r["step"], "bad", "incident") for r in history.records("incident")))
     skipped = frozenset(step for step, _, _ in skips)

@@ -1,4 +1,4 @@
-"""Findings of the health rules as rows: what was told in many steps stands there once."""
+"""Findings of the health rules as rows: what was reported in many steps has one row."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,21 +12,25 @@ _RANKS = {"alarm": 0, "warning": 1, "notice": 2}
 
 @dataclass(frozen=True)
 class HealthRow:
-    """One finding. place: layer or parameter. first, last: steps in which it was told; the rest is as told last."""
+    """One finding, as it was reported last."""
 
     severity: str
     rule: str
     place: str
+    """Layer or parameter; empty where it is about neither."""
     first: int | None
+    """First step in which it was reported."""
     last: int | None
+    """Last step in which it was reported."""
     times: int
+    """How often it was reported."""
     evidence: str
     advice: str
 
     @property
     def grade(self) -> str:
-        """grave, middling or slight: its colour."""
-        return ("grave", "middling", "slight")[_rank(self.severity)]
+        """high, medium or low: its colour."""
+        return ("high", "medium", "low")[_rank(self.severity)]
 
     @property
     def steps(self) -> str:
@@ -37,28 +41,28 @@ class HealthRow:
         return f"{self.first} to {self.last}" + (f", {self.times} times" if self.times > 2 else "")
 
 
-def health_rows(found: Sequence[Mapping[str, Any]], told: Sequence[Mapping[str, Any]] = ()) -> list[HealthRow]:
-    """The gravest first, then as they were given.
+def health_rows(found: Sequence[Mapping[str, Any]], reported: Sequence[Mapping[str, Any]] = ()) -> list[HealthRow]:
+    """The most severe first, then as they were given.
 
     Findings have rule, severity, step, evidence, advice, layer or parameter, part, predicted_step; any may be absent.
 
     Args:
         found: by the rules at the end of the records: each has a row of its own.
-        told: while the run was under way, perhaps again after a resume: what is about the same has one row, and none
-            where it is found.
+        reported: while the run was under way, perhaps again after a resume: what is about the same has one row, and
+            none where it is among `found`.
     """
-    known = {_told_as(finding) for finding in found}
+    known = {_identity(finding) for finding in found}
     rows: dict[tuple[str, ...], HealthRow] = {}
-    for finding in told:
-        key, row = (*_told_as(finding), str(finding.get("severity"))), _row(finding)
+    for finding in reported:
+        key, row = (*_identity(finding), str(finding.get("severity"))), _row(finding)
         if key[:-1] not in known:
             rows[key] = _merged(rows[key], row) if key in rows else row
     return sorted([*map(_row, found), *rows.values()], key=lambda row: _rank(row.severity))
 
 
-def _told_as(finding: Mapping[str, Any]) -> tuple[str, ...]:
-    """What tells this finding from others of its kind: the place, or, where there is none, the evidence but for its
-    numbers, which change from step to step."""
+def _identity(finding: Mapping[str, Any]) -> tuple[str, ...]:
+    """What distinguishes this finding from others of its kind: the place, or, where there is none, the evidence but
+    for its numbers, which change from step to step."""
     place = _place(finding)
     condition = "" if place else re.sub(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", "#", plain(finding.get("evidence")))
     return str(finding.get("rule") or ""), place, str(finding.get("part") or ""), condition
@@ -70,7 +74,7 @@ def _row(finding: Mapping[str, Any]) -> HealthRow:
     known = step if isinstance(step, int) else None
     evidence, advice = (plain(finding[key]) if finding.get(key) else "" for key in ("evidence", "advice"))
     if predicted is not None:
-        evidence = f"{evidence}; foretold for step {plain(predicted)}".lstrip("; ")
+        evidence = f"{evidence}; predicted for step {plain(predicted)}".lstrip("; ")
     return HealthRow(severity, rule, _place(finding), known, known, 1, evidence, advice)
 
 

@@ -34,12 +34,16 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """content: what the script draws. rows: the same in words."""
+    """The layer maps of a run for the page."""
 
     content: dict[str, Any]
+    """What the script draws."""
     rows: tuple[LayerRow, ...]
+    """The same in words."""
     num_steps: int
+    """That were measured."""
     per_column: int
+    """Measured steps of one column."""
 
     @classmethod
     def of(cls, history: History) -> "HeatMap | None":

@@ -1,4 +1,4 @@
-"""One incident, told from its folder: the chain, the operands, the line, what to do. Half of it is told, too."""
+"""One incident, read from its folder: the chain, the operands, the line, what to do. A damaged one is shown in part."""
 
 import json
 import math
@@ -38,22 +38,27 @@ _FILES = {
 
 @dataclass(frozen=True)
 class Operand:
-    """What the birth operator was given at the first bad element. note: what is special about it in this dtype."""
+    """What the operator of the birth was given at the first bad element."""
 
     name: str
     value: str
     note: str = ""
+    """What is special about the value in this dtype."""
 
 
 @dataclass(frozen=True)
 class IncidentStory:
-    """What the page tells of one incident. verdict: None where none could be read."""
+    """What the page shows of one incident."""
 
     folder: Path
     verdict: Verdict | None
+    """None where none could be read."""
     problems: tuple[str, ...] = ()
+    """What could not be read."""
     excerpt: SourceExcerpt | None = None
+    """The lines around the verdict's source."""
     excerpt_note: str = ""
+    """Of which time they are."""
     environment: dict[str, Any] = field(default_factory=dict)
     files: tuple[tuple[str, str, str], ...] = ()
     """Name, size, what it is."""
@@ -138,7 +143,7 @@ class IncidentStory:
         return [(first + i, text, first + i == marked) for i, text in enumerate(self.excerpt.lines)]
 
     @property
-    def mend(self) -> list[tuple[str, str | None]]:
+    def fix(self) -> list[tuple[str, str | None]]:
         return with_links(self.verdict.fix) if self.verdict else []
 
     @property
@@ -167,8 +172,10 @@ def _read_verdict(file: Path, recorded: Mapping[str, Any] | None, problems: list
         problems.append(trouble)
         return None
     verdict = read_verdict(recorded)
-    told = "what metrics.jsonl says of it is damaged, too" if verdict is None else "what follows is from metrics.jsonl"
-    problems.append(f"{trouble}; {told}")
+    source = (
+        "what metrics.jsonl says of it is damaged, too" if verdict is None else "what follows is from metrics.jsonl"
+    )
+    problems.append(f"{trouble}; {source}")
     return verdict
 
 

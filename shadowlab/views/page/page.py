@@ -27,12 +27,14 @@ _ASSETS = Path(__file__).with_name("assets")
 
 @dataclass(frozen=True)
 class Report:
-    """A page that was written. problems: what of the run could not be read, as the page says."""
+    """A page that was written."""
 
     file: Path
     num_bytes: int
     status: str
+    """As `Status.word`."""
     problems: tuple[str, ...]
+    """What of the run could not be read, as the page says."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -99,7 +101,7 @@ def build_page(run: RunView) -> str:
         curve_size=(curves.WIDTH, curves.HEIGHT),
         curve_data={drawing.panel.key: drawing.data for drawing in drawings},
         heat_map=HeatMap.of(run.history),
-        health=health_rows(run.findings, run.told),
+        health=health_rows(run.findings, run.reported),
         is_judged=bool(run.history.kinds),
         environment=_flat(run.environment),
         commands=commands(run),
@@ -175,7 +177,7 @@ def _flat(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _span(began: str, ended: str) -> str:
-    """Two ISO times of UTC, either of which may be unknown, the day told once."""
+    """Two ISO times of UTC, either of which may be unknown; one day is written once."""
     times = [f"{time[:10]} {time[11:16]}" for time in (began, ended) if time.endswith("+00:00")]
     if len(times) == 2 and times[0][:10] == times[1][:10]:
         times[1] = times[1][11:]

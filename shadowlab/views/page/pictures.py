@@ -17,21 +17,28 @@ _MAX_SIDE = 1024  # pixels, then
 
 @dataclass(frozen=True)
 class Picture:
-    """address: a data URI. note: where it is not as in the file."""
+    """One picture of the page."""
 
     name: str
+    """Of its file, without the ending."""
     address: str
+    """A data URI."""
     width: int
+    """In pixels."""
     height: int
+    """In pixels."""
     note: str = ""
+    """How it differs from the file, where it does."""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """pictures: in the order of their names. notes: what is left out, and why."""
+    """The pictures of samples/."""
 
     pictures: tuple[Picture, ...]
+    """In the order of their names."""
     notes: tuple[str, ...] = ()
+    """What is left out, and why."""
 
     @classmethod
     def of(cls, folder: Path) -> "Gallery":

@@ -13,15 +13,17 @@ from shadowlab.views.charts import Plot, judged_keys, plots, plots_of
 from shadowlab.views.page.incident_story import IncidentStory
 from shadowlab.views.page.wording import count
 
-_MAX_STORIES = 25  # told in full; a run has rarely more than one
+_MAX_STORIES = 25  # shown in full; a run has rarely more than one
 
 
 @dataclass(frozen=True)
 class Status:
-    """word: passed, failed, incident, running, stopped or empty. line: the verdict on the run."""
+    """The verdict on a run."""
 
     word: str
+    """passed, failed, incident, running, stopped or empty."""
     line: str
+    """The verdict in words."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +138,12 @@ class RunView:
         return [finding.to_json() for finding in examine(self.history)]
 
     @property
-    def told(self) -> list[Mapping[str, Any]]:
-        """What they told while it trained, in the order of the records."""
+    def reported(self) -> list[Mapping[str, Any]]:
+        """What they reported while it trained, in the order of the records."""
         found: list[Mapping[str, Any]] = []
         for record in self.history.records("health"):
-            told = record.get("findings")
-            for finding in told if isinstance(told, list) else []:
+            reported = record.get("findings")
+            for finding in reported if isinstance(reported, list) else []:
                 if isinstance(finding, Mapping):
                     found.append({"step": record["step"], **finding})
         return found

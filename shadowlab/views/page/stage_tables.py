@@ -9,25 +9,28 @@ from shadowlab.views.page.wording import plain
 
 @dataclass(frozen=True)
 class ListTable:
-    """A list of objects in a summary, such as the checks of check-forward. failed: rows that say `passed: false`."""
+    """A list of objects in a summary, such as the checks of check-forward."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     failed: frozenset[int] = frozenset()
+    """Places of the rows that say `passed: false`."""
 
 
 @dataclass(frozen=True)
 class StageTable:
-    """One stage. figures: (name, value). error: what it said when it failed."""
+    """One stage."""
 
     name: str
     passed: bool
     finished: str
     version: str
     figures: tuple[tuple[str, str], ...]
+    """(name, value)."""
     lists: tuple[ListTable, ...]
     error: str
+    """What it said when it failed."""
 
     @classmethod
     def of(cls, name: str, entry: Mapping[str, Any]) -> "StageTable":

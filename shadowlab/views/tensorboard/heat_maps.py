@@ -18,9 +18,10 @@ _PAGES = 8  # pages are drawn when it has grown by this factor
 
 @dataclass(frozen=True)
 class Page:
-    """A picture and its place: `heat_map_gradient_norm/02 down_blocks.1 to down_blocks.2`."""
+    """A picture and its place."""
 
     tag: str
+    """`heat_map_gradient_norm/02 down_blocks.1 to down_blocks.2`."""
     picture: Image.Image
 
 
@@ -42,6 +43,7 @@ class HeatMaps:
         self._step = 0
 
     def add(self, record: Mapping[str, Any]) -> None:
+        """A record of the run, as it was written."""
         layers = record.get("layers")
         if not layers or "step" not in record:
             return

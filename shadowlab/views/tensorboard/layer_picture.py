@@ -38,10 +38,14 @@ _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 def draw_heat_map(
     table: LayerTable, scale: LayerMap, *, named: bool = True, ends: tuple[float, float] | None = None
 ) -> Image.Image:
-    """One row a layer, one column a step, both as in `table`, which may be empty.
+    """One row a layer, one column a step.
 
-    named: every row has its name, 12 pixels high; else blocks have theirs and rows are as high as fits, 1 pixel at
-    least. ends: of the colours, where this is a page of a larger table whose `colour_ends` they are.
+    Args:
+        table: may be empty.
+        scale: what it is of, and how values become colours.
+        named: every row has its name, 12 pixels high; else blocks have theirs and rows are as high as fits, 1 pixel at
+            least.
+        ends: of the colours, where this is a page of a larger table whose `colour_ends` they are.
     """
     num_rows, num_columns = table.values.shape
     row = _ROW if named else max(1, min(_ROW, _PLOT_HEIGHT // max(1, num_rows)))

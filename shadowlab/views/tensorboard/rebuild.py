@@ -22,12 +22,14 @@ _GROUPS = ("overfit", "train")  # a picture's file may begin with one; others ar
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """folder: the new view. in_full: layers and parameters that are drawn at every measured step."""
+    """What was rebuilt."""
 
     folder: Path
+    """The new view."""
     num_records: int
     num_pictures: int
     in_full: tuple[str, ...]
+    """Layers and parameters that are drawn at every measured step."""
 
 
 def rebuild_board(run: Path, patterns: Sequence[str] = ()) -> Rebuilt:

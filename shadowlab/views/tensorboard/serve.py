@@ -79,8 +79,8 @@ def _find(run: str) -> tuple[Path, Path]:
         if any(place.glob("*/tensorboard")):
             return place, place
         if (owner / "metrics.jsonl").is_file():
-            mend = f"`shadowlab tensorboard {owner} --rebuild` rebuilds it from metrics.jsonl"
-            raise UserError(f"{view}: missing; {mend}")
+            fix = f"`shadowlab tensorboard {owner} --rebuild` rebuilds it from metrics.jsonl"
+            raise UserError(f"{view}: missing; {fix}")
     if run_places(run)[0].exists():
         raise UserError(f"{run}: neither a run (no tensorboard/ in it) nor a folder of runs")
     runs = Path(Config().output_dir)

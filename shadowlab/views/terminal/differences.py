@@ -16,55 +16,63 @@ from shadowlab.views.terminal.statistic import PARAMETER, Statistic
 RTOL = 1e-4  # by default
 
 # In the order in which a step makes them. A norm is a sum of squares: rounding hardly moves it, as it does a mean.
-CHRONICLE = (
+IN_ORDER = (
     Statistic("activation", "norm"),
     Statistic("gradient", "norm"),
     Statistic(PARAMETER, "gradient_norm"),
 )
 # Sums over a batch that may cancel: what is left of a gradient of 0 is rounding of terms as large as other layers'. An
 # activation or a count has no such noise.
-_ROUNDED = CHRONICLE[1:]
+_ROUNDED = IN_ORDER[1:]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One number in two runs; None where the run has none. relative: |one - other| over the larger of both sizes, 0
-    for NaN in both and for noise (see `compare`), inf for NaN, an infinity or no number in one of them."""
+    """One number in two runs."""
 
     step: int
     statistic: Statistic
     place: int
+    """From 1, in the order of execution of the first run."""
     name: str
+    """Of the layer or parameter."""
     one: float | None
+    """In the first run; None where it has none."""
     other: float | None
+    """In the second run; None where it has none."""
     relative: float
+    """|one - other| over the larger of both sizes, 0 for NaN in both and for noise (see `compare`), inf for NaN, an
+    infinity or no number in one of them."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs, over the steps that both measured and the names that both have.
-
-    Attributes:
-        steps: compared. only_one, only_other: names that the other run lacks.
-        first: the first difference beyond the tolerance, in the order in which a step makes the numbers.
-        statistic, step, rows: the largest differences of this statistic at this step, the largest first.
-        num_compared, num_beyond: of its names at that step.
-        loss_from, learning_rate_from: first step (of all, measured or not) in which it differs beyond the tolerance.
-        samples_from: first step in which the runs saw different samples.
-    """
+    """Two runs, over the steps that both measured and the names that both have."""
 
     steps: tuple[int, ...]
+    """That were compared."""
     only_one: tuple[str, ...]
+    """Names that the second run lacks."""
     only_other: tuple[str, ...]
+    """Names that the first run lacks."""
     first: Difference | None
+    """The first difference beyond the tolerance, in the order in which a step makes the numbers."""
     statistic: Statistic
+    """Of `rows`."""
     step: int
+    """Of `rows`."""
     rows: tuple[Difference, ...]
+    """The largest differences of this statistic at this step, the largest first."""
     num_compared: int
+    """Names with this statistic at this step."""
     num_beyond: int
+    """How many of them differ beyond the tolerance."""
     loss_from: int | None
+    """First step, measured or not, in which the loss differs beyond the tolerance."""
     learning_rate_from: int | None
+    """First step, measured or not, in which the learning rate does."""
     samples_from: int | None
+    """First step in which the runs saw different samples."""
 
 
 def compare(
@@ -79,11 +87,11 @@ def compare(
 ) -> Comparison:
     """Hold two runs against each other.
 
-    Two norms of gradients that are no further apart than float32 resolves beside the largest of that step are equal: a
+    Two norms of gradients that are no further apart than float32 resolves next to the largest of that step are equal: a
     gradient that is zero but for rounding has another norm with every number of threads.
 
     Args:
-        statistic: of the differences; None looks for the first one in `CHRONICLE` and lists those of its first.
+        statistic: of the differences; None looks for the first one in `IN_ORDER` and lists those of its first.
         step: None for the last that both measured.
         patterns: shell patterns over names; none for all.
         rtol: relative difference up to which two numbers are one.
@@ -91,10 +99,10 @@ def compare(
     Raises:
         UserError: a run has no statistics, no step or layer is in both, or no name matches.
     """
-    chosen = statistic or CHRONICLE[0]
+    chosen = statistic or IN_ORDER[0]
     main = _Pair(chosen, one, other, patterns)
     pairs = [main]
-    for kind in () if statistic else CHRONICLE[1:]:
+    for kind in () if statistic else IN_ORDER[1:]:
         names = set(kind.table(one).names) & set(kind.table(other).names)
         own = [pattern for pattern in patterns if fnmatch.filter(names, pattern)]  # layers' need not fit parameters
         if names and (own or not patterns):
@@ -120,8 +128,10 @@ def compare(
 
 
 def relative_difference(one: Tensor, other: Tensor) -> Tensor:
-    """|one - other| / max(|one|, |other|), elementwise in float64; 0 for equal values and for NaN in both, inf where
-    one alone is NaN, or an infinity meets another number."""
+    """|one - other| / max(|one|, |other|), elementwise: float64 of any shape, the same for both and the result.
+
+    0 for equal values and for NaN in both, inf where one alone is NaN, or an infinity meets another number.
+    """
     same = (one == other) | (one.isnan() & other.isnan())
     # Divided first: the difference of two large numbers may overflow.
     size = torch.maximum(one.abs(), other.abs())

@@ -14,7 +14,7 @@ from diagnostics.records import Curve, History
 from shadowlab.console import Reporter, sparkline
 from shadowlab.errors import UserError
 from shadowlab.runs import RunFolder, read_history
-from shadowlab.views.terminal.differences import CHRONICLE, RTOL, Comparison, Difference, compare
+from shadowlab.views.terminal.differences import IN_ORDER, RTOL, Comparison, Difference, compare
 from shadowlab.views.terminal.ranking import NO_STATISTICS, TOP, Course, Ranking, find_layer, rank, summarize
 from shadowlab.views.terminal.statistic import PARAMETER, Statistic, find_statistic
 
@@ -24,7 +24,7 @@ _LONG_SPARK = 60
 _NAMED = 5  # of names that are listed in a line
 _DRAWING_WIDTH = 60  # columns of a terminal that has room for curves in a table
 _COLUMN = 11  # columns of a number with its margin
-# Beside the chosen one, the most telling first; --json has all.
+# Next to the chosen one, the most informative first; --json has all.
 _LAYER_COLUMNS = ("norm", "max_abs", "headroom_bits", "num_nonfinite", "fraction_zero", "std", "mean")
 _PARAMETER_COLUMNS = ("gradient_norm", "update_ratio")
 _HEADINGS = {"headroom_bits": "headroom", "num_nonfinite": "nonfinite", "fraction_zero": "zeros"}
@@ -33,15 +33,20 @@ _BAD = "bold red"
 
 @dataclass(frozen=True)
 class Query:
-    """What to show; see `rank` and `compare`. over_time: a layer. None: not asked for, the view takes its own."""
+    """What to show; see `rank` and `compare`. None: not asked for, so that the view takes its own."""
 
     by: str | None = None
+    """Name of a statistic."""
     step: int | None = None
     top: int | None = None
+    """How many rows."""
     layers: tuple[str, ...] = ()
+    """Shell patterns over names."""
     ascending: bool | None = None
     over_time: str | None = None
+    """The one layer to show at all steps."""
     rtol: float | None = None
+    """Relative difference up to which two numbers are one."""
 
 
 def run_inspect(run: RunFolder, against: RunFolder | None, query: Query, reporter: Reporter) -> None:
@@ -233,7 +238,7 @@ def _comparison(runs: Sequence[_Run], labels: Sequence[str], query: Query, repor
             reporter.say(f"in {label} alone: {_named(names)}", style="yellow")
     if found.samples_from is not None:
         reporter.say(f"they saw different samples from step {found.samples_from} on", style="yellow")
-    compared = statistic.name if statistic else ", ".join(kind.name for kind in CHRONICLE)
+    compared = statistic.name if statistic else ", ".join(kind.name for kind in IN_ORDER)
     over = f"{_count(len(found.steps), 'step')} that both measured"
     for what, start in (("learning rate", found.learning_rate_from), ("loss", found.loss_from)):
         if start is not None:

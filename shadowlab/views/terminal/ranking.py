@@ -16,37 +16,47 @@ TOP = 15  # by default
 
 @dataclass(frozen=True)
 class Row:
-    """place: 1-based, in the order of execution (parameters: of the model). record: all that the step holds of it."""
+    """One layer or parameter."""
 
     place: int
+    """From 1, in the order of execution; of parameters in the order of the model."""
     name: str
     value: float
+    """Of the statistic at the step."""
     curve: Curve
+    """Of the statistic over all steps."""
     record: Mapping[str, Any]
+    """All that the step's record holds of it."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """rows: at most as many as asked for. num_ranked: those with a value. absent: names asked for without one."""
+    """Layers or parameters by a statistic at one step."""
 
     statistic: Statistic
     step: int
     rows: tuple[Row, ...]
+    """At most as many as asked for."""
     num_ranked: int
+    """How many have a value."""
     absent: tuple[str, ...]
+    """Names that were asked for and have none."""
 
 
 @dataclass(frozen=True)
 class Course:
-    """A curve in a few numbers. Points are (step, value); lowest and highest are of the finite ones."""
+    """A curve in a few numbers; points are (step, value)."""
 
     first: tuple[int, float]
     last: tuple[int, float]
     lowest: tuple[int, float] | None
+    """Of the finite values; None where none is."""
     highest: tuple[int, float] | None
+    """Of the finite values; None where none is."""
     num_steps: int
     num_nonfinite: int
     first_nonfinite: int | None
+    """The first step whose value is NaN or Inf."""
 
 
 def rank(

@@ -12,10 +12,12 @@ PARAMETER = "parameter"
 
 @dataclass(frozen=True)
 class Statistic:
-    """One number of every layer (part `activation` or `gradient`) or of every parameter tensor."""
+    """One number of every layer, or of every parameter tensor."""
 
     part: str
+    """`activation` or `gradient` of layers, or `parameter`."""
     key: str
+    """Of their records: `norm`."""
 
     @property
     def name(self) -> str:

@@ -84,7 +84,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_incident_is_on_one_page(browser: Browser, incident: Path) -> None:
-    """Operator chain, operands, source line and mend are visible without a click; nothing is asked of a network."""
+    """Operator chain, operands, source line and fix are visible without a click; nothing is asked of a network."""
     browser.open(incident)
     assert "inf was born in addcdiv, phase optimizer of step 1" in browser.text()
     chain = [item.text.split("\n") for item in browser.find_all(".chain li")]
@@ -98,9 +98,9 @@ def test_the_incident_is_on_one_page(browser: Browser, incident: Path) -> None:
     assert source[int(number) - 1].strip() == text and text.startswith("optimizer.step()")
     assert f"step.py:{number}" in browser.find(".source figcaption").text
     assert len(browser.find_all(".source .line")) == 13
-    assert "keep float32 master weights" in browser.find(".mend").text
-    assert browser.find(".mend a").get_attribute("href") == "https://github.com/pytorch/pytorch/issues/8860"
-    for part in (".chain", ".operands", ".source .marked", ".mend"):
+    assert "keep float32 master weights" in browser.find(".fix").text
+    assert browser.find(".fix a").get_attribute("href") == "https://github.com/pytorch/pytorch/issues/8860"
+    for part in (".chain", ".operands", ".source .marked", ".fix"):
         assert browser.find(part).is_displayed()
     assert any(item.text.startswith("shadowlab why ") for item in browser.find_all(".incident .commands code"))
     asked = browser.requests()

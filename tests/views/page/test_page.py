@@ -331,7 +331,7 @@ def test_alarms_come_first(tmp_path: Path) -> None:
     ]
     page = page_of(make_run(tmp_path / "run", [{"kind": "health", "step": 3, "findings": told}]))
     assert page.index("first</th>") < page.index("late</th>")
-    assert "conv.weight" in page and "foretold for step 90" in page
+    assert "conv.weight" in page and "predicted for step 90" in page
     assert "The health rules found nothing." in page_of(make_run(tmp_path / "well", [step(1)]))
 
 
@@ -354,7 +354,7 @@ def test_every_finding_is_on_the_page(tmp_path: Path) -> None:
     records += [{"kind": "validation", "step": n, **silent} for n in (10, 20, 30, 50, 60)]
     records.append({"kind": "validation", "step": 40, **silent, "loss": math.nan})
     view = RunView.read(make_run(tmp_path / "run", records))
-    rows = health_rows(view.findings, view.told)
+    rows = health_rows(view.findings, view.reported)
     assert sorted(row.evidence for row in rows) == sorted(finding["evidence"] for finding in view.findings)
     assert [(row.rule, row.steps) for row in rows if row.rule in ("non-finite", "no-response")] == [
         ("non-finite", "50"),

@@ -1,4 +1,4 @@
-"""A view rebuilt: from metrics.jsonl and samples/, beside the one that is there."""
+"""A view rebuilt: from metrics.jsonl and samples/, next to the one that is there."""
 
 import math
 import shutil
@@ -61,7 +61,7 @@ def test_pictures_and_words_come_along_and_the_old_view_stays(run: Path) -> None
     assert "stage/train/text_summary" in seen.Tags()["tensors"]
     assert "custom_scalars__config__" in seen.Tags()["tensors"]
     assert [e.step for e in seen.Scalars("03 down_blocks.1/gradient_norm/conv2")] == list(range(1, 13))
-    again = read(rebuild_board(run).folder)  # in place of the first, not beside it
+    again = read(rebuild_board(run).folder)  # in place of the first, not next to it
     assert again.Tags()["scalars"] == seen.Tags()["scalars"]
     assert len(again.Scalars("train/loss")) == 12
     assert not (run / "tensorboard-rebuilt.tmp").exists()
@@ -181,8 +181,8 @@ def test_a_view_that_is_gone_is_said_to_be_gone(
     view = "runs/mine/tensorboard-rebuilt" if given.endswith("rebuilt") else "runs/mine/tensorboard"
     with pytest.raises(UserError) as told:
         ask(given)
-    mend = "`shadowlab tensorboard runs/mine --rebuild` rebuilds it from metrics.jsonl"
-    assert str(told.value) == f"{view}: missing; {mend}"
+    fix = "`shadowlab tensorboard runs/mine --rebuild` rebuilds it from metrics.jsonl"
+    assert str(told.value) == f"{view}: missing; {fix}"
     with pytest.raises(KeyboardInterrupt):
         ask("runs/mine", rebuild=True)
     assert served == [(Path("runs/mine/tensorboard-rebuilt"), "mine")]

@@ -81,7 +81,7 @@ def test_a_backward_pass_runs_from_the_last_layer() -> None:
 
 
 def test_what_rounding_makes_of_zero_is_no_difference() -> None:
-    """A bias before a norm has a gradient of 0 but for rounding: 1e-9 and 3e-9 beside 1 are float32's noise."""
+    """A bias before a norm has a gradient of 0 but for rounding: 1e-9 and 3e-9 next to 1 are float32's noise."""
 
     def gradient(norm: float, *others: str) -> History:
         record = step(1, dict.fromkeys(("nothing", *others), 10.0))
@@ -97,7 +97,7 @@ def test_what_rounding_makes_of_zero_is_no_difference() -> None:
 
 @pytest.mark.parametrize("key", ["norm", "mean", "max_abs", "num_nonfinite", "fraction_zero", "headroom_bits"])
 def test_a_large_layer_hides_no_activation_and_no_count(key: str) -> None:
-    """1e8 in one layer beside 1.0 against 10.0 in another."""
+    """1e8 in one layer next to 1.0 against 10.0 in another."""
     one, other = step(1, LAYERS), step(1, LAYERS)
     for record, value in ((one, 1.0), (other, 10.0)):
         record["layers"]["in"]["activation"][key] = 1e8
