@@ -22,7 +22,6 @@ Law = Callable[[House], list[str]]
 KNOWN_TOO_LONG = {
     "shadowlab/bench/step.py:measure_step": 65,
     "shadowlab/drill/cases.py": 383,
-    "shadowlab/runs/folder.py": 357,
     "shadowlab/stages/check_forward/model_checks.py:forward": 77,
     "shadowlab/stages/overfit.py:run_overfit": 74,
     "shadowlab/stages/train/train.py:run_train": 112,
@@ -57,8 +56,10 @@ def test_nobody_goes_past_a_door() -> None:
 
 
 def test_files_and_functions_are_short() -> None:
-    found = {place: lines for place, lines in house.too_long(OURS).items() if lines > KNOWN_TOO_LONG.get(place, 0)}
-    assert not found, "split them: a noun of their own, a room of their own"
+    found = house.too_long(OURS)
+    grown = {place: lines for place, lines in found.items() if lines > KNOWN_TOO_LONG.get(place, 0)}
+    assert not grown, "split them: a noun of their own, a room of their own"
+    assert not KNOWN_TOO_LONG.keys() - found.keys(), "these fit by now: take them off the list"
 
 
 def test_importing_light_rooms_loads_neither_tensorboard_nor_diffusers() -> None:
