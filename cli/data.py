@@ -25,7 +25,7 @@ def render(
     Example: shadowlab data render --meshes DIR --out my-renders --lights 4
     """
     from shadowlab.console import Reporter
-    from shadowlab.tasks import render_dataset
+    from shadowlab.tasks.shadow import render_dataset
 
     reporter = Reporter(as_json=as_json)
     with reporter.start("render", total=1):
@@ -53,7 +53,7 @@ def check(
     Example: shadowlab data check my-renders --image-size 128
     """
     from shadowlab.console import Reporter
-    from shadowlab.tasks import check_dataset, listing
+    from shadowlab.tasks.shadow import check_dataset, listing
 
     reporter = Reporter(as_json=as_json)
     report = check_dataset(path, image_size)

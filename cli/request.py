@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from shadowlab.console import Reporter
     from shadowlab.distributed import Processes
     from shadowlab.runs import RunFolder
+    from shadowlab.session import Session
     from shadowlab.stages.result import StageResult
 
 
@@ -137,12 +138,15 @@ def run_stage(
     name: str,
     request: Request,
     config: Config,
-    stage: "Callable[[RunFolder, Processes, Reporter], StageResult]",
+    stage: "Callable[[Session], StageResult]",
 ) -> None:
     """Run a stage of one process in a run folder of its own."""
     from shadowlab.runs import RunFolder, default_name
+    from shadowlab.session import Session
     from shadowlab.stages.run import finish_stage
+    from shadowlab.tasks import open_task
 
+    task = open_task(config)  # an option that it has not fails before any work
     processes, reporter = start(config, request)
     try:
         processes.require_single(name)
@@ -151,7 +155,7 @@ def run_stage(
         else:
             run = RunFolder.create(config, request.run, source=request.label)
         with run.claim():
-            finish_stage(name, config, run, reporter, lambda: stage(run, processes, reporter))
+            finish_stage(name, Session(config, run, processes, reporter, task), stage)
     finally:
         reporter.close()
         processes.close()

@@ -1,7 +1,7 @@
 """The stages: check-forward, check-precision, overfit, train."""
 
+import os
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,7 +12,6 @@ from cli.request import Request, run_stage, start
 if TYPE_CHECKING:
     from shadowlab.runs import RunFolder
     from shadowlab.settings import Config
-    from shadowlab.tasks import Picture
 
 
 def check_forward(
@@ -37,20 +36,13 @@ def check_forward(
     shadowlab check-forward --object photo.jpg --mask mask.png --theta 30 --phi 120 --size 4
     """
     config = request.config()
-    picture = _PictureRequest(object_image, mask, theta, phi, size)
-    _check_picture(picture, sample)
 
     from shadowlab.stages.check_forward import run_check_forward
+    from shadowlab.tasks import open_task
 
-    shown = _picture(picture, config)
-    run_stage(
-        "check-forward",
-        request,
-        config,
-        lambda run, processes, reporter: run_check_forward(
-            config, run, processes, reporter, sample=sample, picture=shown
-        ),
-    )
+    light = {"theta": theta, "phi": phi, "size": size}
+    own = open_task(config).own_input({"object": object_image, "mask": mask, **light, "sample": sample})
+    run_stage("check-forward", request, config, lambda session: run_check_forward(session, sample=sample, own=own))
 
 
 def check_precision(
@@ -65,12 +57,7 @@ def check_precision(
 
     from shadowlab.stages.check_precision import run_check_precision
 
-    run_stage(
-        "check-precision",
-        request,
-        config,
-        lambda run, processes, reporter: run_check_precision(config, run, processes, reporter, num_layers=layers),
-    )
+    run_stage("check-precision", request, config, lambda session: run_check_precision(session, num_layers=layers))
 
 
 def overfit(request: Request) -> None:
@@ -82,12 +69,7 @@ def overfit(request: Request) -> None:
 
     from shadowlab.stages.overfit import run_overfit
 
-    run_stage(
-        "overfit",
-        request,
-        config,
-        lambda run, processes, reporter: run_overfit(config, run, processes, reporter),
-    )
+    run_stage("overfit", request, config, run_overfit)
 
 
 def train(
@@ -108,7 +90,6 @@ def train(
 
     from shadowlab.distributed import crowded, launched_processes, require_gpus
     from shadowlab.runs import RunFolder, default_name, resumed_config, run_to_resume
-    from shadowlab.tasks import resolve_path
 
     run = None
     if resume:
@@ -121,12 +102,17 @@ def train(
             assignments=request.assignments,
             num_processes=launched_processes(),
         )
-    resolve_path(config.data.path)  # a wrong path must not wait for processes or stages
+    starts_processes = launched_processes() is None and config.distributed.processes > 1
+    place = config.data.path
+    if not (starts_processes and (os.path.exists(place) or place == type(config.data)().path)):
+        from shadowlab.tasks import open_task  # takes seconds, which a launcher need not spend
+
+        open_task(config).find_data()  # a wrong path must not wait for processes or stages
     if config.data.latents is not None:
         from shadowlab.latents import require_index
 
         require_index(config)
-    if launched_processes() is not None or config.distributed.processes == 1:
+    if not starts_processes:
         _train(request, config, run, skip_stages=skip_stages)
         return
     require_gpus(config.device, config.distributed.processes)
@@ -140,6 +126,7 @@ def _train(request: Request, config: "Config", run: "RunFolder | None", *, skip_
     """Train in this process, alone or as one of several. run: that is resumed, or None for a new one."""
     from shadowlab.errors import InterruptedRunError
     from shadowlab.runs import RunFolder, default_name, with_processes
+    from shadowlab.session import Session
     from shadowlab.stages.run import finish_stage, prove_required_stages
     from shadowlab.stages.train import run_train
     from shadowlab.training import ending_at_once
@@ -160,15 +147,9 @@ def _train(request: Request, config: "Config", run: "RunFolder | None", *, skip_
                     lock = run.claim()
                     reporter.log_to(run.log)
             processes.tell(run.log, go_on=_resuming(config, run.path.name, skip_stages))
-            prove_required_stages(config, run, processes, reporter, skip=skip_stages)
-            finish_stage(
-                "train",
-                config,
-                run,
-                reporter,
-                lambda: run_train(config, run, processes, reporter, resume=resume),
-                write=processes.is_main,
-            )
+            session = Session.open(config, run, processes, reporter)
+            prove_required_stages(session, skip=skip_stages)
+            finish_stage("train", session, lambda session: run_train(session, resume=resume), write=processes.is_main)
             reporter.say(f"look at it: shadowlab tensorboard {run.path}")
     except (KeyboardInterrupt, InterruptedRunError) as stop:
         if run is None:
@@ -255,51 +236,3 @@ def plan(
     )
     if not fits:
         raise typer.Exit(1)
-
-
-@dataclass(frozen=True)
-class _PictureRequest:
-    """The user's own picture and light: all five or none."""
-
-    object_image: Path | None
-    mask: Path | None
-    theta: float | None
-    phi: float | None
-    size: float | None
-
-
-def _check_picture(request: _PictureRequest, sample: str | None) -> None:
-    """Raise UserError unless the options of the user's own picture are all given, or none of them."""
-    from shadowlab.errors import UserError
-
-    light = (request.theta, request.phi, request.size)
-    files = (request.object_image, request.mask)
-    if all(value is None for value in (*light, *files)):
-        return
-    if sample is not None:
-        raise UserError(
-            "--sample and your own picture (--object --mask --theta --phi --size) exclude each other: a sample has its "
-            f"light in metadata.json; {_OTHER_LIGHT}"
-        )
-    if all(value is None for value in files):
-        raise UserError(
-            f"--theta --phi --size are the light of your own picture: add --object FILE --mask FILE; {_OTHER_LIGHT}"
-        )
-    if any(value is None for value in files):
-        raise UserError("your own picture needs both --object FILE and --mask FILE")
-    if any(value is None for value in light):
-        raise UserError("your own picture needs its light: --theta 0..45 --phi 0..360 --size 2..8")
-
-
-_OTHER_LIGHT = (
-    "to see a sample under another light, name its files: --object DATA/objects/ID.png --mask DATA/masks/ID.png"
-)
-
-
-def _picture(request: _PictureRequest, config: "Config") -> "Picture | None":
-    from shadowlab.tasks import load_picture
-
-    image, mask, theta, phi, size = request.object_image, request.mask, request.theta, request.phi, request.size
-    if image is None or mask is None or theta is None or phi is None or size is None:
-        return None
-    return load_picture(image, mask, theta, phi, size, config.data.image_size)

@@ -40,7 +40,7 @@ from diagnostics.verdict import (
 )
 from diagnostics.watching import Watch
 
-__all__ = [  # noqa: RUF022 (grouped)
+__all__ = [
     # Where a value that is not finite was born
     "Watch",
     "explain",

@@ -32,13 +32,13 @@ from diagnostics import Watch
 from shadowlab.bench.flops import share_reached, training_flops, unet_without_memory
 from shadowlab.bench.rounds import Rounds, timed
 from shadowlab.bench.step import OPTIONS, Loops, measure_encoding
-from shadowlab.models.vae import DOWNSCALE
+from shadowlab.encoded_batch import DOWNSCALE
 from shadowlab.planning.live_bytes import VAE
 from shadowlab.planning.plan import plan_memory
 from shadowlab.planning.rehearsal import ENCODE, VALIDATION
 from shadowlab.settings.files import load_config
 from shadowlab.settings.schema import Config
-from shadowlab.tasks.shadow.task import ShadowTask
+from shadowlab.tasks import open_task
 from shadowlab.training.trainee import build_unet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,7 +130,7 @@ def speed(words: argparse.Namespace) -> str:
 def step_figures(config: Config, num_rounds: int, flops: int) -> StepFigures:
     """Steps of the configured model on a random batch in memory."""
     device = torch.device(config.device)
-    unet = build_unet(config, ShadowTask, device)
+    unet = build_unet(config, open_task(config).spec, device)
     loops = Loops(config, unet, config.train.batch_size, config.data.image_size // DOWNSCALE)
     loops.harness()  # optimizer states exist from now on
     torch.cuda.reset_peak_memory_stats(device)
@@ -203,7 +203,7 @@ def options(words: argparse.Namespace) -> str:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             config = _config(words, "bf16", folder, *assignments)
             device = torch.device(config.device)
-            unet = build_unet(config, ShadowTask, device)
+            unet = build_unet(config, open_task(config).spec, device)
             loops = Loops(config, unet, config.train.batch_size, config.data.image_size // DOWNSCALE)
             first = timed(loops.harness, device)[0]
             compiled_seconds = first if config.model.compile else compiled_seconds

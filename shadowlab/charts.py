@@ -7,8 +7,6 @@ from typing import Any
 from diagnostics.records import ChartLine, ChartRecord
 
 SAMPLES = "{samples}"
-NOT_FINITE_COLOUR = (255, 0, 160)
-"""Red, green and blue of what is NaN or Inf, in every picture of a run; 0 to 255."""
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,8 @@ def deep_imports(house: House) -> list[str]:
         if one.target not in house.modules or room(one.target) == room(one.module):
             continue
         door = room(one.target)
+        if house.is_package(one.target) and house.exported(one.target) is not None:
+            door = one.target  # a room within the room has a door of its own
         if _top(door) == "diagnostics" != _top(one.module) and not house.is_package(door):
             found.append(f"{one.place} imports {one.target}: take it from diagnostics, which is public")
         elif one.target != door:

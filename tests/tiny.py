@@ -10,12 +10,13 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from shadowlab.distributed.processes import Processes, SingleProcess
-from shadowlab.models.unet import Widening, load_unet
+from shadowlab.encoded_batch import Conditions, EncodedBatch
+from shadowlab.models import ModelSpec, RectifiedFlow, Widening, load_unet, predict
 from shadowlab.seeding import normal
 from shadowlab.settings.files import load_config
 from shadowlab.settings.schema import Config
 from shadowlab.tasks.shadow.light import EMBEDDING_DIM
-from shadowlab.tasks.task import EncodedBatch
+from shadowlab.tasks.shadow.task import ShadowTask
 from shadowlab.training.trainee import Trainee, build_trainee, prepare_unet
 from tests.tasks.shadow.sound import make_folder
 
@@ -75,14 +76,13 @@ def shadow_unet(
     widening: Widening = "zero",
     embedding_dim: int = EMBEDDING_DIM,
 ) -> Any:
-    return load_unet(
-        str(weights),
-        "tiny",
-        in_channels=in_channels,
-        widening=widening,
-        embedding_dim=embedding_dim,
-        seed=0,
-    )
+    spec = ModelSpec(in_channels, ("x_t", "others"), widening, embedding_dim=embedding_dim)
+    return load_unet(str(weights), "tiny", spec, seed=0)
+
+
+def predicted(unet: Any, batch: EncodedBatch, t: torch.Tensor) -> torch.Tensor:
+    """Velocity (B, 4, h, w) at x_t = the batch's data; t (B,)."""
+    return predict(unet, batch.data, RectifiedFlow().timesteps(t), batch.conditions)
 
 
 @lru_cache
@@ -124,11 +124,13 @@ def trainee_of(
     config = config_of(weights, "optimizer.learning_rate=1e-2", "optimizer.warmup_steps=0", *assignments)
     unet = copy.deepcopy(_loaded(str(weights)))
     alone = processes or SingleProcess(torch.device("cpu"))
-    prepare_unet(unet, config, alone.device)
+    prepare_unet(unet, config, ShadowTask.spec, alone.device)
     for name, parameter in unet.named_parameters():
         parameter.requires_grad_(trains(name))
     settings = config.train
-    return build_trainee(config, unet, alone, config.optimizer, settings.max_steps, ema_decay=settings.ema_decay)
+    return build_trainee(
+        config, unet, RectifiedFlow(), alone, config.optimizer, settings.max_steps, ema_decay=settings.ema_decay
+    )
 
 
 def encoded_batch(positions: Sequence[int], seed: int = 0) -> EncodedBatch:
@@ -141,8 +143,9 @@ def encoded_batch(positions: Sequence[int], seed: int = 0) -> EncodedBatch:
         ids=[f"sample_{position}" for position in positions],
         positions=torch.tensor(list(positions)),
         data=stack("data", 4, SIDE, SIDE),
-        concatenated=stack("concatenated", 5, SIDE, SIDE),
-        embedding=stack("embedding", EMBEDDING_DIM),
+        conditions=Conditions(
+            concatenated=stack("concatenated", 5, SIDE, SIDE), embedding=stack("embedding", EMBEDDING_DIM)
+        ),
     )
 
 

@@ -3,7 +3,7 @@
 from diagnostics.incidents.evidence import environment, load_evidence, write_incident
 from diagnostics.incidents.excerpt import SourceExcerpt
 
-__all__ = [  # noqa: RUF022 (grouped)
+__all__ = [
     # Writing
     "environment",
     "write_incident",

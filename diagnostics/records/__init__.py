@@ -20,7 +20,7 @@ from diagnostics.records.kinds import (
 )
 from diagnostics.records.lines import RecordWriter, append_record, decode, encode, read_records, rounded
 
-__all__ = [  # noqa: RUF022  (grouped)
+__all__ = [
     # lines on disk
     "RecordWriter",
     "append_record",

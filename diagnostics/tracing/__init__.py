@@ -15,7 +15,7 @@ from diagnostics.tracing.calls import OperatorCall
 from diagnostics.tracing.explanation import Explanation, explain
 from diagnostics.tracing.step_batch import plain
 
-__all__ = [  # noqa: RUF022 (grouped)
+__all__ = [
     # One call for a step that can be repeated
     "explain",
     # For a loop that repeats its step itself

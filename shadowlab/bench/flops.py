@@ -5,8 +5,9 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from shadowlab.models import architecture_config, predict_velocity, unwritten_unet
-from shadowlab.tasks import ShadowTask
+from shadowlab.bench.trial import SPEC
+from shadowlab.encoded_batch import LATENT_CHANNELS, Conditions
+from shadowlab.models import architecture_config, predict, unwritten_unet
 
 # Dense matrix rates in TFLOP/s, without sparsity, from NVIDIA's data sheets "H100 Tensor Core GPU" (SXM5 and PCIe),
 # "H200 Tensor Core GPU", "A100 Tensor Core GPU" and "L40S". fp32 is the rate outside tensor cores. Keys are the
@@ -41,13 +42,14 @@ def training_flops(unet: nn.Module, batch: int, size: int) -> int:
         unet: on any device; on `meta` nothing is computed. size: height and width of the latents.
     """
     weight = next(unet.parameters())
-    task = ShadowTask
-    x_t = torch.empty(batch, 4, size, size, device=weight.device)
-    concatenated = torch.empty(batch, task.in_channels - 4, size, size, device=weight.device)
-    embedding = torch.empty(batch, task.embedding_dim, device=weight.device)
+    x_t = torch.empty(batch, LATENT_CHANNELS, size, size, device=weight.device)
+    conditions = Conditions(
+        concatenated=torch.empty(batch, SPEC.in_channels - LATENT_CHANNELS, size, size, device=weight.device),
+        embedding=torch.empty(batch, SPEC.embedding_dim or 0, device=weight.device),
+    )
     with FlopCounterMode(display=False) as counter:
-        t = torch.full((batch,), 0.5, device=weight.device)
-        predict_velocity(unet, x_t, t, concatenated, embedding).sum().backward()
+        timesteps = torch.full((batch,), 500.0, device=weight.device)
+        predict(unet, x_t, timesteps, conditions).sum().backward()
     unet.zero_grad(set_to_none=True)
     return counter.get_total_flops()
 
@@ -55,9 +57,4 @@ def training_flops(unet: nn.Module, batch: int, size: int) -> int:
 def unet_without_memory(architecture: str) -> UNet2DConditionModel:
     """The UNet as this project trains it, on the meta device."""
     with torch.device("meta"):
-        return unwritten_unet(
-            architecture_config(architecture),
-            in_channels=ShadowTask.in_channels,
-            widening=ShadowTask.widening,
-            embedding_dim=ShadowTask.embedding_dim,
-        )
+        return unwritten_unet(architecture_config(architecture), SPEC)

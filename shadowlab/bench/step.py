@@ -16,14 +16,15 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch.nn import functional as F
 
 from shadowlab.bench.rounds import Rounds, Row, row_lines, timed
-from shadowlab.bench.trial import narrowed_sdxl
+from shadowlab.bench.trial import SPEC, narrowed_sdxl
 from shadowlab.distributed import SingleProcess
+from shadowlab.encoded_batch import LATENT_CHANNELS, Conditions, EncodedBatch
 from shadowlab.errors import MissingDependencyError, UserError
-from shadowlab.models import POLICIES, interpolate, load_vae, predict_velocity, velocity
+from shadowlab.models import POLICIES, RectifiedFlow, interpolate, predict, velocity
 from shadowlab.runs import RunFolder
 from shadowlab.seeding import normal
 from shadowlab.settings import Config, load_config
-from shadowlab.tasks import EMBEDDING_DIM, EncodedBatch, ShadowTask, collate, open_dataset
+from shadowlab.tasks import open_task
 from shadowlab.training import StepPlace, Telemetry, build_trainee, build_unet, prepare_unet
 from shadowlab.views.tensorboard import Board
 
@@ -108,7 +109,8 @@ class Loops:
         POLICIES[config.precision].apply_to_backend(self.device)
         self.trainee = build_trainee(
             config,
-            prepare_unet(unet, config, self.device),
+            prepare_unet(unet, config, SPEC, self.device),
+            RectifiedFlow(),
             SingleProcess(self.device),
             config.optimizer,
             config.train.max_steps,
@@ -136,8 +138,9 @@ class Loops:
         noise = torch.randn_like(batch.data)
         t = torch.rand(len(batch.data), device=self.device)
         x_t = interpolate(noise, batch.data, t)
+        timesteps = 1000.0 * (1.0 - t)
         with trainee.precision.autocast(self.device):
-            predicted = predict_velocity(trainee.model, x_t, t, batch.concatenated, batch.embedding)
+            predicted = predict(trainee.model, x_t, timesteps, batch.conditions)
         loss = F.mse_loss(predicted, velocity(noise, batch.data))
         (loss if scaler is None else scaler.scale(loss)).backward()
         if scaler is not None:
@@ -282,10 +285,10 @@ def measure_encoding(
 ) -> EncodingShare:
     """A step of the configured model on its own data, with the VAE's encoding inside and without."""
     device = torch.device(config.device)
-    task = ShadowTask(load_vae(config.model.vae_source, seed=config.seed).to(device))
-    dataset = open_dataset(config.data.path, config.data.image_size)
-    pictures = collate([dataset[i % len(dataset)] for i in range(config.train.batch_size)])
-    loops = Loops(config, build_unet(config, task, device), task.encode(pictures))
+    task = open_task(config, device)
+    dataset = task.open_data()
+    pictures = task.collate([dataset[i % len(dataset)] for i in range(config.train.batch_size)])
+    loops = Loops(config, build_unet(config, task.spec, device), task.encode(pictures))
 
     def encoding() -> None:
         loops.batch = task.encode(pictures)
@@ -302,12 +305,15 @@ def measure_encoding(
 
 
 def _random_batch(count: int, size: int, device: torch.device) -> EncodedBatch:
+    num_concatenated = SPEC.in_channels - LATENT_CHANNELS
     return EncodedBatch(
         ids=[f"sample_{number}" for number in range(count)],
         positions=torch.arange(count),
-        data=normal((count, 4, size, size), _SEED, "data").to(device),
-        concatenated=normal((count, 5, size, size), _SEED, "concatenated").to(device),
-        embedding=normal((count, EMBEDDING_DIM), _SEED, "embedding").to(device),
+        data=normal((count, LATENT_CHANNELS, size, size), _SEED, "data").to(device),
+        conditions=Conditions(
+            concatenated=normal((count, num_concatenated, size, size), _SEED, "concatenated").to(device),
+            embedding=normal((count, SPEC.embedding_dim or 0), _SEED, "embedding").to(device),
+        ),
     )
 
 

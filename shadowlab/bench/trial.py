@@ -7,16 +7,11 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from diagnostics import Watch
-from shadowlab.models import (
-    add_embedding_input,
-    architecture_config,
-    predict_velocity,
-    remove_cross_attention,
-    widen_conv_in,
-)
-from shadowlab.tasks import EMBEDDING_DIM
+from shadowlab.encoded_batch import LATENT_CHANNELS, Conditions
+from shadowlab.models import ModelSpec, RectifiedFlow, adapt, architecture_config, predict, remove_cross_attention
 
-_IN_CHANNELS = 9
+# The kind of model that this project trains: [x_t, object latent, mask], and an embedding.
+SPEC = ModelSpec(in_channels=9, inputs=("x_t", "object", "mask"), widening="zero", embedding_dim=768)
 _SMALLEST_WIDTH = 8
 
 
@@ -37,8 +32,7 @@ def narrowed_sdxl(num_parameters: float) -> UNet2DConditionModel:
     }
     unet = UNet2DConditionModel.from_config(config)
     remove_cross_attention(unet)
-    add_embedding_input(unet, EMBEDDING_DIM)
-    widen_conv_in(unet, _IN_CHANNELS, "zero")
+    adapt(unet, SPEC)
     return unet.train()
 
 
@@ -52,8 +46,8 @@ class Trial:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5)
         self.batch = {
             "data": torch.randn(batch, 4, size, size, device=device),
-            "concatenated": torch.randn(batch, 5, size, size, device=device),
-            "embedding": torch.randn(batch, EMBEDDING_DIM, device=device),
+            "concatenated": torch.randn(batch, SPEC.in_channels - LATENT_CHANNELS, size, size, device=device),
+            "embedding": torch.randn(batch, SPEC.embedding_dim or 0, device=device),
         }
         self.part = "before"  # of the step that runs
 
@@ -67,7 +61,8 @@ class Trial:
         data = self.batch["data"]
         noise, t = torch.randn_like(data), torch.rand(len(data), device=self.device)
         x_t = t[:, None, None, None] * data + (1 - t[:, None, None, None]) * noise
-        velocity = predict_velocity(self.unet, x_t, t, self.batch["concatenated"], self.batch["embedding"])
+        conditions = Conditions(self.batch["concatenated"], self.batch["embedding"])
+        velocity = predict(self.unet, x_t, RectifiedFlow().timesteps(t), conditions)
         loss = (velocity - (data - noise)).square().mean()
         self.part = "backward"
         loss.backward()

@@ -1,4 +1,4 @@
-"""Data sets of (object image, mask, light) -> shadow: reading, checking, splitting, ordering."""
+"""Data sets, whatever their task: reading, decoding, resizing, splitting, ordering, loading."""
 
 from shadowlab.data.archive import list_members
 from shadowlab.data.decoding import (
@@ -10,35 +10,57 @@ from shadowlab.data.decoding import (
     read_object,
     read_shadow,
 )
-from shadowlab.data.index import ROLES, Entry, FileSource, Index, Light, Problem, Role, SliceSource, Source, one_line
+from shadowlab.data.duplicates import Thumbnails
+from shadowlab.data.index import Entry, FileSource, Index, Problem, Role, SliceSource, Source, one_line, read_file
+from shadowlab.data.indexed import IndexedDataset
 from shadowlab.data.loader import Readable, endless_batches, in_order, micro_batch_positions
+from shadowlab.data.metadata import JsonObject, describe, parse_object, read_keys, read_number, read_text
 from shadowlab.data.order import sample_indices
+from shadowlab.data.resizing import check_image_size, composite, fit_object, fit_object_strips, fit_square
+from shadowlab.data.sample_set import SampleSet
 from shadowlab.data.split import Split, split_by_object
 
 __all__ = [
-    "BACKGROUND",
-    "MASK_THRESHOLD",
-    "ROLES",
+    # a data set and what it holds
     "Entry",
-    "FileSource",
     "Index",
-    "Light",
+    "IndexedDataset",
     "Problem",
-    "Readable",
     "Role",
+    "SampleSet",
+    "Thumbnails",
+    # files and metadata
+    "FileSource",
+    "JsonObject",
     "SliceSource",
     "Source",
-    "Split",
-    "decode",
-    "endless_batches",
-    "in_order",
+    "describe",
     "list_members",
-    "micro_batch_positions",
-    "object_strips",
     "one_line",
+    "parse_object",
+    "read_file",
+    "read_keys",
+    "read_number",
+    "read_text",
+    # pictures
+    "BACKGROUND",
+    "MASK_THRESHOLD",
+    "check_image_size",
+    "composite",
+    "decode",
+    "fit_object",
+    "fit_object_strips",
+    "fit_square",
+    "object_strips",
     "read_mask",
     "read_object",
     "read_shadow",
+    # which samples, in which order
+    "Readable",
+    "Split",
+    "endless_batches",
+    "in_order",
+    "micro_batch_positions",
     "sample_indices",
     "split_by_object",
 ]

@@ -4,14 +4,12 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from shadowlab.errors import UserError
 
-Role = Literal["object", "mask", "shadow"]
-ROLES: tuple[Role, ...] = ("object", "mask", "shadow")
-
-Light = tuple[float, float, float]  # theta degrees, phi degrees, size scene units
+Role = str
+"""What a picture is to its task: `object`, `mask`."""
 
 MAX_FILE_BYTES = 1 << 30  # the largest picture that is decoded has 0.7 GiB of pixels, uncompressed
 
@@ -76,6 +74,17 @@ class FileSource:
             raise UserError(f"{self.name}: cannot be read ({error.strerror}); check the file") from error
 
 
+def read_file(path: Path) -> bytes:
+    """All bytes of a file that a user names. Raises UserError that names it; pipes and devices are refused."""
+    where = one_line(str(path))
+    try:
+        if not path.is_file():  # also refuses pipes and devices, which would block
+            raise UserError(f"{where}: no such file" if not path.exists() else f"{where}: not a file")
+        return FileSource(path, where, path.stat().st_size).read()
+    except OSError as error:  # a name too long for the file system, a folder that may not be entered
+        raise UserError(f"{where}: cannot be read ({error.strerror}); check the path") from error
+
+
 @dataclass(frozen=True)
 class SliceSource:
     """A range of bytes of a larger file. Opens it on every read: no handle is shared by processes."""
@@ -108,11 +117,13 @@ def _check_bytes(name: str, size: int) -> None:
 
 @dataclass(frozen=True)
 class Entry:
-    """A sample as its metadata describe it. In an index without problems `light` and all three sources are there."""
+    """A sample as its metadata describe it. In an index without problems all that its task asks for is there."""
 
     id: str
     object_id: str
-    light: Light | None
+    """Samples of one object share it; a split never separates them."""
+    values: tuple[float, ...] | None
+    """The numbers of its metadata, in the task's order; None where they are faulty."""
     track: str | None
     sources: dict[Role, Source]
 
@@ -126,12 +137,12 @@ class Index:
     notices: list[str] = field(default_factory=list)
 
     def fingerprint(self) -> str:
-        """SHA-256 of ids, objects, lights, tracks, file names and file sizes; the same wherever the data lie."""
+        """SHA-256 of ids, objects, numbers, tracks, file names and file sizes; the same wherever the data lie."""
         rows = [
             [
                 entry.id,
                 entry.object_id,
-                entry.light,
+                entry.values,
                 entry.track,
                 sorted((s.name, s.size) for s in entry.sources.values()),
             ]

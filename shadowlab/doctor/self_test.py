@@ -13,6 +13,7 @@ from shadowlab.doctor.item import Item
 from shadowlab.drill import find_drills, run_drill
 from shadowlab.errors import UserError
 from shadowlab.runs import RunFolder, read_history
+from shadowlab.session import Session
 from shadowlab.settings import Config, load_config
 from shadowlab.stages.overfit import run_overfit
 from shadowlab.stages.train import run_train
@@ -65,7 +66,7 @@ class _WrongError(Exception):
 def _learns(config: Config) -> str:
     """overfit: data, VAE, UNet, AdamW, the fixed grid, records."""
     run = RunFolder.create(config, "overfit")
-    run_overfit(config, run, _alone(config), Reporter(active=False))
+    run_overfit(_session(config, run))
     losses = _losses(run, config.overfit.max_steps)
     first, last = sum(losses[:3]) / 3, sum(losses[-3:]) / 3
     if not last < first:
@@ -77,9 +78,9 @@ def _resumes(config: Config) -> str:
     """train: a run that is stopped and resumed must come to the losses of one that was not."""
     whole, parted = RunFolder.create(config, "whole"), RunFolder.create(config, "parted")
     half = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 2})})
-    run_train(config, whole, _alone(config), Reporter(active=False), resume=False)
-    run_train(half, parted, _alone(config), Reporter(active=False), resume=False)
-    run_train(config, parted, _alone(config), Reporter(active=False), resume=True)
+    run_train(_session(config, whole), resume=False)
+    run_train(_session(half, parted), resume=False)
+    run_train(_session(config, parted), resume=True)
     wanted, got = (torch.tensor(_losses(run, config.train.max_steps)) for run in (whole, parted))
     # A GPU's kernels may add in another order each time.
     rtol = 0.0 if pick_device(config.device).type == "cpu" else 1e-3
@@ -97,8 +98,8 @@ def _explains(config: Config) -> str:
     return f"a planted {verdict.value} is traced to {verdict.op} in {verdict.module or verdict.phase}"
 
 
-def _alone(config: Config) -> SingleProcess:
-    return SingleProcess(pick_device(config.device))
+def _session(config: Config, run: RunFolder) -> Session:
+    return Session.open(config, run, SingleProcess(pick_device(config.device)), Reporter(active=False))
 
 
 def _losses(run: RunFolder, num_steps: int) -> list[float]:

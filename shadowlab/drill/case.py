@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from diagnostics import Verdict
+from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.settings import PrecisionName
-from shadowlab.tasks import EncodedBatch
 from shadowlab.training import Trainee
 
 ORIGIN = "# origin"  # marks the line of `inject` whose operator is the origin

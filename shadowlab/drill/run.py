@@ -14,10 +14,12 @@ from shadowlab.console import Reporter
 from shadowlab.distributed import SingleProcess
 from shadowlab.drill.case import Drill
 from shadowlab.drill.cases import DRILLS
+from shadowlab.encoded_batch import LATENT_CHANNELS, Conditions, EncodedBatch
 from shadowlab.errors import UserError
+from shadowlab.models import ModelSpec
 from shadowlab.seeding import normal
 from shadowlab.settings import load_config
-from shadowlab.tasks import EMBEDDING_DIM, EncodedBatch, ShadowTask
+from shadowlab.tasks import open_task
 from shadowlab.training import StepPlace, Trainee, build_trainee, build_unet, layer_statistics, training_step
 
 _NUM_SAMPLES = 6  # like no dimension of a parameter
@@ -97,7 +99,7 @@ def run_drill(drill: Drill) -> DrillResult:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         trainee = _trainee(drill)
-        batch = _batch()
+        batch = random_batch(open_task(load_config(preset="tiny")).spec, _NUM_SAMPLES, _SIDE)
         health = HealthWatch("train")
         try:
             for number in range(drill.num_healthy_steps):
@@ -134,23 +136,32 @@ def _trainee(drill: Drill) -> Trainee:
     assignments = ("device=cpu", f"precision={drill.precision}", "optimizer.warmup_steps=0", *drill.assignments)
     config = load_config(preset="tiny", assignments=list(assignments))
     processes = SingleProcess(torch.device("cpu"))
-    unet = build_unet(config, ShadowTask, processes.device)
-    settings = config.train
-    return build_trainee(config, unet, processes, config.optimizer, settings.max_steps, ema_decay=settings.ema_decay)
+    task, settings = open_task(config), config.train
+    unet = build_unet(config, task.spec, processes.device)
+    return build_trainee(
+        config, unet, task.objective, processes, config.optimizer, settings.max_steps, ema_decay=settings.ema_decay
+    )
 
 
-def _batch() -> EncodedBatch:
-    """Encoded samples of noise: where numbers go wrong depends on their size, not on what they show."""
+def random_batch(spec: ModelSpec, count: int, side: int) -> EncodedBatch:
+    """Encoded samples of noise: where numbers go wrong depends on their size, not on what they show.
+
+    Args:
+        side: of the latents.
+    """
 
     def stack(name: str, *shape: int) -> torch.Tensor:
-        return torch.stack([normal(shape, 0, f"drill {name}", i) for i in range(_NUM_SAMPLES)])
+        return torch.stack([normal(shape, 0, f"drill {name}", i) for i in range(count)])
 
+    num_concatenated = spec.in_channels - LATENT_CHANNELS
     return EncodedBatch(
-        ids=[f"sample_{i}" for i in range(_NUM_SAMPLES)],
-        positions=torch.arange(_NUM_SAMPLES),
-        data=stack("data", 4, _SIDE, _SIDE),
-        concatenated=stack("concatenated", 5, _SIDE, _SIDE),
-        embedding=stack("embedding", EMBEDDING_DIM),
+        ids=[f"sample_{i}" for i in range(count)],
+        positions=torch.arange(count),
+        data=stack("data", LATENT_CHANNELS, side, side),
+        conditions=Conditions(
+            concatenated=stack("concatenated", num_concatenated, side, side) if num_concatenated else None,
+            embedding=None if spec.embedding_dim is None else stack("embedding", spec.embedding_dim),
+        ),
     )
 
 

@@ -2,7 +2,4 @@
 
 from shadowlab.evaluation.fixed_grid import FixedGrid, GridResult
 
-__all__ = [
-    "FixedGrid",
-    "GridResult",
-]
+__all__ = ["FixedGrid", "GridResult"]

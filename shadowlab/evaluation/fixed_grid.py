@@ -2,78 +2,110 @@
 
 With random t and noise the training loss never reaches 0 and two of its values cannot be compared; here the same
 samples meet the same noise at the same t every time.
+
+Legend: B batch, n samples, C channels, H W pixels, h w latents (H/8).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diagnostics import eagerly
 from shadowlab.distributed import Processes
-from shadowlab.evaluation.statistics import r_squared
-from shadowlab.models import Precision, integrate, interpolate, loss_per_sample, predict_velocity, velocity
+from shadowlab.encoded_batch import EncodedBatch, joined
+from shadowlab.metrics import r_squared
+from shadowlab.models import Objective, Precision, Predict, predict
 from shadowlab.seeding import normal
-from shadowlab.tasks import Batch, EncodedBatch, Task
+from shadowlab.tasks import Task, TaskBatch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GridResult:
-    """One evaluation.
-
-    loss: mean of loss_by_t. loss_by_t: t to mean squared error of the velocity. r2: variance of the latents that
-    one-step generation explains. metrics: means over samples and noises of one-step generation in pixels.
-    black_metrics: the same for an all-black prediction. prediction: (n, 1, H, W) of the first noise.
-    responses: condition to the relative change of one sample's velocity at t = 0 under another light, which differs in
-    this condition alone; 0 where the model does not see it.
-    """
+    """One evaluation."""
 
     loss: float
+    """Mean of `loss_by_t`."""
     loss_by_t: dict[float, float]
+    """t -> mean loss of the objective."""
     r2: float
+    """Variance of the latents that one-step generation explains."""
     metrics: dict[str, float]
-    black_metrics: dict[str, float]
+    """The task's, means over samples and noises of one-step generation in pixels."""
+    baselines: dict[str, dict[str, float]]
+    """The same for each of the task's baselines."""
     prediction: Tensor
+    """(n, C, H, W) of the first noise."""
     responses: dict[str, float]
+    """Condition -> relative change of one sample's prediction at t = 0 where this condition alone is another; 0 where
+    the model does not see it."""
 
     def numbers(self) -> dict[str, float]:
         """Flat name -> value, for records."""
         flat = {"loss": self.loss, "r2": self.r2, **self.metrics}
         flat |= {f"loss_t{t:g}": value for t, value in self.loss_by_t.items()}
         flat |= {f"response_{name}": value for name, value in self.responses.items()}
-        return flat | {f"black_{name}": value for name, value in self.black_metrics.items()}
+        for baseline, metrics in self.baselines.items():
+            flat |= {f"{baseline}_{name}": value for name, value in metrics.items()}
+        return flat
+
+    def text(self, task: Task[Any]) -> str:
+        """The task's first metrics, and those of its baseline: `soft IoU 0.811 (all black 0.000), RMSE ...`."""
+        shown = []
+        for metric in task.metrics:
+            one = f"{metric.text} {self.metrics[metric.name]:{metric.form}}"
+            if task.baseline is not None:
+                other = self.baselines[task.baseline.name][metric.name]
+                one += f" ({task.baseline.text} {other:{metric.form}})"
+            shown.append(one)
+        return ", ".join(shown)
+
+    def line(self, task: Task[Any]) -> str:
+        """The same in a line of a log, which has the baseline's last metric alone: `soft IoU 0.360  RMSE ...`."""
+        shown = [f"{metric.text} {self.metrics[metric.name]:{metric.form}}" for metric in task.metrics]
+        if task.baseline is not None and task.metrics:
+            last = task.metrics[-1]
+            shown.append(f"({task.baseline.text} {self.baselines[task.baseline.name][last.name]:{last.form}})")
+            shown[-2:] = [" ".join(shown[-2:])]
+        return "  ".join(shown)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Part:
-    """One noise of some samples, on the CPU. latents: (B, 4, h, w) generated from it. pictures: (B, 1, H, W). losses:
-    t -> (B,). metrics: name -> (B,)."""
+    """One noise of some samples, on the CPU."""
 
     number: int
     latents: Tensor
+    """(B, 4, h, w), generated from it."""
     pictures: Tensor
+    """(B, C, H, W)."""
     losses: dict[float, Tensor]
+    """t -> (B,)."""
     metrics: dict[str, Tensor]
+    """Name -> (B,)."""
 
 
 class FixedGrid:
     """A set of samples with the t and noise they are judged at.
 
     Args:
-        batch: pixels, (n, ...), on any device. timesteps: t in [0, 1). num_noises: draws per sample.
+        batch: n samples, on any device. timesteps: t in [0, 1). num_noises: draws per sample.
         seed: with a sample's id it decides that sample's noise.
         chunk: samples that go through the model together.
     """
 
     def __init__(
-        self, task: Task, batch: Batch, *, timesteps: Sequence[float], num_noises: int, seed: int, chunk: int
+        self, task: Task[Any], batch: TaskBatch, *, timesteps: Sequence[float], num_noises: int, seed: int, chunk: int
     ) -> None:
         self.task = task
         self.batch = batch
         self.encoded = _encode_in_chunks(task, batch, chunk)
         self._timesteps, self._chunk = tuple(timesteps), chunk
-        self._black_metrics = _mean_metrics([task.metrics(torch.zeros_like(task.target(batch)), batch)])
+        self._baselines = {
+            name: _mean_metrics([task.judge(pictures, batch)]) for name, pictures in task.baselines(batch).items()
+        }
         shape = self.encoded.data.shape[1:]
         self._noises = [
             torch.stack([normal(shape, seed, "grid", name, k) for name in batch.ids]).to(self.encoded.data.device)
@@ -111,49 +143,49 @@ class FixedGrid:
             loss_by_t=loss_by_t,
             r2=r_squared(torch.cat(generated), self.encoded.data.cpu().repeat(len(generated), 1, 1, 1)),
             metrics=_mean_metrics([part.metrics for part in parts]),
-            black_metrics=self._black_metrics,
+            baselines=self._baselines,
             prediction=torch.cat([part.pictures for part in by_noise[0]]),
             responses=answers,
         )
 
     @torch.no_grad()
-    def light_sweep(
+    def sweep(
         self, unet: torch.nn.Module, precision: Precision, steps: int = 5
     ) -> dict[str, list[tuple[float, Tensor]]]:
-        """The first sample's shadow, generated in one step under lights that differ in one condition: condition to
-        (value, (1, H, W) in [0, 1] on the CPU). Its noise is the same in all.
+        """The first sample, generated in one step where one condition takes `steps` values: condition to (value,
+        (C, H, W) in [0, 1] on the CPU). Its noise is the same in all.
 
         One picture at a time. Of several processes every one must call: a sharded model's forward takes them all.
         """
         was_training = unet.training
         unet.eval()
+        first = torch.tensor([0])
         try:
             with eagerly():
-                lights = self.task.sweep(self.batch.light[:1], steps)
+                swept = self.task.sweep(self.batch.select(first), self.encoded.select(first), steps)
                 return {
-                    name: [(value, self._generated(unet, precision, light)) for value, light in row]
-                    for name, row in lights.items()
+                    name: [(value, self._generated(unet, precision, encoded)) for value, encoded in row]
+                    for name, row in swept.items()
                 }
         finally:
             unet.train(was_training)
 
-    def _generated(self, unet: torch.nn.Module, precision: Precision, light: Tensor) -> Tensor:
-        first = torch.tensor([0])
-        encoded = replace(self.encoded.select(first), embedding=self.task.embed(light))
-        latents = integrate(_predict(unet, encoded, precision), self._noises[0][first], 1)
+    def _generated(self, unet: torch.nn.Module, precision: Precision, encoded: EncodedBatch) -> Tensor:
+        objective = self.task.objective
+        latents = objective.generate(_predict(unet, objective, encoded, precision), self._noises[0][:1], 1)
         return self.task.decode(latents)[0].cpu()
 
     def _responses(self, unet: torch.nn.Module, precision: Precision) -> dict[str, float]:
         """One sample at a time: no more memory than the rest of the evaluation."""
         first = torch.tensor([self.batch.ids.index(min(self.batch.ids))])
-        encoded, eps = self.encoded.select(first), self._noises[0][first]
+        encoded, eps, objective = self.encoded.select(first), self._noises[0][first], self.task.objective
         t = torch.zeros(1, device=eps.device)
-        own = _predict(unet, encoded, precision)(eps, t)
+        own = _predict(unet, objective, encoded, precision)(eps, t)
         scale = float(own.norm()) or 1.0  # a silent model answers with 0, not with a division by it
         responses = {}
-        for name, light in self.task.other_lights(self.batch.light[first]).items():
-            other = replace(encoded, embedding=self.task.embed(light))
-            responses[name] = float((_predict(unet, other, precision)(eps, t) - own).norm()) / scale
+        for probe in self.task.probes(self.batch.select(first), encoded, "far"):
+            other = _predict(unet, objective, probe.encoded, precision)(eps, t)
+            responses[probe.name] = float((other - own).norm()) / scale
         return responses
 
     def _shared_out(self, unet: torch.nn.Module, precision: Precision, processes: Processes | None) -> list["_Part"]:
@@ -172,37 +204,29 @@ class FixedGrid:
 
     def _part(self, number: int, noise: Tensor, rows: Tensor, unet: torch.nn.Module, precision: Precision) -> "_Part":
         encoded, eps = self.encoded.select(rows), noise[rows]
-        predict = _predict(unet, encoded, precision)
+        objective = self.task.objective
+        predicted_at = _predict(unet, objective, encoded, precision)
         losses = {}
         for t in self._timesteps:
             times = torch.full((len(rows),), t, device=eps.device)
-            predicted = predict(interpolate(eps, encoded.data, times), times)
-            losses[t] = loss_per_sample(predicted, velocity(eps, encoded.data)).cpu()
-        latents = integrate(predict, eps, 1)
+            predicted = predicted_at(objective.noised(eps, encoded.data, times), times)
+            losses[t] = objective.loss(predicted, eps, encoded.data, times).cpu()
+        latents = objective.generate(predicted_at, eps, 1)
         pictures = self.task.decode(latents)
-        metrics = {name: v.cpu() for name, v in self.task.metrics(pictures, self.batch.select(rows)).items()}
+        metrics = {name: v.cpu() for name, v in self.task.judge(pictures, self.batch.select(rows)).items()}
         return _Part(number, latents.cpu(), pictures.cpu(), losses, metrics)
 
 
-def _predict(unet: torch.nn.Module, encoded: EncodedBatch, precision: Precision) -> Callable[[Tensor, Tensor], Tensor]:
-    def predict(x: Tensor, t: Tensor) -> Tensor:
+def _predict(unet: torch.nn.Module, objective: Objective, encoded: EncodedBatch, precision: Precision) -> Predict:
+    def predicted_at(x: Tensor, t: Tensor) -> Tensor:
         with precision.autocast(x.device):
-            return predict_velocity(unet, x, t, encoded.concatenated, encoded.embedding)
+            return predict(unet, x, objective.timesteps(t), encoded.conditions)
 
-    return predict
+    return predicted_at
 
 
-def _encode_in_chunks(task: Task, batch: Batch, chunk: int) -> EncodedBatch:
-    parts = []
-    for rows in torch.arange(len(batch)).split(chunk):
-        parts.append(task.encode(batch.select(rows), rows))
-    return EncodedBatch(
-        ids=list(batch.ids),
-        positions=torch.cat([part.positions for part in parts]),
-        data=torch.cat([part.data for part in parts]),
-        concatenated=torch.cat([part.concatenated for part in parts]),
-        embedding=torch.cat([part.embedding for part in parts]),
-    )
+def _encode_in_chunks(task: Task[Any], batch: TaskBatch, chunk: int) -> EncodedBatch:
+    return joined([task.encode(batch.select(rows), rows) for rows in torch.arange(len(batch)).split(chunk)])
 
 
 def _mean_metrics(results: list[dict[str, Tensor]]) -> dict[str, float]:

@@ -16,7 +16,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from shadowlab.data import Source
 from shadowlab.errors import UserError
-from shadowlab.tasks import LatentPart, Task
+from shadowlab.tasks import Task
 
 ENCODING_VERSION = 1  # one more whenever decoding, compositing, resizing or encoding comes to give other numbers
 INDEX_NAME = "index.json"
@@ -36,7 +36,7 @@ class Recipe:
     """What decides a latent beside its pictures.
 
     Attributes:
-        vae: `ShadowVae.encoder_digest`. dtype: that the VAE computes in; float32 whatever the run's precision.
+        vae: `ImageVae.encoder_digest`. dtype: that the VAE computes in; float32 whatever the run's precision.
     """
 
     task: str
@@ -46,11 +46,11 @@ class Recipe:
     version: int = ENCODING_VERSION
 
     @classmethod
-    def of(cls, task: Task, image_size: int) -> Self:
+    def of(cls, task: Task[Any], image_size: int) -> Self:
         vae = task.vae
         return cls(task.name, image_size, vae.encoder_digest(), str(vae.autoencoder.dtype).removeprefix("torch."))
 
-    def key(self, part: LatentPart, digests: Sequence[str]) -> str:
+    def key(self, part: str, digests: Sequence[str]) -> str:
         """Name of the latent of pictures with these SHA-256, in the order of the part's roles."""
         return hashlib.sha256(json.dumps([vars(self), part, *digests], sort_keys=True).encode()).hexdigest()
 
@@ -130,7 +130,7 @@ def kept_keys(folder: Path) -> set[str]:
     return {path.stem for path in folder.glob("??/*.safetensors")}
 
 
-def write_entry(folder: Path, key: str, part: LatentPart, latent: Tensor) -> None:
+def write_entry(folder: Path, key: str, part: str, latent: Tensor) -> None:
     """Keep a finite `latent` (C, h, w) on the CPU under its key; the same latent gives the same bytes.
 
     Not synced: what a power cut leaves half written does not pass the check when it is read.
@@ -141,7 +141,7 @@ def write_entry(folder: Path, key: str, part: LatentPart, latent: Tensor) -> Non
     _replace(path, save({part: latent}, metadata={"sha256": _digest(key, part, latent)}))
 
 
-def read_entry(folder: Path, key: str, part: LatentPart) -> Tensor:
+def read_entry(folder: Path, key: str, part: str) -> Tensor:
     """The latent (C, h, w) as it was written, on the CPU.
 
     Raises:

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from shadowlab.console import Reporter
-from shadowlab.data import Source, in_order, one_line
+from shadowlab.data import SampleSet, Source, in_order, one_line
 from shadowlab.errors import StageFailedError, UserError
 from shadowlab.latents.cache import (
     DamagedEntryError,
@@ -22,9 +22,8 @@ from shadowlab.latents.cache import (
     read_entry,
     write_entry,
 )
-from shadowlab.models import load_vae
 from shadowlab.settings import Config
-from shadowlab.tasks import LatentPart, Sample, ShadowDataset, ShadowTask, Task, collate, open_dataset
+from shadowlab.tasks import Task, open_task
 
 _NUM_LINES = 4  # of progress, where there is no bar
 _T = TypeVar("_T")
@@ -64,10 +63,11 @@ def encode_dataset(config: Config, folder: Path, device: torch.device, reporter:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, not a folder; choose another --out")
-    dataset = open_dataset(config.data.path, config.data.image_size)
+    task = open_task(config)
+    dataset = task.open_data()
     for notice in dataset.notices:
         reporter.warn(notice)
-    task = ShadowTask(load_vae(config.model.vae_source, seed=config.seed).to(device))
+    task.load_vae(device)
     recipe = Recipe.of(task, config.data.image_size)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def encode_dataset(config: Config, folder: Path, device: torch.device, reporter:
 
 
 def _fill(
-    folder: Path, dataset: ShadowDataset, task: Task, recipe: Recipe, num_workers: int, reporter: Reporter
+    folder: Path, dataset: SampleSet[Any], task: Task[Any], recipe: Recipe, num_workers: int, reporter: Reporter
 ) -> EncodeReport:
     files = _digest_pictures(dataset, task, num_workers, reporter)
     keys = [_keys(dataset, i, task, recipe, files) for i in range(len(dataset))]
@@ -106,7 +106,7 @@ def _fill(
 
 
 def _digest_pictures(
-    dataset: ShadowDataset, task: Task, num_workers: int, reporter: Reporter
+    dataset: SampleSet[Any], task: Task[Any], num_workers: int, reporter: Reporter
 ) -> dict[str, PictureFile]:
     """Name to content of every picture that a latent is made of."""
     roles = [role for of_part in task.latent_parts.values() for role in of_part]
@@ -117,8 +117,8 @@ def _digest_pictures(
 
 
 def _keys(
-    dataset: ShadowDataset, i: int, task: Task, recipe: Recipe, files: Mapping[str, PictureFile]
-) -> dict[LatentPart, str]:
+    dataset: SampleSet[Any], i: int, task: Task[Any], recipe: Recipe, files: Mapping[str, PictureFile]
+) -> dict[str, str]:
     sources = dataset.entry(i).sources
     return {
         part: recipe.key(part, [files[sources[role].name].sha256 for role in roles])
@@ -127,7 +127,7 @@ def _keys(
 
 
 def _check_entries(
-    folder: Path, parts: Mapping[str, LatentPart], num_workers: int, reporter: Reporter
+    folder: Path, parts: Mapping[str, str], num_workers: int, reporter: Reporter
 ) -> tuple[set[str], int]:
     """Keys of the entries that are whole, and the number of those that are there but damaged."""
     there = sorted(kept_keys(folder) & parts.keys())
@@ -146,10 +146,10 @@ def _check_entries(
     return {key for key, message in zip(there, faults, strict=True) if not message}, sum(map(bool, faults))
 
 
-def _missing(keys: Sequence[Mapping[LatentPart, str]], whole: Iterable[str]) -> dict[int, list[LatentPart]]:
+def _missing(keys: Sequence[Mapping[str, str]], whole: Iterable[str]) -> dict[int, list[str]]:
     """Sample to the parts that it has to encode; a latent that samples share falls to the first of them."""
     done = set(whole)
-    work: dict[int, list[LatentPart]] = {}
+    work: dict[int, list[str]] = {}
     for i, of_sample in enumerate(keys):
         for part, key in of_sample.items():
             if key not in done:
@@ -158,9 +158,9 @@ def _missing(keys: Sequence[Mapping[LatentPart, str]], whole: Iterable[str]) -> 
     return work
 
 
-def _encode(task: Task, sample: Sample, parts: Sequence[LatentPart]) -> dict[LatentPart, Tensor]:
+def _encode(task: Task[Any], sample: Any, parts: Sequence[str]) -> dict[str, Tensor]:
     """Each part (C, h, w) on the CPU, finite."""
-    batch = collate([sample]).to(task.vae.device)
+    batch = task.collate([sample]).to(task.vae.device)
     latents = {part: task.encode_part(part, batch)[0].cpu() for part in parts}
     for part, latent in latents.items():
         bad = latent.numel() - int(latent.isfinite().sum())
@@ -174,7 +174,7 @@ def _encode(task: Task, sample: Sample, parts: Sequence[LatentPart]) -> dict[Lat
     return latents
 
 
-def _require_unchanged(dataset: ShadowDataset, i: int, files: Mapping[str, PictureFile]) -> None:
+def _require_unchanged(dataset: SampleSet[Any], i: int, files: Mapping[str, PictureFile]) -> None:
     """The pictures were hashed before they were decoded: a latent must not be kept under the key of older ones."""
     entry = dataset.entry(i)
     changed: list[Source] = [s for s in entry.sources.values() if not files[s.name].looks_like(s)]

@@ -7,11 +7,13 @@ import shlex
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from shadowlab.data import Entry, Role, one_line
+from shadowlab.data import Entry, Role, SampleSet, one_line
+from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.errors import UserError
 from shadowlab.latents.cache import (
     DamagedEntryError,
@@ -23,7 +25,7 @@ from shadowlab.latents.cache import (
     read_entry,
 )
 from shadowlab.settings import Config
-from shadowlab.tasks import EncodedBatch, LatentPart, ShadowDataset, Task
+from shadowlab.tasks import Task
 
 _RACY = "their bytes were compared instead, as they will be at each start until the data are encoded again"
 
@@ -32,6 +34,7 @@ def encode_command(config: Config, folder: str | Path | None = None) -> str:
     """The command that fills the cache for this configuration, whatever preset it came from."""
     words = ["shadowlab", "data", "encode", "--data", config.data.path, "--out", str(folder or config.data.latents)]
     words += ["--set", f"data.image_size={config.data.image_size}", "--set", f"model.vae={config.model.vae_source}"]
+    words += ["--set", f"task={config.task}"] if config.task != Config().task else []
     return shlex.join([*words, *(["--seed", str(config.seed)] if config.model.vae_source == "random" else [])])
 
 
@@ -53,20 +56,24 @@ def _read_index(config: Config) -> LatentIndex:
 
 @dataclass(frozen=True, eq=False)
 class LatentSample:
-    """latents: each part (C, h, w) float32. light: (3,) as in `Sample`."""
+    """One sample without its pictures."""
 
     id: str
-    latents: dict[LatentPart, Tensor]
-    light: Tensor
+    latents: dict[str, Tensor]
+    """Each part (C, h, w) float32."""
+    numbers: dict[str, Tensor]
+    """As `Task.numbers` gives them."""
 
 
 @dataclass(frozen=True, eq=False)
 class LatentBatch:
-    """LatentSamples stacked: each part (B, C, h, w) float32, light (B, 3)."""
+    """LatentSamples stacked."""
 
     ids: list[str]
-    latents: dict[LatentPart, Tensor]
-    light: Tensor
+    latents: dict[str, Tensor]
+    """Each part (B, C, h, w) float32."""
+    numbers: dict[str, Tensor]
+    """Each (B, ...)."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -74,28 +81,24 @@ class LatentBatch:
 
 def collate_latents(samples: Sequence[LatentSample]) -> LatentBatch:
     """Stack samples in their order."""
-    parts = samples[0].latents
+    parts, names = samples[0].latents, samples[0].numbers
     return LatentBatch(
         ids=[sample.id for sample in samples],
         latents={part: torch.stack([sample.latents[part] for sample in samples]) for part in parts},
-        light=torch.stack([sample.light for sample in samples]),
+        numbers={name: torch.stack([sample.numbers[name] for sample in samples]) for name in names},
     )
 
 
-def encoded_latents(task: Task, batch: LatentBatch, positions: Tensor | None = None) -> EncodedBatch:
-    """What `task.encode` makes of the same samples' pictures, without the VAE: only the light is embedded."""
-    return EncodedBatch(
-        ids=list(batch.ids),
-        positions=torch.arange(len(batch)) if positions is None else positions,
-        embedding=task.embed(batch.light),
-        **{part: latent.to(task.vae.device) for part, latent in batch.latents.items()},
-    )
+def encoded_latents(task: Task[Any], batch: LatentBatch, positions: Tensor | None = None) -> EncodedBatch:
+    """What `task.encode` makes of the same samples' pictures, without the VAE."""
+    positions = torch.arange(len(batch)) if positions is None else positions
+    return task.assemble(list(batch.ids), positions, batch.latents, batch.numbers)
 
 
 class LatentDataset:
     """The latents of a data set's samples; safe to fork and to pickle. Pictures are not decoded.
 
-    The light is read from the data set's metadata, so that editing a light needs no new encoding.
+    Numbers are read from the data set's metadata, so that editing one needs no new encoding.
 
     Args:
         config: names the cache, and in messages how to fill it.
@@ -109,12 +112,12 @@ class LatentDataset:
             as they are now; names the sample.
     """
 
-    def __init__(self, config: Config, dataset: ShadowDataset, task: Task, indices: Iterable[int]) -> None:
+    def __init__(self, config: Config, dataset: SampleSet[Any], task: Task[Any], indices: Iterable[int]) -> None:
         assert config.data.latents is not None, "asked for where there is a cache"
         self.folder = Path(config.data.latents).expanduser()
         self._dataset, self._mend = dataset, f"run: {encode_command(config)}"
         self._recipe = Recipe.of(task, config.data.image_size)
-        self._parts = dict(task.latent_parts)
+        self._parts, self._numbers = dict(task.latent_parts), task.numbers
         index = _read_index(config)
         if differences := index.recipe.differences(self._recipe):
             raise UserError(f"{self.folder}: not this run's latents ({'; '.join(differences)}); {self._mend}")
@@ -138,9 +141,9 @@ class LatentDataset:
             latents = {part: read_entry(self.folder, key, part) for part, key in self._keys[i].items()}
         except DamagedEntryError as error:
             raise UserError(f"sample {one_line(entry.id)}: {error}; {self._mend}") from None
-        return LatentSample(entry.id, latents, torch.tensor(entry.light, dtype=torch.float32))
+        return LatentSample(entry.id, latents, self._numbers(entry))
 
-    def _find(self, entry: Entry, index: LatentIndex, kept: Container[str]) -> dict[LatentPart, str]:
+    def _find(self, entry: Entry, index: LatentIndex, kept: Container[str]) -> dict[str, str]:
         """Keys of the sample's latents, all of which are there."""
         digests = {role: self._digest(entry, role, index) for roles in self._parts.values() for role in roles}
         keys = {part: self._recipe.key(part, [digests[role] for role in roles]) for part, roles in self._parts.items()}

@@ -1,56 +1,49 @@
-"""What every task builds its model from: UNet, VAE, precision, flow."""
+"""What every task builds its model from: backbone and its changes, VAE, precision, objective."""
 
-from shadowlab.models.flow import integrate, interpolate, loss_per_sample, stratified_times, velocity
+from shadowlab.models.adapter import predict
+from shadowlab.models.flow import RectifiedFlow, interpolate, stratified_times, velocity
+from shadowlab.models.objective import ForwardSeen, Objective, Predict
 from shadowlab.models.precision import POLICIES, Precision
-from shadowlab.models.unet import (
-    Widening,
-    add_embedding_input,
-    architecture_config,
-    architecture_of,
+from shadowlab.models.spec import ModelSpec, Widening
+from shadowlab.models.surgery import (
+    adapt,
     cross_attention_modules,
-    load_unet,
-    predict_velocity,
+    freeze,
     remove_cross_attention,
-    unwritten_unet,
-    was_widened,
-    widen_conv_in,
+    widened_from,
 )
-from shadowlab.models.vae import (
-    DOWNSCALE,
-    LATENT_CHANNELS,
-    WEIGHTS_NAME,
-    ShadowVae,
-    embedded_parameters,
-    load_vae,
-    mask_to_latent,
-    unwritten_vae,
-)
+from shadowlab.models.unet import architecture_config, architecture_of, load_unet, unwritten_unet
+from shadowlab.models.vae import WEIGHTS_NAME, ImageVae, embedded_parameters, load_vae, mask_to_latent, unwritten_vae
 
 __all__ = [
-    "DOWNSCALE",
-    "LATENT_CHANNELS",
-    "POLICIES",
-    "WEIGHTS_NAME",
-    "Precision",
-    "ShadowVae",
+    # the backbone
+    "ModelSpec",
     "Widening",
-    "add_embedding_input",
+    "adapt",
     "architecture_config",
     "architecture_of",
     "cross_attention_modules",
-    "embedded_parameters",
-    "integrate",
-    "interpolate",
+    "freeze",
     "load_unet",
-    "load_vae",
-    "loss_per_sample",
-    "mask_to_latent",
-    "predict_velocity",
+    "predict",
     "remove_cross_attention",
-    "stratified_times",
     "unwritten_unet",
+    "widened_from",
+    # the autoencoder
+    "WEIGHTS_NAME",
+    "ImageVae",
+    "embedded_parameters",
+    "load_vae",
+    "mask_to_latent",
     "unwritten_vae",
+    # what is predicted, and in which arithmetic
+    "POLICIES",
+    "ForwardSeen",
+    "Objective",
+    "Precision",
+    "Predict",
+    "RectifiedFlow",
+    "interpolate",
+    "stratified_times",
     "velocity",
-    "was_widened",
-    "widen_conv_in",
 ]

@@ -8,9 +8,9 @@
 | fp16      | float32            | float16 autocast           | yes             |
 | fp16-pure | float16            | float16                    | no              |
 
-t, the embeddings of t and of the light, and the norms are computed in float32 under every policy, and so are loss,
-EMA and VAE, which never enter autocast. One exception: under fp16-pure diffusers rounds the sinusoids of t to float16
-between the two float32 modules that make and use them.
+t, its embedding and that of an embedding condition, and the norms are computed in float32 under every policy, and so
+are loss, EMA and VAE, which never enter autocast. One exception: under fp16-pure diffusers rounds the sinusoids of t to
+float16 between the two float32 modules that make and use them.
 """
 
 from collections.abc import Callable, Iterator
@@ -61,8 +61,11 @@ class Precision:
             for module in unet.modules():
                 if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
                     _keep_float32(module, returns)
-            for name in ("time_embedding", "class_embedding"):
-                *inner, last = [m for m in unet.get_submodule(name).modules() if isinstance(m, nn.Linear)]
+            embeddings = (getattr(unet, name, None) for name in ("time_embedding", "class_embedding"))
+            for embedding in embeddings:
+                if embedding is None:  # of a model without an embedding condition
+                    continue
+                *inner, last = [m for m in embedding.modules() if isinstance(m, nn.Linear)]
                 for linear in inner:
                     _keep_float32(linear, None)
                 _keep_float32(last, returns)

@@ -1,9 +1,7 @@
-"""The frozen image autoencoder: pictures and shadow maps to latents and back, always in float32.
+"""The frozen image autoencoder: pictures to latents and back, always in float32.
 
-Legend: B batch, H and W picture height and width, h = H / 8, w = W / 8. A latent has 4 channels.
-
-Shadow maps travel as the paper has it (Tasar et al., arXiv 2412.11972): one channel in [0, 1], bright is
-shadow, repeated to RGB, 2x - 1, encoder, times `scaling_factor`. The class is diffusers' `AutoencoderKL`.
+Legend: B batch, H and W picture height and width, h = H / 8, w = W / 8. A latent has 4 channels. The class is
+diffusers' `AutoencoderKL`.
 """
 
 import hashlib
@@ -22,12 +20,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import shadowlab
+from shadowlab.encoded_batch import DOWNSCALE, LATENT_CHANNELS
 from shadowlab.errors import MissingDependencyError, StageFailedError, UserError
 from shadowlab.models.precision import true_float32
 from shadowlab.seeding import derive_seed
-
-LATENT_CHANNELS = 4
-DOWNSCALE = 8
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -65,7 +61,7 @@ _MAX_PIXELS = 2 * 1024 * 1024  # a larger batch goes through in pieces: memory s
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
-class ShadowVae:
+class ImageVae:
     """A frozen `AutoencoderKL` that stays in float32.
 
     Not an `nn.Module`, so a parent's `.half()`, `.parameters()` or `state_dict()` never reaches it. Parameters
@@ -131,11 +127,11 @@ class ShadowVae:
 
         return (self._run(mode, images, images.shape[2] * images.shape[3]) - self.shift_factor) * self.scaling_factor
 
-    def encode_shadow(self, shadow: Tensor) -> Tensor:
-        """(B, 1, H, W) in [0, 1], 1 is full shadow -> (B, 4, h, w) float32. Raises as `encode`."""
-        if shadow.ndim != 4 or shadow.shape[1] != 1:
-            raise UserError(f"shadow {tuple(shadow.shape)}: expected (B, 1, H, W)")
-        return self.encode(shadow.float().expand(-1, 3, -1, -1) * 2.0 - 1.0)
+    def encode_grey(self, maps: Tensor) -> Tensor:
+        """(B, 1, H, W) in [0, 1] -> (B, 4, h, w) float32: repeated to RGB and 2x - 1. Raises as `encode`."""
+        if maps.ndim != 4 or maps.shape[1] != 1:
+            raise UserError(f"grey maps {tuple(maps.shape)}: expected (B, 1, H, W)")
+        return self.encode(maps.float().expand(-1, 3, -1, -1) * 2.0 - 1.0)
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 4, h, w) any float dtype, as `encode` gives them -> (B, 3, H, W) float32, about [-1, 1], not clamped.
@@ -152,7 +148,7 @@ class ShadowVae:
 
         return self._run(picture, latents, latents.shape[2] * latents.shape[3] * DOWNSCALE**2)
 
-    def decode_shadow(self, latents: Tensor) -> Tensor:
+    def decode_grey(self, latents: Tensor) -> Tensor:
         """(B, 4, h, w) -> (B, 1, H, W) float32 in [0, 1]: first channel, (x + 1) / 2, clamped. Raises as `decode`."""
         return ((self.decode(latents)[:, :1] + 1.0) / 2.0).clamp(0.0, 1.0)
 
@@ -175,7 +171,7 @@ def mask_to_latent(mask: Tensor) -> Tensor:
     return F.avg_pool2d(mask.float(), DOWNSCALE)
 
 
-def load_vae(source: str, *, seed: int = 0) -> ShadowVae:
+def load_vae(source: str, *, seed: int = 0) -> ImageVae:
     """The VAE named by `source`, on the CPU.
 
     Args:
@@ -195,7 +191,7 @@ def load_vae(source: str, *, seed: int = 0) -> ShadowVae:
     if source == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "random-vae"))
-            return ShadowVae(AutoencoderKL(**SDXL_CONFIG))
+            return ImageVae(AutoencoderKL(**SDXL_CONFIG))
     folder = Path(source).expanduser()
     if source and folder.is_dir():
         inner = folder / "vae"
@@ -207,7 +203,7 @@ def load_vae(source: str, *, seed: int = 0) -> ShadowVae:
     return _from_hub(source)
 
 
-def unwritten_vae(source: str) -> ShadowVae:
+def unwritten_vae(source: str) -> ImageVae:
     """The VAE that `load_vae(source)` gives, with whatever values its tensors come with; a hub id is taken for SDXL's.
 
     Raises:
@@ -215,13 +211,13 @@ def unwritten_vae(source: str) -> ShadowVae:
     """
     folder = EMBEDDED_FOLDER if source == "embedded" else Path(source).expanduser()
     if source == "random" or not folder.is_dir():
-        return ShadowVae(AutoencoderKL(**SDXL_CONFIG))
+        return ImageVae(AutoencoderKL(**SDXL_CONFIG))
     config_path = (folder if (folder / CONFIG_NAME).is_file() else folder / "vae") / CONFIG_NAME
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UserError(f"{config_path}: not readable JSON ({_brief(error)}); copy it again") from error
-    return ShadowVae(AutoencoderKL.from_config(config))
+    return ImageVae(AutoencoderKL.from_config(config))
 
 
 def embedded_parameters() -> int:
@@ -229,7 +225,7 @@ def embedded_parameters() -> int:
     return json.loads((EMBEDDED_FOLDER / "report.json").read_text(encoding="utf-8"))["num_parameters"]
 
 
-def _from_hub(source: str) -> ShadowVae:
+def _from_hub(source: str) -> ImageVae:
     owner, name, *inner = source.split("/")
     try:
         subfolder = inner[0] if inner else None
@@ -244,7 +240,7 @@ def _from_hub(source: str) -> ShadowVae:
     return _checked(autoencoder, info, source)
 
 
-def _from_folder(folder: Path) -> ShadowVae:
+def _from_folder(folder: Path) -> ImageVae:
     config_path, weights_path = folder / CONFIG_NAME, folder / WEIGHTS_NAME
     for path in (config_path, weights_path):
         if not path.is_file():
@@ -290,7 +286,7 @@ def _from_pretrained(name: str, **where: Any) -> tuple[Any, dict[str, Any]]:
         diffusers_logging.set_verbosity(verbosity)
 
 
-def _checked(autoencoder: Any, info: dict[str, Any], where: str) -> ShadowVae:
+def _checked(autoencoder: Any, info: dict[str, Any], where: str) -> ImageVae:
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             names = sorted(map(str, info[problem]))
@@ -299,7 +295,7 @@ def _checked(autoencoder: Any, info: dict[str, Any], where: str) -> ShadowVae:
     for name, tensor in autoencoder.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{where}: tensor {name} holds values that are not finite; copy the file again or retrain")
-    return ShadowVae(autoencoder)
+    return ImageVae(autoencoder)
 
 
 def _check_config(config: dict[str, Any], where: str) -> None:

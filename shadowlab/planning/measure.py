@@ -16,10 +16,9 @@ import torch
 
 from shadowlab.distributed import SingleProcess, pick_device
 from shadowlab.errors import StageFailedError, UserError
-from shadowlab.models import load_vae
 from shadowlab.planning.rehearsal import ALL_MOMENTS, Rehearsal
 from shadowlab.settings import Config
-from shadowlab.tasks import ShadowTask
+from shadowlab.tasks import open_task
 from shadowlab.training import build_trainee, build_unet
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -100,10 +99,12 @@ def _measure(config: Config) -> dict[str, int]:
 
 
 def _rehearsal(config: Config, device: torch.device, enter: Callable[[str], None]) -> Rehearsal:
-    task = ShadowTask(load_vae(config.model.vae_source, seed=config.seed).to(device))
-    unet, train = build_unet(config, task, device), config.train
+    task = open_task(config, device)
+    unet, train = build_unet(config, task.spec, device), config.train
     alone = SingleProcess(device)
-    trainee = build_trainee(config, unet, alone, config.optimizer, train.max_steps, ema_decay=train.ema_decay)
+    trainee = build_trainee(
+        config, unet, task.objective, alone, config.optimizer, train.max_steps, ema_decay=train.ema_decay
+    )
     return Rehearsal(config, trainee, task, enter, lambda _: None)
 
 

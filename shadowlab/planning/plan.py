@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -12,13 +12,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from diagnostics.watching import OptimizerState
 from shadowlab.distributed import SingleProcess, shard
 from shadowlab.errors import UserError
-from shadowlab.models import POLICIES, architecture_of, unwritten_unet, unwritten_vae
+from shadowlab.models import architecture_of, unwritten_unet, unwritten_vae
 from shadowlab.planning.kernels import cuda_attention
 from shadowlab.planning.live_bytes import ACTIVATIONS, EMA, GRADIENTS, MOMENTS, VAE, WEIGHTS, LiveBytes, fake_tensors
 from shadowlab.planning.rehearsal import ALL_MOMENTS, EMA_STEP, FORWARD, OPTIMIZER, VALIDATION, Rehearsal
 from shadowlab.settings import Config
-from shadowlab.tasks import ShadowTask
-from shadowlab.training import Trainee, build_trainee
+from shadowlab.tasks import Task, open_task
+from shadowlab.training import Trainee, build_trainee, prepare_unet
 
 Strategy = Literal["single", "ddp", "fsdp2"]
 DeviceKind = Literal["cpu", "cuda"]
@@ -133,7 +133,7 @@ def _trace(config: Config, device: str) -> _Trace:
     with fake_tensors() as live, cuda_attention() if device == "cuda" else nullcontext():
         task, unet = _fake_models(config, live)
         live.label(WEIGHTS, list(unet.parameters()))
-        trainee = _trainee(config, unet, config.train.ema_decay)
+        trainee = _trainee(config, task, unet, config.train.ema_decay)
         if trainee.ema is not None:
             live.label(EMA, trainee.ema.shadow_params)
         for group in trainee.optimizer.param_groups:
@@ -150,7 +150,7 @@ def _trace(config: Config, device: str) -> _Trace:
 
         rehearsal = Rehearsal(config, trainee, task, enter, live.on_host if device == "cuda" else _nowhere)
         rehearsal.make_states()
-        live.label(GRADIENTS, [p.grad for p in unet.parameters()])
+        live.label(GRADIENTS, [p.grad for p in trainee.parameters().values()])
         live.label(MOMENTS, list(trainee.optimizer.state.values()))
         _label_new_gradients(unet, live)
         rehearsal.run()
@@ -177,7 +177,7 @@ def _trace_sharded(config: Config, device: str, processes: int, whole: Peaks) ->
                 live.add(GRADIENTS, -of_last_step.pop())  # zero_grad
             live.enter(moment)
 
-        trainee = _trainee(config, unet, None)
+        trainee = _trainee(config, task, unet, None)
         _label_new_gradients(unet, live)
         live.add(GRADIENTS, held)
         for name in (MOMENTS, EMA):
@@ -194,24 +194,19 @@ def _trace_sharded(config: Config, device: str, processes: int, whole: Peaks) ->
     return {moment: updates.get(moment, live.peaks.get(moment, {})) for moment in ALL_MOMENTS}
 
 
-def _fake_models(config: Config, live: LiveBytes) -> tuple[ShadowTask, UNet2DConditionModel]:
-    task = ShadowTask(unwritten_vae(config.model.vae_source))
+def _fake_models(config: Config, live: LiveBytes) -> tuple[Task[Any], UNet2DConditionModel]:
+    task = open_task(config, vae=unwritten_vae(config.model.vae_source))
     live.label(VAE, list(task.vae.autoencoder.state_dict().values()))
-    unet = unwritten_unet(
-        architecture_of(config.model.weights, config.model.architecture),
-        in_channels=task.in_channels,
-        widening=task.widening,
-        embedding_dim=task.embedding_dim,
-    )
-    if config.model.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    POLICIES[config.precision].prepare(unet)
-    return task, unet
+    unet = unwritten_unet(architecture_of(config.model.weights, config.model.architecture), task.spec)
+    return task, prepare_unet(unet, config, task.spec, None)
 
 
-def _trainee(config: Config, unet: UNet2DConditionModel, ema_decay: float | None) -> Trainee:
+def _trainee(config: Config, task: Task[Any], unet: UNet2DConditionModel, ema_decay: float | None) -> Trainee:
     alone = SingleProcess(torch.device("cpu"))  # stands for the GPU, too: fake tensors have no memory on either
-    trainee = build_trainee(config, unet, alone, config.optimizer, config.train.max_steps, ema_decay=ema_decay)
+    settings = config.train
+    trainee = build_trainee(
+        config, unet, task.objective, alone, config.optimizer, settings.max_steps, ema_decay=ema_decay
+    )
     trainee.watch.detach()  # what it reads of a first step takes its time on fake tensors
     return trainee
 

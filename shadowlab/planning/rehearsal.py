@@ -1,6 +1,6 @@
 """One round of training as `train` does it, for its memory: encode, step, validation; on real or on fake tensors.
 
-Legend: B samples of a micro-batch, H W pixels.
+Legend: B samples of a micro-batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.evaluation import FixedGrid
 from shadowlab.settings import Config
-from shadowlab.tasks import RANGES, Batch, EncodedBatch, Task
+from shadowlab.tasks import Task
 from shadowlab.training import StepPlace, Trainee, forward_backward, training_step
 
 ENCODE, FORWARD, BACKWARD, OPTIMIZER, EMA_STEP, VALIDATION = ALL_MOMENTS = (
@@ -37,7 +38,7 @@ class Rehearsal:
         self,
         config: Config,
         trainee: Trainee,
-        task: Task,
+        task: Task[Any],
         enter: Callable[[str], None],
         keep_on_host: Callable[[Any], None],
     ) -> None:
@@ -69,7 +70,7 @@ class Rehearsal:
         chunk = min(self._config.train.batch_size, self._config.validation.num_samples)
         self._enter(VALIDATION)
         with self._trainee.averaged_weights(), torch.no_grad():
-            pictures = self._pictures(chunk)
+            pictures = self._task.random_batch(chunk)
             self._keep_on_host(vars(pictures))
             grid = FixedGrid(self._task, pictures, timesteps=(0.5,), num_noises=1, seed=0, chunk=chunk)
             grid.evaluate(self._trainee.unet, self._trainee.precision, responses=False)
@@ -83,7 +84,7 @@ class Rehearsal:
         train = self._config.train
         self._enter(ENCODE)
         return [
-            self._task.encode(self._pictures(train.batch_size), torch.arange(train.batch_size))
+            self._task.encode(self._task.random_batch(train.batch_size), torch.arange(train.batch_size))
             for _ in range(train.gradient_accumulation_steps)
         ]
 
@@ -101,13 +102,3 @@ class Rehearsal:
         finally:
             for handle in handles:
                 handle.remove()
-
-    def _pictures(self, count: int) -> Batch:
-        size = self._config.data.image_size
-        return Batch(
-            ids=[f"sample {i}" for i in range(count)],
-            object_image=torch.rand(count, 3, size, size) * 2 - 1,
-            mask=torch.ones(count, 1, size, size),
-            shadow=torch.rand(count, 1, size, size),
-            light=torch.tensor([[(low + high) / 2 for low, high in RANGES.values()]]).expand(count, -1),
-        )

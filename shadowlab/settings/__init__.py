@@ -10,12 +10,13 @@ from shadowlab.settings.description import (
 from shadowlab.settings.files import (
     DEFAULT_PRESET,
     ResolvedConfig,
+    checked_section,
     dump_config,
     load_config,
     preset_names,
     resolve_config,
 )
-from shadowlab.settings.keys import Decides, Marks, values
+from shadowlab.settings.keys import Decides, Marks, Section, key, values
 from shadowlab.settings.origins import format_origins
 from shadowlab.settings.schema import (
     MAX_IMAGE_SIZE,
@@ -26,7 +27,7 @@ from shadowlab.settings.schema import (
     PrecisionName,
 )
 
-__all__ = [  # noqa: RUF022 - in groups
+__all__ = [
     # One configuration
     "Config",
     "DiagnosticsConfig",
@@ -43,6 +44,10 @@ __all__ = [  # noqa: RUF022 - in groups
     "load_config",
     "preset_names",
     "resolve_config",
+    # A section that is described elsewhere
+    "Section",
+    "checked_section",
+    "key",
     # Its keys as data
     "Decides",
     "KeyDescription",

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -20,6 +20,7 @@ from shadowlab.settings.keys import Section, leaves, marks_of, section_of, value
 from shadowlab.settings.schema import Config
 
 DEFAULT_PRESET = "tiny"
+S = TypeVar("S", bound=Section)
 
 _TOO_DEEP = "nested too deeply, or an alias holds itself (`&a {key: *a}`); write the values out"
 
@@ -212,7 +213,12 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
+# Keys that moved; under their old names they are read as before.
+_MOVED = {"overfit.min_soft_iou": "task_options.min_soft_iou", "validation.light_sweep": "task_options.light_sweep"}
+
+
 def _assign(merged: dict[str, Any], origins: dict[str, str], key: str, value: Any, origin: str) -> None:
+    key = _MOVED.get(key, key)
     *sections, last = key.split(".")
     section = _section(key)
     if section is not None and not isinstance(value, Mapping):
@@ -251,6 +257,29 @@ def _validate(merged: dict[str, Any], origins: dict[str, str]) -> Config:
         is_option = origin.startswith("--") and not origin.startswith("--set ")
         place = origin if is_option else f"{origin}: {key}"  # --samples says it all
         raise UserError(f"{place}: {message}{got}") from None
+
+
+def checked_section(model: type[S], values: Mapping[str, Any], name: str) -> S:
+    """`values` of the configuration's key `name`, as a section that is described elsewhere.
+
+    Raises:
+        UserError: an unknown key, or a value that it does not take.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join([name, *(str(part) for part in first["loc"])])
+        if first["type"] == "extra_forbidden":
+            last = str(first["loc"][-1])
+            close = difflib.get_close_matches(last, list(model.model_fields), 1, cutoff=0.5)
+            has = ", ".join(model.model_fields)
+            hint = (
+                f"Did you mean `{name}.{close[0]}`?" if close else f"This task has: {has}." if has else "It has none."
+            )
+            raise UserError(f"`{key}` is not an option. {hint}") from None
+        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        raise UserError(f"{key}: {message}; got {first['input']!r}") from None
 
 
 def _section(key: str) -> type[Section] | None:

@@ -4,7 +4,7 @@
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -139,6 +139,11 @@ class TrainConfig(Section):
     """Steps between lines of progress; metrics.jsonl has every step."""
     validate_every: PositiveInt = key(50, decides="nothing")
     """Steps between evaluations on the fixed grid and sample pictures."""
+    trainable: tuple[str, ...] | None = key(
+        None, decides="model", hashed_if_changed=True, examples=[["*.attn1.*"], ["conv_in.*", "mid_block.*"]]
+    )
+    """Shell patterns over parameter names: the parameters that match one train, the others are frozen. Null: those that
+    the task trains."""
     max_consecutive_skips: PositiveInt = key(20, decides="nothing")
     """fp16 only: optimizer steps that the gradient scaler may skip in a row before train or overfit stops."""
 
@@ -154,8 +159,6 @@ class ValidationConfig(Section):
     """t of the fixed grid; 0 is noise, 1 is data."""
     num_noises: PositiveInt = key(2, decides="nothing")
     """Noise draws per sample."""
-    light_sweep: bool = key(True, decides="nothing")
-    """Also draw one held-out sample under 5 values each of theta, phi and size: 15 one-step generations."""
 
 
 class CheckpointConfig(Section):
@@ -201,8 +204,6 @@ class OverfitConfig(Section):
     """Steps between evaluations; the stage ends as soon as one meets what is asked for."""
     min_r2: Annotated[float, Field(le=1)] = key(0.95, decides="nothing")
     """Variance of the latents that one-step generation must explain."""
-    min_soft_iou: Annotated[float, Field(ge=0, le=1)] = key(0.80, decides="nothing")
-    """Soft intersection over union of generated and true shadows that must be reached."""
 
 
 class DiagnosticsConfig(Section):
@@ -221,6 +222,10 @@ class DiagnosticsConfig(Section):
 class Config(Section):
     """All that a run is configured by."""
 
+    task: str = key("shadow", decides="model", hashed_if_changed=True)
+    """What is trained for: the name of a folder of `shadowlab/tasks`."""
+    task_options: dict[str, Any] = key({}, decides="nothing", examples=[{"min_soft_iou": 0.7, "light_sweep": False}])
+    """What this task alone can be told; the page of the task lists its options."""
     seed: Count = key(0, decides="numbers", option="--seed")
     """Seed of all randomness."""
     device: str = key("auto", decides="nothing", option="--device", examples=["cpu", "cuda", "cuda:1"])

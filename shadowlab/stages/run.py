@@ -10,16 +10,16 @@ from typing import Any
 from diagnostics import NonFiniteError
 from diagnostics.records import Stage, append_record, read_records
 from shadowlab.console import Reporter
-from shadowlab.distributed import Processes, SingleProcess
 from shadowlab.errors import InterruptedRunError, StageFailedError, StageStoppedError, UserError
 from shadowlab.runs import RunFolder, stage_passed
+from shadowlab.session import Session
 from shadowlab.settings import Config
 from shadowlab.stages.check_forward import run_check_forward
 from shadowlab.stages.overfit import run_overfit
 from shadowlab.stages.result import StageResult
 from shadowlab.views.tensorboard import Board
 
-REQUIRED_STAGES: dict[str, Callable[..., StageResult]] = {
+REQUIRED_STAGES: dict[str, Callable[[Session], StageResult]] = {
     "check-forward": run_check_forward,
     "overfit": run_overfit,
 }
@@ -29,13 +29,7 @@ _PROOF_SECONDS = 7 * 24 * 3600.0  # overfit may take days
 
 
 def finish_stage(
-    name: str,
-    config: Config,
-    run: RunFolder,
-    reporter: Reporter,
-    stage: Callable[[], StageResult],
-    *,
-    write: bool = True,
+    name: str, session: Session, stage: Callable[[Session], StageResult], *, write: bool = True
 ) -> StageResult:
     """Run `stage` and record its result, a failure too: in stages.json, and as a record of kind `stage`.
 
@@ -46,10 +40,11 @@ def finish_stage(
         StageFailedError: the stage did not pass; and whatever the stage raises.
         UserError: the disk refuses a file of the run, and nothing else was wrong.
     """
+    config, run, reporter = session.config, session.run, session.reporter
     if write:
         reporter.log_to(run.log)
     try:
-        result = stage()
+        result = stage(session)
     except InterruptedRunError:
         raise  # no failure: nothing is recorded
     except OSError as error:  # data that cannot be read has errors of its own
@@ -141,9 +136,7 @@ def _last_step(metrics: Path) -> int:
     return last
 
 
-def prove_required_stages(
-    config: Config, run: RunFolder, processes: Processes, reporter: Reporter, *, skip: bool
-) -> None:
+def prove_required_stages(session: Session, *, skip: bool) -> None:
     """See that check-forward and overfit passed for this model configuration; run those that are missing.
 
     Each missing stage runs on the first process, in a folder of its own beside `run`; the other processes wait for
@@ -152,6 +145,7 @@ def prove_required_stages(
     Raises:
         StageFailedError: a stage fails; training does not begin.
     """
+    run, processes, reporter = session.run, session.processes, session.reporter
     if skip:
         reporter.warn(f"--skip-stages: {' and '.join(REQUIRED_STAGES)} are not asked for; nothing proves this model")
         return
@@ -168,10 +162,10 @@ def prove_required_stages(
     proofs: dict[str, str] = {}
     warn = cache(reporter.warn)  # each damaged neighbour once, not once a stage
     for name, stage in REQUIRED_STAGES.items():
-        passed_in = _passed_in(name, config, warn)
+        passed_in = _passed_in(name, session, warn)
         if passed_in is None:
             reporter.say(f"train needs {name} first; running it")
-            passed_in = _run_required(name, stage, config, run, processes, reporter)
+            passed_in = _run_required(name, stage, session)
         else:
             reporter.say(f"{name}: passed before ({passed_in})")
         proofs[name] = str(passed_in)
@@ -181,37 +175,29 @@ def prove_required_stages(
     processes.wait()
 
 
-def _passed_in(name: str, config: Config, warn: Callable[[str], None]) -> Path | None:
+def _passed_in(name: str, session: Session, warn: Callable[[str], None]) -> Path | None:
     """The newest run below output_dir in which the stage passed for this model, with as strict a criterion."""
-    wanted = config.overfit
-    least = {"r2": wanted.min_r2, "soft_iou": wanted.min_soft_iou, "num_samples": wanted.num_samples}
+    least = session.config.overfit.num_samples
 
     def as_strict(summary: dict[str, Any]) -> bool:
-        criterion = summary.get("criterion")
+        recorded = summary.get("criterion")
         if name != "overfit":
             return True
         # An earlier version may have written less: then it proves nothing.
-        return isinstance(criterion, dict) and all(
-            isinstance(criterion.get(key), int | float) and criterion[key] >= value for key, value in least.items()
-        )
+        if not isinstance(recorded, dict) or not isinstance(recorded.get("num_samples"), int | float):
+            return False
+        return recorded["num_samples"] >= least and session.task.criterion.covered_by(recorded)
 
-    return stage_passed(config, name, as_strict=as_strict, on_unreadable=warn)
+    return stage_passed(session.config, name, as_strict=as_strict, on_unreadable=warn)
 
 
-def _run_required(
-    name: str,
-    stage: Callable[..., StageResult],
-    config: Config,
-    run: RunFolder,
-    processes: Processes,
-    reporter: Reporter,
-) -> Path:
+def _run_required(name: str, stage: Callable[[Session], StageResult], session: Session) -> Path:
+    config, run, reporter = session.config, session.run, session.reporter
     folder = RunFolder.create_beside(config, f"{run.path.name}-{name}")
-    alone = SingleProcess(processes.device)
     quiet = reporter.without_result()
     try:
         with folder.claim():
-            finish_stage(name, config, folder, quiet, lambda: stage(config, folder, alone, quiet))
+            finish_stage(name, session.alone(folder, quiet), stage)
     except InterruptedRunError:
         raise
     except Exception as error:

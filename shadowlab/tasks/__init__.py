@@ -1,42 +1,59 @@
-"""What is trained for: each task in a folder of its own."""
+"""What is trained for: each task in a folder of its own, behind one protocol."""
 
-from shadowlab.tasks.shadow.charts import CHARTS
-from shadowlab.tasks.shadow.check import check_dataset, listing
-from shadowlab.tasks.shadow.dataset import ShadowDataset, open_dataset, resolve_path
-from shadowlab.tasks.shadow.figures import comparison_grid, save_picture, sweep_grid
-from shadowlab.tasks.shadow.images import load_picture
-from shadowlab.tasks.shadow.light import EMBEDDING_DIM, RANGES, SCALAR_DIM, embed_light
-from shadowlab.tasks.shadow.metrics import psnr, soft_iou
-from shadowlab.tasks.shadow.render.dataset import render_dataset
-from shadowlab.tasks.shadow.samples import Batch, Picture, Sample, collate
-from shadowlab.tasks.shadow.task import ShadowTask
-from shadowlab.tasks.task import EncodedBatch, LatentPart, ModelInputs, Task
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from shadowlab.errors import UserError
+from shadowlab.settings import Config, checked_section
+from shadowlab.tasks.task import R2, Baseline, Criterion, Metric, Probe, Task, TaskBatch
+from shadowlab.tasks.vae_checks import vae_is_frozen
+
+if TYPE_CHECKING:
+    from shadowlab.models import ImageVae
 
 __all__ = [
-    "CHARTS",
-    "EMBEDDING_DIM",
-    "RANGES",
-    "SCALAR_DIM",
-    "Batch",
-    "EncodedBatch",
-    "LatentPart",
-    "ModelInputs",
-    "Picture",
-    "Sample",
-    "ShadowDataset",
-    "ShadowTask",
+    "R2",
+    "Baseline",
+    "Criterion",
+    "Metric",
+    "Probe",
     "Task",
-    "check_dataset",
-    "collate",
-    "comparison_grid",
-    "embed_light",
-    "listing",
-    "load_picture",
-    "open_dataset",
-    "psnr",
-    "render_dataset",
-    "resolve_path",
-    "save_picture",
-    "soft_iou",
-    "sweep_grid",
+    "TaskBatch",
+    "open_task",
+    "task_class",
+    "vae_is_frozen",
 ]
+
+
+def task_class(name: str) -> type[Any]:
+    """The class of a task, imported when it is asked for.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    match name:
+        case "shadow":
+            from shadowlab.tasks.shadow.task import ShadowTask
+
+            return ShadowTask
+    raise UserError(f"task: there is no task {name!r}; there is: shadow")
+
+
+def open_task(config: Config, device: torch.device | None = None, *, vae: "ImageVae | None" = None) -> Task[Any]:
+    """The configured task.
+
+    Args:
+        device: load the configured VAE onto it; without, the task encodes and decodes nothing.
+        vae: use this one instead.
+
+    Raises:
+        UserError: no such task, an option that it has not, or a VAE that cannot be read.
+    """
+    kind = task_class(config.task)
+    task: Task[Any] = kind(config, checked_section(kind.options(), config.task_options, "task_options"))
+    if vae is not None:
+        task.vae = vae
+    elif device is not None:
+        task.load_vae(device)
+    return task

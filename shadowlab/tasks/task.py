@@ -1,97 +1,233 @@
-"""The shadow task: everything that is particular to shadows, in one small object.
+"""What a task is: everything that differs between training for shadows, for albedo or for anything else.
 
-Legend: B batch, H W pixels, h w latents (H/8).
+Step, loop, stages, checkpoints, plan, views and diagnostics see a `Task` and `EncodedBatch`es. What is concatenated,
+what an embedding means, what the target is, what passing means and what is drawn is said by the task.
 
-Step, loop, stages and diagnostics see a `Task` and `EncodedBatch`es; what is concatenated, what the embedding
-means, what the target is and how a result is judged is decided here. Another task is another such object.
+Legend: B batch, C channels, H W pixels, h w latents (H/8).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from shadowlab.data import Role
-from shadowlab.models import ShadowVae, Widening
-from shadowlab.tasks.shadow.samples import Batch
+from shadowlab.charts import Chart
+from shadowlab.checks import Check, PathTable
+from shadowlab.data import Entry, SampleSet
+from shadowlab.encoded_batch import EncodedBatch
+from shadowlab.models import ImageVae, ModelSpec, Objective
+from shadowlab.settings import Section
 
-LatentPart = Literal["data", "concatenated"]  # the fields of an EncodedBatch that come from pictures
+Reach = Literal["near", "far"]
+
+
+class TaskBatch(Protocol):
+    """Samples of a task, stacked; their pictures are the task's own."""
+
+    @property
+    def ids(self) -> list[str]:
+        """B sample ids."""
+
+    def __len__(self) -> int: ...
+
+    def select(self, rows: Tensor) -> Self:
+        """Those samples. rows: int64 indices (n,)."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same batch on `device`."""
+
+
+B = TypeVar("B", bound=TaskBatch)
 
 
 @dataclass(frozen=True)
-class EncodedBatch:
-    """What the model and the flow see of a batch; all float32.
-
-    data: (B, 4, h, w) latents of the target. concatenated: (B, 5, h, w) conditions joined along channels.
-    embedding: (B, 768), joined to the time embedding. positions: (B,) int64, place of each sample in the stream
-    of training samples, from which its noise follows.
-    """
-
-    ids: list[str]
-    positions: Tensor
-    data: Tensor
-    concatenated: Tensor
-    embedding: Tensor
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Named (B, ...) float tensors, for blame."""
-        return {"data": self.data, "concatenated": self.concatenated, "embedding": self.embedding}
-
-    def at_positions(self, positions: Tensor) -> "EncodedBatch":
-        """The same samples at other places of the stream, so with other noise."""
-        return replace(self, positions=positions)
-
-    def resized(self, side: int) -> "EncodedBatch":
-        """The same samples with latents area-averaged to `side` x `side`."""
-        resize = torch.nn.functional.adaptive_avg_pool2d
-        return replace(self, data=resize(self.data, side), concatenated=resize(self.concatenated, side))
-
-    def select(self, rows: slice | Tensor) -> "EncodedBatch":
-        index = torch.arange(len(self.ids))[rows]
-        return replace(
-            self,
-            ids=[self.ids[i] for i in index.tolist()],
-            positions=self.positions[index],
-            data=self.data[index],
-            concatenated=self.concatenated[index],
-            embedding=self.embedding[index],
-        )
-
-
-class ModelInputs(Protocol):
-    """What a task's model gets beside t: enough to build one."""
-
-    @property
-    def in_channels(self) -> int: ...
-    @property
-    def embedding_dim(self) -> int: ...
-    @property
-    def widening(self) -> Widening: ...
-
-
-class Task(ModelInputs, Protocol):
-    """What a task must say."""
+class Metric:
+    """One number that a task judges a picture by."""
 
     name: str
-    vae: ShadowVae
+    """Its key in `Task.judge` and in records."""
+    text: str
+    """For people."""
+    higher_is_better: bool = True
+    form: str = ".3f"
+    """How it is printed."""
+
+
+R2 = Metric("r2", "R^2")
+"""Of every task: variance of the target's latents that one-step generation explains."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What `overfit` asks of the memorised samples."""
+
+    bounds: tuple[tuple[Metric, float], ...]
+
+    def met_by(self, numbers: Mapping[str, float]) -> bool:
+        """Whether every metric, found by its name, keeps its bound; NaN keeps none."""
+        return all(
+            numbers[metric.name] >= bound if metric.higher_is_better else numbers[metric.name] <= bound
+            for metric, bound in self.bounds
+        )
+
+    def to_json(self) -> dict[str, float]:
+        return {metric.name: bound for metric, bound in self.bounds}
+
+    def covered_by(self, recorded: Mapping[str, Any]) -> bool:
+        """Whether a criterion that an earlier run noted, as `to_json` gives it, asked for as much as this one."""
+        return all(isinstance(recorded.get(metric.name), int | float) for metric, _ in self.bounds) and all(
+            recorded[metric.name] >= bound if metric.higher_is_better else recorded[metric.name] <= bound
+            for metric, bound in self.bounds
+        )
+
+    def text(self) -> str:
+        """`R^2 >= 0.95 and soft IoU >= 0.8`."""
+        return " and ".join(
+            f"{metric.text} {'>=' if metric.higher_is_better else '<='} {bound:g}" for metric, bound in self.bounds
+        )
+
+    def missed_text(self, numbers: Mapping[str, float]) -> str:
+        """`R^2 is 0.272 (needs 0.95) and soft IoU 0.503 (needs 0.8)`."""
+        found = [f"{m.text} {numbers[m.name]:{m.form}} (needs {bound:g})" for m, bound in self.bounds]
+        first = self.bounds[0][0].text
+        return " and ".join(found).replace(first, f"{first} is", 1)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A prediction without a model, that the model must beat."""
+
+    name: str
+    """Its key in `Task.baselines`; the prefix of its metrics in records."""
+    text: str
+    """For people."""
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """The same samples with one condition changed."""
+
+    name: str
+    """The condition."""
+    reference: EncodedBatch
+    """As the batch has it, whatever an encoding made of it."""
+    encoded: EncodedBatch
+    """With another value of this condition."""
+    change: str
+    """For people: `from 30 to 11.25`."""
+
+
+class Task(Protocol[B]):
+    """One task. `encode`, `decode` and what calls them need `load_vae` first, all else needs no weights."""
+
+    name: str
+    spec: ModelSpec
+    objective: Objective
+    metrics: tuple[Metric, ...]
+    """Of `judge`, those that are printed first."""
+    baseline: Baseline | None
+    """The one that is printed next to the model."""
+    latent_parts: Mapping[str, tuple[str, ...]]
+    """Part of an encoded batch (`data`, `concatenated`) -> roles of the pictures that decide it; a part that is encoded
+    once can be kept by their content."""
+    charts: tuple[Chart, ...]
+    """What the views draw of its evaluations, in this order; the header of a run's records carries them."""
+    sweep_name: str
+    """Of `sweep`, for people and files: `light-sweep`."""
+    vae: ImageVae
+
+    @classmethod
+    def options(cls) -> type[Section]:
+        """What `task_options` of the configuration may hold."""
 
     @property
-    def latent_parts(self) -> Mapping[LatentPart, tuple[Role, ...]]:
-        """Which pictures decide each part; what is encoded once can be kept by their content."""
+    def criterion(self) -> Criterion: ...
 
-    def encode_part(self, part: LatentPart, batch: Batch) -> Tensor: ...
-    def embed(self, light: Tensor) -> Tensor: ...
-    def other_lights(self, light: Tensor) -> dict[str, Tensor]:
-        """Condition to the same lights, far away in this condition alone."""
-        ...
+    @property
+    def draws_sweep(self) -> bool:
+        """Whether validation draws `sweep`."""
 
-    def sweep(self, light: Tensor, steps: int) -> dict[str, list[tuple[float, Tensor]]]:
-        """Condition to `steps` (value, light) over its range; the lights differ from `light` in it alone."""
-        ...
+    def load_vae(self, device: torch.device) -> None:
+        """Load the configured VAE onto `device`."""
 
-    def encode(self, batch: Batch, positions: Tensor | None = None) -> EncodedBatch: ...
-    def decode(self, latents: Tensor) -> Tensor: ...
-    def target(self, batch: Batch) -> Tensor: ...
-    def metrics(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]: ...
+    # Data
+
+    def open_data(self, image_size: int | None = None) -> SampleSet[Any]:
+        """The configured data set. image_size: pixels, another than the configured one.
+
+        Raises:
+            UserError: there is none, or it is faulty.
+        """
+
+    def find_data(self) -> None:
+        """Raise UserError where nothing that can be read lies at data.path. Cheap: samples are not looked at."""
+
+    def collate(self, samples: Sequence[Any]) -> B:
+        """Stack samples of the data set."""
+
+    def own_input(self, given: Mapping[str, Any]) -> tuple[B, str] | None:
+        """A user's own input, made of the command line's options (None where not given), and a remark for the user.
+        None where none of them is given.
+
+        Raises:
+            UserError: options are missing, wrong, or not for this task.
+        """
+
+    def random_batch(self, count: int) -> B:
+        """Samples of the configured shapes that show nothing, for measuring memory."""
+
+    # Latents and conditions
+
+    def encode(self, batch: B, positions: Tensor | None = None) -> EncodedBatch:
+        """Pictures to latents on the VAE's device. positions: (B,) int64, by default 0 .. B-1."""
+
+    def encode_part(self, part: str, batch: B) -> Tensor:
+        """One of `latent_parts`, (B, C, h, w) float32, of a batch on the VAE's device."""
+
+    @staticmethod
+    def numbers(entry: Entry) -> dict[str, Tensor]:
+        """What an encoded sample needs beside its latents, from its metadata: name -> tensor."""
+
+    def assemble(
+        self, ids: list[str], positions: Tensor, latents: Mapping[str, Tensor], numbers: Mapping[str, Tensor]
+    ) -> EncodedBatch:
+        """The encoded batch of latents, each part (B, C, h, w), and of stacked `numbers`."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, 4, h, w) -> predicted pictures (B, C, H, W) float32 in [0, 1]."""
+
+    # Judgement
+
+    def target(self, batch: B) -> Tensor:
+        """The right pictures, (B, C, H, W) float32 in [0, 1]."""
+
+    def judge(self, prediction: Tensor, batch: B) -> dict[str, Tensor]:
+        """prediction (B, C, H, W) in [0, 1] -> metric -> (B,)."""
+
+    def baselines(self, batch: B) -> dict[str, Tensor]:
+        """Name -> prediction (B, C, H, W) in [0, 1]."""
+
+    # Probes: what the model must answer to
+
+    def probes(self, batch: B, encoded: EncodedBatch, reach: Reach) -> list[Probe]:
+        """One changed condition each. reach: `near` stays well inside the range, `far` goes to its other end."""
+
+    def sweep(self, batch: B, encoded: EncodedBatch, steps: int) -> dict[str, list[tuple[float, EncodedBatch]]]:
+        """Condition -> `steps` (value, one sample with it) over its range; empty where there is nothing to sweep."""
+
+    # Figures, (3, H', W') in [0, 1]
+
+    def input_figure(self, batch: B) -> Tensor: ...
+    def comparison_figure(self, batch: B, prediction: Tensor, max_rows: int) -> Tensor: ...
+    def sweep_figure(self, batch: B, sweep: Mapping[str, Sequence[tuple[float, Tensor]]]) -> Tensor:
+        """sweep: condition -> (value, prediction (C, H, W) in [0, 1])."""
+
+    # Checks of check-forward; each adds its tensors to `path`
+
+    def check_batch(self, batch: B, path: PathTable) -> list[Check]:
+        """What can be said of a batch before it is encoded."""
+
+    def check_encoding(self, batch: B, encoded: EncodedBatch, path: PathTable) -> list[Check]:
+        """Latents, conditions, and that nothing of the target is in what the model is given."""

@@ -11,10 +11,11 @@ from shadowlab.training.checkpoint import load_checkpoint, save_checkpoint
 from shadowlab.training.checkpoint_files import complete_checkpoints, newest_sound_checkpoint, remove_unfinished
 from shadowlab.training.data_wait import DataWait
 from shadowlab.training.interruption import Interruption, ending_at_once
+from shadowlab.training.optimizer import adamw, learning_rate
 from shadowlab.training.source import BatchSource, open_source
-from shadowlab.training.step import StepOutcome, StepPlace, flow_loss, forward_backward, training_step
+from shadowlab.training.step import StepOutcome, StepPlace, forward_backward, objective_loss, training_step
 from shadowlab.training.telemetry import Sink, Telemetry, layer_statistics
-from shadowlab.training.trainee import Trainee, adamw, build_trainee, build_unet, learning_rate, prepare_unet
+from shadowlab.training.trainee import Trainee, build_trainee, build_unet, prepare_unet
 
 __all__ = [
     "BatchSource",
@@ -33,12 +34,12 @@ __all__ = [
     "captured_state",
     "complete_checkpoints",
     "ending_at_once",
-    "flow_loss",
     "forward_backward",
     "layer_statistics",
     "learning_rate",
     "load_checkpoint",
     "newest_sound_checkpoint",
+    "objective_loss",
     "open_source",
     "prepare_unet",
     "remove_unfinished",

@@ -22,10 +22,10 @@ from torch import Tensor
 from diagnostics import all_finite
 from diagnostics.incidents import load_evidence
 from shadowlab.distributed import is_sharded, local
+from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.errors import UserError
 from shadowlab.runs import RunFolder
 from shadowlab.settings import OptimizerConfig
-from shadowlab.tasks import EncodedBatch
 from shadowlab.training.checkpoint_files import complete_checkpoints, write_checkpoint
 from shadowlab.training.state import state_by_kind, training_state
 from shadowlab.training.step import StepPlace
@@ -140,7 +140,10 @@ def captured_batches(incident: Path, device: torch.device) -> list[EncodedBatch]
         raise UserError(f"{file}: holds no batch of this harness (no `positions`)")
     if any(isinstance(value, str) for one in named for value in one.values()):
         raise UserError(f"{file}: the batch was too large to be kept")
-    return [EncodedBatch(**{**one, "positions": one["positions"].cpu()}) for one in named]
+    try:
+        return [EncodedBatch.from_tensors(one) for one in named]
+    except ValueError as error:
+        raise UserError(f"{file}: holds no batch of this harness ({error})") from None
 
 
 def _save_state(folder: Path, trainee: Trainee, place: StepPlace, bad: dict[str, Tensor]) -> str:

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from shadowlab.data import Readable
+from shadowlab.data import Readable, SampleSet
+from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.latents import LatentDataset, collate_latents, encoded_latents
 from shadowlab.settings import Config
-from shadowlab.tasks import EncodedBatch, ShadowDataset, Task, collate
+from shadowlab.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class BatchSource:
         return self.encode(self.collate([self.dataset[i] for i in indices]), positions)
 
 
-def open_source(config: Config, dataset: ShadowDataset, task: Task, indices: Iterable[int]) -> BatchSource:
+def open_source(config: Config, dataset: SampleSet[Any], task: Task[Any], indices: Iterable[int]) -> BatchSource:
     """Latents where `data.latents` names a cache, pictures of `dataset` where it does not.
 
     Both give the same samples in the same order with the same noise. Latents are those of batches of one, which may
@@ -43,6 +44,6 @@ def open_source(config: Config, dataset: ShadowDataset, task: Task, indices: Ite
         UserError: as LatentDataset.
     """
     if config.data.latents is None:
-        return BatchSource(dataset, collate, task.encode)
+        return BatchSource(dataset, task.collate, task.encode)
     latents = LatentDataset(config, dataset, task, indices)
     return BatchSource(latents, collate_latents, partial(encoded_latents, task), latents.notices)

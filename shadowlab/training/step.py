@@ -18,10 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 from diagnostics import all_finite
 from diagnostics.statistics import ParameterStatistics, gradient_norms, total_norm
 from shadowlab.distributed import local
-from shadowlab.models import interpolate, loss_per_sample, predict_velocity, stratified_times, velocity
+from shadowlab.encoded_batch import EncodedBatch
+from shadowlab.models import predict, stratified_times
 from shadowlab.seeding import generator, normal
-from shadowlab.tasks import EncodedBatch
-from shadowlab.training.trainee import Trainee, learning_rate
+from shadowlab.training.optimizer import learning_rate
+from shadowlab.training.trainee import Trainee
 
 _COMPILING_SECONDS = 1800.0  # a compiled block may meet a new shape in any step
 
@@ -131,7 +132,7 @@ def forward_backward(trainee: Trainee, model: nn.Module, batches: Sequence[Encod
         # FSDP2 reduces in each: whole gradients would take the memory that it is there to save.
         with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
             trainee.processes.at("forward", patience_seconds=patience)
-            per_sample = flow_loss(trainee, model, batch, place)
+            per_sample = objective_loss(trainee, model, batch, place)
             trainee.processes.at("backward", patience_seconds=patience)
             loss = per_sample.mean() / len(batches)
             (loss if trainee.scaler is None else trainee.scaler.scale(loss)).backward()
@@ -139,17 +140,17 @@ def forward_backward(trainee: Trainee, model: nn.Module, batches: Sequence[Encod
     return torch.cat(losses)
 
 
-def flow_loss(trainee: Trainee, model: nn.Module, batch: EncodedBatch, place: StepPlace) -> Tensor:
-    """Rectified-flow loss of each sample, (B,) float32."""
-    device, seed = trainee.device, trainee.seed
+def objective_loss(trainee: Trainee, model: nn.Module, batch: EncodedBatch, place: StepPlace) -> Tensor:
+    """The objective's loss of each sample, (B,) float32."""
+    device, seed, objective = trainee.device, trainee.seed, trainee.objective
     shape = batch.data.shape[1:]
     noise = torch.stack([normal(shape, seed, "noise", position) for position in batch.positions.tolist()])
     t = sample_times(seed, batch.positions, place).to(device, non_blocking=True)
     noise = noise.to(device, non_blocking=True)
-    x_t = interpolate(noise, batch.data, t)
+    x_t = objective.noised(noise, batch.data, t)
     with trainee.precision.autocast(device):
-        predicted = predict_velocity(model, x_t, t, batch.concatenated, batch.embedding)
-    return loss_per_sample(predicted, velocity(noise, batch.data))
+        predicted = predict(model, x_t, objective.timesteps(t), batch.conditions)
+    return objective.loss(predicted, noise, batch.data, t)
 
 
 def sample_times(seed: int, positions: Tensor, place: StepPlace) -> Tensor:

@@ -18,9 +18,9 @@ from diagnostics.records import Header, Health, Incident, RecordWriter, Training
 from diagnostics.statistics import ParameterStatistics, TensorStatistics, histogram
 from shadowlab.charts import Chart
 from shadowlab.distributed import whole
+from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.runs import RunFolder
 from shadowlab.settings import DiagnosticsConfig
-from shadowlab.tasks import EncodedBatch
 from shadowlab.training.capture import capture_step
 from shadowlab.training.step import StepOutcome, StepPlace, training_step
 from shadowlab.training.trainee import Trainee

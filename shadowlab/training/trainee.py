@@ -1,6 +1,5 @@
 """What is trained: the UNet with its optimizer, EMA, precision and schedule."""
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,24 +11,25 @@ from torch import Tensor, nn
 
 from diagnostics.watching import Watch
 from shadowlab.distributed import Processes, local
-from shadowlab.models import POLICIES, Precision, load_unet
+from shadowlab.models import POLICIES, ModelSpec, Objective, Precision, freeze, load_unet
 from shadowlab.settings import Config, OptimizerConfig
-from shadowlab.tasks import ModelInputs
 from shadowlab.training.compilation import compile_blocks
+from shadowlab.training.optimizer import adamw
 
 
 @dataclass
 class Trainee:
-    """One model in training.
-
-    `model` is what forward and backward run on (the UNet itself, or DDP around it); `unet` is always the UNet, and
-    under FSDP2 its parameters, their gradients and states are DTensors. The EMA holds each process's part of them.
-    """
+    """One model in training."""
 
     unet: UNet2DConditionModel
+    """Always the UNet itself; under FSDP2 its parameters, their gradients and states are DTensors."""
     model: nn.Module
+    """What forward and backward run on: the UNet, or DDP around it."""
+    objective: Objective
     optimizer: torch.optim.AdamW
+    """Of the parameters that train; frozen ones have no state."""
     ema: EMAModel | None
+    """Of the parameters that train, each process's part of them."""
     scaler: torch.amp.GradScaler | None
     precision: Precision
     processes: Processes
@@ -44,6 +44,7 @@ class Trainee:
         return self.processes.device
 
     def parameters(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter, of those that train."""
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
 
     def update_average(self, parameters: Iterable[Tensor]) -> None:
@@ -66,25 +67,24 @@ class Trainee:
             torch._foreach_copy_(parameters, own)
 
 
-def build_unet(config: Config, task: ModelInputs, device: torch.device) -> UNet2DConditionModel:
-    """The UNet as configured: weights, surgery, precision, device."""
+def build_unet(config: Config, spec: ModelSpec, device: torch.device) -> UNet2DConditionModel:
+    """The UNet as configured and specified: weights, surgery, precision, device, what trains."""
     POLICIES[config.precision].apply_to_backend(device)
-    unet = load_unet(
-        config.model.weights,
-        config.model.architecture,
-        in_channels=task.in_channels,
-        widening=task.widening,
-        embedding_dim=task.embedding_dim,
-        seed=config.seed,
-    )
-    return prepare_unet(unet, config, device)
+    unet = load_unet(config.model.weights, config.model.architecture, spec, seed=config.seed)
+    return prepare_unet(unet, config, spec, device)
 
 
-def prepare_unet(unet: UNet2DConditionModel, config: Config, device: torch.device) -> UNet2DConditionModel:
-    """Checkpointing, precision, layout in memory and device of a UNet whose surgery is done, in place."""
+def prepare_unet(
+    unet: UNet2DConditionModel, config: Config, spec: ModelSpec, device: torch.device | None
+) -> UNet2DConditionModel:
+    """Frozen parameters, checkpointing, precision, layout in memory and device of a UNet whose surgery is done, in
+    place. device: None for fake tensors, which stay where and as they are."""
+    freeze(unet, spec.trainable if config.train.trainable is None else config.train.trainable)
     if config.model.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     POLICIES[config.precision].prepare(unet)
+    if device is None:
+        return unet
     layout = torch.channels_last if config.model.channels_last else torch.preserve_format
     return unet.to(device, memory_format=layout)
 
@@ -92,6 +92,7 @@ def prepare_unet(unet: UNet2DConditionModel, config: Config, device: torch.devic
 def build_trainee(
     config: Config,
     unet: UNet2DConditionModel,
+    objective: Objective,
     processes: Processes,
     optimizer_config: OptimizerConfig,
     max_steps: int,
@@ -112,6 +113,7 @@ def build_trainee(
     return Trainee(
         unet=unet,
         model=model,
+        objective=objective,
         optimizer=optimizer,
         ema=ema,
         scaler=torch.amp.GradScaler(processes.device.type) if precision.scales_gradients else None,
@@ -130,32 +132,3 @@ def build_trainee(
         ),
         compiles=config.model.compile,
     )
-
-
-def adamw(parameters: Iterable[Tensor], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over parameters of any shape; fused where all are float32, if the configuration leaves it open."""
-    parameters = list(parameters)
-    fused = config.fused
-    if fused is None:
-        fused = all(parameter.dtype is torch.float32 for parameter in parameters)
-    return torch.optim.AdamW(
-        parameters,
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=fused or None,  # None is torch's own choice, foreach on a GPU; False would be the slow loop
-    )
-
-
-def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
-    """Learning rate of the 0-based optimizer step: a pure function, so there is nothing to save or restore.
-
-    Linear warm-up over `warmup_steps` (the first step already moves), then constant, or a half cosine to zero.
-    """
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.learning_rate
-    progress = min(1.0, (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps))
-    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from shadowlab.bench.flops import matrix_tflops, share_reached, training_flops, unet_without_memory
-from shadowlab.models.unet import predict_velocity
+from shadowlab.models.adapter import predict
 from tests import tiny
 
 
@@ -31,7 +31,7 @@ def closed_form(unet: Any, batch: int, size: int) -> int:
     tensors = (torch.randn(batch, c, size, size) for c in (4, 5))
     x_t, concatenated = tensors
     with torch.no_grad():
-        predict_velocity(unet, x_t, torch.rand(batch), concatenated, torch.randn(batch, 768))
+        predict(unet, x_t, torch.rand(batch), concatenated, torch.randn(batch, 768))
     for handle in handles:
         handle.remove()
     first = [unet.conv_in, unet.time_embedding.linear_1, unet.class_embedding.linear_1]

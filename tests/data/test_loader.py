@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shadowlab.data.loader import endless_batches, in_order, micro_batch_positions
+from shadowlab.data.sample_set import SampleSet
 from shadowlab.errors import UserError
-from shadowlab.tasks.shadow.dataset import ShadowDataset, open_dataset
+from shadowlab.tasks.shadow.dataset import open_dataset
 from shadowlab.tasks.shadow.samples import Batch, collate
 
 
@@ -27,12 +28,12 @@ def test_a_step_takes_consecutive_positions_once(first: int, batch: int, accumul
 
 
 @pytest.fixture(scope="module")
-def dataset(stage_folder: dict[str, Path]) -> ShadowDataset:
+def dataset(stage_folder: dict[str, Path]) -> SampleSet:
     return open_dataset(stage_folder["data"], 32)
 
 
 def stream(
-    dataset: ShadowDataset,
+    dataset: SampleSet,
     indices: Sequence[int],
     *,
     seed: int = 0,
@@ -58,7 +59,7 @@ def stream(
 
 
 def ids(
-    dataset: ShadowDataset, num_steps: int, *, accumulation: int = 1, processes: int = 1, **settings: int
+    dataset: SampleSet, num_steps: int, *, accumulation: int = 1, processes: int = 1, **settings: int
 ) -> list[set[str]]:
     """Ids of each step, all processes together; 1 sample a micro-batch."""
     steps: list[set[str]] = [set() for _ in range(num_steps)]
@@ -70,25 +71,25 @@ def ids(
     return steps
 
 
-def test_processes_and_accumulation_are_interchangeable(dataset: ShadowDataset) -> None:
+def test_processes_and_accumulation_are_interchangeable(dataset: SampleSet) -> None:
     wanted = ids(dataset, 3, processes=4)
     assert ids(dataset, 3, processes=2, accumulation=2) == wanted
     assert ids(dataset, 3, accumulation=4) == wanted
 
 
-def test_an_epoch_reads_every_sample_once(dataset: ShadowDataset) -> None:
+def test_an_epoch_reads_every_sample_once(dataset: SampleSet) -> None:
     first_epoch, second_epoch = ids(dataset, 8)[:8], ids(dataset, 16)[8:]
     assert set.union(*first_epoch) == set.union(*second_epoch) == set(dataset.ids)
     assert first_epoch != second_epoch
 
 
-def test_a_resumed_stream_goes_on_in_mid_epoch(dataset: ShadowDataset) -> None:
+def test_a_resumed_stream_goes_on_in_mid_epoch(dataset: SampleSet) -> None:
     assert ids(dataset, 11)[5:] == ids(dataset, 6, first=5)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker:UserWarning")  # on fewer than 3 cores
 @pytest.mark.parametrize("workers", [1, 3])
-def test_workers_do_not_change_the_order(dataset: ShadowDataset, workers: int) -> None:
+def test_workers_do_not_change_the_order(dataset: SampleSet, workers: int) -> None:
     """Across the end of an epoch, and within each micro-batch: the noise goes by position."""
 
     def order(workers: int) -> list[list[str]]:
@@ -101,7 +102,7 @@ def test_workers_do_not_change_the_order(dataset: ShadowDataset, workers: int) -
     ]
 
 
-def test_only_the_given_part_of_the_data_set_is_read(dataset: ShadowDataset) -> None:
+def test_only_the_given_part_of_the_data_set_is_read(dataset: SampleSet) -> None:
     for batch in islice(stream(dataset, [1, 4, 6], batch_size=3), 3):
         assert set(batch.ids) == {dataset.ids[i] for i in (1, 4, 6)}
 

@@ -8,10 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from shadowlab.encoded_batch import Conditions
 from shadowlab.evaluation import fixed_grid
 from shadowlab.evaluation.fixed_grid import FixedGrid
 from shadowlab.models.precision import POLICIES
 from shadowlab.models.vae import load_vae
+from shadowlab.settings import Config
+from shadowlab.tasks import open_task
+from shadowlab.tasks.shadow import task as shadow_task
 from shadowlab.tasks.shadow.dataset import open_dataset
 from shadowlab.tasks.shadow.samples import Batch, collate
 from shadowlab.tasks.shadow.task import ShadowTask
@@ -22,7 +26,7 @@ FP32 = POLICIES["fp32"]
 
 @pytest.fixture(scope="module")
 def task(stage_folder: dict[str, Path]) -> ShadowTask:
-    return ShadowTask(load_vae(str(stage_folder["vae"])))
+    return open_task(Config(), vae=load_vae(str(stage_folder["vae"])))
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +62,14 @@ def test_every_sample_and_every_draw_has_noise_of_its_own(
 ) -> None:
     """Seen where the model sees it: at t = 0 x_t is the noise. One noise for all would flatter or slander a model."""
     seen: list[Tensor] = []
-    original = fixed_grid.predict_velocity
+    original = fixed_grid.predict
 
-    def spy(model: Any, x_t: Tensor, t: Tensor, concatenated: Tensor, embedding: Tensor) -> Tensor:
+    def spy(model: Any, x_t: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         if len(x_t) == 4:  # not the one sample whose light is changed
             seen.append(x_t.clone())
-        return original(model, x_t, t, concatenated, embedding)
+        return original(model, x_t, timesteps, conditions)
 
-    monkeypatch.setattr(fixed_grid, "predict_velocity", spy)
+    monkeypatch.setattr(fixed_grid, "predict", spy)
     batch = collate(samples)
     same = replace(batch, ids=[*batch.ids[:3], "another"])  # the last sample under another name
     FixedGrid(task, batch, timesteps=(0.0,), num_noises=3, seed=0, chunk=4).evaluate(tiny.shadow_unet(hub_folder), FP32)
@@ -93,7 +97,7 @@ def test_the_model_is_left_as_it_was(
     def interrupted(*_: Any) -> Tensor:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fixed_grid, "predict_velocity", interrupted)
+    monkeypatch.setattr(fixed_grid, "predict", interrupted)
     with pytest.raises(KeyboardInterrupt):
         grid(task, collate(samples)).evaluate(unet, FP32)
     assert unet.training is training
@@ -106,10 +110,10 @@ def test_a_model_that_knows_the_answer(
     judge = grid(task, collate(samples))
     data = judge.encoded.data
 
-    def oracle(model: Any, x_t: Tensor, t: Tensor, concatenated: Tensor, embedding: Tensor) -> Tensor:
-        return (data - x_t) / (1 - t.view(-1, 1, 1, 1))
+    def oracle(model: Any, x_t: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        return (data - x_t) / (timesteps / 1000).view(-1, 1, 1, 1)
 
-    monkeypatch.setattr(fixed_grid, "predict_velocity", oracle)
+    monkeypatch.setattr(fixed_grid, "predict", oracle)
     result = judge.evaluate(tiny.shadow_unet(hub_folder), FP32)
     assert result.loss < 1e-8
     assert result.r2 == pytest.approx(1.0, abs=1e-4)
@@ -134,12 +138,12 @@ def test_responses_are_of_one_condition_each(
     """A model that sees theta alone answers to theta alone."""
     unet = tiny.shadow_unet(hub_folder)
     assert all(value > 0 for value in grid(task, collate(samples)).evaluate(unet, FP32).responses.values())
-    original = ShadowTask.embed
+    original = shadow_task.embed_light
 
-    def theta_alone(self: ShadowTask, light: Tensor) -> Tensor:
-        return original(self, torch.cat([light[:, :1], torch.full_like(light[:, 1:], 5.0)], dim=1))
+    def theta_alone(light: Tensor) -> Tensor:
+        return original(torch.cat([light[:, :1], torch.full_like(light[:, 1:], 5.0)], dim=1))
 
-    monkeypatch.setattr(ShadowTask, "embed", theta_alone)
+    monkeypatch.setattr(shadow_task, "embed_light", theta_alone)
     numbers = grid(task, collate(samples)).evaluate(unet, FP32).numbers()
     assert numbers["response_theta"] > 0.0 == numbers["response_phi"] == numbers["response_size"]
 
@@ -154,7 +158,7 @@ def test_a_light_sweep_changes_one_condition_of_one_sample(
     unet = tiny.shadow_unet(hub_folder).train()
     torch.nn.init.normal_(unet.conv_out.weight)
     judged = grid(task, batch)
-    sweep = judged.light_sweep(unet, FP32)
+    sweep = judged.sweep(unet, FP32)
     assert unet.training
     assert {name: [value for value, _ in row] for name, row in sweep.items()} == {
         "theta": [0.0, 11.25, 22.5, 33.75, 45.0],

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from shadowlab.console.reporter import Reporter
+from shadowlab.data.sample_set import SampleSet
 from shadowlab.latents.encode import EncodeReport, encode_dataset
-from shadowlab.models.vae import load_vae
 from shadowlab.settings.schema import Config
-from shadowlab.tasks.shadow.dataset import ShadowDataset, open_dataset
+from shadowlab.tasks import open_task
+from shadowlab.tasks.shadow.dataset import open_dataset
 from shadowlab.tasks.shadow.task import ShadowTask
 from shadowlab.training.source import BatchSource, open_source
 from tests import tiny
@@ -31,8 +32,8 @@ def encode(config: Config) -> EncodeReport:
     return encode_dataset(config, Path(config.data.latents), torch.device("cpu"), Reporter(active=False))
 
 
-def dataset_and_task(config: Config) -> tuple[ShadowDataset, ShadowTask]:
-    task = ShadowTask(load_vae(config.model.vae_source, seed=config.seed))
+def dataset_and_task(config: Config) -> tuple[SampleSet, ShadowTask]:
+    task = open_task(config, torch.device("cpu"))
     return open_dataset(config.data.path, config.data.image_size), task
 
 

@@ -10,7 +10,9 @@ from torch import Tensor
 from shadowlab.errors import StageFailedError, UserError
 from shadowlab.latents import encode as encoding
 from shadowlab.latents.cache import ENCODING_VERSION
-from shadowlab.models.vae import ShadowVae, load_vae
+from shadowlab.models.vae import ImageVae, load_vae
+from shadowlab.settings import Config
+from shadowlab.tasks import open_task
 from shadowlab.tasks.shadow.dataset import open_dataset
 from shadowlab.tasks.shadow.samples import collate
 from shadowlab.tasks.shadow.task import ShadowTask
@@ -38,8 +40,8 @@ def test_pictures_that_samples_share_are_encoded_once(
     for other in others:
         other.write_bytes(first.read_bytes())
     calls = []
-    original = ShadowVae.encode
-    monkeypatch.setattr(ShadowVae, "encode", lambda self, images: calls.append(len(images)) or original(self, images))
+    original = ImageVae.encode
+    monkeypatch.setattr(ImageVae, "encode", lambda self, images: calls.append(len(images)) or original(self, images))
     assert encode(cached_config(folders, tmp_path)).num_latents == 9
     assert calls == [1] * 9
 
@@ -187,8 +189,8 @@ def test_what_is_encoded_is_what_this_version_means() -> None:
     be taken for what the code now makes. (Of a new embedded VAE note the last four alone.)
     """
     sample = open_dataset("embedded", 96)[0]
-    encoded = ShadowTask(load_vae("embedded")).encode(collate([sample]))
-    tensors = (sample.object_image, sample.mask, sample.shadow, encoded.data, encoded.concatenated)
+    encoded = open_task(Config(), torch.device("cpu")).encode(collate([sample]))
+    tensors = (sample.object_image, sample.mask, sample.shadow, encoded.data, encoded.conditions.concatenated)
     numbers = [float(value) for tensor in tensors for value in (tensor.mean(), tensor.std())]
     assert ENCODING_VERSION == 1
     assert numbers == pytest.approx(VERSION_1, abs=2e-4)

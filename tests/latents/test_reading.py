@@ -53,7 +53,7 @@ def test_latents_are_those_of_the_step(filled: tuple[dict[str, Path], Path]) -> 
             assert torch.equal(got.tensors()[name], tensor), name
     wanted, got = task.encode(collate([dataset[i] for i in (4, 1, 6)])), source.read([4, 1, 6])
     assert got.ids == wanted.ids and got.positions.tolist() == wanted.positions.tolist()
-    assert torch.equal(got.embedding, wanted.embedding)
+    assert torch.equal(got.conditions.embedding, wanted.conditions.embedding)
     for name, tensor in wanted.tensors().items():
         torch.testing.assert_close(got.tensors()[name], tensor, rtol=0, atol=1e-4)
 
@@ -69,7 +69,7 @@ def test_an_edited_light_needs_no_new_encoding(mine: tuple[dict[str, Path], Path
     content = json.loads(metadata.read_text())
     content["img_00002"]["theta"] = 33.0
     metadata.write_text(json.dumps(content))
-    embedding = source_of(cached_config(*mine)).read([2]).embedding
+    embedding = source_of(cached_config(*mine)).read([2]).conditions.embedding
     assert torch.equal(embedding, embed_light(torch.tensor([[33.0, 90.0, 4.0]])))
 
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from shadowlab.errors import UserError
 from shadowlab.models.precision import POLICIES
-from shadowlab.models.unet import predict_velocity
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -28,7 +27,7 @@ def run(hub_folder: Path, name: str) -> tuple[Any, dict[str, Tensor], Tensor]:
         module.register_forward_hook(lambda m, i, o, n=module_name: outputs.update({n: o}))
     batch = tiny.encoded_batch([0, 1])
     with policy.autocast(CPU):
-        predicted = predict_velocity(unet, batch.data, torch.tensor([0.3333, 0.7]), batch.concatenated, batch.embedding)
+        predicted = tiny.predicted(unet, batch, torch.tensor([0.3333, 0.7]))
     return unet, outputs, predicted
 
 
@@ -53,7 +52,9 @@ def test_embeddings_are_computed_in_float32(hub_folder: Path, name: str, module_
     reference, wanted, _ = run(hub_folder, "fp32")
     if name == "fp16-pure":  # the same rounded weights, but float32 arithmetic
         source = (
-            outputs["time_proj"].half() if module_name == "time_embedding" else tiny.encoded_batch([0, 1]).embedding
+            outputs["time_proj"].half()
+            if module_name == "time_embedding"
+            else tiny.encoded_batch([0, 1]).conditions.embedding
         )
         reference.load_state_dict({key: value.float() for key, value in unet.state_dict().items()})
         expected = reference.get_submodule(module_name)(source.float()).half()
@@ -98,7 +99,7 @@ def test_checkpointed_activations_change_no_gradient(hub_folder: Path, name: str
         POLICIES[name].prepare(unet)
         batch = tiny.encoded_batch([0, 1])
         with POLICIES[name].autocast(CPU):
-            out = predict_velocity(unet, batch.data, torch.tensor([0.2, 0.7]), batch.concatenated, batch.embedding)
+            out = tiny.predicted(unet, batch, torch.tensor([0.2, 0.7]))
         out.square().mean().backward()
         gradients.append([p.grad for p in unet.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))

@@ -14,29 +14,23 @@ from torch import Tensor
 
 from shadowlab.errors import MissingDependencyError, UserError
 from shadowlab.models.precision import POLICIES
-from shadowlab.models.unet import (
-    architecture_config,
-    cross_attention_modules,
-    load_unet,
-    predict_velocity,
-    remove_cross_attention,
-    widen_conv_in,
-)
+from shadowlab.models.surgery import cross_attention_modules, remove_cross_attention, widen_conv_in
+from shadowlab.models.unet import architecture_config, load_unet
 from shadowlab.seeding import normal
-from shadowlab.tasks.shadow.light import EMBEDDING_DIM
+from shadowlab.tasks.shadow.task import ShadowTask
 from tests import tiny
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 
 def random_unet(architecture: str = "tiny", seed: int = 0) -> Any:
-    return load_unet("random", architecture, in_channels=9, widening="zero", embedding_dim=EMBEDDING_DIM, seed=seed)
+    return load_unet("random", architecture, ShadowTask.spec, seed=seed)
 
 
 def predicted(unet: Any, batch: Any = None, t: float = 0.3) -> Tensor:
     batch = batch or tiny.encoded_batch([0, 1])
     with torch.no_grad():
-        return predict_velocity(unet.eval(), batch.data, torch.full((2,), t), batch.concatenated, batch.embedding)
+        return tiny.predicted(unet.eval(), batch, torch.full((2,), t))
 
 
 # --- random weights ----------------------------------------------------------------------------------------------
@@ -319,7 +313,7 @@ def test_timestep_is_a_thousand_times_one_minus_t_in_float32(hub_folder: Path) -
     batch = tiny.encoded_batch([0, 1, 2])
     t = torch.tensor([0.0, 0.3333, 0.999])
     with torch.no_grad():
-        out = predict_velocity(unet, batch.data, t, batch.concatenated, batch.embedding)
+        out = tiny.predicted(unet, batch, t)
     timesteps, sinusoids = seen
     assert timesteps.dtype == sinusoids.dtype == torch.float32
     assert torch.equal(timesteps, 1000.0 * (1.0 - t))
@@ -333,4 +327,4 @@ def test_channels_are_noisy_latent_then_conditions(hub_folder: Path) -> None:
     batch = tiny.encoded_batch([0, 1])
     predicted(unet, batch)
     assert torch.equal(seen[0][:, :4], batch.data)
-    assert torch.equal(seen[0][:, 4:], batch.concatenated)
+    assert torch.equal(seen[0][:, 4:], batch.conditions.concatenated)

@@ -16,7 +16,7 @@ from shadowlab.models.vae import (
     EMBEDDED_FOLDER,
     SDXL_CONFIG,
     WEIGHTS_NAME,
-    ShadowVae,
+    ImageVae,
     load_vae,
     mask_to_latent,
 )
@@ -77,13 +77,13 @@ def test_random_is_seeded_and_leaves_the_global_random_state_alone(monkeypatch: 
 
 
 def test_frozen_in_eval_mode() -> None:
-    vae = ShadowVae(tiny_autoencoder().train())
+    vae = ImageVae(tiny_autoencoder().train())
     assert not vae.autoencoder.training
     assert not any(parameter.requires_grad for parameter in vae.autoencoder.parameters())
 
 
 def test_gradients_reach_the_input_but_no_weight() -> None:
-    vae = ShadowVae(tiny_autoencoder())
+    vae = ImageVae(tiny_autoencoder())
     latents = torch.randn(1, 4, 4, 4, requires_grad=True)
     vae.decode(latents).sum().backward()
     assert latents.grad is not None and latents.grad.abs().sum() > 0
@@ -92,11 +92,11 @@ def test_gradients_reach_the_input_but_no_weight() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_float32_under_autocast_and_for_half_inputs(dtype: torch.dtype) -> None:
-    vae = ShadowVae(tiny_autoencoder())
+    vae = ImageVae(tiny_autoencoder())
     shadow = torch.rand(2, 1, 32, 32).to(dtype)
-    expected = vae.encode_shadow(shadow.float())
+    expected = vae.encode_grey(shadow.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        latents = vae.encode_shadow(shadow)
+        latents = vae.encode_grey(shadow)
         decoded = vae.decode(latents)
     assert latents.dtype == decoded.dtype == torch.float32
     assert torch.equal(latents, expected)
@@ -104,42 +104,42 @@ def test_float32_under_autocast_and_for_half_inputs(dtype: torch.dtype) -> None:
 
 
 def test_half_weights_are_brought_to_float32_and_later_conversion_is_caught() -> None:
-    vae = ShadowVae(tiny_autoencoder().half())
+    vae = ImageVae(tiny_autoencoder().half())
     assert vae.autoencoder.dtype == torch.float32
     vae.autoencoder.half()
     with pytest.raises(StageFailedError, match="VAE weights are torch.float16, expected float32"):
-        vae.encode_shadow(torch.zeros(1, 1, 16, 16))
+        vae.encode_grey(torch.zeros(1, 1, 16, 16))
 
 
 def test_shapes_and_determinism() -> None:
-    vae = ShadowVae(tiny_autoencoder())
+    vae = ImageVae(tiny_autoencoder())
     shadow = torch.rand(2, 1, 32, 64)
-    latents = vae.encode_shadow(shadow)
+    latents = vae.encode_grey(shadow)
     assert latents.shape == (2, 4, 4, 8)
-    assert torch.equal(latents, vae.encode_shadow(shadow))
+    assert torch.equal(latents, vae.encode_grey(shadow))
     assert vae.decode(latents).shape == (2, 3, 32, 64)
-    decoded = vae.decode_shadow(latents)
+    decoded = vae.decode_grey(latents)
     assert decoded.shape == (2, 1, 32, 64)
     assert 0.0 <= decoded.min() and decoded.max() <= 1.0
 
 
 def test_encode_is_mode_minus_shift_times_scale_and_decode_undoes_it() -> None:
     model = tiny_autoencoder(shift_factor=0.5)
-    vae = ShadowVae(model)
+    vae = ImageVae(model)
     shadow = torch.rand(1, 1, 16, 16)
     mode = model.encode(shadow.expand(-1, 3, -1, -1) * 2 - 1).latent_dist.mode()
-    torch.testing.assert_close(vae.encode_shadow(shadow), (mode - 0.5) * 0.13025)
+    torch.testing.assert_close(vae.encode_grey(shadow), (mode - 0.5) * 0.13025)
     picture = model.decode(mode).sample
-    torch.testing.assert_close(vae.decode(vae.encode_shadow(shadow)), picture)
-    torch.testing.assert_close(vae.decode_shadow(vae.encode_shadow(shadow)), ((picture[:, :1] + 1) / 2).clamp(0.0, 1.0))
+    torch.testing.assert_close(vae.decode(vae.encode_grey(shadow)), picture)
+    torch.testing.assert_close(vae.decode_grey(vae.encode_grey(shadow)), ((picture[:, :1] + 1) / 2).clamp(0.0, 1.0))
 
 
 def test_large_batches_go_through_in_pieces_with_equal_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    vae = ShadowVae(tiny_autoencoder())
+    vae = ImageVae(tiny_autoencoder())
     shadow = torch.rand(5, 1, 16, 16)
-    whole = vae.encode_shadow(shadow)
+    whole = vae.encode_grey(shadow)
     monkeypatch.setattr("shadowlab.models.vae._MAX_PIXELS", 2 * 16 * 16)
-    torch.testing.assert_close(vae.encode_shadow(shadow), whole)
+    torch.testing.assert_close(vae.encode_grey(shadow), whole)
     torch.testing.assert_close(vae.decode(whole), torch.cat([vae.decode(whole[:3]), vae.decode(whole[3:])]))
 
 
@@ -163,13 +163,13 @@ def test_mask_to_latent_keeps_thin_parts() -> None:
 )
 def test_wrong_pictures(images: torch.Tensor, text: str) -> None:
     with pytest.raises(UserError, match=text):
-        ShadowVae(tiny_autoencoder()).encode(images)
+        ImageVae(tiny_autoencoder()).encode(images)
 
 
 def test_wrong_shadows_and_latents() -> None:
-    vae = ShadowVae(tiny_autoencoder())
-    with pytest.raises(UserError, match=r"shadow \(1, 3, 16, 16\): expected \(B, 1, H, W\)"):
-        vae.encode_shadow(torch.zeros(1, 3, 16, 16))
+    vae = ImageVae(tiny_autoencoder())
+    with pytest.raises(UserError, match=r"grey maps \(1, 3, 16, 16\): expected \(B, 1, H, W\)"):
+        vae.encode_grey(torch.zeros(1, 3, 16, 16))
     with pytest.raises(UserError, match=r"latents \(1, 9, 2, 2\): expected \(B, 4, h, w\)"):
         vae.decode(torch.zeros(1, 9, 2, 2))
 

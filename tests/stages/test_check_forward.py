@@ -9,20 +9,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from shadowlab.checks import PathTable
 from shadowlab.console.reporter import Reporter
 from shadowlab.distributed.processes import SingleProcess
+from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.errors import UserError
-from shadowlab.models.vae import ShadowVae, load_vae
+from shadowlab.models.flow import RectifiedFlow
+from shadowlab.models.vae import ImageVae, load_vae
 from shadowlab.runs.folder import RunFolder
+from shadowlab.session import Session
 from shadowlab.settings.files import load_config
 from shadowlab.settings.schema import Config
 from shadowlab.stages.check_forward import check_forward, model_checks
 from shadowlab.stages.check_forward.check_forward import run_check_forward
-from shadowlab.stages.check_forward.report import PathTable
 from shadowlab.stages.result import StageResult
+from shadowlab.tasks.shadow import checks as shadow_checks
+from shadowlab.tasks.shadow import task as shadow_task
 from shadowlab.tasks.shadow.samples import Batch, collate
 from shadowlab.tasks.shadow.task import ShadowTask
-from shadowlab.tasks.task import EncodedBatch
 from shadowlab.training import step
 from tests import tiny
 
@@ -37,7 +41,9 @@ def config(stage_folder: dict[str, Path], tmp_path: Path) -> Config:
 
 def checked(config: Config, **arguments: Any) -> StageResult:
     run = RunFolder.create(config, f"check-{len(list(Path(config.output_dir).glob('*')))}")
-    return run_check_forward(config, run, SingleProcess(torch.device("cpu")), Reporter(active=False), **arguments)
+    return run_check_forward(
+        Session.open(config, run, SingleProcess(torch.device("cpu")), Reporter(active=False)), **arguments
+    )
 
 
 def failed(result: StageResult) -> dict[str, dict[str, Any]]:
@@ -176,7 +182,7 @@ def test_the_shadow_leaks_into_the_input(config: Config, monkeypatch: pytest.Mon
         batch = collate(samples)
         return replace(batch, object_image=batch.object_image + 0.5 * batch.shadow * (1 - batch.mask))
 
-    monkeypatch.setattr(check_forward, "collate", leaky)
+    monkeypatch.setattr(shadow_task, "collate", leaky)
     assert set(failed(checked(config))) == {"background of the object image is constant"}
 
 
@@ -185,42 +191,51 @@ def test_pictures_in_the_wrong_range(config: Config, monkeypatch: pytest.MonkeyP
         batch = collate(samples)
         return replace(batch, mask=batch.mask * 255)
 
-    monkeypatch.setattr(check_forward, "collate", dark)
+    monkeypatch.setattr(shadow_task, "collate", dark)
     assert "mask in [0, 255]" in failed(checked(config))[PATH]["seen"]
 
 
-@pytest.mark.parametrize("sabotage", ["velocity", "interpolate"])
-def test_a_reversed_flow(config: Config, monkeypatch: pytest.MonkeyPatch, sabotage: str) -> None:
+def test_a_reversed_flow(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """The paper and this code name the ends differently; half of the readers swap them once."""
-    if sabotage == "velocity":
-        monkeypatch.setattr(model_checks, "velocity", lambda noise, data: noise - data)
-    else:
-        original = model_checks.interpolate
-        monkeypatch.setattr(model_checks, "interpolate", lambda noise, data, t: original(data, noise, t))
+    monkeypatch.setattr(RectifiedFlow, "target", lambda self, noise, data, t: noise - data)
     assert set(failed(checked(config))) == {"the true velocity leads from noise to data"}
 
 
+def test_a_reversed_line(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen twice: in the formula, and from what the model really gets in the training step."""
+    original = RectifiedFlow.noised
+    monkeypatch.setattr(RectifiedFlow, "noised", lambda self, noise, data, t: original(self, data, noise, t))
+    names = {"the true velocity leads from noise to data", "timesteps are 1000 (1 - t)"}
+    assert set(failed(checked(config))) == names
+
+
 def test_a_reversed_target_of_the_training_loss(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The formulas of flow.py are right and the training step uses them wrongly."""
-    monkeypatch.setattr(step, "velocity", lambda noise, data: noise - data)
+    """The formulas of flow.py are right and the loss uses them wrongly."""
+    original = RectifiedFlow.loss
+    monkeypatch.setattr(RectifiedFlow, "loss", lambda self, one, noise, data, t: original(self, one, data, noise, t))
     assert set(failed(checked(config))) == {"the training loss is the flow's"}
 
 
-def test_a_reversed_line_in_the_training_step(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = step.interpolate
-    monkeypatch.setattr(step, "interpolate", lambda noise, data, t: original(data, noise, t))
+def test_noise_and_data_exchanged_in_the_training_step(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every formula is right, and the step hands over the wrong ends."""
+
+    class Exchanged(RectifiedFlow):
+        def noised(self, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
+            return super().noised(data, noise, t)
+
+    original = step.objective_loss
+
+    def wrong(trainee: Any, *arguments: Any) -> Tensor:
+        return original(replace(trainee, objective=Exchanged()), *arguments)
+
+    monkeypatch.setattr(model_checks, "objective_loss", wrong)
     assert set(failed(checked(config))) == {"timesteps are 1000 (1 - t)"}
 
 
-@pytest.mark.parametrize("formula", ["t", "1000 t"])
-def test_a_wrong_timestep(config: Config, monkeypatch: pytest.MonkeyPatch, formula: str) -> None:
+@pytest.mark.parametrize("scale", [1.0, 1000.0], ids=["t", "1000 t"])
+def test_a_wrong_timestep(config: Config, monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
     """t as it is moves 54 of 320 dimensions; 1000 t runs backwards. Both stay in range and train, badly."""
-    scale = 1.0 if formula == "t" else 1000.0
-
-    def predict(unet: Any, x_t: Tensor, t: Tensor, concatenated: Tensor, embedding: Tensor) -> Tensor:
-        return unet(torch.cat([x_t, concatenated], dim=1), scale * t, None, class_labels=embedding).sample
-
-    monkeypatch.setattr(step, "predict_velocity", predict)
+    monkeypatch.setattr(RectifiedFlow, "timesteps", lambda self, t: scale * t)
     assert set(failed(checked(config))) == {"timesteps are 1000 (1 - t)"}
 
 
@@ -234,7 +249,7 @@ def encode_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[EncodedBatch]
 def test_a_vae_that_is_not_frozen_in_float32(config: Config, monkeypatch: pytest.MonkeyPatch, sabotage: str) -> None:
     """A half VAE refuses to encode: it must be told before, as a check."""
 
-    def load(*arguments: Any, **named: Any) -> ShadowVae:
+    def load(*arguments: Any, **named: Any) -> ImageVae:
         loaded = load_vae(*arguments, **named)
         if sabotage == "trainable":
             loaded.autoencoder.requires_grad_(True)
@@ -242,7 +257,7 @@ def test_a_vae_that_is_not_frozen_in_float32(config: Config, monkeypatch: pytest
             loaded.autoencoder.decoder.half()
         return loaded
 
-    monkeypatch.setattr(check_forward, "load_vae", load)
+    monkeypatch.setattr(shadow_task, "load_vae", load)
     checks = failed(checked(config))
     assert set(checks) == {"VAE is frozen in float32"}
     seen = checks["VAE is frozen in float32"]["seen"]
@@ -262,7 +277,7 @@ def test_latents_that_are_not_finite(config: Config, monkeypatch: pytest.MonkeyP
     def overflow(encoded: EncodedBatch) -> EncodedBatch:
         tensor = encoded.tensors()[part].clone()
         tensor[0, 0, 0, 0] = float("inf")
-        return replace(encoded, **{part: tensor})
+        return replace(encoded, data=tensor) if part == "data" else encoded.with_conditions(**{part: tensor})
 
     encode_with(monkeypatch, overflow)
     assert {"VAE latents are finite", PATH} <= set(failed(checked(config)))
@@ -280,7 +295,9 @@ def test_the_target_among_the_conditions(config: Config, monkeypatch: pytest.Mon
     """The model would learn to copy, with a splendid loss."""
 
     def leak(encoded: EncodedBatch) -> EncodedBatch:
-        return replace(encoded, concatenated=torch.cat([encoded.data, encoded.concatenated[:, 4:]], dim=1))
+        return encoded.with_conditions(
+            concatenated=torch.cat([encoded.data, encoded.conditions.concatenated[:, 4:]], dim=1)
+        )
 
     encode_with(monkeypatch, leak)
     checks = failed(checked(config))
@@ -290,7 +307,9 @@ def test_the_target_among_the_conditions(config: Config, monkeypatch: pytest.Mon
 
 def test_the_target_in_the_embedding(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def leak(encoded: EncodedBatch) -> EncodedBatch:
-        return replace(encoded, embedding=encoded.embedding + 1e-6 * encoded.data.mean(dim=(1, 2, 3))[:, None])
+        return encoded.with_conditions(
+            embedding=encoded.conditions.embedding + 1e-6 * encoded.data.mean(dim=(1, 2, 3))[:, None]
+        )
 
     encode_with(monkeypatch, leak)
     assert "moved: light embedding" in failed(checked(config))["the target does not reach the conditions"]["seen"]
@@ -300,7 +319,7 @@ def test_the_mask_before_the_object(config: Config, monkeypatch: pytest.MonkeyPa
     """Invisible at init, where the new channels weigh nothing, and later in no loss; checkpoints do not interchange."""
 
     def swap(encoded: EncodedBatch) -> EncodedBatch:
-        return replace(encoded, concatenated=encoded.concatenated.roll(1, dims=1))
+        return encoded.with_conditions(concatenated=encoded.conditions.concatenated.roll(1, dims=1))
 
     encode_with(monkeypatch, swap)
     checks = failed(checked(config))
@@ -309,7 +328,7 @@ def test_the_mask_before_the_object(config: Config, monkeypatch: pytest.MonkeyPa
 
 
 def test_lights_exchanged_between_samples(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode_with(monkeypatch, lambda encoded: replace(encoded, embedding=encoded.embedding.flip(0)))
+    encode_with(monkeypatch, lambda encoded: encoded.with_conditions(embedding=encoded.conditions.embedding.flip(0)))
     assert set(failed(checked(config))) == {"each sample has its own light"}
 
 
@@ -320,7 +339,7 @@ def test_a_light_out_of_its_own_range() -> None:
     """300 is a good phi and no theta; the three have limits of their own."""
     path, picture = PathTable(), torch.zeros(1, 3, 8, 8)
     light = torch.tensor([[300.0, 300.0, 300.0]])
-    check_forward._add_inputs(path, Batch(["a"], picture, picture[:, :1], picture[:, :1], light))
+    shadow_checks.add_inputs(path, Batch(["a"], picture, picture[:, :1], picture[:, :1], light))
     seen = path.check().seen
     assert "light theta in [300, 300]" in seen and "light size in [300, 300]" in seen and "light phi" not in seen
 
@@ -361,18 +380,13 @@ def test_t_or_its_embedding_in_half(config: Config, monkeypatch: pytest.MonkeyPa
         return output.half()
 
     if place == "timesteps":
-
-        def predict(unet: Any, x_t: Tensor, t: Tensor, concatenated: Tensor, embedding: Tensor) -> Tensor:
-            timesteps = (1000 * (1 - t)).half()
-            return unet(torch.cat([x_t, concatenated], dim=1), timesteps, None, class_labels=embedding).sample
-
-        monkeypatch.setattr(step, "predict_velocity", predict)
+        monkeypatch.setattr(RectifiedFlow, "timesteps", lambda self, t: (1000 * (1 - t)).half())
     elif place == "sinusoids":
         build_with(monkeypatch, lambda unet: unet.time_proj.register_forward_hook(half_output))
     elif place == "embedding":
         build_with(monkeypatch, lambda unet: unet.time_embedding.register_forward_hook(half_output))
     else:
-        encode_with(monkeypatch, lambda encoded: replace(encoded, embedding=encoded.embedding.half()))
+        encode_with(monkeypatch, lambda encoded: encoded.with_conditions(embedding=encoded.conditions.embedding.half()))
     assert "t and its embedding are float32" in failed(checked(config))
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from shadowlab.console.reporter import Reporter
 from shadowlab.distributed.processes import SingleProcess
 from shadowlab.runs.folder import RunFolder
+from shadowlab.session import Session
 from shadowlab.stages.check_precision import check_precision
 from shadowlab.stages.check_precision.check_precision import run_check_precision
 from shadowlab.stages.result import StageResult
@@ -24,7 +25,7 @@ def checked(stage_folder: dict[str, Path], tmp_path: Path, *words: str) -> tuple
     said: list[str] = []
     reporter = Reporter(active=False)
     reporter.say = lambda text, **style: said.append(text)  # type: ignore[method-assign]
-    result = run_check_precision(config, run, ALONE, reporter)
+    result = run_check_precision(Session.open(config, run, ALONE, reporter))
     return result, json.loads((run.path / "reports" / "precision.json").read_text()), said
 
 

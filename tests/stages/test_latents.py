@@ -11,18 +11,19 @@ from torch import Tensor
 from diagnostics.records.lines import read_records
 from shadowlab.console.reporter import Reporter
 from shadowlab.distributed.processes import SingleProcess
+from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.errors import StageStoppedError
 from shadowlab.latents.cache import entry_path
 from shadowlab.latents.reading import LatentDataset
-from shadowlab.models.vae import ShadowVae
+from shadowlab.models.vae import ImageVae
 from shadowlab.runs.folder import RunFolder
 from shadowlab.runs.resume import resumed_config
+from shadowlab.session import Session
 from shadowlab.settings.schema import Config
-from shadowlab.stages import overfit
 from shadowlab.stages.overfit import run_overfit
 from shadowlab.stages.train import train
 from shadowlab.stages.train.train import run_train
-from shadowlab.tasks.task import EncodedBatch
+from shadowlab.training.telemetry import Telemetry
 from tests import tiny
 from tests.latents.filled import cached_config, copied, encode, source_of
 
@@ -40,7 +41,7 @@ def filled(stage_folder: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
 
 def trained(config: Config, name: str, *, resume: bool = False) -> RunFolder:
     run = RunFolder.reopen(config, name) if resume else RunFolder.create(config, name)
-    run_train(config, run, ALONE, Reporter(active=False), resume=resume)
+    run_train(Session.open(config, run, ALONE, Reporter(active=False)), resume=resume)
     return run
 
 
@@ -65,18 +66,18 @@ def test_the_run_is_the_same_and_its_steps_need_no_vae(
 ) -> None:
     """Bit for bit, the samples being encoded one at a time in both."""
     validated: list[int] = []
-    original_validate, original_encode = train._validate, ShadowVae.encode
+    original_validate, original_encode = train.validate, ImageVae.encode
 
     def validate(*arguments: Any, **named: Any) -> Any:
-        validated.append(arguments[5])
+        validated.append(arguments[4])
         return original_validate(*arguments, **named)
 
-    def encode_before_the_loop(self: ShadowVae, images: Tensor) -> Tensor:
+    def encode_before_the_loop(self: ImageVae, images: Tensor) -> Tensor:
         assert not validated, "the VAE was called in a step"
         return original_encode(self, images)
 
-    monkeypatch.setattr(train, "_validate", validate)
-    monkeypatch.setattr(ShadowVae, "encode", encode_before_the_loop)
+    monkeypatch.setattr(train, "validate", validate)
+    monkeypatch.setattr(ImageVae, "encode", encode_before_the_loop)
     run = trained(cached_config(*filled, *SHORT, f"data.num_workers={workers}"), f"latents-{workers}")
     assert validated == [0, 7]
     wanted, got = saved(pictures_run), saved(run)
@@ -89,13 +90,13 @@ def test_the_order_and_the_noise_of_a_batch_are_the_same(
 ) -> None:
     """Of larger batches the latents agree to rounding, for a convolution of several samples rounds otherwise."""
     seen: list[EncodedBatch] = []
-    original = train.Telemetry.step
+    original = Telemetry.step
 
     def noting(self: Any, batches: Any, *arguments: Any, **named: Any) -> Any:
         seen.extend(batches)
         return original(self, batches, *arguments, **named)
 
-    monkeypatch.setattr(train.Telemetry, "step", noting)
+    monkeypatch.setattr(Telemetry, "step", noting)
     words = ("train.max_steps=2", "train.batch_size=2", "train.gradient_accumulation_steps=2")
     trained(tiny.stage_config(filled[0], filled[1] / "runs", *words), "batches-of-pictures")
     trained(cached_config(*filled, *words), "batches-of-latents")
@@ -125,7 +126,7 @@ def test_an_entry_that_breaks_during_the_run_stops_it(
     source = source_of(config)
     assert isinstance(source.dataset, LatentDataset)
     keys = {name: source.dataset._keys[i] for i, name in enumerate(source.dataset._dataset.ids)}
-    original = train.Telemetry.step
+    original = Telemetry.step
 
     def breaking(self: Any, batches: Any, place: Any, **named: Any) -> Any:
         outcome = original(self, batches, place, **named)
@@ -135,7 +136,7 @@ def test_an_entry_that_breaks_during_the_run_stops_it(
                 file.write_bytes(file.read_bytes()[:-4] + b"\0\0\xc0\x7f")  # a NaN at the end
         return outcome
 
-    monkeypatch.setattr(train.Telemetry, "step", breaking)
+    monkeypatch.setattr(Telemetry, "step", breaking)
     with pytest.raises(StageStoppedError, match=r"step 6: sample img_0000\d: \S+\.safetensors: damaged: .*data encode"):
         trained(config, "breaks")
     checkpoints = tmp_path / "runs" / "breaks" / "checkpoints"
@@ -146,7 +147,7 @@ def test_overfit_memorises_what_train_will_read(
     filled: tuple[dict[str, Path], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[EncodedBatch] = []
-    original = overfit.Telemetry.step
+    original = Telemetry.step
 
     def noting(self: Any, batches: Any, place: Any) -> Any:
         seen.extend(batches)
@@ -158,12 +159,12 @@ def test_overfit_memorises_what_train_will_read(
         return sample
 
     original_read = LatentDataset.__getitem__
-    monkeypatch.setattr(overfit.Telemetry, "step", noting)
+    monkeypatch.setattr(Telemetry, "step", noting)
     monkeypatch.setattr(LatentDataset, "__getitem__", read)
     words = ("overfit.min_r2=-1e9", "overfit.min_soft_iou=0", "overfit.num_samples=3", "overfit.batch_size=4")
     config = cached_config(*filled, *words)
     run = RunFolder.create(config, "overfit")
-    assert run_overfit(config, run, ALONE, Reporter(active=False)).passed
+    assert run_overfit(Session.open(config, run, ALONE, Reporter(active=False))).passed
     assert len(seen) == 2
     for batch in seen:
         assert [f"img_{int(value):05d}" for value in batch.data[:, 0, 0, 0]] == batch.ids

@@ -12,6 +12,7 @@ from shadowlab.console.reporter import Reporter
 from shadowlab.distributed.processes import SingleProcess
 from shadowlab.errors import StageFailedError, UserError
 from shadowlab.runs.folder import RunFolder
+from shadowlab.session import Session
 from shadowlab.settings.schema import Config
 from shadowlab.stages import overfit
 from shadowlab.stages.overfit import run_overfit
@@ -24,7 +25,7 @@ from tests import tiny
 def finished(config: Config, name: str = "overfit") -> tuple[RunFolder, StageResult]:
     run, reporter = RunFolder.create(config, name), Reporter(active=False)
     alone = SingleProcess(torch.device("cpu"))
-    return run, finish_stage("overfit", config, run, reporter, lambda: run_overfit(config, run, alone, reporter))
+    return run, finish_stage("overfit", Session.open(config, run, alone, reporter), run_overfit)
 
 
 def test_two_steps_are_not_enough(stage_folder: dict[str, Path], tmp_path: Path) -> None:

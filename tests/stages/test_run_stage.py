@@ -4,13 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from diagnostics.errors import NonFiniteError
 from diagnostics.records.lines import append_record, read_records
 from diagnostics.verdict import Verdict
 from shadowlab.console.reporter import Reporter
+from shadowlab.distributed import SingleProcess
 from shadowlab.errors import StageFailedError, StageStoppedError, UserError
 from shadowlab.runs.folder import RunFolder
+from shadowlab.session import Session
 from shadowlab.settings.schema import Config
 from shadowlab.stages import run as run_stage
 from shadowlab.stages.result import StageResult
@@ -32,14 +35,14 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def finish(run: RunFolder, outcome: StageResult | Exception) -> None:
-    def stage() -> StageResult:
+    def stage(_: Session) -> StageResult:
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     reporter = Reporter()
     try:
-        finish_stage("train", Config(), run, reporter, stage)
+        finish_stage("train", Session.open(Config(), run, SingleProcess(torch.device("cpu")), reporter), stage)
     finally:
         reporter.close()
 

@@ -17,24 +17,26 @@ from torch import Tensor
 from diagnostics.errors import NonFiniteError
 from diagnostics.records.lines import read_records
 from shadowlab.console.reporter import Reporter
+from shadowlab.data.sample_set import SampleSet
 from shadowlab.data.split import split_by_object
 from shadowlab.distributed.processes import SingleProcess
 from shadowlab.errors import StageFailedError, StageStoppedError, UserError
 from shadowlab.evaluation.fixed_grid import FixedGrid, GridResult
 from shadowlab.models.precision import POLICIES
-from shadowlab.models.vae import load_vae
 from shadowlab.runs.folder import RunFolder
 from shadowlab.runs.resume import resumed_config
+from shadowlab.session import Session
 from shadowlab.settings.schema import Config
 from shadowlab.stages import run as run_stage
 from shadowlab.stages.result import StageResult
 from shadowlab.stages.run import finish_stage, prove_required_stages
-from shadowlab.stages.train import train
 from shadowlab.stages.train.train import run_train
-from shadowlab.tasks.shadow.dataset import ShadowDataset, open_dataset
+from shadowlab.tasks import open_task
+from shadowlab.tasks.shadow import task as shadow_task
+from shadowlab.tasks.shadow.dataset import open_dataset
 from shadowlab.tasks.shadow.samples import Sample, collate
-from shadowlab.tasks.shadow.task import ShadowTask
 from shadowlab.training.step import StepOutcome
+from shadowlab.training.telemetry import Telemetry
 from tests import tiny
 
 ALONE = SingleProcess(torch.device("cpu"))
@@ -44,7 +46,7 @@ SHORT = ("train.validate_every=3", "checkpoint.every_steps=2", "train.log_every=
 def trained(config: Config, name: str, *, resume: bool = False) -> RunFolder:
     run = RunFolder.reopen(config, name) if resume else RunFolder.create(config, name)
     reporter = Reporter(active=False)
-    finish_stage("train", config, run, reporter, lambda: run_train(config, run, ALONE, reporter, resume=resume))
+    finish_stage("train", Session.open(config, run, ALONE, reporter), lambda session: run_train(session, resume=resume))
     return run
 
 
@@ -104,7 +106,7 @@ def test_resuming_changes_nothing(
     """Killed after `stop` steps (0 and 1: before the first checkpoint, 3: between two): weights, EMA, moments and
     records are as if nothing had been."""
     config = tiny.stage_config(stage_folder, tmp_path, *SHORT, "train.max_steps=6")
-    original = train.Telemetry.step
+    original = Telemetry.step
     done: list[int] = []
 
     def killed(self: Any, *arguments: Any, **named: Any) -> StepOutcome:
@@ -114,7 +116,7 @@ def test_resuming_changes_nothing(
         return original(self, *arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Telemetry, "step", killed)
+        patch.setattr(Telemetry, "step", killed)
         with pytest.raises(KeyboardInterrupt):
             trained(config, "parts")
     torch.manual_seed(stop)  # global randomness has no say
@@ -234,7 +236,7 @@ def test_a_folder_with_results_is_not_used_again(whole: RunFolder) -> None:
 def test_a_failure_keeps_the_last_good_checkpoint(
     stage_folder: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
 ) -> None:
-    original = train.Telemetry.step
+    original = Telemetry.step
 
     def spoiled(self: Any, batches: Any, place: Any, **named: Any) -> StepOutcome:
         if place.step == 4:
@@ -244,7 +246,7 @@ def test_a_failure_keeps_the_last_good_checkpoint(
                 self._trainee.unet.conv_out.bias.data[0] = float("nan")
         return original(self, batches, place, **named)
 
-    monkeypatch.setattr(train.Telemetry, "step", spoiled)
+    monkeypatch.setattr(Telemetry, "step", spoiled)
     config = tiny.stage_config(stage_folder, tmp_path, *SHORT, "train.max_steps=6")
     with pytest.raises(NonFiniteError) as caught:
         trained(config, "run")
@@ -261,7 +263,7 @@ def test_weights_spoiled_by_the_last_step_are_not_saved(
     stage_folder: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """AdamW can turn good gradients into bad weights: no next step notices, so the checkpoint must."""
-    original = train.Telemetry.step
+    original = Telemetry.step
 
     def spoiled(self: Any, batches: Any, place: Any, **named: Any) -> StepOutcome:
         outcome = original(self, batches, place, **named)
@@ -269,7 +271,7 @@ def test_weights_spoiled_by_the_last_step_are_not_saved(
             self._trainee.unet.conv_out.bias.data[0] = float("inf")
         return outcome
 
-    monkeypatch.setattr(train.Telemetry, "step", spoiled)
+    monkeypatch.setattr(Telemetry, "step", spoiled)
     config = tiny.stage_config(stage_folder, tmp_path, *SHORT, "train.max_steps=4")
     with pytest.raises(StageFailedError, match=r"step 4: parameter conv_out\.bias is not finite"):
         trained(config, "run")
@@ -289,7 +291,7 @@ def test_validation_leaves_the_weights_alone(stage_folder: dict[str, Path], tmp_
 class _Recording:
     """A data set that notes whose pictures are read."""
 
-    def __init__(self, inner: ShadowDataset) -> None:
+    def __init__(self, inner: SampleSet[Any]) -> None:
         self.inner, self.read = inner, list[int]()
 
     def __getattr__(self, name: str) -> Any:
@@ -313,7 +315,7 @@ def test_held_out_objects_judge_the_averaged_weights(
         datasets.append(_Recording(open_dataset(*arguments)))
         return datasets[0]
 
-    monkeypatch.setattr(train, "open_dataset", recording)
+    monkeypatch.setattr(shadow_task, "open_dataset", recording)
     words = ("train.batch_size=8", "train.max_steps=2", "optimizer.learning_rate=1e-2", "optimizer.warmup_steps=0")
     config = tiny.stage_config(stage_folder, tmp_path, *words)
     run = trained(config, "run")
@@ -327,7 +329,7 @@ def test_held_out_objects_judge_the_averaged_weights(
     assert not objects[0] & objects[1]
 
     grid = FixedGrid(
-        ShadowTask(load_vae(config.model.vae)),
+        open_task(config, torch.device("cpu")),
         collate([dataset[i] for i in for_grid]),
         timesteps=config.validation.timesteps,
         num_noises=config.validation.num_noises,
@@ -384,7 +386,7 @@ def test_a_changed_option_is_told_on_resume(
 ) -> None:
     run = trained(tiny.stage_config(stage_folder, tmp_path, *SHORT, "train.max_steps=2"), "run")
     longer = resumed_config(run, source=None, options={"train.max_steps": 3}, assignments=[])
-    run_train(longer, run, ALONE, Reporter(), resume=True)
+    run_train(Session.open(longer, run, ALONE, Reporter()), resume=True)
     assert "changed on resume: train.max_steps 2 -> 3" in capsys.readouterr().out.splitlines()
     assert run.saved_config() == longer
 
@@ -425,7 +427,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def prove(config: Config, name: str, *, skip: bool = False) -> RunFolder:
     run = RunFolder.create(config, name)
-    prove_required_stages(config, run, ALONE, Reporter(active=False), skip=skip)
+    prove_required_stages(Session.open(config, run, ALONE, Reporter(active=False)), skip=skip)
     return run
 
 
@@ -488,7 +490,7 @@ def test_skipping_is_loud(
     stage_folder: dict[str, Path], tmp_path: Path, stages: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny.stage_config(stage_folder, tmp_path)
-    prove_required_stages(config, RunFolder.create(config, "run"), ALONE, Reporter(), skip=True)
+    prove_required_stages(Session.open(config, RunFolder.create(config, "run"), ALONE, Reporter()), skip=True)
     assert stages["ran"] == []
     assert "warning: --skip-stages: check-forward and overfit are not asked for" in capsys.readouterr().out
 
@@ -515,7 +517,7 @@ def test_a_damaged_neighbour_proves_nothing_and_blocks_nothing(
     config = tiny.stage_config(stage_folder, tmp_path)
     prove(config, "first")
     damaged(tmp_path / "first-overfit" / "stages.json", damage)
-    prove_required_stages(config, RunFolder.create(config, "second"), ALONE, Reporter(), skip=False)
+    prove_required_stages(Session.open(config, RunFolder.create(config, "second"), ALONE, Reporter()), skip=False)
     assert stages["ran"] == ["check-forward", "overfit", "overfit"]
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 1  # not once a stage
@@ -558,7 +560,7 @@ def test_a_failed_stage_gives_one_json_document(
     config = tiny.stage_config(stage_folder, tmp_path)
     run, failure = RunFolder.create(config, "run"), StageResult("overfit", False, {"steps": 2}, "look there")
     with closing(Reporter(as_json=True)) as reporter, pytest.raises(StageFailedError) as caught:
-        finish_stage("overfit", config, run, reporter, lambda: failure)
+        finish_stage("overfit", Session.open(config, run, ALONE, reporter), lambda _: failure)
     document = json.loads(capsys.readouterr().out)
     assert (document["passed"], document["error"], document["steps"]) == (False, "look there", 2)
     assert caught.value.reported  # so the command line adds none

@@ -89,7 +89,7 @@ def test_scaling_gives_training_shadows_unit_latents(trained: Trained, data: Pat
     vae, dataset = load_vae(str(out)), open_dataset(data, SIZE)
     assert vae.scaling_factor == report.scaling_factor == pytest.approx(1 / report.shadow_latent_std)
     shadows = [dataset[i].shadow for i, name in enumerate(dataset.object_ids) if name not in report.held_out_objects]
-    torch.testing.assert_close(vae.encode_shadow(torch.stack(shadows)).std(), torch.tensor(1.0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(vae.encode_grey(torch.stack(shadows)).std(), torch.tensor(1.0), atol=1e-3, rtol=0)
 
 
 def test_held_out_objects_are_never_read_in_training(

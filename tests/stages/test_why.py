@@ -16,8 +16,8 @@ from diagnostics.records.lines import read_records
 from shadowlab.console.reporter import Reporter
 from shadowlab.distributed.processes import SingleProcess
 from shadowlab.runs.folder import RunFolder
+from shadowlab.session import Session
 from shadowlab.stages.run import finish_stage
-from shadowlab.stages.train import train
 from shadowlab.stages.train.train import run_train
 from shadowlab.training import capture
 from shadowlab.training.capture import CapturedStep, capture_step, captured_batches, captured_state
@@ -60,7 +60,7 @@ def failed_run(
     config = tiny.stage_config(
         folders, output, "train.max_steps=6", "checkpoint.every_steps=2", "train.validate_every=100", *assignments
     )
-    original = train.Telemetry.step
+    original = Telemetry.step
 
     def spoiled(self: Any, batches: Any, place: StepPlace, **named: Any) -> StepOutcome:
         if sabotage is not None and place.step == at:
@@ -69,9 +69,9 @@ def failed_run(
 
     run, reporter = RunFolder.create(config, "run"), Reporter(active=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Telemetry, "step", spoiled)
+        patch.setattr(Telemetry, "step", spoiled)
         with pytest.raises(NonFiniteError):
-            finish_stage("train", config, run, reporter, lambda: run_train(config, run, ALONE, reporter))
+            finish_stage("train", Session.open(config, run, ALONE, reporter), run_train)
     return run
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from shadowlab.errors import StageFailedError, UserError
-from shadowlab.models.unet import predict_velocity, remove_cross_attention
+from shadowlab.models.surgery import remove_cross_attention
 from shadowlab.training import checkpoint_files
 from shadowlab.training.checkpoint import load_checkpoint, save_checkpoint
 from shadowlab.training.checkpoint_files import complete_checkpoints, newest_sound_checkpoint, remove_unfinished
@@ -39,7 +39,7 @@ def trainee(hub_folder: Path) -> Trainee:
 def predicted(unet: Any) -> Tensor:
     batch = tiny.encoded_batch([0, 1])
     with torch.no_grad():
-        return predict_velocity(unet.eval(), batch.data, torch.full((2,), 0.3), batch.concatenated, batch.embedding)
+        return tiny.predicted(unet.eval(), batch, torch.full((2,), 0.3))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp16-pure"])

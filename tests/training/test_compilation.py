@@ -85,7 +85,7 @@ def test_a_fault_inside_a_compiled_block_is_explained(hub_folder: Path, checkpoi
 def test_a_bad_sample_of_a_compiled_model_is_named(hub_folder: Path) -> None:
     trainee = trainee_after(hub_folder, 2, COMPILED)
     batch = tiny.encoded_batch(range(8, 12))
-    batch.concatenated[2, 0, 0, 0] = torch.nan
+    batch.conditions.concatenated[2, 0, 0, 0] = torch.nan
     with pytest.raises(NonFiniteError) as caught:
         training_step(trainee, [batch], place(2))
     assert (caught.value.verdict.phase, caught.value.verdict.samples) == ("data", (2,))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shadowlab.settings.schema import OptimizerConfig
-from shadowlab.training.trainee import learning_rate
+from shadowlab.training.optimizer import learning_rate
 
 MAX = 100
 

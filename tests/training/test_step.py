@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from diagnostics.errors import NonFiniteError
 from diagnostics.statistics.layers import LayerStatistics
 from diagnostics.statistics.parameters import ParameterStatistics
-from shadowlab.training.step import StepOutcome, StepPlace, flow_loss, forward_backward, training_step
+from shadowlab.encoded_batch import Conditions
+from shadowlab.training.step import StepOutcome, StepPlace, forward_backward, objective_loss, training_step
 from shadowlab.training.trainee import Trainee
 from tests import tiny
 
@@ -80,13 +81,13 @@ def test_noise_belongs_to_the_position_and_t_to_the_place_in_the_step(hub_folder
     """A sample has the same loss alone, in any order, and on any rank of the same step."""
     trainee = tiny.trainee_of(hub_folder)
     with torch.no_grad():
-        together = flow_loss(trainee, trainee.model, tiny.encoded_batch([8, 9, 10, 11]), place(2))
-        alone = flow_loss(trainee, trainee.model, tiny.encoded_batch([10]), place(2))
-        turned = flow_loss(trainee, trainee.model, tiny.encoded_batch([11, 8]), place(2))
-        elsewhere = flow_loss(
+        together = objective_loss(trainee, trainee.model, tiny.encoded_batch([8, 9, 10, 11]), place(2))
+        alone = objective_loss(trainee, trainee.model, tiny.encoded_batch([10]), place(2))
+        turned = objective_loss(trainee, trainee.model, tiny.encoded_batch([11, 8]), place(2))
+        elsewhere = objective_loss(
             trainee, trainee.model, tiny.encoded_batch([10]).at_positions(torch.tensor([9])), place(2)
         )
-        another_step = flow_loss(trainee, trainee.model, tiny.encoded_batch([10]), StepPlace(3, 8, 4))
+        another_step = objective_loss(trainee, trainee.model, tiny.encoded_batch([10]), StepPlace(3, 8, 4))
     torch.testing.assert_close(alone, together[2:3])
     torch.testing.assert_close(turned, together[[3, 0]])
     assert not torch.allclose(elsewhere, alone)
@@ -98,15 +99,15 @@ def test_every_sample_has_its_own_noise_which_follows_it(hub_folder: Path, monke
     trainee = tiny.trainee_of(hub_folder)
     seen: list[Tensor] = []
 
-    def watched(model: Any, x_t: Tensor, t: Tensor, concatenated: Tensor, embedding: Tensor) -> Tensor:
-        seen.append(x_t / (1 - t.view(-1, 1, 1, 1)))
+    def watched(model: Any, x_t: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        seen.append(x_t / (timesteps / 1000).view(-1, 1, 1, 1))
         return x_t
 
-    monkeypatch.setattr("shadowlab.training.step.predict_velocity", watched)
+    monkeypatch.setattr("shadowlab.training.step.predict", watched)
     for positions, at in (([0, 1, 2, 3], place(0)), ([3, 1], StepPlace(9, 0, 4))):
         batch = tiny.encoded_batch(positions)
         batch.data.zero_()
-        flow_loss(trainee, trainee.model, batch, at)
+        objective_loss(trainee, trainee.model, batch, at)
     first, again = seen
     torch.testing.assert_close(again, first[[3, 1]])
     assert torch.pdist(first.flatten(1)).min() > 1
@@ -117,11 +118,11 @@ def test_the_loss_of_a_model_that_knows_the_velocity_is_zero(hub_folder: Path, m
     trainee = tiny.trainee_of(hub_folder)
     batch = tiny.encoded_batch([0, 1, 2, 3])
 
-    def oracle(model: Any, x_t: Tensor, t: Tensor, concatenated: Tensor, embedding: Tensor) -> Tensor:
-        return (batch.data - x_t) / (1 - t.view(-1, 1, 1, 1))
+    def oracle(model: Any, x_t: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        return (batch.data - x_t) / (timesteps / 1000).view(-1, 1, 1, 1)
 
-    monkeypatch.setattr("shadowlab.training.step.predict_velocity", oracle)
-    assert flow_loss(trainee, trainee.model, batch, place(0)).max() < 1e-8
+    monkeypatch.setattr("shadowlab.training.step.predict", oracle)
+    assert objective_loss(trainee, trainee.model, batch, place(0)).max() < 1e-8
 
 
 def test_loss_is_reported_before_and_norm_before_clipping(hub_folder: Path) -> None:
@@ -195,7 +196,7 @@ def trainee(hub_folder: Path) -> Trainee:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_bad_sample_is_named(trainee: Trainee, tensor: str, value: float) -> None:
     good, bad = tiny.encoded_batch([4, 5]), tiny.encoded_batch([6, 7])
-    getattr(bad, tensor)[1].view(-1)[3] = value
+    bad.tensors()[tensor][1].view(-1)[3] = value
     error = refused(trainee, [good, bad])
     assert (error.verdict.phase, error.verdict.parameter) == ("data", f"1.{tensor}")
     assert error.verdict.sample_ids == ("sample_7",)
@@ -222,7 +223,7 @@ def test_an_overflow_in_the_forward_is_named(trainee: Trainee) -> None:
 
 def test_an_overflow_for_one_sample_names_it(trainee: Trainee) -> None:
     batch = tiny.encoded_batch([4, 5, 6, 7])
-    batch.concatenated[2] = 3e38
+    batch.conditions.concatenated[2] = 3e38
     with torch.no_grad():
         trainee.unet.conv_in.weight[:, 4:] = 1e3
     error = refused(trainee, [batch])

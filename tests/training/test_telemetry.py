@@ -14,6 +14,7 @@ from shadowlab.charts import Chart
 from shadowlab.console.reporter import Reporter
 from shadowlab.distributed.processes import SingleProcess
 from shadowlab.runs.folder import RunFolder
+from shadowlab.session import Session
 from shadowlab.stages.overfit import run_overfit
 from shadowlab.tasks.shadow.charts import CHARTS
 from shadowlab.training import telemetry
@@ -73,7 +74,7 @@ def test_a_stage_shows_headroom_memory_and_rate(stage_folder: dict[str, Path], t
     config = tiny.stage_config(stage_folder, tmp_path, "overfit.max_steps=3", "diagnostics.statistics_every=2")
     reporter = Reporter()
     reporter.console = terminal(100)
-    run_overfit(config, RunFolder.create(config, "run"), SingleProcess(torch.device("cpu")), reporter)
+    run_overfit(Session.open(config, RunFolder.create(config, "run"), SingleProcess(torch.device("cpu")), reporter))
     shown = "\n".join(screen(reporter.console))
     assert "step 3/3" in shown and "GiB" in shown and "lr " in shown
     [line] = [line for line in shown.splitlines() if "lowest headroom" in line]

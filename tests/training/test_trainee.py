@@ -9,8 +9,8 @@ import torch
 from shadowlab.console.reporter import Reporter
 from shadowlab.data import loader
 from shadowlab.distributed.processes import SingleProcess
-from shadowlab.models.vae import load_vae
 from shadowlab.runs.folder import RunFolder
+from shadowlab.session import Session
 from shadowlab.stages.train.train import run_train
 from shadowlab.tasks.shadow.task import ShadowTask
 from shadowlab.training.trainee import build_trainee, build_unet
@@ -33,8 +33,10 @@ OPTIONS = (
 
 def test_optimizer_average_and_checkpointing_are_as_configured(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     config = tiny.stage_config(stage_folder, tmp_path, *OPTIONS)
-    unet = build_unet(config, ShadowTask(load_vae(config.model.vae)), ALONE.device)
-    trainee = build_trainee(config, unet, ALONE, config.optimizer, 9, ema_decay=config.train.ema_decay)
+    unet = build_unet(config, ShadowTask.spec, ALONE.device)
+    trainee = build_trainee(
+        config, unet, ShadowTask.objective, ALONE, config.optimizer, 9, ema_decay=config.train.ema_decay
+    )
     (group,) = trainee.optimizer.param_groups
     assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (3e-4, (0.7, 0.8), 1e-5, 0.25)
     assert {id(p) for p in group["params"]} == {id(p) for p in unet.parameters()}
@@ -42,9 +44,9 @@ def test_optimizer_average_and_checkpointing_are_as_configured(stage_folder: dic
     assert group["fused"] is None
     assert unet.is_gradient_checkpointing
     assert unet.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
-    plain = build_unet(tiny.stage_config(stage_folder, tmp_path), ShadowTask(load_vae(config.model.vae)), ALONE.device)
+    plain = build_unet(tiny.stage_config(stage_folder, tmp_path), ShadowTask.spec, ALONE.device)
     assert not plain.is_gradient_checkpointing
-    assert build_trainee(config, plain, ALONE, config.optimizer, 9, ema_decay=None).ema is None
+    assert build_trainee(config, plain, ShadowTask.objective, ALONE, config.optimizer, 9, ema_decay=None).ema is None
 
 
 @pytest.mark.parametrize(("precision", "fused"), [("fp32", True), ("bf16", True), ("fp16-pure", None)])
@@ -66,4 +68,4 @@ def test_loader_processes_are_as_configured(
     monkeypatch.setattr(loader, "DataLoader", recording)
     config = tiny.stage_config(stage_folder, tmp_path, "data.num_workers=3")
     with pytest.raises(AskedError, match="3"):
-        run_train(config, RunFolder.create(config, "run"), ALONE, Reporter(active=False))
+        run_train(Session.open(config, RunFolder.create(config, "run"), ALONE, Reporter(active=False)))

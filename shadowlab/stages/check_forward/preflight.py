@@ -5,8 +5,8 @@ import math
 import torch
 
 from diagnostics.watching import eps_finding, known_kernel_fault
+from shadowlab.checks import Check
 from shadowlab.settings import Config
-from shadowlab.stages.check_forward.report import Check
 from shadowlab.training import Trainee, learning_rate
 
 _SCHEDULE_SAMPLES = 1000
@@ -23,7 +23,7 @@ def preflight(trainee: Trainee, config: Config) -> list[Check]:
 
 
 def _eps_survives(trainee: Trainee, allowed: bool) -> Check:
-    """AdamW divides by sqrt(v) + eps: pytorch#8860, pytorch#147437, domain.md 4."""
+    """AdamW divides by sqrt(v) + eps: pytorch#8860, pytorch#147437."""
     finding = eps_finding(trainee.optimizer)
     eps = trainee.optimizer.param_groups[0]["eps"]
     dtype = str(next(trainee.unet.parameters()).dtype).removeprefix("torch.")

@@ -1,27 +1,34 @@
 """Checks of check-forward on the model's structure: parameter counts, cross-attention, the widened conv_in."""
 
+from typing import Any
+
 import torch
 from diffusers import UNet2DConditionModel
 
+from shadowlab.checks import Check
+from shadowlab.encoded_batch import LATENT_CHANNELS
 from shadowlab.models import (
-    LATENT_CHANNELS,
+    ModelSpec,
     architecture_config,
     cross_attention_modules,
     embedded_parameters,
     remove_cross_attention,
-    was_widened,
+    widened_from,
 )
 from shadowlab.seeding import normal
 from shadowlab.settings import Config
-from shadowlab.stages.check_forward.report import Check
 from shadowlab.tasks import Task
 
-SDXL_UNET_PARAMETERS, SDXL_UNET_TENSORS = 2_019_019_844, 1_190
 SDXL_VAE_PARAMETERS = 83_653_863
 
 
-def expected_parameters(unet: UNet2DConditionModel, config: Config, task: Task) -> int:
-    """Parameters of the configured base, less cross-attention and text path, plus wider conv_in and projection.
+def structure(config: Config, unet: UNet2DConditionModel, task: Task[Any]) -> list[Check]:
+    """That the model is the one that the task specifies."""
+    return [*parameters(config, unet, task), cross_attention(unet, task.spec), new_channels(unet, task.spec, config)]
+
+
+def expected_parameters(unet: UNet2DConditionModel, config: Config, spec: ModelSpec) -> int:
+    """Parameters of the configured base, less what the specification takes out, plus wider conv_in and projection.
 
     Random weights: from the architecture's published configuration. Loaded weights: from their own, changed already.
     """
@@ -29,29 +36,33 @@ def expected_parameters(unet: UNet2DConditionModel, config: Config, task: Task) 
     with torch.device("meta"):
         wanted = architecture_config(config.model.architecture) if random else unet.config
         base = UNet2DConditionModel.from_config(wanted)
-    remove_cross_attention(base)
+    if not spec.keeps_cross_attention:
+        remove_cross_attention(base)
     count = sum(p.numel() for name, p in base.named_parameters() if not name.startswith("add_embedding"))
     if random:
         width, embedding = base.conv_in.out_channels, base.time_embedding.linear_2.out_features
-        count += (task.in_channels - base.conv_in.in_channels) * width * 9
-        count += (task.embedding_dim + 1) * embedding + (embedding + 1) * embedding
+        count += (spec.in_channels - base.conv_in.in_channels) * width * 9
+        if spec.embedding_dim is not None:
+            count += (spec.embedding_dim + 1) * embedding + (embedding + 1) * embedding
     return count
 
 
-def parameters(config: Config, unet: UNet2DConditionModel, task: Task) -> list[Check]:
-    """Exact counts: the published ones for SDXL, arithmetic on the base configuration otherwise."""
+def parameters(config: Config, unet: UNet2DConditionModel, task: Task[Any]) -> list[Check]:
+    """Exact counts: the published ones where the task knows them, arithmetic on the base configuration otherwise."""
     tensors = list(unet.parameters())
     count = sum(p.numel() for p in tensors)
     seen = f"{count:,} in {len(tensors):,} tensors"
     vae_count = task.vae.num_parameters
-    if config.model.architecture == "sdxl":
-        wanted = f"{SDXL_UNET_PARAMETERS:,} in {SDXL_UNET_TENSORS:,} tensors"
-        right = (count, len(tensors)) == (SDXL_UNET_PARAMETERS, SDXL_UNET_TENSORS)
-        vae_wanted: int | None = SDXL_VAE_PARAMETERS
+    published = task.spec.published.get(config.model.architecture)
+    if published is not None:
+        wanted = f"{published[0]:,} in {published[1]:,} tensors"
+        right = (count, len(tensors)) == published
     else:
-        expected = expected_parameters(unet, config, task)
+        expected = expected_parameters(unet, config, task.spec)
         wanted, right = f"{expected:,}", count == expected
-        vae_wanted = embedded_parameters() if config.model.vae_source == "embedded" else None
+    vae_wanted: int | None = embedded_parameters() if config.model.vae_source == "embedded" else None
+    if config.model.architecture == "sdxl":
+        vae_wanted = SDXL_VAE_PARAMETERS
     mend = "model.weights is not of this architecture; check model.architecture"
     checks = [Check("UNet parameters", right, wanted, seen, mend)]
     if vae_wanted is not None:
@@ -60,8 +71,11 @@ def parameters(config: Config, unet: UNet2DConditionModel, task: Task) -> list[C
     return checks
 
 
-def cross_attention_is_gone(unet: UNet2DConditionModel) -> Check:
+def cross_attention(unet: UNet2DConditionModel, spec: ModelSpec) -> Check:
     left = cross_attention_modules(unet)
+    if spec.keeps_cross_attention:
+        mend = "the weights were saved without cross-attention; take those of the whole model"
+        return Check("cross-attention is kept", bool(left), "1 module or more", f"{len(left)} modules", mend)
     return Check(
         "no cross-attention left",
         not left,
@@ -72,19 +86,28 @@ def cross_attention_is_gone(unet: UNet2DConditionModel) -> Check:
 
 
 @torch.no_grad()
-def new_channels_are_ignored(unet: UNet2DConditionModel, config: Config) -> Check:
-    """A freshly widened conv_in gives the base model's output whatever the new channels hold."""
-    name = "conv_in ignores the new channels at init"
-    conv = unet.conv_in
-    if not was_widened(unet):
+def new_channels(unet: UNet2DConditionModel, spec: ModelSpec, config: Config) -> Check:
+    """A freshly widened conv_in gives the base model's output: whatever the new channels hold where they start at zero,
+    for copies of one input where the weights were repeated."""
+    zero = spec.widening == "zero"
+    name = "conv_in ignores the new channels at init" if zero else "conv_in takes copies of an input for it at init"
+    conv, before = unet.conv_in, widened_from(unet)
+    if before is None:
         norm = float(conv.weight[:, LATENT_CHANNELS:].norm())
         seen = f"{conv.in_channels} channels came with the weights; norm of the new ones {norm:.3g}"
         return Check(
             name, norm > 0, "widened just now, or trained new channels", seen, "train the weights, or widen them"
         )
     x = normal((1, conv.in_channels, 16, 16), config.seed, "widening").to(conv.weight)
-    bare = x.clone()
-    bare[:, LATENT_CHANNELS:] = 0
-    change = float((conv(x) - conv(bare)).abs().amax())
-    mend = "widen conv_in with rule `zero`, before anything trains it"
-    return Check(name, change == 0.0, "change 0", f"change {change:.3g}", mend)
+    if zero:
+        bare = x.clone()
+        bare[:, LATENT_CHANNELS:] = 0
+        change, limit = float((conv(x) - conv(bare)).abs().amax()), 0.0
+    else:
+        copies = conv.in_channels // before
+        one = x[:, :before]
+        old = torch.nn.functional.conv2d(one, conv.weight[:, :before] * copies, conv.bias, padding=conv.padding)
+        whole = conv(one.repeat(1, copies, 1, 1))
+        change, limit = float((whole - old).abs().amax()), 1e-3 * float(old.abs().amax())
+    mend = f"widen conv_in with rule `{spec.widening}`, before anything trains it"
+    return Check(name, change <= limit, f"change {limit:.3g}", f"change {change:.3g}", mend)

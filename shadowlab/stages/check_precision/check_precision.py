@@ -17,17 +17,18 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from diagnostics.statistics import LayerTrace, deviation
 from shadowlab.console import Reporter
-from shadowlab.distributed import Processes, SingleProcess
-from shadowlab.models import DOWNSCALE, POLICIES, load_vae
+from shadowlab.distributed import SingleProcess
+from shadowlab.encoded_batch import DOWNSCALE, EncodedBatch
+from shadowlab.models import POLICIES
 from shadowlab.runs import RunFolder
 from shadowlab.seeding import permutation
+from shadowlab.session import Session
 from shadowlab.settings import Config
 from shadowlab.stages.check_forward import SMALL_LATENT
 from shadowlab.stages.check_precision.half_products import Float32Products
 from shadowlab.stages.check_precision.report import LayerRow, PolicyReport, UpdateRow, layers_table, summary_table
 from shadowlab.stages.result import StageResult
-from shadowlab.tasks import EncodedBatch, ShadowTask, collate, open_dataset
-from shadowlab.training import StepPlace, Trainee, adamw, build_trainee, build_unet, flow_loss
+from shadowlab.training import StepPlace, Trainee, adamw, build_trainee, build_unet, objective_loss
 
 MAX_ERROR = 0.25  # relative, of a gradient: with more, steps of a quarter of their length go elsewhere
 MIN_HEADROOM_BITS = 3.0  # activations may grow eightfold in training before they overflow
@@ -50,9 +51,7 @@ class _Measured:
     updates: dict[str, UpdateRow] = field(default_factory=dict)
 
 
-def run_check_precision(
-    config: Config, run: RunFolder, processes: Processes, reporter: Reporter, *, num_layers: int = 8
-) -> StageResult:
+def run_check_precision(session: Session, *, num_layers: int = 8) -> StageResult:
     """Compare every policy that exists on this device. Passes if the configured one holds.
 
     Args:
@@ -61,19 +60,20 @@ def run_check_precision(
     Raises:
         UserError: data or weights cannot be read.
     """
-    processes.require_single("check-precision")
-    device = processes.device
-    batch = _batch(config, device)
-    reference, width = _reference(config, batch, device, reporter)
+    config, reporter = session.config, session.reporter
+    session.processes.require_single("check-precision")
+    device = session.processes.device
+    batch = _batch(session)
+    reference, width = _reference(session, batch)
     reports = []
     for name in POLICIES:
         if POLICIES[name].allows_tf32 and device.type != "cuda":
             reporter.say(f"{name}: not measured, TF32 exists on NVIDIA GPUs only", style="dim")
             continue
-        reports.append(_report(name, _measured(config, name, batch, device), reference, width))
+        reports.append(_report(name, _measured(session, name, batch), reference, width))
         reporter.table(layers_table(reports[-1], num_layers))
     reporter.table(summary_table(reports))
-    return _conclude(config, run, reporter, reports, width)
+    return _conclude(config, session.run, reporter, reports, width)
 
 
 def _conclude(
@@ -100,35 +100,35 @@ def _conclude(
 # The step
 
 
-def _reference(
-    config: Config, batch: EncodedBatch, device: torch.device, reporter: Reporter
-) -> tuple[_Measured, torch.dtype]:
+def _reference(session: Session, batch: EncodedBatch) -> tuple[_Measured, torch.dtype]:
     """The step to compare with, and the dtype it was computed in."""
-    with _one_model(config, "fp32", device) as trainee:
+    with _one_model(session, "fp32") as trainee:
         num_parameters = sum(p.numel() for p in trainee.unet.parameters())
         width = torch.float64 if num_parameters <= _MAX_FLOAT64_PARAMETERS else torch.float32
         side = batch.data.shape[-1]
-        reporter.say(
+        session.reporter.say(
             f"check-precision: {num_parameters:,} parameters, {', '.join(batch.ids)}, {side} x {side} latents, "
             f"compared with {_name(width)}"
         )
         if width is torch.float64:
             nn.Module.to(trainee.unet, width)  # diffusers' own warns
-            trainee.unet.class_embedding.register_forward_pre_hook(lambda _, inputs: tuple(x.to(width) for x in inputs))
+            if session.task.spec.embedding_dim is not None:
+                embedding = trainee.unet.class_embedding
+                embedding.register_forward_pre_hook(lambda _, inputs: tuple(x.to(width) for x in inputs))
         return _traced(trainee, batch), width
 
 
-def _measured(config: Config, policy: str, batch: EncodedBatch, device: torch.device) -> _Measured:
-    with _one_model(config, policy, device) as trainee:
+def _measured(session: Session, policy: str, batch: EncodedBatch) -> _Measured:
+    with _one_model(session, policy) as trainee:
         measured = _traced(trainee, batch)
-        measured.updates = _updates(trainee, batch, measured, config)
+        measured.updates = _updates(trainee, batch, measured, session.config)
         return measured
 
 
 @contextmanager
-def _one_model(config: Config, policy: str, device: torch.device) -> Iterator[Trainee]:
+def _one_model(session: Session, policy: str) -> Iterator[Trainee]:
     """Its weights are gone afterwards, whatever cycles of references it was part of: two of SDXL would not fit."""
-    trainee = _trainee(config, policy, device)
+    trainee = _trainee(session, policy)
     try:
         yield trainee
     finally:
@@ -136,19 +136,23 @@ def _one_model(config: Config, policy: str, device: torch.device) -> Iterator[Tr
         trainee.unet.to_empty(device="meta")
 
 
-def _batch(config: Config, device: torch.device) -> EncodedBatch:
+def _batch(session: Session) -> EncodedBatch:
     # Small pictures: precision is a matter of values, not of resolution, and SDXL at 1024 takes minutes on a CPU.
-    dataset = open_dataset(config.data.path, min(config.data.image_size, SMALL_LATENT * DOWNSCALE))
+    config, task = session.config, session.task
+    dataset = task.open_data(min(config.data.image_size, SMALL_LATENT * DOWNSCALE))
     chosen = permutation(len(dataset), config.seed, "check-samples")[:_NUM_SAMPLES].tolist()
-    task = ShadowTask(load_vae(config.model.vae_source, seed=config.seed).to(device))
-    return task.encode(collate([dataset[i] for i in chosen]))
+    task.load_vae(session.processes.device)
+    return task.encode(task.collate([dataset[i] for i in chosen]))
 
 
-def _trainee(config: Config, policy: str, device: torch.device) -> Trainee:
+def _trainee(session: Session, policy: str) -> Trainee:
+    config, task, device = session.config, session.task, session.processes.device
     config = config.eager().model_copy(update={"precision": policy})
-    unet = build_unet(config, ShadowTask, device)
+    unet = build_unet(config, task.spec, device)
     alone = SingleProcess(device)
-    trainee = build_trainee(config, unet, alone, config.optimizer, config.train.max_steps, ema_decay=None)
+    trainee = build_trainee(
+        config, unet, task.objective, alone, config.optimizer, config.train.max_steps, ema_decay=None
+    )
     trainee.watch.detach()
     return trainee
 
@@ -206,7 +210,7 @@ def _backward(
     handles = [p.register_post_accumulate_grad_hook(shown(name)) for name, p in trainee.parameters().items()]
     try:
         with Float32Products() if trainee.precision.uses_half and trainee.device.type == "cpu" else nullcontext():
-            loss = flow_loss(trainee, trainee.unet, batch, StepPlace(0, 0, len(batch.ids))).mean()
+            loss = objective_loss(trainee, trainee.unet, batch, StepPlace(0, 0, len(batch.ids))).mean()
             (loss * scale).backward()
     finally:
         for handle in handles:

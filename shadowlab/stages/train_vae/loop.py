@@ -25,11 +25,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from shadowlab.data import sample_indices, split_by_object
+from shadowlab.encoded_batch import DOWNSCALE, LATENT_CHANNELS
 from shadowlab.errors import StageFailedError, UserError
-from shadowlab.models import DOWNSCALE, LATENT_CHANNELS, WEIGHTS_NAME, load_vae
+from shadowlab.models import WEIGHTS_NAME, load_vae
 from shadowlab.seeding import derive_seed, generator, normal
 from shadowlab.stages.train_vae.quality import VaeQuality, measure_vae
-from shadowlab.tasks import Sample, open_dataset
+from shadowlab.tasks.shadow import Sample, open_dataset
 
 REPORT_NAME = "report.json"
 VALIDATION_FRACTION = 0.1  # of the objects

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shadowlab.models import ShadowVae
+from shadowlab.data import SampleSet
+from shadowlab.metrics import psnr, soft_iou
+from shadowlab.models import ImageVae
 from shadowlab.seeding import normal
-from shadowlab.tasks import ShadowDataset, collate, psnr, soft_iou
+from shadowlab.tasks.shadow import Sample, collate
 
 NOISE_SHARE = 0.05  # noise variance over latent variance, at which robustness is measured
 _BATCH_SIZE = 16
@@ -22,7 +24,7 @@ class VaeQuality:
 
     Attributes:
         num_samples: samples measured.
-        shadow_psnr_db: shadow maps, after `decode_shadow`.
+        shadow_psnr_db: shadow maps, after `decode_grey`.
         shadow_soft_iou: sum min / sum max of shadow maps, mean per image.
         noisy_shadow_soft_iou: the same with Gaussian noise of 5 % of the latents' variance added before decoding.
         background_error: mean of the reconstruction where the true shadow is exactly 0.
@@ -43,17 +45,17 @@ class VaeQuality:
 
 
 @torch.no_grad()
-def measure_vae(vae: ShadowVae, dataset: ShadowDataset, indices: Sequence[int], *, seed: int = 0) -> VaeQuality:
+def measure_vae(vae: ImageVae, dataset: SampleSet[Sample], indices: Sequence[int], *, seed: int = 0) -> VaeQuality:
     """Encode and decode samples `indices` of `dataset` (at least one) and compare; see `VaeQuality`."""
     pieces: dict[str, list[Tensor]] = {name: [] for name in ("psnr", "iou", "noisy", "black", "object", "latent")}
     for start in range(0, len(indices), _BATCH_SIZE):
         chosen = indices[start : start + _BATCH_SIZE]
         batch = collate([dataset[i] for i in chosen])
         shadow, picture = batch.shadow, batch.object_image
-        latent = vae.encode_shadow(shadow)
-        decoded = vae.decode_shadow(latent).cpu()
+        latent = vae.encode_grey(shadow)
+        decoded = vae.decode_grey(latent).cpu()
         noise = torch.stack([normal(latent.shape[1:], seed, "vae-robustness", i) for i in chosen]).to(latent.device)
-        noisy = vae.decode_shadow(latent + math.sqrt(NOISE_SHARE) * noise).cpu()  # scaled latents have variance 1
+        noisy = vae.decode_grey(latent + math.sqrt(NOISE_SHARE) * noise).cpu()  # scaled latents have variance 1
         returned = vae.decode(vae.encode(picture)).cpu()
         pieces["psnr"].append(psnr(decoded, shadow).clamp(max=_MAX_PSNR))
         pieces["iou"].append(soft_iou(decoded, shadow))

@@ -13,9 +13,10 @@ from diagnostics import NonFiniteError, Verdict, all_finite
 from diagnostics.incidents import environment
 from diagnostics.watching import OptimizerState
 from shadowlab.distributed import SingleProcess
+from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.errors import UserError
 from shadowlab.settings import Config, DiagnosticsConfig, load_config
-from shadowlab.tasks import EncodedBatch, ShadowTask
+from shadowlab.tasks import open_task
 from shadowlab.training import (
     CapturedStep,
     StepOutcome,
@@ -64,6 +65,7 @@ class Replay:
         if not (incident / "config.yaml").is_file():
             raise UserError(f"{incident / 'config.yaml'}: missing; --no-counterfactuals prints the verdict alone")
         self.config = load_config(file=incident / "config.yaml")
+        self._task = open_task(self.config)
         self.batches = captured_batches(incident, device)
         step = self.captured.place.step
         folder = incident.resolve().parent.parent / "checkpoints"
@@ -112,7 +114,8 @@ class Replay:
         config = self._config(precision or self.captured.precision, base)
         trainee = build_trainee(
             config,
-            build_unet(config, ShadowTask, self.device),
+            build_unet(config, self._task.spec, self.device),
+            self._task.objective,
             SingleProcess(self.device),
             self.captured.optimizer,
             self.captured.max_steps,

@@ -11,11 +11,25 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from shadowlab.data import Entry, Index, Light, Problem, Role, SliceSource, Source, list_members
+from shadowlab.data import (
+    Entry,
+    Index,
+    IndexedDataset,
+    Problem,
+    Role,
+    SliceSource,
+    Source,
+    describe,
+    list_members,
+    parse_object,
+    read_keys,
+    read_number,
+    read_text,
+)
 from shadowlab.errors import UserError
-from shadowlab.tasks.shadow.indexed import IndexedDataset
-from shadowlab.tasks.shadow.light import light_position
-from shadowlab.tasks.shadow.metadata import describe, parse_object, read_keys, read_light, read_number, read_text
+from shadowlab.tasks.shadow.light import Light, light_position, read_light
+from shadowlab.tasks.shadow.pictures import read_sample
+from shadowlab.tasks.shadow.samples import Sample
 
 IMAGES_PER_OBJECT = {"softness_control": 3, "horizontal_direction_control": 18, "vertical_direction_control": 9}
 NUM_SAMPLES = 555
@@ -33,7 +47,7 @@ NOTICE = (
 _KEY = re.compile(r"(?P<track>\w+)_(?P<number>[0-9]+)")
 
 
-class BenchmarkDataset(IndexedDataset):
+class BenchmarkDataset(IndexedDataset[Sample]):
     """Samples of the benchmark. `notices` starts with the warning against training on it."""
 
     notice = NOTICE
@@ -45,7 +59,7 @@ class BenchmarkDataset(IndexedDataset):
             UserError: the first problem found.
         """
         path = Path(path)
-        super().__init__(path.resolve().name, path, index_benchmark(path), image_size)
+        super().__init__(path.resolve().name, path, index_benchmark(path), image_size, read_sample)
 
 
 def index_benchmark(path: Path) -> Index:
@@ -89,7 +103,7 @@ def _read_entry(key: str, members: dict[str, SliceSource | None], problems: list
     light = _read_metadata(metadata, track, messages) if metadata else None
     sources: dict[Role, Source] = {role: source for suffix, role in MEMBERS.items() if (source := members.get(suffix))}
     problems += [Problem(key, message) for message in messages]
-    return Entry(id=key, object_id=object_id, light=light, track=track, sources=sources)
+    return Entry(id=key, object_id=object_id, values=light, track=track, sources=sources)
 
 
 def _read_key(key: str, messages: list[str]) -> tuple[str | None, str]:

@@ -2,17 +2,15 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from shadowlab.data import Problem, one_line
+from shadowlab.data import Problem, Thumbnails, check_image_size, composite, one_line
 from shadowlab.errors import UserError
 from shadowlab.tasks.shadow.dataset import index_dataset
-from shadowlab.tasks.shadow.duplicates import Thumbnails
-from shadowlab.tasks.shadow.images import check_image_size
 from shadowlab.tasks.shadow.pictures import decode_entry, make_sample
 
 _BRIGHT = 0.75  # an inverted shadow map has most of its pixels above; of the embedded set's none has 12 % above 0.5
@@ -57,7 +55,7 @@ def check_dataset(path: str | Path, image_size: int | None = None) -> CheckRepor
         problems += faults
         if pictures is None:
             continue
-        if image_size is not None and entry.light is not None:
+        if image_size is not None and entry.values is not None:
             try:
                 make_sample(entry, pictures, image_size)
             except UserError as error:
@@ -70,23 +68,10 @@ def check_dataset(path: str | Path, image_size: int | None = None) -> CheckRepor
         low, high = (value.item() for value in pictures.shadow.aminmax())
         if low == high:
             notices.append(f"{one_line(entry.id)}: the shadow map is {low:g} everywhere; bright = shadow")
-        thumbnails.add(entry.id, pictures)
-    if inverted_masks:
-        notices.append(
-            f"{_of(inverted_masks, num_read, 'masks')} mark most of the picture as object and touch all four borders: "
-            "inverted? white = object; save 255 - value"
-        )
-    if len(bright_shadows) > num_read / 2:
-        notices.append(
-            f"{_of(bright_shadows, num_read, 'shadow maps')} are mostly white: inverted? 255 = full shadow, 0 = none; "
-            "save 255 - value"
-        )
+        composited = (composite(pictures.object, pictures.mask) + 1) / 2
+        thumbnails.add(entry.id, (composited, pictures.mask, pictures.shadow))
     objects = {entry.object_id for entry in index.entries}
-    if len(objects) == 1:
-        notices.append(
-            f"all samples show one object, {one_line(min(objects))}: train cannot split them into training and "
-            "validation; add samples of a second object, or correct `object` in metadata.json (overfit will do)"
-        )
+    notices += _of_all(num_read, inverted_masks, bright_shadows, objects)
     notices += [
         f"{one_line(first)} and {one_line(second)}: nearly the same pictures under two ids"
         for first, second in thumbnails.near_duplicates()
@@ -97,6 +82,29 @@ def check_dataset(path: str | Path, image_size: int | None = None) -> CheckRepor
         problems=problems,
         notices=notices,
     )
+
+
+def _of_all(
+    num_read: int, inverted_masks: Sequence[str], bright_shadows: Sequence[str], objects: Collection[str]
+) -> list[str]:
+    """What only many samples together show."""
+    notices = []
+    if inverted_masks:
+        notices.append(
+            f"{_of(inverted_masks, num_read, 'masks')} mark most of the picture as object and touch all four borders: "
+            "inverted? white = object; save 255 - value"
+        )
+    if len(bright_shadows) > num_read / 2:
+        notices.append(
+            f"{_of(bright_shadows, num_read, 'shadow maps')} are mostly white: inverted? 255 = full shadow, 0 = none; "
+            "save 255 - value"
+        )
+    if len(objects) == 1:
+        notices.append(
+            f"all samples show one object, {one_line(min(objects))}: train cannot split them into training and "
+            "validation; add samples of a second object, or correct `object` in metadata.json (overfit will do)"
+        )
+    return notices
 
 
 def listing(lines: Sequence[str]) -> list[str]:
@@ -116,7 +124,7 @@ def _is_mostly_marked_to_all_borders(mask: Tensor) -> bool:
     return bool(mask.mean() > 0.5 and all(border.any() for border in borders))
 
 
-def _of(samples: list[str], total: int, noun: str) -> str:
+def _of(samples: Sequence[str], total: int, noun: str) -> str:
     first = ", ".join(one_line(sample) for sample in samples[:_NUM_NAMED])
     more = ", ..." if len(samples) > _NUM_NAMED else ""
     return f"{len(samples)} of {total} {noun} ({first}{more})"

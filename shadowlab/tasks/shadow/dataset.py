@@ -1,10 +1,9 @@
 """Open a data set by its path, whatever its layout."""
 
 from pathlib import Path
-from typing import Protocol
 
 import shadowlab
-from shadowlab.data import Entry, Index, one_line
+from shadowlab.data import Index, SampleSet, one_line
 from shadowlab.errors import MissingDependencyError, UserError
 from shadowlab.tasks.shadow.benchmark import BenchmarkDataset, index_benchmark
 from shadowlab.tasks.shadow.folder import FOLDERS, METADATA, FolderDataset, index_folder
@@ -19,38 +18,7 @@ LAYOUTS = (
 )
 
 
-class ShadowDataset(Protocol):
-    """What training, evaluation and the stages need of a data set."""
-
-    @property
-    def name(self) -> str:
-        """For people."""
-
-    @property
-    def ids(self) -> list[str]:
-        """Sample ids, unique, sorted."""
-
-    @property
-    def object_ids(self) -> list[str]:
-        """Object id of each sample, in the order of `ids`."""
-
-    @property
-    def notices(self) -> list[str]:
-        """Remarks that the caller should print, one line each."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int) -> Sample:
-        """Sample i at the data set's image size. Raises UserError naming the sample if it cannot be read."""
-
-    def entry(self, i: int) -> Entry:
-        """What is known of sample i without decoding: its light and where its pictures lie."""
-
-    def fingerprint(self) -> str:
-        """Hex digest of metadata and file sizes, independent of where the data lie."""
-
-
-def open_dataset(path: str | Path, image_size: int) -> ShadowDataset:
+def open_dataset(path: str | Path, image_size: int) -> SampleSet[Sample]:
     """Open a folder, a benchmark tar, a folder of tars, or the shipped set (`embedded`).
 
     Args:

@@ -9,10 +9,24 @@
 import stat
 from pathlib import Path
 
-from shadowlab.data import ROLES, Entry, FileSource, Index, Problem, Role, Source
+from shadowlab.data import (
+    Entry,
+    FileSource,
+    Index,
+    IndexedDataset,
+    JsonObject,
+    Problem,
+    Role,
+    Source,
+    describe,
+    parse_object,
+    read_keys,
+    read_text,
+)
 from shadowlab.errors import UserError
-from shadowlab.tasks.shadow.indexed import IndexedDataset
-from shadowlab.tasks.shadow.metadata import JsonObject, describe, parse_object, read_keys, read_light, read_text
+from shadowlab.tasks.shadow.light import read_light
+from shadowlab.tasks.shadow.pictures import ROLES, read_sample
+from shadowlab.tasks.shadow.samples import Sample
 
 METADATA = "metadata.json"
 FOLDERS: dict[Role, str] = {"object": "objects", "mask": "masks", "shadow": "shadows"}
@@ -26,7 +40,7 @@ VALID_KEYS = ("theta", "phi", "size", "light_size", "object", "track")
 Files = dict[str, FileSource | None]  # by sample id; None: a file that is there, with a problem already listed
 
 
-class FolderDataset(IndexedDataset):
+class FolderDataset(IndexedDataset[Sample]):
     """Samples of a folder; see the module's text for the layout."""
 
     def __init__(self, path: str | Path, image_size: int, name: str | None = None) -> None:
@@ -36,7 +50,7 @@ class FolderDataset(IndexedDataset):
             UserError: the first problem found.
         """
         path = Path(path)
-        super().__init__(name or path.resolve().name, path, index_folder(path), image_size)
+        super().__init__(name or path.resolve().name, path, index_folder(path), image_size, read_sample)
 
 
 def index_folder(path: Path) -> Index:
@@ -117,7 +131,7 @@ def _read_entry(sample: str, value: object, files: dict[Role, Files | None], mes
             messages.append(
                 f"missing pair: no {FOLDERS[role]}/{sample}{extensions}; add the file or take the entry out"
             )
-    return Entry(id=sample, object_id=object_id or sample, light=light, track=track, sources=sources)
+    return Entry(id=sample, object_id=object_id or sample, values=light, track=track, sources=sources)
 
 
 def _is_safe(sample: str) -> bool:

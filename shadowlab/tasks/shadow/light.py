@@ -12,12 +12,15 @@ import math
 import torch
 from torch import Tensor
 
+from shadowlab.data import read_number
 from shadowlab.errors import UserError
 
 THETA_RANGE = (0.0, 45.0)  # polar angle, degrees; 0 is straight above
 PHI_RANGE = (0.0, 360.0)  # azimuth, degrees; 0 is +x, the shadow falls to the left
 SIZE_RANGE = (2.0, 8.0)  # side of the square area light, scene units
 LIGHT_DISTANCE = 8.0  # radius of the sphere that the light sits on, scene units
+
+Light = tuple[float, float, float]  # theta degrees, phi degrees, size scene units
 
 RANGES = {"theta": THETA_RANGE, "phi": PHI_RANGE, "size": SIZE_RANGE}
 
@@ -76,3 +79,40 @@ def embed_light(light: Tensor) -> Tensor:
         (size - SIZE_RANGE[0]) / (SIZE_RANGE[1] - SIZE_RANGE[0]) * math.pi,
     )
     return torch.cat([_harmonics(angle) for angle in angles], dim=1).float()
+
+
+def read_light(values: dict[str, object], where: str, problems: list[str]) -> Light | None:
+    """theta, phi, size as floats, or None with every reason in `problems`."""
+    lows = {name: bounds[0] for name, bounds in RANGES.items()}
+    light: list[float] = []
+    for key in RANGES:
+        value = read_number(values, key, where, problems)
+        if value is None:
+            continue
+        try:
+            check_light(**{**lows, key: value}, where=where)  # one at a time, so that all three are judged
+        except UserError as error:
+            problems.append(str(error))
+        else:
+            light.append(float(value))
+    return (light[0], light[1], light[2]) if len(light) == 3 else None
+
+
+def near_light(light: Tensor) -> Tensor:
+    """(B, 3) -> (B, 3): each value a quarter of its range beyond the middle, on the other side of it."""
+    low, high = torch.tensor(list(RANGES.values()), dtype=light.dtype, device=light.device).unbind(dim=1)
+    middle, quarter = (low + high) / 2, (high - low) / 4
+    return torch.where(light <= middle, middle + quarter, middle - quarter)
+
+
+def far_lights(light: Tensor) -> dict[str, Tensor]:
+    """(B, 3) -> for theta, phi and size the lights (B, 3) that differ in it alone: half a turn for phi, else the
+    farther end of its range."""
+    others = {}
+    for column, (name, (low, high)) in enumerate(RANGES.items()):
+        other = light.clone()
+        own = light[:, column]
+        far = torch.where(own * 2 > low + high, low, high)
+        other[:, column] = (own + 180.0) % 360.0 if name == "phi" else far
+        others[name] = other
+    return others

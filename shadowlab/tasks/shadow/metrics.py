@@ -1,64 +1,12 @@
-"""Metrics of shadow maps in [0, 1], one value per image over all pixels.
+"""What a shadow map is judged by."""
 
-Legend: B batch, H W pixels. p prediction, g ground truth. Soft IoU, RMSE, scale-invariant RMSE and ZNCC are the
-benchmark's (arXiv 2412.11972, section 5); PSNR and SSIM are torchmetrics'.
-"""
-
-import torch
 from torch import Tensor
 
-MAX_PSNR_DB = 100.0
-
-
-def rmse(p: Tensor, g: Tensor) -> Tensor:
-    """Root mean squared error, (B, 1, H, W) -> (B,)."""
-    return (p.double() - g.double()).square().flatten(1).mean(dim=1).sqrt().float()
-
-
-def scale_invariant_rmse(p: Tensor, g: Tensor) -> Tensor:
-    """RMSE of a p against g with the best scale a = sum(pg) / sum(pp); a = 1 where p is all zero."""
-    p, g = p.double(), g.double()
-    power = p.square().flatten(1).sum(dim=1)
-    scale = torch.where(power > 0, (p * g).flatten(1).sum(dim=1) / power.clamp_min(1e-300), torch.ones_like(power))
-    return (scale.view(-1, 1, 1, 1) * p - g).square().flatten(1).mean(dim=1).sqrt().float()
-
-
-def zncc(p: Tensor, g: Tensor) -> Tensor:
-    """Zero-mean normalised cross-correlation in [-1, 1]; 0 where either image is constant."""
-    p, g = p.double().flatten(1), g.double().flatten(1)
-    p, g = p - p.mean(dim=1, keepdim=True), g - g.mean(dim=1, keepdim=True)
-    deviation = p.norm(dim=1) * g.norm(dim=1)
-    flat = (p.abs().amax(dim=1) < 1e-12) | (g.abs().amax(dim=1) < 1e-12)
-    correlation = (p * g).sum(dim=1) / torch.where(flat, torch.ones_like(deviation), deviation)
-    return torch.where(flat, torch.zeros_like(correlation), correlation).float()
-
-
-def soft_iou(p: Tensor, g: Tensor) -> Tensor:
-    """sum min(p, g) / sum max(p, g) in [0, 1]; 1 where both are all zero."""
-    p, g = p.double().flatten(1), g.double().flatten(1)
-    intersection, union = torch.minimum(p, g).sum(dim=1), torch.maximum(p, g).sum(dim=1)
-    return torch.where(union > 0, intersection / union.clamp_min(1e-300), torch.ones_like(union)).float()
-
-
-def psnr(p: Tensor, g: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB for data range 1, at most 100: equal images would give inf and spoil a mean."""
-    from torchmetrics.functional.image import peak_signal_noise_ratio  # 2 s: for stages that judge pictures alone
-
-    values = [peak_signal_noise_ratio(p[i : i + 1], g[i : i + 1], data_range=1.0) for i in range(len(p))]
-    return torch.stack(values).clamp(max=MAX_PSNR_DB)
-
-
-def ssim(p: Tensor, g: Tensor) -> Tensor:
-    """Structural similarity for data range 1, Gaussian window of 11 pixels with sigma 1.5."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    values = structural_similarity_index_measure(p.float(), g.float(), data_range=1.0, reduction="none")
-    assert isinstance(values, Tensor)
-    return values.reshape(-1)
+from shadowlab.metrics import psnr, rmse, scale_invariant_rmse, soft_iou, ssim, zncc
 
 
 def per_image_metrics(p: Tensor, g: Tensor) -> dict[str, Tensor]:
-    """All of the above, (B, 1, H, W) in [0, 1] twice -> name to (B,).
+    """The benchmark's metrics (arXiv 2412.11972, section 5), PSNR and SSIM; (B, 1, H, W) in [0, 1] twice -> (B,) each.
 
     Raises:
         ValueError: the shapes differ.

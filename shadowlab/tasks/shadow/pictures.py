@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shadowlab.data import ROLES, Entry, Problem, Role, read_mask, read_object, read_shadow
+from shadowlab.data import Entry, Problem, Role, fit_object, fit_square, read_mask, read_object, read_shadow
 from shadowlab.errors import UserError
-from shadowlab.tasks.shadow.images import fit_object, fit_square
 from shadowlab.tasks.shadow.samples import Sample
 
+ROLES: tuple[Role, ...] = ("object", "mask", "shadow")
 _READERS: dict[Role, Callable[[bytes, str], Tensor]] = {"object": read_object, "mask": read_mask, "shadow": read_shadow}
 _INPUTS: tuple[Role, Role] = ("object", "mask")
 _LUMA = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
@@ -33,6 +33,16 @@ class Pictures:
     object: Tensor
     mask: Tensor
     shadow: Tensor
+
+
+def read_sample(entry: Entry, image_size: int) -> tuple[Sample | None, list[Problem]]:
+    """The sample at the model's size, or None and all that is wrong with its pictures.
+
+    Raises:
+        UserError: nothing of the mask is left at this size.
+    """
+    pictures, problems = decode_entry(entry)
+    return (None if pictures is None else make_sample(entry, pictures, image_size)), problems
 
 
 def decode_entry(entry: Entry) -> tuple[Pictures | None, list[Problem]]:
@@ -94,7 +104,7 @@ def make_sample(entry: Entry, pictures: Pictures, image_size: int) -> Sample:
     Raises:
         UserError: nothing of the mask is left at this size.
     """
-    assert entry.light is not None, "an index without problems has every light"
+    assert entry.values is not None, "an index without problems has every light"
     object_image, mask = fit_object(pictures.object, pictures.mask, image_size, entry.sources["mask"].name)
     return Sample(
         id=entry.id,
@@ -102,6 +112,6 @@ def make_sample(entry: Entry, pictures: Pictures, image_size: int) -> Sample:
         object_image=object_image,
         mask=mask,
         shadow=fit_square(pictures.shadow, image_size, 0.0),
-        light=torch.tensor(entry.light, dtype=torch.float32),
+        light=torch.tensor(entry.values, dtype=torch.float32),
         track=entry.track,
     )

@@ -1,92 +1,217 @@
-"""The shadow task: everything that is particular to shadows, in one small object."""
+"""The shadow task: object, mask and light to the grey shadow map of the ground (Tasar et al., arXiv 2412.11972).
 
-from collections.abc import Mapping
-from typing import ClassVar
+Legend: B batch, H W pixels, h w latents (H/8). Light = (theta degrees, phi degrees, size scene units).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from shadowlab.data import Role
-from shadowlab.models import LATENT_CHANNELS, ShadowVae, Widening, mask_to_latent
-from shadowlab.tasks.shadow.light import EMBEDDING_DIM, RANGES, embed_light
+from shadowlab.charts import Chart
+from shadowlab.checks import Check, PathTable
+from shadowlab.data import Entry, SampleSet
+from shadowlab.encoded_batch import LATENT_CHANNELS, Conditions, EncodedBatch
+from shadowlab.models import ImageVae, ModelSpec, Objective, RectifiedFlow, load_vae, mask_to_latent
+from shadowlab.settings import Config, Section, key
+from shadowlab.tasks.shadow import checks
+from shadowlab.tasks.shadow.charts import CHARTS
+from shadowlab.tasks.shadow.dataset import open_dataset, resolve_path
+from shadowlab.tasks.shadow.figures import comparison_grid, sweep_grid
+from shadowlab.tasks.shadow.light import EMBEDDING_DIM, RANGES, embed_light, far_lights, near_light
 from shadowlab.tasks.shadow.metrics import per_image_metrics
-from shadowlab.tasks.shadow.samples import Batch
-from shadowlab.tasks.task import EncodedBatch, LatentPart
+from shadowlab.tasks.shadow.own_picture import requested_picture
+from shadowlab.tasks.shadow.samples import Batch, Sample, collate
+from shadowlab.tasks.task import R2, Baseline, Criterion, Metric, Probe, Reach
+
+SOFT_IOU = Metric("soft_iou", "soft IoU")
+RMSE = Metric("rmse", "RMSE", higher_is_better=False, form=".4f")
+
+
+class ShadowOptions(Section):
+    """`task_options` of the shadow task."""
+
+    min_soft_iou: Annotated[float, Field(ge=0, le=1)] = key(0.80, decides="nothing")
+    """Soft intersection over union of generated and true shadows that overfit must reach."""
+    light_sweep: bool = key(True, decides="nothing")
+    """Validation also draws one held-out sample under 5 values each of theta, phi and size: 15 one-step generations."""
 
 
 class ShadowTask:
-    """Object, mask and light to the grey shadow map of the ground (arXiv 2412.11972)."""
+    """A `Task`; see there for what each part is for."""
 
     name = "shadow"
-    in_channels = LATENT_CHANNELS + LATENT_CHANNELS + 1  # x_t, object latent, mask; this order is in the weights
-    embedding_dim = EMBEDDING_DIM
-    widening: ClassVar[Widening] = "zero"
-    latent_parts: ClassVar[Mapping[LatentPart, tuple[Role, ...]]] = {
-        "data": ("shadow",),
-        "concatenated": ("object", "mask"),
-    }
+    spec = ModelSpec(
+        in_channels=LATENT_CHANNELS + LATENT_CHANNELS + 1,
+        inputs=("x_t", "object", "mask"),
+        widening="zero",
+        embedding_dim=EMBEDDING_DIM,
+        embedding="light embedding",
+        published={"sdxl": (2_019_019_844, 1_190)},
+    )
+    objective: Objective = RectifiedFlow()
+    metrics: tuple[Metric, ...] = (SOFT_IOU, RMSE)
+    baseline: Baseline | None = Baseline("black", "all black")
+    charts: tuple[Chart, ...] = CHARTS
+    sweep_name = "light-sweep"
+    vae: ImageVae
 
-    def __init__(self, vae: ShadowVae) -> None:
-        self.vae = vae
+    def __init__(self, config: Config, options: ShadowOptions) -> None:
+        self._config, self._options = config, options
+        self.latent_parts: Mapping[str, tuple[str, ...]] = {"data": ("shadow",), "concatenated": ("object", "mask")}
+
+    @classmethod
+    def options(cls) -> type[ShadowOptions]:
+        return ShadowOptions
+
+    @property
+    def criterion(self) -> Criterion:
+        return Criterion(((R2, self._config.overfit.min_r2), (SOFT_IOU, self._options.min_soft_iou)))
+
+    @property
+    def draws_sweep(self) -> bool:
+        return self._options.light_sweep
+
+    def load_vae(self, device: torch.device) -> None:
+        self.vae = load_vae(self._config.model.vae_source, seed=self._config.seed).to(device)
+
+    # Data
+
+    def open_data(self, image_size: int | None = None) -> SampleSet[Sample]:
+        data = self._config.data
+        return open_dataset(data.path, data.image_size if image_size is None else image_size)
+
+    def find_data(self) -> None:
+        resolve_path(self._config.data.path)
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        return collate(samples)
+
+    def own_input(self, given: Mapping[str, Any]) -> tuple[Batch, str] | None:
+        size = self._config.data.image_size
+        picture = requested_picture(given, size)
+        if picture is None:
+            return None
+        batch = Batch(
+            ids=[picture.id],
+            object_image=picture.object_image[None],
+            mask=picture.mask[None],
+            shadow=torch.zeros(1, 1, size, size),
+            light=picture.light[None],
+        )
+        return batch, "the picture has no shadow map: an empty one stands in for the target"
+
+    def random_batch(self, count: int) -> Batch:
+        size = self._config.data.image_size
+        return Batch(
+            ids=[f"sample {i}" for i in range(count)],
+            object_image=torch.rand(count, 3, size, size) * 2 - 1,
+            mask=torch.ones(count, 1, size, size),
+            shadow=torch.rand(count, 1, size, size),
+            light=torch.tensor([[(low + high) / 2 for low, high in RANGES.values()]]).expand(count, -1),
+        )
+
+    # Latents and conditions
 
     @torch.no_grad()
     def encode(self, batch: Batch, positions: Tensor | None = None) -> EncodedBatch:
-        """Encode pictures to latents on the VAE's device. `positions` defaults to 0 .. B-1."""
-        embedding = self.embed(batch.light)
+        numbers = {"light": batch.light}  # stays on the CPU, where it is checked: no synchronisation later
         batch = batch.to(self.vae.device)
-        return EncodedBatch(
-            ids=list(batch.ids),
-            positions=torch.arange(len(batch.ids)) if positions is None else positions,
-            data=self.encode_part("data", batch),
-            concatenated=self.encode_part("concatenated", batch),
-            embedding=embedding,
-        )
+        positions = torch.arange(len(batch.ids)) if positions is None else positions
+        latents = {part: self.encode_part(part, batch) for part in self.latent_parts}
+        return self.assemble(list(batch.ids), positions, latents, numbers)
 
     @torch.no_grad()
-    def encode_part(self, part: LatentPart, batch: Batch) -> Tensor:
-        """One part of `encode`, of a batch on the VAE's device: data (B, 4, h, w) or concatenated (B, 5, h, w)."""
+    def encode_part(self, part: str, batch: Batch) -> Tensor:
+        """data (B, 4, h, w) or concatenated (B, 5, h, w)."""
         if part == "data":
-            return self.vae.encode_shadow(batch.shadow)
+            return self.vae.encode_grey(batch.shadow)
         return torch.cat([self.vae.encode(batch.object_image), mask_to_latent(batch.mask)], dim=1)
 
-    def embed(self, light: Tensor) -> Tensor:
-        """(B, 3) theta, phi, size -> (B, 768) on the VAE's device."""
-        return embed_light(light.cpu()).to(self.vae.device)  # checked on the CPU: no synchronisation later
+    @staticmethod  # handed to the loader's processes
+    def numbers(entry: Entry) -> dict[str, Tensor]:
+        return {"light": torch.tensor(entry.values, dtype=torch.float32)}
 
-    def other_lights(self, light: Tensor) -> dict[str, Tensor]:
-        """(B, 3) -> for theta, phi and size the lights that differ in it alone: half a turn for phi, else the farther
-        end of its range."""
-        others = {}
-        for column, (name, (low, high)) in enumerate(RANGES.items()):
-            other = light.clone()
-            own = light[:, column]
-            far = torch.where(own * 2 > low + high, low, high)
-            other[:, column] = (own + 180.0) % 360.0 if name == "phi" else far
-            others[name] = other
-        return others
-
-    def sweep(self, light: Tensor, steps: int) -> dict[str, list[tuple[float, Tensor]]]:
-        """(1, 3) -> for theta, phi and size `steps` lights over the range, both ends among them, but 360 degrees of
-        phi, which are 0."""
-        swept: dict[str, list[tuple[float, Tensor]]] = {}
-        for column, (name, (low, high)) in enumerate(RANGES.items()):
-            values = torch.linspace(low, high, steps + (name == "phi"))[:steps].tolist()
-            swept[name] = []
-            for value in values:
-                other = light.clone()
-                other[:, column] = value
-                swept[name].append((value, other))
-        return swept
+    def assemble(
+        self, ids: list[str], positions: Tensor, latents: Mapping[str, Tensor], numbers: Mapping[str, Tensor]
+    ) -> EncodedBatch:
+        device = self.vae.device
+        concatenated, embedding = latents["concatenated"].to(device), self._embedded(numbers["light"])
+        return EncodedBatch(ids, positions, latents["data"].to(device), Conditions(concatenated, embedding))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, 4, h, w) -> predicted shadow maps (B, 1, H, W) float32 in [0, 1]."""
-        return self.vae.decode_shadow(latents)
+        return self.vae.decode_grey(latents)
+
+    def _embedded(self, light: Tensor) -> Tensor:
+        """(B, 3) -> (B, 768) on the VAE's device."""
+        return embed_light(light.cpu()).to(self.vae.device)
+
+    # Judgement
 
     def target(self, batch: Batch) -> Tensor:
-        """(B, 1, H, W) in [0, 1]."""
         return batch.shadow
 
-    def metrics(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Per-image metrics, name -> (B,)."""
+    def judge(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         return per_image_metrics(prediction, self.target(batch).to(prediction.device))
+
+    def baselines(self, batch: Batch) -> dict[str, Tensor]:
+        return {"black": torch.zeros_like(batch.shadow)}
+
+    # Probes
+
+    def probes(self, batch: Batch, encoded: EncodedBatch, reach: Reach) -> list[Probe]:
+        """theta, phi and size, each alone; `far` turns phi by half a turn and takes the others to their farther end."""
+        light = batch.light.cpu()
+        if reach == "far":
+            others = far_lights(light)
+        else:
+            near = near_light(light)
+            others = {
+                name: torch.cat([light[:, :column], near[:, column : column + 1], light[:, column + 1 :]], dim=1)
+                for column, name in enumerate(RANGES)
+            }
+        reference = encoded.with_conditions(embedding=self._embedded(light))
+        return [
+            Probe(
+                name,
+                reference,
+                encoded.with_conditions(embedding=self._embedded(others[name])),
+                f"from {float(light[0, column]):g} to {float(others[name][0, column]):g}",
+            )
+            for column, name in enumerate(RANGES)
+        ]
+
+    def sweep(self, batch: Batch, encoded: EncodedBatch, steps: int) -> dict[str, list[tuple[float, EncodedBatch]]]:
+        """theta, phi and size over their ranges, both ends among the values, but 360 degrees of phi, which are 0."""
+        swept: dict[str, list[tuple[float, EncodedBatch]]] = {}
+        for column, (name, (low, high)) in enumerate(RANGES.items()):
+            swept[name] = []
+            for value in torch.linspace(low, high, steps + (name == "phi"))[:steps].tolist():
+                light = batch.light.cpu().clone()
+                light[:, column] = value
+                swept[name].append((value, encoded.with_conditions(embedding=self._embedded(light))))
+        return swept
+
+    # Figures
+
+    def input_figure(self, batch: Batch) -> Tensor:
+        """The first sample: object, then mask."""
+        return torch.cat([(batch.object_image[0] + 1) / 2, batch.mask[0].expand(3, -1, -1)], dim=2)
+
+    def comparison_figure(self, batch: Batch, prediction: Tensor, max_rows: int) -> Tensor:
+        return comparison_grid(batch, self.target(batch), prediction, max_rows=max_rows)
+
+    def sweep_figure(self, batch: Batch, sweep: Mapping[str, Sequence[tuple[float, Tensor]]]) -> Tensor:
+        return sweep_grid(batch.object_image[0], sweep)
+
+    # Checks
+
+    def check_batch(self, batch: Batch, path: PathTable) -> list[Check]:
+        checks.add_inputs(path, batch)
+        return [checks.background_is_constant(batch)]
+
+    def check_encoding(self, batch: Batch, encoded: EncodedBatch, path: PathTable) -> list[Check]:
+        return checks.encoding(self, batch, encoded, path, trained_vae=self._config.model.vae_source != "random")

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from diagnostics.records import LayerTable
-from shadowlab.charts import NOT_FINITE_COLOUR
+from shadowlab.drawing import NOT_FINITE_COLOUR
 from shadowlab.views.charts import LayerMap
 from shadowlab.views.layer_map import blocks
 

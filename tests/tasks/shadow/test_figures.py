@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shadowlab.tasks.shadow.figures import comparison_grid, save_picture, sweep_grid
+from shadowlab.drawing import save_picture
+from shadowlab.tasks.shadow.figures import comparison_grid, sweep_grid
 from shadowlab.tasks.shadow.samples import Batch
 
 MAGENTA = (255, 0, 160)

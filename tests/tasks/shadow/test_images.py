@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shadowlab.data import decoding
+from shadowlab.data import resizing as images
 from shadowlab.data.decoding import BACKGROUND
+from shadowlab.data.resizing import check_image_size, composite, fit_object, fit_square
 from shadowlab.errors import UserError
-from shadowlab.tasks.shadow import images
-from shadowlab.tasks.shadow.images import check_image_size, composite, fit_object, fit_square, load_picture
+from shadowlab.tasks.shadow.own_picture import load_picture
 from tests.tasks.shadow.sound import encode, mask_picture, object_picture
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
@@ -170,7 +171,7 @@ def test_a_picture_in_strips_gives_the_same_numbers(seed: int, height: int, widt
     mask[:, height // 2 :, width // 2 :] = 0
     whole = fit_object(rgb, mask, image_size, "x")
     for rows in (1, 3, height):
-        parts = images._fit_object_strips(rgb.split(rows, dim=1), mask, image_size, "x")
+        parts = images.fit_object_strips(rgb.split(rows, dim=1), mask, image_size, "x")
         assert torch.equal(parts[0], whole[0])
         assert torch.equal(parts[1], whole[1])
 

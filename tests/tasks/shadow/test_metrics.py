@@ -9,17 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from shadowlab.evaluation.statistics import r_squared
-from shadowlab.tasks.shadow.metrics import (
-    MAX_PSNR_DB,
-    per_image_metrics,
-    psnr,
-    rmse,
-    scale_invariant_rmse,
-    soft_iou,
-    ssim,
-    zncc,
-)
+from shadowlab.metrics import MAX_PSNR_DB, psnr, r_squared, rmse, scale_invariant_rmse, soft_iou, ssim, zncc
+from shadowlab.tasks.shadow.metrics import per_image_metrics
 
 SIDE = 16
 

@@ -7,6 +7,8 @@ import torch
 
 from shadowlab.errors import UserError
 from shadowlab.models.vae import load_vae, mask_to_latent
+from shadowlab.settings import Config
+from shadowlab.tasks import open_task
 from shadowlab.tasks.shadow.dataset import open_dataset
 from shadowlab.tasks.shadow.light import embed_light
 from shadowlab.tasks.shadow.samples import Batch, collate
@@ -16,7 +18,7 @@ from tests import tiny
 
 @pytest.fixture(scope="module")
 def task(stage_folder: dict[str, Path]) -> ShadowTask:
-    return ShadowTask(load_vae(str(stage_folder["vae"])))
+    return open_task(Config(), vae=load_vae(str(stage_folder["vae"])))
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +30,11 @@ def batch(stage_folder: dict[str, Path]) -> Batch:
 def test_conditions_are_object_latent_then_mask(task: ShadowTask, batch: Batch) -> None:
     """The order is in every checkpoint: [x_t, object, mask]. Swapped, training looks well and nothing interchanges."""
     encoded = task.encode(batch)
-    assert torch.equal(encoded.concatenated[:, :4], task.vae.encode(batch.object_image))
-    assert torch.equal(encoded.concatenated[:, 4:], mask_to_latent(batch.mask))
-    assert torch.equal(encoded.data, task.vae.encode_shadow(batch.shadow))
-    assert torch.equal(encoded.embedding, embed_light(batch.light))
-    assert encoded.data.shape[1] + encoded.concatenated.shape[1] == task.in_channels
+    assert torch.equal(encoded.conditions.concatenated[:, :4], task.vae.encode(batch.object_image))
+    assert torch.equal(encoded.conditions.concatenated[:, 4:], mask_to_latent(batch.mask))
+    assert torch.equal(encoded.data, task.vae.encode_grey(batch.shadow))
+    assert torch.equal(encoded.conditions.embedding, embed_light(batch.light))
+    assert encoded.data.shape[1] + encoded.conditions.concatenated.shape[1] == task.spec.in_channels
     assert encoded.ids == batch.ids
 
 
@@ -40,8 +42,8 @@ def test_the_target_is_not_among_the_conditions(task: ShadowTask, batch: Batch) 
     other = Batch(batch.ids, batch.object_image, batch.mask, 1 - batch.shadow, batch.light)
     first, second = task.encode(batch), task.encode(other)
     assert not torch.equal(first.data, second.data)
-    assert torch.equal(first.concatenated, second.concatenated)
-    assert torch.equal(first.embedding, second.embedding)
+    assert torch.equal(first.conditions.concatenated, second.conditions.concatenated)
+    assert torch.equal(first.conditions.embedding, second.conditions.embedding)
 
 
 def test_all_is_float32_without_gradient(task: ShadowTask, batch: Batch) -> None:

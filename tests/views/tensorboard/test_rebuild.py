@@ -11,8 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from diagnostics.records.lines import RecordWriter, append_record
 from shadowlab.console.reporter import Reporter
+from shadowlab.drawing import save_picture
 from shadowlab.errors import UserError
-from shadowlab.tasks.shadow.figures import save_picture
 from shadowlab.views.tensorboard import rebuild
 from shadowlab.views.tensorboard.rebuild import rebuild_board
 from shadowlab.views.tensorboard.serve import run_tensorboard

@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from diagnostics.board.tags import BlockNumbers, within_block
 from diagnostics.modules import leaf_modules
 from diagnostics.records.lines import read_records
-from shadowlab.models.unet import remove_cross_attention
+from shadowlab.models.surgery import remove_cross_attention
 from tests.boards import serving
 
 

@@ -16,6 +16,7 @@ from diagnostics.records.lines import RecordWriter, read_records
 from shadowlab.console.reporter import Reporter
 from shadowlab.distributed.processes import SingleProcess
 from shadowlab.runs.folder import RunFolder
+from shadowlab.session import Session
 from shadowlab.stages.train.train import run_train
 from shadowlab.training.step import StepPlace, training_step
 from shadowlab.training.telemetry import Telemetry
@@ -30,7 +31,7 @@ def run(stage_folder: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     config = tiny.stage_config(stage_folder, tmp_path_factory.mktemp("runs"), *words)
     run = RunFolder.create(config, "well")
     reporter = Reporter(active=False)
-    run_train(config, run, SingleProcess(torch.device("cpu")), reporter)
+    run_train(Session.open(config, run, SingleProcess(torch.device("cpu")), reporter))
     return run
 
 

@@ -8,17 +8,14 @@ composite removes them beforehand, the second makes the background exactly const
 """
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shadowlab.data import BACKGROUND, MASK_THRESHOLD, FileSource, decode, object_strips, one_line, read_mask
+from shadowlab.data.decoding import BACKGROUND, MASK_THRESHOLD
 from shadowlab.errors import UserError
 from shadowlab.settings import MAX_IMAGE_SIZE
-from shadowlab.tasks.shadow.light import check_light
-from shadowlab.tasks.shadow.samples import Picture
 
 
 def check_image_size(image_size: int) -> None:
@@ -91,10 +88,10 @@ def fit_object(rgb: Tensor, mask: Tensor, image_size: int, where: str) -> tuple[
     Raises:
         UserError: the object is so small that nothing of its mask is left at this size.
     """
-    return _fit_object_strips([rgb], mask, image_size, where)
+    return fit_object_strips([rgb], mask, image_size, where)
 
 
-def _fit_object_strips(strips: Iterable[Tensor], mask: Tensor, image_size: int, where: str) -> tuple[Tensor, Tensor]:
+def fit_object_strips(strips: Iterable[Tensor], mask: Tensor, image_size: int, where: str) -> tuple[Tensor, Tensor]:
     """`fit_object` of an object image that comes from top to bottom in strips (3, some rows, W)."""
     small_mask = (fit_square(mask, image_size, 0.0) >= MASK_THRESHOLD).float()
     if not small_mask.any():
@@ -112,50 +109,3 @@ def _composited(strips: Iterable[Tensor], mask: Tensor) -> Iterator[Tensor]:
         bottom = top + strip.shape[-2]
         yield composite(strip, mask[:, top:bottom])
         top = bottom
-
-
-def load_picture(
-    object_path: str | Path, mask_path: str | Path, theta: float, phi: float, size: float, image_size: int
-) -> Picture:
-    """A user's own picture with its mask and a chosen light.
-
-    Both files are PNG or JPEG of equal size; see `fit_square` for pictures that are not square.
-
-    Args:
-        object_path: photograph or render of the object; its background does not matter.
-        mask_path: white = object, thresholded at 0.5.
-        theta: polar angle, degrees in [0, 45].
-        phi: azimuth, degrees in [0, 360].
-        size: side of the square light, scene units in [2, 8].
-        image_size: S, pixels, a multiple of 8.
-
-    Returns:
-        A Picture with object_image (3, S, S), mask (1, S, S), light (3,), all float32; id = stem of the object file.
-
-    Raises:
-        UserError: naming the file or value.
-    """
-    check_image_size(image_size)
-    object_path, mask_path = Path(object_path), Path(mask_path)
-    where = one_line(str(object_path))
-    check_light(theta, phi, size, where)
-    image = decode(_read_file(object_path), where)
-    mask = read_mask(_read_file(mask_path), one_line(str(mask_path)))
-    if image.size != (mask.shape[-1], mask.shape[-2]):
-        raise UserError(
-            f"{where}: {image.width} x {image.height} pixels, but its mask {one_line(str(mask_path))} has "
-            f"{mask.shape[-1]} x {mask.shape[-2]}; give a mask of the same size"
-        )
-    object_image, small_mask = _fit_object_strips(object_strips(image), mask, image_size, where)
-    light = torch.tensor([theta, phi, size], dtype=torch.float32)
-    return Picture(id=object_path.stem, object_image=object_image, mask=small_mask, light=light)
-
-
-def _read_file(path: Path) -> bytes:
-    where = one_line(str(path))
-    try:
-        if not path.is_file():  # also refuses pipes and devices, which would block
-            raise UserError(f"{where}: no such file" if not path.exists() else f"{where}: not a file")
-        return FileSource(path, where, path.stat().st_size).read()
-    except OSError as error:  # a name too long for the file system, a folder that may not be entered
-        raise UserError(f"{where}: cannot be read ({error.strerror}); check the path") from error

@@ -1,15 +1,19 @@
 """A data set over an index without problems: entries are decoded when they are asked for."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from shadowlab.data import Entry, Index, one_line
+from shadowlab.data.index import Entry, Index, Problem, one_line
+from shadowlab.data.resizing import check_image_size
 from shadowlab.errors import UserError
-from shadowlab.tasks.shadow.images import check_image_size
-from shadowlab.tasks.shadow.pictures import decode_entry, make_sample
-from shadowlab.tasks.shadow.samples import Sample
+
+S = TypeVar("S")
+Read = Callable[[Entry, int], tuple[S | None, list[Problem]]]
+"""(entry, image size) -> its sample, or None and all that is wrong with it; a function of a module, to be pickled."""
 
 
-class IndexedDataset:
+class IndexedDataset(Generic[S]):
     """Random access to samples; safe to fork and to pickle, for it holds no open file.
 
     Attributes:
@@ -19,8 +23,8 @@ class IndexedDataset:
         notices: remarks that the caller should print.
     """
 
-    def __init__(self, name: str, path: Path, index: Index, image_size: int) -> None:
-        """Args: image_size: S, pixels, a multiple of 8. Raises UserError with the first problem of the index."""
+    def __init__(self, name: str, path: Path, index: Index, image_size: int, read: Read[S]) -> None:
+        """Args: image_size: pixels, a multiple of 8. Raises UserError with the first problem of the index."""
         check_image_size(image_size)
         if index.problems:
             where, others = one_line(str(path)), len(index.problems) - 1
@@ -32,22 +36,22 @@ class IndexedDataset:
         self.ids = [entry.id for entry in index.entries]
         self.object_ids = [entry.object_id for entry in index.entries]
         self.notices = list(index.notices)
-        self._index = index
+        self._index, self._read = index, read
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, i: int) -> Sample:
-        """Sample i, (.., S, S). Raises UserError naming the sample if it cannot be read; there is no substitute."""
+    def __getitem__(self, i: int) -> S:
+        """Sample i, pictures (.., S, S). Raises UserError naming it if it cannot be read; there is no substitute."""
         entry = self._index.entries[i]
-        pictures, problems = decode_entry(entry)
-        if pictures is None:
-            where = one_line(str(self.path))
-            raise UserError(f"{problems[0]} (sample of {where}; for all problems run: shadowlab data check {where})")
         try:
-            return make_sample(entry, pictures, self.image_size)
+            sample, problems = self._read(entry, self.image_size)
         except UserError as error:
             raise UserError(f"{one_line(entry.id)}: {error}") from error
+        if sample is None:
+            where = one_line(str(self.path))
+            raise UserError(f"{problems[0]} (sample of {where}; for all problems run: shadowlab data check {where})")
+        return sample
 
     def entry(self, i: int) -> Entry:
         """What the index has of sample i; nothing is decoded."""

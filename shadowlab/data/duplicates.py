@@ -1,25 +1,24 @@
 """Near-duplicate samples, found on thumbnails."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch.nn.functional as F
-
-from shadowlab.tasks.shadow.images import composite
-from shadowlab.tasks.shadow.pictures import Pictures
+from torch import Tensor
 
 _SIDE = 16  # thumbnail, pixels
 _TOLERANCE = 2 / 255  # of the whole range, per thumbnail pixel: export noise, not a change of the light
 
 
 class Thumbnails:
-    """16 x 16 averages of the composited object (3), mask (1) and shadow (1) of each sample: 1,280 bytes apiece."""
+    """16 x 16 averages of every channel of each sample's pictures: 256 bytes a channel."""
 
     def __init__(self) -> None:
         self._ids: list[str] = []
-        self._rows: list[np.ndarray] = []  # (1280,) uint8
+        self._rows: list[np.ndarray] = []  # (256 channels,) uint8
 
-    def add(self, sample: str, pictures: Pictures) -> None:
-        """Remember one sample; pictures of any size."""
-        layers = ((composite(pictures.object, pictures.mask) + 1) / 2, pictures.mask, pictures.shadow)
+    def add(self, sample: str, layers: Sequence[Tensor]) -> None:
+        """Remember one sample. layers: its pictures, each (C, H, W) in [0, 1] of any size, in the same order in all."""
         small = [F.adaptive_avg_pool2d(layer, _SIDE).numpy().ravel() for layer in layers]
         self._ids.append(sample)
         self._rows.append((np.concatenate(small) * 255).round().astype(np.uint8))

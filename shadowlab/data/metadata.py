@@ -1,14 +1,10 @@
-"""JSON metadata and the light they hold, read strictly: every fault is listed, none is repaired."""
+"""JSON metadata, read strictly: every fault is listed, none is repaired."""
 
 import difflib
 import json
 from collections.abc import Sequence
 
-from shadowlab.data import Light
 from shadowlab.errors import UserError
-from shadowlab.tasks.shadow.light import RANGES, check_light
-
-LIGHT_KEYS = ("theta", "phi", "size")
 
 
 class JsonObject(list[tuple[str, object]]):
@@ -84,20 +80,3 @@ def read_text(values: dict[str, object], key: str, where: str, problems: list[st
         return value
     problems.append(f"{where}: {key} is {describe(value)}; write a non-empty text")
     return None
-
-
-def read_light(values: dict[str, object], where: str, problems: list[str]) -> Light | None:
-    """theta, phi, size as floats, or None with every reason in `problems`."""
-    lows = {name: bounds[0] for name, bounds in RANGES.items()}
-    light: list[float] = []
-    for key in LIGHT_KEYS:
-        value = read_number(values, key, where, problems)
-        if value is None:
-            continue
-        try:
-            check_light(**{**lows, key: value}, where=where)  # one at a time, so that all three are judged
-        except UserError as error:
-            problems.append(str(error))
-        else:
-            light.append(float(value))
-    return (light[0], light[1], light[2]) if len(light) == 3 else None

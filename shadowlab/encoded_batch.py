@@ -1,0 +1,119 @@
+"""What a model sees of a batch, whatever the task: latents of the target, and conditions.
+
+Legend: B batch, C channels, h w latents (H/8), D width of an embedding, N tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+LATENT_CHANNELS = 4
+DOWNSCALE = 8  # of the VAE: a latent's side is an eighth of the picture's
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """What the model is given next to x_t and t; it takes those that its `ModelSpec` names."""
+
+    concatenated: Tensor | None = None
+    """(B, C, h, w) float32, joined to x_t along channels."""
+    embedding: Tensor | None = None
+    """(B, D) float32, joined to the time embedding."""
+    tokens: Tensor | None = None
+    """(B, N, D) float32, what cross-attention looks at."""
+
+    def named(self) -> dict[str, Tensor]:
+        """Those that there are, by the names of the fields."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def select(self, rows: Tensor) -> Self:
+        """The conditions of those samples. rows: int64 indices (n,)."""
+        return replace(self, **{name: tensor[rows] for name, tensor in self.named().items()})
+
+    def expand(self, count: int) -> Self:
+        """Conditions of one sample, repeated for `count` samples without a copy."""
+        return replace(self, **{name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in self.named().items()})
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedBatch:
+    """Samples as the step takes them; all tensors but `positions` float32 on the model's device."""
+
+    ids: list[str]
+    """B sample ids."""
+    positions: Tensor
+    """(B,) int64 on the CPU: each sample's place in the stream of training samples, from which its noise follows."""
+    data: Tensor
+    """(B, 4, h, w) latents of the target."""
+    conditions: Conditions
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Named (B, ...) float tensors, for blame."""
+        return {"data": self.data, **self.conditions.named()}
+
+    @classmethod
+    def from_tensors(cls, named: Mapping[str, Any]) -> Self:
+        """The batch of `tensors()` with `ids` and `positions`, as an incident keeps it.
+
+        Raises:
+            ValueError: `data`, `ids` or `positions` is absent or no tensor, or there is a name that no batch has.
+        """
+        conditions = {field.name for field in fields(Conditions)}
+        unknown = sorted(named.keys() - conditions - {"ids", "positions", "data"})
+        if unknown:
+            raise ValueError(f"`{unknown[0]}` is no part of a batch")
+        given = {
+            name: named[name] for name in ("positions", "data", *sorted(conditions & named.keys())) if name in named
+        }
+        wrong = [name for name in ("positions", "data") if name not in given]
+        wrong += [name for name, value in given.items() if not isinstance(value, Tensor)]
+        if wrong or not isinstance(named.get("ids"), list):
+            raise ValueError(f"`{wrong[0] if wrong else 'ids'}` is absent or not what it must be")
+        positions, data = given.pop("positions"), given.pop("data")
+        return cls(list(named["ids"]), positions.cpu(), data, Conditions(**given))
+
+    def at_positions(self, positions: Tensor) -> Self:
+        """The same samples at other places (B,) of the stream, so with other noise."""
+        return replace(self, positions=positions)
+
+    def with_conditions(self, **changed: Tensor) -> Self:
+        """The same samples with these conditions changed; names are the fields of `Conditions`."""
+        return replace(self, conditions=replace(self.conditions, **changed))
+
+    def resized(self, side: int) -> Self:
+        """The same samples with latents area-averaged to `side` x `side`."""
+        resize = torch.nn.functional.adaptive_avg_pool2d
+        own = self.conditions.concatenated
+        smaller = self if own is None else self.with_conditions(concatenated=resize(own, side))
+        return replace(smaller, data=resize(self.data, side))
+
+    def select(self, rows: slice | Tensor) -> Self:
+        """Those samples. rows: a slice, or int64 indices (n,)."""
+        index = torch.arange(len(self.ids))[rows]
+        return replace(
+            self,
+            ids=[self.ids[i] for i in index.tolist()],
+            positions=self.positions[index],
+            data=self.data[index],
+            conditions=self.conditions.select(index),
+        )
+
+
+def joined(batches: Sequence[EncodedBatch]) -> EncodedBatch:
+    """The samples of several batches with the same conditions, in their order, as one batch."""
+    conditions = {
+        name: torch.cat([batch.conditions.named()[name] for batch in batches]) for name in batches[0].conditions.named()
+    }
+    return EncodedBatch(
+        ids=[name for batch in batches for name in batch.ids],
+        positions=torch.cat([batch.positions for batch in batches]),
+        data=torch.cat([batch.data for batch in batches]),
+        conditions=Conditions(**conditions),
+    )

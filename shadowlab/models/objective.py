@@ -1,0 +1,65 @@
+"""What a model learns to predict, and how a picture is made of its predictions.
+
+Legend: B batch, the rest of a latent's shape is free. t = 0 is noise and t = 1 is data, for every objective.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from shadowlab.checks import Check
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""(x_t (B, ...), t (B,)) -> the model's prediction (B, ...)."""
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardSeen:
+    """One forward pass as hooks on the model saw it, not as the step says that it was; all on the CPU."""
+
+    x_t: Tensor
+    """(B, 4, h, w), what the model was given."""
+    timesteps: Tensor
+    """(B,), what the model was given."""
+    prediction: Tensor
+    """(B, 4, h, w), what the model gave."""
+    losses: Tensor
+    """(B,) float32, of the training step."""
+    noise: Tensor
+    """(B, 4, h, w) float32, that belongs to these samples."""
+    data: Tensor
+    """(B, 4, h, w) float32 latents of the target."""
+    weights_dtype: torch.dtype
+
+
+class Objective(Protocol):
+    """How x_t is made, what is predicted, what the loss is, and how one generates."""
+
+    prediction: str
+    """What the model predicts, for people: `velocity`."""
+    timestep: str
+    """How `timesteps` follow from t, for people: `1000 (1 - t)`."""
+
+    def noised(self, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        """x_t (B, ...) between `noise` and `data` (B, ...) at t (B,) in [0, 1]."""
+
+    def timesteps(self, t: Tensor) -> Tensor:
+        """What the model is given for t (B,): (B,) float32 in [0, 1000)."""
+
+    def target(self, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        """The right prediction (B, ...)."""
+
+    def loss(self, prediction: Tensor, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        """The loss of each sample, (B,) float32."""
+
+    def generate(self, predict: Predict, noise: Tensor, num_steps: int) -> Tensor:
+        """Latents (B, ...) from noise (B, ...) in `num_steps` calls of the model."""
+
+    def check_ends(self, noise: Tensor, data: Tensor) -> Check:
+        """That the right predictions lead from noise to data (B, ...)."""
+
+    def check_forward(self, seen: ForwardSeen) -> list[Check]:
+        """That timesteps and loss are this objective's, worked out anew from what the hooks saw."""

@@ -1,0 +1,29 @@
+"""What a task wants of its model, in words that any backbone can follow."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Widening = Literal["zero", "repeat"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How a loaded or random backbone is changed for a task, and which of it trains."""
+
+    in_channels: int
+    """Channels of [x_t, concatenated conditions]; their order is in the weights of every checkpoint."""
+    inputs: tuple[str, ...]
+    """Names of what is joined along these channels, x_t first; for people."""
+    widening: Widening
+    """How `conv_in` gets the channels that the backbone lacks: see `surgery.widen_conv_in`."""
+    keeps_cross_attention: bool = False
+    """False takes cross-attention out of every block; True feeds it with `Conditions.tokens`."""
+    embedding_dim: int | None = None
+    """Width of an embedding that is joined to the time embedding; None without one."""
+    embedding: str = "embedding"
+    """What that embedding says, for people."""
+    trainable: tuple[str, ...] = ("*",)
+    """Shell patterns over parameter names; the parameters that match one train, the others are frozen."""
+    published: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Architecture -> (parameters, tensors) that the changed backbone is known to have."""
