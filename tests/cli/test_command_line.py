@@ -75,7 +75,6 @@ def test_wrong_usage_is_one_line_with_the_fix(arguments: list[str], code: int, f
         ["train", "--preset", "tinny"],
         ["train", "--set", "optimizer=3"],
         ["overfit", "--samples", "0"],
-        ["check-forward", "--theta", "30"],
     ],
 )
 def test_a_configuration_error_does_not_wait_for_torch(words: list[str]) -> None:

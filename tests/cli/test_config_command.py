@@ -77,7 +77,7 @@ def test_the_schema_is_what_editors_read() -> None:
     shown = yaml.safe_load(shadowlab("config", "show").stdout)
     assert shown.keys() | {"base"} == schema["properties"].keys()
     for name, section in shown.items():
-        if isinstance(section, dict):
+        if isinstance(section, dict) and name != "task_options":  # a task's, which says what they are
             described = schema["properties"][name]["properties"]
             assert section.keys() == described.keys()
             assert all(one["description"] for one in described.values())

@@ -45,8 +45,8 @@ def test_wrong_usage_is_one_line(arguments: list[str], words: list[str]) -> None
 
 
 def test_a_latent_that_is_not_finite_is_exit_code_1(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    original = ImageVae.encode_shadow
-    monkeypatch.setattr(ImageVae, "encode_shadow", lambda self, shadow: original(self, shadow) * float("inf"))
+    original = ImageVae.encode_grey
+    monkeypatch.setattr(ImageVae, "encode_grey", lambda self, shadow: original(self, shadow) * float("inf"))
     done = shadowlab("data", "encode", "--out", "latents", *options)
     assert done.exit_code == 1
     [line] = done.stderr.splitlines()
@@ -55,7 +55,7 @@ def test_a_latent_that_is_not_finite_is_exit_code_1(options: list[str], monkeypa
 
 
 def test_ctrl_c_says_what_is_kept(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    original, calls = ImageVae.encode_shadow, []
+    original, calls = ImageVae.encode_grey, []
 
     def interrupted(self: Any, shadow: Tensor) -> Tensor:
         calls.append(1)
@@ -64,7 +64,7 @@ def test_ctrl_c_says_what_is_kept(options: list[str], monkeypatch: pytest.Monkey
         return original(self, shadow)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ImageVae, "encode_shadow", interrupted)
+        patch.setattr(ImageVae, "encode_grey", interrupted)
         done = shadowlab("data", "encode", "--out", "latents", *options)
     assert done.exit_code == 130
     assert done.stderr == "interrupted: what is encoded so far is kept in latents; go on with the same command\n"

@@ -210,8 +210,8 @@ def test_losses_that_do_not_fall_or_are_missing_fail(tmp_path: Path, monkeypatch
     config = load_config(assignments=[f"output_dir={tmp_path}", "overfit.max_steps=6"])
     losses = [1.0] * 6
 
-    def pretends(config: Any, run: Any, *_: object) -> None:
-        run.metrics.write_text(
+    def pretends(session: Any) -> None:
+        session.run.metrics.write_text(
             "".join(f'{{"kind": "overfit", "step": {i}, "loss": {x}}}\n' for i, x in enumerate(losses))
         )
 
