@@ -68,7 +68,41 @@ written. TensorBoard, the tables of the terminal and the page are views that can
 - A line that a kill cut short is left out; when the run goes on, it is removed.
 - Where a step was written twice, because a run was resumed from an earlier checkpoint, the later line counts.
 - A key may be missing: older runs write fewer, and so may your own loop.
-- Your own loop writes the same lines with `diagnostics.RecordWriter`; every view and health rule then reads them.
+- Your own loop writes the same lines with `diagnostics.RecordWriter`; every view and health rule then reads them:
+
+```python
+from pathlib import Path
+
+from diagnostics import HealthWatch, ParameterStatistics, RecordWriter, Watch
+from diagnostics.records import TrainingStep
+from diagnostics.statistics import recorded_layers, recorded_parameters
+
+watch, parameters, health = Watch(model, optimizer, statistics_every=10), ParameterStatistics(model), HealthWatch()
+writer = RecordWriter(Path("metrics.jsonl"))
+writer.write({"kind": "header", "stage": "train", "num_samples": num_samples})
+
+
+def train_one(batch):
+    optimizer.zero_grad()
+    loss = model(batch).square().mean()
+    loss.backward()
+    parameters.before_step()
+    optimizer.step()
+    parameters.after_step()
+    return loss.detach()
+
+
+for number, batch in enumerate(batches):
+    loss = watch.step(lambda: train_one(batch), batch=batch)
+    record: TrainingStep = {"kind": "train", "step": number + 1, "loss": loss.item()}
+    if watch.is_due(number):
+        record["layers"] = recorded_layers(watch.layers)
+        record["parameters"] = recorded_parameters(parameters.collect())
+    writer.write(record)
+    for finding in health.add(record):
+        print(finding)
+writer.close()
+```
 """
 
 

@@ -10,6 +10,7 @@ from diagnostics.statistics.parameters import (
     histogram,
     total_norm,
 )
+from diagnostics.statistics.recorded import recorded_layers, recorded_parameters
 from diagnostics.statistics.tensor import TensorStatistics
 
 __all__ = [
@@ -23,5 +24,7 @@ __all__ = [
     "deviation",
     "gradient_norms",
     "histogram",
+    "recorded_layers",
+    "recorded_parameters",
     "total_norm",
 ]
