@@ -10,6 +10,7 @@ from diagnostics.health import RULES, Finding, Rule, examine
 from shadowlab.console import Reporter
 from shadowlab.errors import UserError
 from shadowlab.runs import read_history
+from shadowlab.views.terminal.wording import counted
 
 _MAX_ROWS = 8  # of one rule in the table; --json has all
 _STYLES = {"alarm": "red", "warning": "yellow"}
@@ -51,8 +52,8 @@ def run_health(metrics: Path, rules: Sequence[Rule], reporter: Reporter) -> bool
     num_evaluations = sum(len(history.records(kind)) for kind in history.evaluations)
     num_measured = sum("layers" in record for record in history.records())
     reporter.say(
-        f"{metrics}: {_counted(len(history.records()), f'{history.kind} step')}, {num_measured} with statistics, "
-        f"{_counted(num_evaluations, 'evaluation')}"
+        f"{metrics}: {counted(len(history.records()), f'{history.kind} step')}, {num_measured} with statistics, "
+        f"{counted(num_evaluations, 'evaluation')}"
     )
     if findings:
         reporter.table(_table(findings))
@@ -60,9 +61,9 @@ def run_health(metrics: Path, rules: Sequence[Rule], reporter: Reporter) -> bool
         reporter.say(f"what would have helped: shadowlab why {metrics.parent}")
     alarms = sum(finding.severity == "alarm" for finding in findings)
     warnings = len(findings) - alarms
-    found = f"{_counted(alarms, 'alarm')}, {_counted(warnings, 'warning')}" if findings else "nothing found"
+    found = f"{counted(alarms, 'alarm')}, {counted(warnings, 'warning')}" if findings else "nothing found"
     style = "red" if alarms else "yellow" if warnings else "green"
-    reporter.say(f"{_counted(len(rules), 'rule')}: {found}", style=style)
+    reporter.say(f"{counted(len(rules), 'rule')}: {found}", style=style)
     reporter.result(
         {
             "run": str(metrics.parent),
@@ -77,10 +78,6 @@ def run_health(metrics: Path, rules: Sequence[Rule], reporter: Reporter) -> bool
         }
     )
     return not alarms
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _table(findings: Sequence[Finding]) -> Table:

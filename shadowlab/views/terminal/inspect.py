@@ -17,6 +17,7 @@ from shadowlab.runs import RunFolder, read_history
 from shadowlab.views.terminal.differences import IN_ORDER, RTOL, Comparison, Difference, compare
 from shadowlab.views.terminal.ranking import NO_STATISTICS, TOP, Course, Ranking, find_layer, rank, summarize
 from shadowlab.views.terminal.statistic import PARAMETER, Statistic, find_statistic
+from shadowlab.views.terminal.wording import counted
 
 DEFAULT_STATISTIC = "activation.headroom_bits"
 _SPARK = 16  # columns of a curve in a table
@@ -115,8 +116,8 @@ class _Run:
         steps = history.records()
         precision = history.header.get("precision")
         return (
-            f"{label}: {history.kind}{f' in {precision}' if precision else ''}, {_count(len(steps), 'step')}, the last "
-            f"{steps[-1]['step']}, {len(measured)} with statistics ({measured[0]} to {measured[-1]})"
+            f"{label}: {history.kind}{f' in {precision}' if precision else ''}, {counted(len(steps), 'step')}, "
+            f"the last {steps[-1]['step']}, {len(measured)} with statistics ({measured[0]} to {measured[-1]})"
             f"{self.incident()}"
         )
 
@@ -239,7 +240,7 @@ def _comparison(runs: Sequence[_Run], labels: Sequence[str], query: Query, repor
     if found.samples_from is not None:
         reporter.say(f"they saw different samples from step {found.samples_from} on", style="yellow")
     compared = statistic.name if statistic else ", ".join(kind.name for kind in IN_ORDER)
-    over = f"{_count(len(found.steps), 'step')} that both measured"
+    over = f"{counted(len(found.steps), 'step')} that both measured"
     for what, start in (("learning rate", found.learning_rate_from), ("loss", found.loss_from)):
         if start is not None:
             reporter.say(f"the {what} differs from step {start} on", style="yellow")
@@ -298,10 +299,6 @@ def _table(title: str, statistic: Statistic) -> Table:
 
 def _difference_document(found: Difference) -> dict[str, Any]:
     return asdict(found) | {"statistic": found.statistic.name}
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _points(curve: Curve) -> list[list[float]]:
