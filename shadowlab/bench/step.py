@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -196,12 +197,6 @@ def measure_step(
         UserError: the device has no such precision.
     """
     place = torch.device(device)
-
-    def unet() -> Any:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_SEED)
-            return narrowed_sdxl(num_parameters) if make_unet is None else make_unet()
-
     with (
         torch.random.fork_rng(devices=[place] if place.type == "cuda" else []),
         tempfile.TemporaryDirectory() as folder,
@@ -210,7 +205,8 @@ def measure_step(
         @contextmanager
         def loops(*assignments: str) -> Iterator[Loops]:
             given = {"device": device, "precision": precision, "output_dir": folder}
-            made = Loops(load_config(options=given, assignments=assignments), unet(), batch, size)
+            unet = _seeded_unet(make_unet or partial(narrowed_sdxl, num_parameters))
+            made = Loops(load_config(options=given, assignments=assignments), unet, batch, size)
             try:
                 yield made
             finally:
@@ -237,6 +233,12 @@ def measure_step(
         options=rows_of_options,
         encoding=encoding,
     )
+
+
+def _seeded_unet(make: Callable[[], Any]) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        return make()
 
 
 def _harness_rows(loops: Loops, num_rounds: int, on_row: Callable[[str], None]) -> list[Row]:

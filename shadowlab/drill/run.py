@@ -10,6 +10,7 @@ import torch
 from diagnostics import NonFiniteError
 from diagnostics.health import Finding, HealthWatch, headroom
 from diagnostics.records import TrainingStep
+from diagnostics.statistics import recorded_layers
 from shadowlab.console import Reporter
 from shadowlab.distributed import SingleProcess
 from shadowlab.drill.case import Drill
@@ -20,7 +21,7 @@ from shadowlab.models import ModelSpec
 from shadowlab.seeding import normal
 from shadowlab.settings import load_config
 from shadowlab.tasks import open_task
-from shadowlab.training import StepPlace, Trainee, build_trainee, build_unet, layer_statistics, training_step
+from shadowlab.training import StepPlace, Trainee, build_trainee, build_unet, training_step
 
 _NUM_SAMPLES = 6  # like no dimension of a parameter
 _SIDE = 8  # of the latents
@@ -178,5 +179,5 @@ def _step(trainee: Trainee, batch: EncodedBatch, number: int) -> TrainingStep:
         "skipped": outcome.skipped,
     }
     if trainee.watch.is_due(number):
-        record["loss_scale"], record["layers"] = scale, layer_statistics(trainee.watch.layers, scale)
+        record["loss_scale"], record["layers"] = scale, recorded_layers(trainee.watch.layers, scale)
     return record

@@ -14,7 +14,7 @@ from shadowlab.training.interruption import Interruption, ending_at_once
 from shadowlab.training.optimizer import adamw, learning_rate
 from shadowlab.training.source import BatchSource, open_source
 from shadowlab.training.step import StepOutcome, StepPlace, forward_backward, objective_loss, training_step
-from shadowlab.training.telemetry import Sink, Telemetry, layer_statistics
+from shadowlab.training.telemetry import Sink, Telemetry
 from shadowlab.training.trainee import Trainee, build_trainee, build_unet, prepare_unet
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "complete_checkpoints",
     "ending_at_once",
     "forward_backward",
-    "layer_statistics",
     "learning_rate",
     "load_checkpoint",
     "newest_sound_checkpoint",

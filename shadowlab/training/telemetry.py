@@ -15,7 +15,7 @@ from torch import Tensor
 from diagnostics import NonFiniteError
 from diagnostics.health import Finding, HealthWatch
 from diagnostics.records import Header, Health, Incident, RecordWriter, TrainingStep, read_records
-from diagnostics.statistics import ParameterStatistics, TensorStatistics, histogram
+from diagnostics.statistics import ParameterStatistics, histogram, recorded_layers, recorded_parameters
 from shadowlab.charts import Chart
 from shadowlab.distributed import whole
 from shadowlab.encoded_batch import EncodedBatch
@@ -112,18 +112,11 @@ class Telemetry:
         scale = scaler.get_scale() if due and scaler is not None else 1.0  # before the step may change it
         started = time.perf_counter()
         self._trainee.processes.expect_delay(0.0)
+        parameters = self._parameters if due else None
         try:
-            statistics = self._parameters if due else None
-            outcome = training_step(self._trainee, batches, place, parameter_statistics=statistics)
+            outcome = training_step(self._trainee, batches, place, parameter_statistics=parameters)
         except NonFiniteError as error:
-            self._trainee.processes.at("writing the incident", patience_seconds=_INCIDENT_SECONDS)
-            kept = None
-            if error.incident is not None:  # on the rank that wrote it
-                kept = capture_step(error.incident, self._run, self._trainee, place, kind=self._kind)
-                hint = f"state before the step: {kept}\nwhat would have helped: shadowlab why {error.incident}"
-                error.args = (f"{error}\n{hint}",)
-            self._trainee.processes.wait()  # every rank comes here; none may end the run while another writes
-            self.write(Incident(kind="incident", step=number, verdict=error.verdict.to_json(), state=kept))
+            self._record_incident(error, place)
             raise
         seen = self._seen(batches, outcome)
         record: TrainingStep = {
@@ -146,15 +139,12 @@ class Telemetry:
             record["loss_scale"] = scale
         if began is not None:
             record["data_wait_share"] = waited_seconds / (time.perf_counter() - began)
-        if due:
-            record["layers"] = layer_statistics(watch.layers, scale)
-            record["parameters"] = {n: asdict(p) for n, p in self._parameters.collect().items()}
+        if parameters is not None:
+            record["layers"] = recorded_layers(watch.layers, scale)
+            record["parameters"] = recorded_parameters(parameters.collect())
         if _is_due(number, self._config.histograms_every):
             record["histograms"] = self._histograms()
-        self.write(record)
-        self._show(record)
-        if self._writer is not None:
-            self._tell(number, self._health.add(record))
+        self._publish(record)
         return outcome
 
     def write_header(self, *, num_samples: int, num_parameters: int, charts: Sequence[Chart]) -> None:
@@ -195,6 +185,13 @@ class Telemetry:
         for sink in self._sinks:
             sink.close()
 
+    def _publish(self, record: TrainingStep) -> None:
+        """To the files, to the live view, and to the health rules, whose findings are records of their own."""
+        self.write(record)
+        self._show(record)
+        if self._writer is not None:
+            self._tell(record["step"], self._health.add(record))
+
     def _show(self, record: TrainingStep) -> None:
         self.live |= {"lr": record["learning_rate"], "memory": f"{record['memory_gib']:.2f} GiB"}
         if record["num_skipped"]:
@@ -221,6 +218,17 @@ class Telemetry:
             self._warn(f"step {step}: {finding}")
         if len(findings) > _MAX_WARNINGS:
             self._warn(f"step {step}: and {len(findings) - _MAX_WARNINGS} more: shadowlab health {self._run.path}")
+
+    def _record_incident(self, error: NonFiniteError, place: StepPlace) -> None:
+        """Keep the state before the step, record the verdict, and tell the error where both are."""
+        self._trainee.processes.at("writing the incident", patience_seconds=_INCIDENT_SECONDS)
+        kept = None
+        if error.incident is not None:  # on the rank that wrote it
+            kept = capture_step(error.incident, self._run, self._trainee, place, kind=self._kind)
+            hint = f"state before the step: {kept}\nwhat would have helped: shadowlab why {error.incident}"
+            error.args = (f"{error}\n{hint}",)
+        self._trainee.processes.wait()  # every rank comes here; none may end the run while another writes
+        self.write(Incident(kind="incident", step=place.step + 1, verdict=error.verdict.to_json(), state=kept))
 
     def _clipped(self, grad_norm: float) -> float:
         limit = self._trainee.learning_rate_config.max_grad_norm
@@ -272,23 +280,6 @@ def _memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / 2**30
     return psutil.Process().memory_info().rss / 2**30
-
-
-def layer_statistics(
-    layers: Mapping[str, Mapping[str, TensorStatistics]], scale: float
-) -> dict[str, dict[str, dict[str, float]]]:
-    """`layers` of a record. scale: the gradient scaler's, by which gradients are divided; their headroom is not."""
-    return {
-        name: {part: _unscaled(s.to_dict(), scale if part == "gradient" else 1.0) for part, s in parts.items()}
-        for name, parts in layers.items()
-    }
-
-
-def _unscaled(statistics: dict[str, float], scale: float) -> dict[str, float]:
-    """Statistics of a gradient without the gradient scaler's factor."""
-    return {
-        key: value / scale if key in ("norm", "mean", "std", "max_abs") else value for key, value in statistics.items()
-    }
 
 
 def _is_due(number: int, every: int) -> bool:
