@@ -212,7 +212,8 @@ def test_losses_that_do_not_fall_or_are_missing_fail(tmp_path: Path, monkeypatch
 
     def pretends(session: Any) -> None:
         session.run.metrics.write_text(
-            "".join(f'{{"kind": "overfit", "step": {i}, "loss": {x}}}\n' for i, x in enumerate(losses))
+            '{"kind": "header", "stage": "overfit"}\n'
+            + "".join(f'{{"kind": "overfit", "step": {i}, "loss": {x}}}\n' for i, x in enumerate(losses))
         )
 
     monkeypatch.setattr(self_test, "run_overfit", pretends)
