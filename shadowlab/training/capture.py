@@ -22,6 +22,7 @@ from torch import Tensor
 from diagnostics.incident import load_evidence
 from shadowlab.config import OptimizerConfig
 from shadowlab.errors import UserError
+from shadowlab.precision import POLICIES
 from shadowlab.run_folder import RunFolder
 from shadowlab.task import EncodedBatch
 from shadowlab.training.checkpoint import complete_checkpoints, state_by_kind, training_state, write_checkpoint
@@ -61,8 +62,10 @@ class CapturedStep:
             content["place"] = StepPlace(**content["place"])
             content["optimizer"] = OptimizerConfig(**content["optimizer"])
             content["bad_tensors"] = tuple(content["bad_tensors"])
-            return cls(**content)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            captured = cls(**content)
+            torch.device(captured.device), POLICIES[captured.precision]  # names that are looked up later
+            return captured
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
             raise UserError(
                 f"{file}: cannot be read ({type(error).__name__}); see the verdict alone with --no-counterfactuals"
             ) from error
@@ -138,7 +141,10 @@ def captured_batches(incident: Path, device: torch.device) -> list[EncodedBatch]
         raise UserError(f"{file}: holds no batch of this harness (no `positions`)")
     if any(isinstance(value, str) for one in named for value in one.values()):
         raise UserError(f"{file}: the batch was too large to be kept")
-    return [EncodedBatch(**{**one, "positions": one["positions"].cpu()}) for one in named]
+    try:
+        return [EncodedBatch(**{**one, "positions": one["positions"].cpu()}) for one in named]
+    except TypeError as error:
+        raise UserError(f"{file}: holds no batch of this harness (other fields than one has)") from error
 
 
 def _save_state(folder: Path, trainee: Trainee, place: StepPlace, bad: dict[str, Tensor]) -> str:
