@@ -99,7 +99,10 @@ def write_incident(
 
 def _write_repro(place: Path, verdict: Verdict, culprit: Before) -> None:
     name = str(culprit.func)  # such as aten.log.default
-    call: dict[str, Any] = {"operator": name, "args": list(culprit.args), "kwargs": culprit.kwargs}
+    # A memory format changes no value, and torch cannot save one; a generator does not load with weights_only.
+    unsaved = (torch.memory_format, torch.Generator)
+    kwargs = {key: value for key, value in culprit.kwargs.items() if not isinstance(value, unsaved)}
+    call: dict[str, Any] = {"operator": name, "args": list(culprit.args), "kwargs": kwargs}
     call["num_threads"] = torch.get_num_threads()
     torch.save(tree_map(lambda v: v.cpu() if isinstance(v, Tensor) else v, call), place / "operator.pt")
     (place / "repro.py").write_text(_REPRO.format(headline=verdict.headline(), operator=name))
