@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import platform
 import sys
 from collections.abc import Mapping
@@ -65,7 +64,7 @@ def load_evidence(file: Path, device: torch.device | str = "cpu") -> Any:
     """
     try:
         return torch.load(file, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle raises anything, TypeError and MemoryError among it
         raise ValueError(f"{file}: cannot be read ({type(error).__name__})") from error
 
 

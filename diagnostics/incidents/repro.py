@@ -15,10 +15,12 @@ def write_repro(place: Path, headline: str, culprit: OperatorCall) -> None:
 
     The script is `template.py` as it stands, below a line with `headline`.
     """
+    # A memory format changes no value, and torch cannot save one; a generator does not load with weights_only.
+    unsaved = (torch.memory_format, torch.Generator)
     call = {
         "operator": str(culprit.func),  # such as aten.log.default
         "args": list(culprit.args),
-        "kwargs": culprit.kwargs,
+        "kwargs": {key: value for key, value in culprit.kwargs.items() if not isinstance(value, unsaved)},
         "num_threads": torch.get_num_threads(),
     }
     torch.save(tree_map(lambda v: v.cpu() if isinstance(v, Tensor) else v, call), place / "operator.pt")

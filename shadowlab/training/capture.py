@@ -24,6 +24,7 @@ from diagnostics.incidents import load_evidence
 from shadowlab.distributed import is_sharded, local
 from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.errors import UserError
+from shadowlab.models import POLICIES
 from shadowlab.runs import RunFolder
 from shadowlab.settings import OptimizerConfig
 from shadowlab.training.checkpoint_files import complete_checkpoints, write_checkpoint
@@ -63,8 +64,10 @@ class CapturedStep:
             content["place"] = StepPlace(**content["place"])
             content["optimizer"] = OptimizerConfig(**content["optimizer"])
             content["bad_tensors"] = tuple(content["bad_tensors"])
-            return cls(**content)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            captured = cls(**content)
+            torch.device(captured.device), POLICIES[captured.precision]  # names that are looked up later
+            return captured
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
             raise UserError(
                 f"{file}: cannot be read ({type(error).__name__}); see the verdict alone with --no-counterfactuals"
             ) from error

@@ -13,6 +13,7 @@ from diagnostics import NonFiniteError, Watch
 from diagnostics.modules import models_in
 from shadowlab.bench.corpus import FAULTS, Fault
 from shadowlab.bench.faults import score
+from shadowlab.stages.why.kept_operator import read_call
 from tests.diagnostics.states import bits_of, state_of
 
 # A gradient scaler leaves such a step out, as it does while it looks for its scale.
@@ -52,6 +53,7 @@ def test_a_case_in_a_watched_loop(fault: Fault, tmp_path: Path):
     assert error.incident is not None
     script = error.incident / "repro.py"
     if script.exists():
+        read_call(script.with_name("operator.pt"), torch.device("cpu"))  # `shadowlab why` runs what the corpus leaves
         with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit) as ended:
             runpy.run_path(str(script), run_name="__main__")
         assert ended.value.code == 0, printed.getvalue()

@@ -342,6 +342,24 @@ def test_damaged_incidents_are_one_line(overflow: RunFolder, tmp_path: Path, fil
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("change", [{"device": "abacus"}, {"device": "7"}, {"device": []}, {"precision": "__class__"}])
+def test_names_that_a_captured_step_makes_up_are_one_line(
+    overflow: RunFolder, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    incident = shutil.copytree(incident_of(overflow), tmp_path / "step-00000004")
+    step = incident / "step.json"
+    step.write_text(json.dumps(json.loads(step.read_text()) | change))
+    assert "step.json: cannot be read" in error_line(str(incident))
+
+
+def test_a_batch_of_other_fields_is_one_line(overflow: RunFolder, tmp_path: Path) -> None:
+    incident = shutil.copytree(incident_of(overflow), tmp_path / "step-00000004")
+    torch.save({"positions": torch.arange(2), "run": "it"}, incident / "batch.pt")
+    assert "batch.pt: the batch was too large" in error_line(str(incident))
+    torch.save({"positions": torch.arange(2), "run": torch.ones(2)}, incident / "batch.pt")
+    assert "batch.pt: holds no batch of this harness" in error_line(str(incident))
+
+
 def test_a_verdict_that_is_refused_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     incident = tmp_path / "step-00000004"
     incident.mkdir()

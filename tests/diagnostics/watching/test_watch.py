@@ -256,6 +256,19 @@ def test_an_incident_is_complete_and_reproduces(name: str, tmp_path: Path):
     assert "not finite" in done.stdout
 
 
+def test_a_culprit_that_is_told_its_memory_format_is_kept(tmp_path: Path):
+    model, x = nn.Linear(4, 4), torch.full((1, 4, 4, 4), 1e6)
+
+    def step() -> Tensor:
+        return model(x).to(torch.float16, memory_format=torch.channels_last).float().sum()
+
+    with pytest.raises(NonFiniteError) as caught:
+        Watch(model, incidents=tmp_path).step(step, batch={"x": x})
+    assert caught.value.incident is not None
+    call = torch.load(caught.value.incident / "operator.pt", weights_only=True)
+    assert (call["operator"], call["kwargs"]) == ("aten._to_copy.default", {"dtype": torch.float16})
+
+
 def test_a_second_incident_of_a_step_keeps_the_first(tmp_path: Path):
     loop = case_forward(tmp_path, Switch(on=True))
     folders = [error.incident for error in (loop.run(1), loop.run(1)) if error is not None]
