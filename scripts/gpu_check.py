@@ -33,13 +33,10 @@ from shadowlab.bench.flops import share_reached, training_flops, unet_without_me
 from shadowlab.bench.rounds import Rounds, timed
 from shadowlab.bench.step import OPTIONS, Loops, measure_encoding
 from shadowlab.encoded_batch import DOWNSCALE
-from shadowlab.planning.live_bytes import VAE
-from shadowlab.planning.plan import plan_memory
-from shadowlab.planning.rehearsal import ENCODE, VALIDATION
-from shadowlab.settings.files import load_config
-from shadowlab.settings.schema import Config
+from shadowlab.planning import ENCODE, VAE, VALIDATION, plan_memory
+from shadowlab.settings import Config, load_config
 from shadowlab.tasks import open_task
-from shadowlab.training.trainee import build_unet
+from shadowlab.training import build_unet
 
 ROOT = Path(__file__).resolve().parents[1]
 PRECISIONS = ("fp32", "tf32", "bf16")

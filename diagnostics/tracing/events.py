@@ -31,7 +31,7 @@ class Leaf:
     """One number that is written down in the code. Its event's place is where it is put."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Ancestry:
     """What an operator's bad values came from."""
 
@@ -56,7 +56,7 @@ class Ancestry:
         return self.harmful | self.turned | self.passed
 
 
-@dataclass
+@dataclass(slots=True)
 class Written:
     """Where an event put its values."""
 
@@ -68,7 +68,7 @@ class Written:
     """Old storages that it may be the successor of (see `provenance.Storage`)."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Event:
     """An operator that returned non-finite values, or a leaf that had them."""
 

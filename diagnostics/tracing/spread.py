@@ -14,7 +14,7 @@ from diagnostics.tracing.provenance import Shadow, is_legitimate, nodes_in
 _SELECTING = ("where", "masked_fill", "masked_fill_")
 
 
-@dataclass
+@dataclass(slots=True)
 class Dispatch:
     """An operator that has just run."""
 
@@ -43,7 +43,7 @@ class Dispatch:
         return any(isinstance(value, float) and value in (float("inf"), float("-inf")) for value in flat)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Spread:
     """The bad elements of one output, and the nodes that they came from."""
 

@@ -273,8 +273,10 @@ class Tracer(TorchDispatchMode):
 
     def _may_be_origin(self, event: Event) -> bool:
         """A birth, a number put into a tensor, or a backward operator that may use what a forward branch discarded."""
+        if not event.ancestry.harmful:
+            return True
         parents = [self.events[event_of(node)] for node in event.ancestry.harmful]
-        if not parents or any(parent.is_number for parent in parents):
+        if any(parent.is_number for parent in parents):
             return True
         if event.place is None or not event.place.in_backward:
             return False
