@@ -212,7 +212,7 @@ def _trainee(config: Config, task: Task[Any], unet: UNet2DConditionModel, ema_de
 
 
 def _label_new_gradients(unet: UNet2DConditionModel, live: LiveBytes) -> None:
-    for parameter in unet.parameters():
+    for parameter in (one for one in unet.parameters() if one.requires_grad):
         parameter.register_post_accumulate_grad_hook(lambda p: live.label(GRADIENTS, p.grad))
 
 

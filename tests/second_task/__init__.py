@@ -1,0 +1,1 @@
+"""A second task that differs from the shadow task wherever it can, and all commands on it."""
