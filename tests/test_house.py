@@ -19,9 +19,7 @@ OURS = House.read(ROOT, "diagnostics", "shadowlab", "cli")
 Law = Callable[[House], list[str]]
 
 # Longer than the law allows, each with its lines today: a number may fall, and nothing may be added.
-KNOWN_TOO_LONG = {
-    "shadowlab/stages/train_vae/loop.py:train_vae": 106,
-}
+KNOWN_TOO_LONG: dict[str, int] = {}
 
 LAWS: list[Law] = [
     house.relative_imports,

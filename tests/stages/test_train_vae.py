@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from diagnostics import NonFiniteError
 from shadowlab.data.split import split_by_object
 from shadowlab.errors import UserError
 from shadowlab.models.vae import EMBEDDED_FOLDER, load_vae
-from shadowlab.stages.train_vae import latents, pictures
+from shadowlab.stages.train_vae import latents, learner, pictures
 from shadowlab.stages.train_vae import loop as module
+from shadowlab.stages.train_vae.learner import SMALL_CONFIG
 from shadowlab.stages.train_vae.loop import VaeReport, train_vae
 from shadowlab.stages.train_vae.quality import measure_vae
 from shadowlab.tasks.shadow.dataset import open_dataset
@@ -229,7 +231,7 @@ def test_a_disk_that_fills_up_in_the_end(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    owner: Any = {"save_pretrained": module.AutoencoderKL, "write_text": Path, "replace": module.os}[victim]
+    owner: Any = {"save_pretrained": AutoencoderKL, "write_text": Path, "replace": module.os}[victim]
     monkeypatch.setattr(owner, victim, full)
     with pytest.raises(UserError, match=r"--out .*No space left on device.*free the disk"):
         train(data, tmp_path / "vae", steps=1)
@@ -252,7 +254,7 @@ def test_augmentation_keeps_the_background_and_the_range(data: Path) -> None:
 
 def test_balancing_the_latents_changes_no_reconstruction() -> None:
     torch.manual_seed(0)
-    model: Any = module.AutoencoderKL(**module.SMALL_CONFIG).eval()
+    model: Any = AutoencoderKL(**SMALL_CONFIG).eval()
     drawn = torch.rand(6, 3, SIZE, SIZE) * 2 - 1
     with torch.no_grad():
         before = model.encode(drawn).latent_dist
@@ -268,7 +270,7 @@ def test_balancing_the_latents_changes_no_reconstruction() -> None:
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
-    config = module.build_learner(100, 0, 2e-3, SIZE, torch.device("cpu")).learning_rate_config
+    config = learner.build_learner(learner.Asked(100, 0, 4, 2e-3, SIZE), torch.device("cpu")).learning_rate_config
     rates = [learning_rate(config, step, 100) for step in range(101)]
     assert rates[0] == pytest.approx(0.2 * 2e-3) and max(rates) == rates[5] == 2e-3
     assert all(later < earlier for earlier, later in zip(rates[5:], rates[6:], strict=False))

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -18,46 +18,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
-from diagnostics import Watch
-from shadowlab.data import Split, split_by_object
-from shadowlab.distributed import Processes, SingleProcess
-from shadowlab.encoded_batch import DOWNSCALE, LATENT_CHANNELS
+from shadowlab.data import SampleSet, Split, split_by_object
+from shadowlab.encoded_batch import DOWNSCALE
 from shadowlab.errors import UserError
-from shadowlab.models import WEIGHTS_NAME, load_vae
-from shadowlab.seeding import derive_seed
-from shadowlab.settings import OptimizerConfig
+from shadowlab.models import WEIGHTS_NAME, ImageVae, load_vae
 from shadowlab.stages.train_vae.latents import balance, modes
+from shadowlab.stages.train_vae.learner import Asked, VaeLearner, build_learner
 from shadowlab.stages.train_vae.loss import loss_terms
 from shadowlab.stages.train_vae.pictures import training_pictures
 from shadowlab.stages.train_vae.quality import VaeQuality, measure_vae
 from shadowlab.tasks.shadow import Sample, open_dataset
-from shadowlab.training import adamw, watched_step
+from shadowlab.training import watched_step
 
 REPORT_NAME = "report.json"
 VALIDATION_FRACTION = 0.1  # of the objects
 
-SMALL_CONFIG: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (16, 24, 32, 48),
-    "layers_per_block": 1,
-    "act_fn": "silu",
-    "latent_channels": LATENT_CHANNELS,
-    "norm_num_groups": 4,
-    "mid_block_add_attention": False,  # attention would tie the latents to one picture size
-    "force_upcast": True,
-}
-
 _WINDOW_STEPS = 0.8  # share of the steps that see half-size windows around the content: four times cheaper
 _NUM_SCALING_SAMPLES = 512  # training samples whose latents set the scale
-_WARMUP_SHARE = 0.05
-_MAX_LEARNING_RATE = 10.0
 
 
 @dataclass(frozen=True)
@@ -96,26 +76,6 @@ class VaeReport:
     seconds: float
 
 
-@dataclass(frozen=True)
-class VaeLearner:
-    """The autoencoder as the watched step takes it: float32, one process, no average."""
-
-    model: AutoencoderKL
-    optimizer: torch.optim.AdamW
-    watch: Watch
-    processes: Processes
-    learning_rate_config: OptimizerConfig
-    max_steps: int
-    scaler: None = None
-    compiles: bool = False
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.model.named_parameters())
-
-    def update_average(self, parameters: Iterable[Tensor]) -> None:
-        """There is none."""
-
-
 def train_vae(
     *,
     data: str | Path,
@@ -147,89 +107,70 @@ def train_vae(
             the data set cannot be used.
         NonFiniteError: loss or gradient is not finite; it says where that was born, and nothing is written.
     """
-    if steps < 1 or batch_size < 2 or not 0.0 < learning_rate <= _MAX_LEARNING_RATE:
-        raise UserError(
-            f"train-vae: steps {steps}, batch size {batch_size}, learning rate {learning_rate}: "
-            f"expected steps >= 1, batch size >= 2, a positive learning rate of at most {_MAX_LEARNING_RATE:g}"
-        )
+    asked = Asked(steps, seed, batch_size, learning_rate, image_size)
     dataset = open_dataset(data, image_size)
     split = split_by_object(dataset.object_ids, VALIDATION_FRACTION, seed)
     read = lru_cache(maxsize=1024)(dataset.__getitem__)
 
     with _new_folder(out) as folder:
-        learner = build_learner(steps, seed, learning_rate, image_size, torch.device(device))
+        learner = build_learner(asked, torch.device(device))
         start = time.monotonic()
-        losses = _train(learner, read, split, steps, seed, batch_size, image_size, on_log)
+        losses = _train(learner, asked, read, split.train, on_log)
         seconds = time.monotonic() - start
-        shadow_std, both_std = _set_scale(learner.model, [read(i) for i in split.train[:_NUM_SCALING_SAMPLES]])
-        tenth = max(1, steps // 10)
-
+        deviations = _set_scale(learner.model, [read(i) for i in split.train[:_NUM_SCALING_SAMPLES]])
         with _writing(out):
             learner.model.save_pretrained(folder, safe_serialization=True)
         vae = load_vae(str(folder)).to(device)
-        report = VaeReport(
-            data=dataset.name,
-            fingerprint=dataset.fingerprint(),
-            steps=steps,
-            seed=seed,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            image_size=image_size,
-            num_train_objects=len({dataset.object_ids[i] for i in split.train}),
-            held_out_objects=sorted({dataset.object_ids[i] for i in split.validation}),
-            first_loss=sum(losses[:tenth]) / tenth,
-            last_loss=sum(losses[-tenth:]) / tenth,
-            num_parameters=vae.num_parameters,
-            file_bytes=(folder / WEIGHTS_NAME).stat().st_size,
-            shadow_latent_std=shadow_std,
-            latent_std=both_std,
-            scaling_factor=vae.scaling_factor,
-            held_out=measure_vae(vae, dataset, split.validation, seed=seed),
-            seconds=seconds,
-        )
+        report = _measured(asked, dataset, split, losses, deviations, vae, folder / WEIGHTS_NAME, seconds)
         with _writing(out):
             (folder / REPORT_NAME).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
     return report
 
 
-def build_learner(steps: int, seed: int, learning_rate: float, image_size: int, device: torch.device) -> VaeLearner:
-    """A fresh autoencoder, its optimizer and its watch."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "vae-weights"))
-        model: Any = AutoencoderKL(**SMALL_CONFIG, sample_size=image_size)
-    model.to(device)
-    config = OptimizerConfig(
-        learning_rate=learning_rate,
-        beta2=0.99,
-        weight_decay=1e-4,
-        max_grad_norm=1.0,
-        schedule="cosine",
-        warmup_steps=max(1, round(_WARMUP_SHARE * steps)),
-        fused=False,  # the shipped weights were made so
+def _measured(
+    asked: Asked,
+    dataset: SampleSet[Sample],
+    split: Split,
+    losses: Sequence[float],
+    deviations: tuple[float, float],
+    vae: ImageVae,
+    file: Path,
+    seconds: float,
+) -> VaeReport:
+    """losses: of every step. deviations: as `_set_scale` returns. file: the weights."""
+    tenth = max(1, asked.steps // 10)
+    return VaeReport(
+        data=dataset.name,
+        fingerprint=dataset.fingerprint(),
+        **asdict(asked),
+        num_train_objects=len({dataset.object_ids[i] for i in split.train}),
+        held_out_objects=sorted({dataset.object_ids[i] for i in split.validation}),
+        first_loss=sum(losses[:tenth]) / tenth,
+        last_loss=sum(losses[-tenth:]) / tenth,
+        num_parameters=vae.num_parameters,
+        file_bytes=file.stat().st_size,
+        shadow_latent_std=deviations[0],
+        latent_std=deviations[1],
+        scaling_factor=vae.scaling_factor,
+        held_out=measure_vae(vae, dataset, split.validation, seed=asked.seed),
+        seconds=seconds,
     )
-    optimizer = adamw(model.parameters(), config)
-    watch = Watch(model, optimizer, statistics_every=0, incidents=None)
-    return VaeLearner(model, optimizer, watch, SingleProcess(device), config, steps)
 
 
 def _train(
     learner: VaeLearner,
+    asked: Asked,
     read: Callable[[int], Sample],
-    split: Split,
-    steps: int,
-    seed: int,
-    batch_size: int,
-    image_size: int,
+    indices: Sequence[int],
     on_log: Callable[[dict[str, Any]], None] | None,
 ) -> list[float]:
-    """The loss of every step."""
-    half = max(DOWNSCALE, image_size // 2 // DOWNSCALE * DOWNSCALE)
-    start, losses = time.monotonic(), []
-    device = learner.processes.device
+    """The loss of every step. indices: of the samples to train on."""
+    half = max(DOWNSCALE, asked.image_size // 2 // DOWNSCALE * DOWNSCALE)
+    start, losses, steps, seed = time.monotonic(), [], asked.steps, asked.seed
     for step in range(steps):
-        side = half if step < _WINDOW_STEPS * steps else image_size
-        pictures = training_pictures(read, split.train, step, batch_size, side, seed)
-        shadows, objects = (picture.to(device) for picture in pictures)
+        side = half if step < _WINDOW_STEPS * steps else asked.image_size
+        pictures = training_pictures(read, indices, step, asked.batch_size, side, seed)
+        shadows, objects = (picture.to(learner.processes.device) for picture in pictures)
         terms: dict[str, Tensor] = {}
         loss = partial(_loss, learner.model, shadows, objects, step, seed, terms)
         update = watched_step(learner, [loss], step, batch={"shadows": shadows, "objects": objects})
