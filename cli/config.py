@@ -4,7 +4,7 @@ import json
 
 import typer
 
-from cli.request import Request
+from shadowlab.settings import Request
 
 
 def show(request: Request) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.options import Json
-from cli.request import Request, start
+from shadowlab.settings import Request
 
 
 def render(
@@ -81,13 +81,14 @@ def encode(
     """
     from shadowlab.errors import InterruptedRunError, UserError
     from shadowlab.latents import encode_dataset
+    from shadowlab.stages.run import open_processes
 
     config = request.config()
     folder = out or config.data.latents
     if folder is None:
         raise UserError("data encode: say where the latents go: --out DIR, or --set data.latents=DIR")
     folder = Path(folder).expanduser()
-    processes, reporter = start(config, request)
+    processes, reporter = open_processes(config, request)
     try:
         processes.require_single("data encode")
         report = encode_dataset(config, folder, processes.device, reporter)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.request import Request
+from shadowlab.settings import Request
 
 if TYPE_CHECKING:
     from shadowlab.doctor import Item

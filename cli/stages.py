@@ -1,17 +1,11 @@
 """The stages: check-forward, check-precision, overfit, train."""
 
-import os
-import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from cli.request import Request, run_stage, start
-
-if TYPE_CHECKING:
-    from shadowlab.runs import RunFolder
-    from shadowlab.settings import Config
+from shadowlab.settings import Request
 
 
 def check_forward(
@@ -38,11 +32,12 @@ def check_forward(
     config = request.config()
 
     from shadowlab.stages.check_forward import run_check_forward
+    from shadowlab.stages.run import run_stage
     from shadowlab.tasks import open_task
 
     light = {"theta": theta, "phi": phi, "size": size}
     own = open_task(config).own_input({"object": object_image, "mask": mask, **light, "sample": sample})
-    run_stage("check-forward", request, config, lambda session: run_check_forward(session, sample=sample, own=own))
+    run_stage("check-forward", request, lambda session: run_check_forward(session, sample=sample, own=own))
 
 
 def check_precision(
@@ -53,11 +48,10 @@ def check_precision(
 
     Example: shadowlab check-precision --layers 20
     """
-    config = request.config()
-
     from shadowlab.stages.check_precision import run_check_precision
+    from shadowlab.stages.run import run_stage
 
-    run_stage("check-precision", request, config, lambda session: run_check_precision(session, num_layers=layers))
+    run_stage("check-precision", request, lambda session: run_check_precision(session, num_layers=layers))
 
 
 def overfit(request: Request) -> None:
@@ -65,11 +59,10 @@ def overfit(request: Request) -> None:
 
     Example: shadowlab overfit --samples 16
     """
-    config = request.config()
-
     from shadowlab.stages.overfit import run_overfit
+    from shadowlab.stages.run import run_stage
 
-    run_stage("overfit", request, config, run_overfit)
+    run_stage("overfit", request, run_overfit)
 
 
 def train(
@@ -86,114 +79,11 @@ def train(
     shadowlab train --precision fp32 --max-steps 400 --resume
     shadowlab train --preset sdxl-4xh100 --data DIR
     """
-    config = request.config()
+    from shadowlab.stages.train import start_training
 
-    from shadowlab.distributed import crowded, launched_processes, require_gpus
-    from shadowlab.runs import RunFolder, default_name, resumed_config, run_to_resume
-
-    run = None
-    if resume:
-        run = RunFolder.reopen(config, run_to_resume(config, request.run, request.label))
-        config = resumed_config(
-            run,
-            source=None if request.is_default else request.label,
-            file=request.config_file,
-            options=request.given,
-            assignments=request.assignments,
-            num_processes=launched_processes(),
-        )
-    starts_processes = launched_processes() is None and config.distributed.processes > 1
-    place = config.data.path
-    if not (starts_processes and (os.path.exists(place) or place == type(config.data)().path)):
-        from shadowlab.tasks import open_task  # takes seconds, which a launcher need not spend
-
-        open_task(config).find_data()  # a wrong path must not wait for processes or stages
-    if config.data.latents is not None:
-        from shadowlab.latents import require_index
-
-        require_index(config)
-    if not starts_processes:
-        _train(request, config, run, skip_stages=skip_stages)
-        return
-    require_gpus(config.device, config.distributed.processes)
-    for warning in crowded(config.device, config.distributed.processes):
-        typer.echo(f"warning: {warning}", err=True)
-    name = run.path.name if run is not None else request.run or default_name(request.label, "train")
-    _train_in_processes(request, config, name, resume=resume, skip_stages=skip_stages)
-
-
-def _train(request: Request, config: "Config", run: "RunFolder | None", *, skip_stages: bool) -> None:
-    """Train in this process, alone or as one of several. run: that is resumed, or None for a new one."""
-    from shadowlab.errors import InterruptedRunError
-    from shadowlab.runs import RunFolder, default_name, with_processes
-    from shadowlab.session import Session
-    from shadowlab.stages.run import finish_stage, prove_required_stages
-    from shadowlab.stages.train import run_train
-    from shadowlab.training import ending_at_once
-
-    resume, lock = run is not None, None
-    processes, reporter = start(config, request, resumed=run)
-    config = with_processes(config, processes.count)
-    try:
-        with ending_at_once():  # until the loop, which finishes its step
-            if run is None:
-                name = request.run or processes.share(default_name(request.label, "train"))
-                with processes.together():
-                    if processes.is_main:
-                        RunFolder.create(config, name, source=request.label)
-                run = RunFolder.reopen(config, name)
-            with processes.together():
-                if processes.is_main:
-                    lock = run.claim()
-                    reporter.log_to(run.log)
-            processes.tell(run.log, go_on=_resuming(config, run.path.name, skip_stages))
-            session = Session.open(config, run, processes, reporter)
-            prove_required_stages(session, skip=skip_stages)
-            finish_stage("train", session, lambda session: run_train(session, resume=resume), write=processes.is_main)
-            reporter.say(f"look at it: shadowlab tensorboard {run.path}")
-    except (KeyboardInterrupt, InterruptedRunError) as stop:
-        if run is None:
-            raise
-        stopped = str(stop) or "interrupted"
-        reporter.note(stopped)
-        raise InterruptedRunError(
-            f"{stopped}; go on with: {_resuming(config, run.path.name, skip_stages)}",
-            saved=getattr(stop, "saved", False),
-        ) from None
-    finally:
-        if lock is not None:
-            lock.close()
-        reporter.close()
-        processes.close()
-
-
-def _train_in_processes(request: Request, config: "Config", name: str, *, resume: bool, skip_stages: bool) -> None:
-    """Start the processes, each with the same words as this command was given."""
-    from shadowlab.distributed import launch_processes
-    from shadowlab.errors import InterruptedRunError, LostProcessError
-
-    words = ["train", *request.words(), "--run", name]
-    words += ["--resume"] if resume else []
-    words += ["--skip-stages"] if skip_stages else []
-    go_on = _resuming(config, name, skip_stages)
-    try:
-        code = launch_processes(config.distributed.processes, "cli.main", words)
-    except LostProcessError as lost:
-        error = LostProcessError(f"{lost}; go on with: {go_on}")
-        error.printed = lost.printed
-        raise error from None
-    except InterruptedRunError as stop:
-        begun = (Path(config.output_dir) / name / "config.yaml").exists()
-        raise InterruptedRunError(f"{stop}; " + (f"go on with: {go_on}" if begun else "start it again")) from None
-    raise typer.Exit(code)
-
-
-def _resuming(config: "Config", name: str, skip_stages: bool) -> str:
-    """The command that goes on with a run; config.yaml in its folder holds all other options."""
-    words = ["shadowlab", "train", "--run", name, "--resume"]
-    if config.output_dir != type(config)().output_dir:
-        words += ["--set", f"output_dir={config.output_dir}"]
-    return shlex.join([*words, *(["--skip-stages"] if skip_stages else [])])
+    code = start_training(request, resume=resume, skip_stages=skip_stages, module="cli.main")
+    if code:
+        raise typer.Exit(code)
 
 
 def plan(

@@ -18,11 +18,6 @@ ROOT = Path(__file__).parents[1]
 OURS = House.read(ROOT, "diagnostics", "shadowlab", "cli")
 Law = Callable[[House], list[str]]
 
-# Longer than the law allows, each with its lines today: a number may fall, and nothing may be added.
-KNOWN_TOO_LONG = {
-    "shadowlab/stages/train_vae/loop.py:train_vae": 106,
-}
-
 LAWS: list[Law] = [
     house.relative_imports,
     house.upward_imports,
@@ -47,16 +42,14 @@ def test_nobody_goes_past_a_door() -> None:
 
 
 def test_files_and_functions_are_short() -> None:
-    found = house.too_long(OURS)
-    grown = {place: lines for place, lines in found.items() if lines > KNOWN_TOO_LONG.get(place, 0)}
-    assert not grown, "split them: a noun of their own, a room of their own"
-    assert not KNOWN_TOO_LONG.keys() - found.keys(), "these fit by now: take them off the list"
+    assert not house.too_long(OURS), "split them: a noun of their own, a room of their own"
 
 
 def test_importing_light_rooms_loads_neither_tensorboard_nor_diffusers() -> None:
     """What the sources cannot show: a package of others that loads it for us."""
     views = sorted(name for name in OURS.modules if name.startswith("shadowlab.views."))
     rooms = ["shadowlab.distributed", "shadowlab.settings", "shadowlab.runs", "shadowlab.console", *views]
+    rooms += ["shadowlab.stages.train", "shadowlab.doctor"]  # a launcher waits; a doctor may find diffusers broken
     script = (
         "import sys, diagnostics, diagnostics.board\n"
         "print('tensorboard' in sys.modules)\n"

@@ -18,6 +18,7 @@ from shadowlab.settings.files import (
 )
 from shadowlab.settings.keys import Decides, Marks, Section, key, values
 from shadowlab.settings.origins import format_origins
+from shadowlab.settings.request import Request
 from shadowlab.settings.schema import (
     MAX_IMAGE_SIZE,
     Config,
@@ -38,6 +39,7 @@ __all__ = [
     "values",
     # From presets, files and options, and back
     "DEFAULT_PRESET",
+    "Request",
     "ResolvedConfig",
     "dump_config",
     "format_origins",

@@ -1,31 +1,68 @@
-"""Running a stage: its folder, its log, its entry in stages.json; and what `train` wants proved beforehand."""
+"""Running a stage: its processes, its folder, its log, its entry in stages.json."""
 
-import json
-import time
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from diagnostics import NonFiniteError
 from diagnostics.records import Stage, append_record, read_records
 from shadowlab.console import Reporter
+from shadowlab.distributed import Processes
 from shadowlab.errors import InterruptedRunError, StageFailedError, StageStoppedError, UserError
-from shadowlab.runs import RunFolder, stage_passed
+from shadowlab.models import POLICIES
+from shadowlab.runs import RunFolder, default_name
 from shadowlab.session import Session
-from shadowlab.settings import Config
-from shadowlab.stages.check_forward import run_check_forward
-from shadowlab.stages.overfit import run_overfit
+from shadowlab.settings import Config, Request
 from shadowlab.stages.result import StageResult
+from shadowlab.tasks import open_task
 from shadowlab.views.tensorboard import Board
 
-REQUIRED_STAGES: dict[str, Callable[[Session], StageResult]] = {
-    "check-forward": run_check_forward,
-    "overfit": run_overfit,
-}
-_FAILURES = (StageFailedError, StageStoppedError, NonFiniteError)  # of the run; others are of its surroundings
-_POLL_SECONDS = 1.0
-_PROOF_SECONDS = 7 * 24 * 3600.0  # overfit may take days
+FAILURES = (StageFailedError, StageStoppedError, NonFiniteError)  # of the run; others are of its surroundings
+
+
+def open_processes(config: Config, request: Request, resumed: RunFolder | None = None) -> tuple[Processes, Reporter]:
+    """Processes and voice of a stage; the first line says what runs. Both are to be closed.
+
+    Args:
+        resumed: the run that is continued, if one is.
+
+    Raises:
+        UserError: the device, or the precision on it, is impossible.
+    """
+    processes = Processes(config.device, config.distributed)
+    POLICIES[config.precision].apply_to_backend(processes.device)  # an impossible one fails before any work
+    reporter = Reporter(as_json=request.as_json, active=processes.is_main, quiet=request.quiet)
+    if resumed is not None:
+        reporter.say(f"resuming {resumed.path} with its own config.yaml and the options given now")
+    elif request.is_default:
+        reporter.say("preset tiny: SDXL's topology in small, on a CPU, without network; the real model: --preset sdxl")
+    if processes.device.type == "cpu" and config.precision != "fp32":
+        reporter.warn(
+            f"--precision {config.precision} on a CPU is several times slower than fp32; good for its numerics alone"
+        )
+    return processes, reporter
+
+
+def run_stage(name: str, request: Request, stage: Callable[[Session], StageResult]) -> StageResult:
+    """Run a stage of one process in a run folder of its own.
+
+    Raises:
+        UserError: wrong configuration, several processes, or a folder that has results; and as `finish_stage`.
+    """
+    config = request.config()
+    task = open_task(config)  # an option that it has not fails before any work
+    processes, reporter = open_processes(config, request)
+    try:
+        processes.require_single(name)
+        if request.run is None:
+            run = RunFolder.create_beside(config, default_name(request.label, name), source=request.label)
+        else:
+            run = RunFolder.create(config, request.run, source=request.label)
+        with run.claim():
+            return finish_stage(name, Session(config, run, processes, reporter, task), stage)
+    finally:
+        reporter.close()
+        processes.close()
 
 
 def finish_stage(
@@ -55,9 +92,9 @@ def finish_stage(
     except Exception as error:
         if write:
             reporter.note(f"{name} failed: {error}")
-            if isinstance(error, _FAILURES):
+            if isinstance(error, FAILURES):
                 step = error.verdict.step if isinstance(error, NonFiniteError) else None
-                _record_failure(name, str(error), config, run, reporter, step=0 if step is None else step + 1)
+                record_failure(name, str(error), config, run, reporter, step=0 if step is None else step + 1)
         raise
     if write and not result.idle:
         try:
@@ -83,8 +120,8 @@ def finish_stage(
     return result
 
 
-def _record_failure(name: str, message: str, config: Config, run: RunFolder, reporter: Reporter, step: int = 0) -> None:
-    """The disk's trouble does not take the place of what was found."""
+def record_failure(name: str, message: str, config: Config, run: RunFolder, reporter: Reporter, step: int = 0) -> None:
+    """In stages.json and among the records. A disk that refuses is a warning: what was found is said all the same."""
     try:
         run.record_stage(name, passed=False, config=config, summary={"error": message})
         _show(run, name, passed=False, step=step, message=message)
@@ -134,78 +171,3 @@ def _last_step(metrics: Path) -> int:
     except ValueError:  # whoever reads the records is told; here the stage's own result is what counts
         pass
     return last
-
-
-def prove_required_stages(session: Session, *, skip: bool) -> None:
-    """See that check-forward and overfit passed for this model configuration; run those that are missing.
-
-    Each missing stage runs on the first process, in a folder of its own beside `run`; the other processes wait for
-    its entry in a file, outside any collective, so that no timeout can strike.
-
-    Raises:
-        StageFailedError: a stage fails; training does not begin.
-    """
-    run, processes, reporter = session.run, session.processes, session.reporter
-    if skip:
-        reporter.warn(f"--skip-stages: {' and '.join(REQUIRED_STAGES)} are not asked for; nothing proves this model")
-        return
-    marker = run.path / "required-stages.json"
-    if processes.is_main:
-        marker.unlink(missing_ok=True)  # a resumed run's old one would send the others ahead
-    processes.wait()
-    processes.at("proving the required stages", patience_seconds=_PROOF_SECONDS)
-    if not processes.is_main:
-        while not marker.exists():
-            time.sleep(_POLL_SECONDS)
-        processes.wait()
-        return
-    proofs: dict[str, str] = {}
-    warn = cache(reporter.warn)  # each damaged neighbour once, not once a stage
-    for name, stage in REQUIRED_STAGES.items():
-        passed_in = _passed_in(name, session, warn)
-        if passed_in is None:
-            reporter.say(f"train needs {name} first; running it")
-            passed_in = _run_required(name, stage, session)
-        else:
-            reporter.say(f"{name}: passed before ({passed_in})")
-        proofs[name] = str(passed_in)
-    temporary = marker.with_suffix(".tmp")
-    temporary.write_text(json.dumps(proofs, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(marker)
-    processes.wait()
-
-
-def _passed_in(name: str, session: Session, warn: Callable[[str], None]) -> Path | None:
-    """The newest run below output_dir in which the stage passed for this model, with as strict a criterion."""
-    least = session.config.overfit.num_samples
-
-    def as_strict(summary: dict[str, Any]) -> bool:
-        recorded = summary.get("criterion")
-        if name != "overfit":
-            return True
-        # An earlier version may have written less: then it proves nothing.
-        if not isinstance(recorded, dict) or not isinstance(recorded.get("num_samples"), int | float):
-            return False
-        return recorded["num_samples"] >= least and session.task.criterion.covered_by(recorded)
-
-    return stage_passed(session.config, name, as_strict=as_strict, on_unreadable=warn)
-
-
-def _run_required(name: str, stage: Callable[[Session], StageResult], session: Session) -> Path:
-    config, run, reporter = session.config, session.run, session.reporter
-    folder = RunFolder.create_beside(config, f"{run.path.name}-{name}")
-    quiet = reporter.without_result()
-    try:
-        with folder.claim():
-            finish_stage(name, session.alone(folder, quiet), stage)
-    except InterruptedRunError:
-        raise
-    except Exception as error:
-        message = f"{name} did not pass, so training did not begin; see {folder.path}"
-        reporter.note(message)
-        if isinstance(error, _FAILURES):
-            _record_failure("train", message, config, run, reporter)
-        raise
-    finally:
-        quiet.close()
-    return folder.path

@@ -13,7 +13,14 @@ from shadowlab.training.data_wait import DataWait
 from shadowlab.training.interruption import Interruption, ending_at_once
 from shadowlab.training.optimizer import adamw, learning_rate
 from shadowlab.training.source import BatchSource, open_source
-from shadowlab.training.step import StepOutcome, StepPlace, forward_backward, objective_loss, training_step
+from shadowlab.training.step import (
+    StepOutcome,
+    StepPlace,
+    forward_backward,
+    objective_loss,
+    training_step,
+    watched_step,
+)
 from shadowlab.training.telemetry import Sink, Telemetry
 from shadowlab.training.trainee import Trainee, build_trainee, build_unet, prepare_unet
 
@@ -46,4 +53,5 @@ __all__ = [
     "save_checkpoint",
     "state_tensors",
     "training_step",
+    "watched_step",
 ]

@@ -1,4 +1,4 @@
-"""The training step. It exists once; overfit, train and the checks all call it.
+"""The training step. It exists once: overfit, train, the checks and train-vae all call it.
 
 Legend: B samples of a micro-batch, N samples of this process in the step.
 
@@ -7,20 +7,23 @@ and t to the step, so the same step can be run again, to resume or to find out w
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diagnostics import all_finite
+from diagnostics import Watch, all_finite
 from diagnostics.statistics import ParameterStatistics, gradient_norms, total_norm
-from shadowlab.distributed import local
+from shadowlab.distributed import Processes, local
 from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.models import predict, stratified_times
 from shadowlab.seeding import generator, normal
+from shadowlab.settings import OptimizerConfig
 from shadowlab.training.optimizer import learning_rate
 from shadowlab.training.trainee import Trainee
 
@@ -38,6 +41,59 @@ class StepPlace:
     step: int
     first_position: int
     global_batch: int
+
+
+class Learner(Protocol):
+    """What the watched step needs of what is trained. A `Trainee` is one."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What forward and backward run on."""
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None: ...
+
+    @property
+    def processes(self) -> Processes: ...
+
+    @property
+    def watch(self) -> Watch: ...
+
+    @property
+    def learning_rate_config(self) -> OptimizerConfig:
+        """Learning rate and clipping."""
+
+    @property
+    def max_steps(self) -> int:
+        """Where the learning rate's schedule ends."""
+
+    @property
+    def compiles(self) -> bool:
+        """Whether a forward may compile."""
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter, of those that train."""
+
+    def update_average(self, parameters: Iterable[Tensor]) -> None:
+        """One step of the weight average, if there is one. parameters: those of `parameters()`."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """Host numbers of one watched step."""
+
+    loss: float
+    """Mean over all processes."""
+    grad_norm: float
+    """Before clipping."""
+    learning_rate: float
+    skipped: bool
+    """The scaler left weights alone."""
+    losses: tuple[float, ...]
+    """This process's, as the loss functions gave them, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -59,34 +115,65 @@ def training_step(
     *,
     parameter_statistics: ParameterStatistics | None = None,
 ) -> StepOutcome:
-    """Forward, backward, finite check, clip, optimizer, EMA over the micro-batches of one step, under watch.
+    """The watched step of the objective's loss over the micro-batches of one step.
 
-    The only host read is of (loss, gradient norm, finite flags), together, before the optimizer step.
+    Raises:
+        NonFiniteError: as `watched_step`.
+    """
+    named = [batch.tensors() | {"ids": batch.ids, "positions": batch.positions} for batch in batches]
+    update = watched_step(
+        trainee,
+        _objective_losses(trainee, trainee.model, batches, place),
+        place.step,
+        batch=named[0] if len(named) == 1 else named,
+        parameter_statistics=parameter_statistics,
+    )
+    times = torch.cat([sample_times(trainee.seed, batch.positions, place) for batch in batches]).tolist()
+    sample_losses = tuple(zip(times, update.losses, strict=True))
+    return StepOutcome(update.loss, update.grad_norm, update.learning_rate, update.skipped, sample_losses)
+
+
+def watched_step(
+    learner: Learner,
+    losses: Sequence[Callable[[], Tensor]],
+    step: int,
+    *,
+    batch: Any = None,
+    parameter_statistics: ParameterStatistics | None = None,
+) -> Update:
+    """Forward, backward, finite check, clip, optimizer, average over the micro-batches of one step, under watch.
+
+    The only host read is of (losses, gradient norm, finite flags), together, before the optimizer step.
+
+    Args:
+        losses: for each micro-batch a function that computes its losses, (n,) float32, whose mean is minimised. They
+            may be called again, and must then compute the same.
+        step: 0-based optimizer step.
+        batch: named tensors, so that a bad sample can be named.
 
     Raises:
         NonFiniteError: something is not finite on some rank, or the scaler has skipped too many steps in a row. It
-            says where that was born; weights, optimizer and EMA are unchanged.
+            says where that was born; weights, optimizer and average are unchanged.
     """
-    named = [batch.tensors() | {"ids": batch.ids, "positions": batch.positions} for batch in batches]
-    return trainee.watch.step(
-        lambda: _step(trainee, batches, place, parameter_statistics),
-        batch=named[0] if len(named) == 1 else named,
-        step_index=place.step,
+    return learner.watch.step(
+        lambda: _step(learner, losses, step, parameter_statistics),
+        batch=batch,
+        step_index=step,
     )
 
 
 def _step(
-    trainee: Trainee,
-    batches: Sequence[EncodedBatch],
-    place: StepPlace,
+    learner: Learner,
+    loss_functions: Sequence[Callable[[], Tensor]],
+    step: int,
     parameter_statistics: ParameterStatistics | None,
-) -> StepOutcome:
-    optimizer, config, processes = trainee.optimizer, trainee.learning_rate_config, trainee.processes
+) -> Update:
+    optimizer, config, processes = learner.optimizer, learner.learning_rate_config, learner.processes
     optimizer.zero_grad(set_to_none=True)
-    losses = forward_backward(trainee, trainee.model, batches, place)
-    if trainee.scaler is not None:
-        trainee.scaler.unscale_(optimizer)
-    parameters = trainee.parameters()
+    losses = _accumulate(learner, learner.model, loss_functions)
+    if learner.scaler is not None:
+        learner.scaler.unscale_(optimizer)
+    parameters = learner.parameters()
     norms = gradient_norms(parameters)
     grad_norm = total_norm(norms.values())
     finite_loss = processes.all_true(all_finite([losses]))
@@ -94,15 +181,13 @@ def _step(
     loss = processes.mean(losses.mean())
     flags = [loss.double(), grad_norm, finite_loss.double(), finite_gradients.double()]
     host = torch.cat([torch.stack(flags), losses.double()]).tolist()
-    times = torch.cat([sample_times(trainee.seed, batch.positions, place) for batch in batches]).tolist()
-    sample_losses = tuple(zip(times, host[4:], strict=True))
-    rate = learning_rate(config, place.step, trainee.max_steps)
+    rate = learning_rate(config, step, learner.max_steps)
 
-    if not host[3] and host[2] and trainee.scaler is not None:
+    if not host[3] and host[2] and learner.scaler is not None:
         # float16 gradients overflowed at this scale: the scaler halves it, nothing moves.
-        trainee.scaler.update()
-        return StepOutcome(host[0], host[1], rate, skipped=True, sample_losses=sample_losses)
-    trainee.watch.note(loss=host[0] if host[2] else math.nan, grad_norm=host[1] if host[3] else math.inf)
+        learner.scaler.update()
+        return Update(host[0], host[1], rate, skipped=True, losses=tuple(host[4:]))
+    learner.watch.note(loss=host[0] if host[2] else math.nan, grad_norm=host[1] if host[3] else math.inf)
 
     if parameter_statistics is not None:
         parameter_statistics.before_step(norms)
@@ -114,30 +199,41 @@ def _step(
         group["lr"] = rate
     processes.at("optimizer")
     optimizer.step()  # not scaler.step, which reads on the host what has been read above
-    if trainee.scaler is not None:
-        trainee.scaler.update()
-    trainee.update_average(parameters.values())
+    if learner.scaler is not None:
+        learner.scaler.update()
+    learner.update_average(parameters.values())
     if parameter_statistics is not None:
         parameter_statistics.after_step()
-    return StepOutcome(host[0], host[1], rate, skipped=False, sample_losses=sample_losses)
+    return Update(host[0], host[1], rate, skipped=False, losses=tuple(host[4:]))
 
 
 def forward_backward(trainee: Trainee, model: nn.Module, batches: Sequence[EncodedBatch], place: StepPlace) -> Tensor:
     """Accumulate gradients of the mean loss over `batches`. Returns the loss of each sample, (N,) float32."""
+    return _accumulate(trainee, model, _objective_losses(trainee, model, batches, place))
+
+
+def _accumulate(learner: Learner, model: nn.Module, loss_functions: Sequence[Callable[[], Tensor]]) -> Tensor:
+    """Accumulate gradients of the mean of all losses. Returns these, (N,), without their graphs."""
     losses = []
-    patience = _COMPILING_SECONDS if trainee.compiles else 0.0
-    for number, batch in enumerate(batches):
-        last = number == len(batches) - 1
+    patience = _COMPILING_SECONDS if learner.compiles else 0.0
+    for number, loss_function in enumerate(loss_functions):
+        last = number == len(loss_functions) - 1
         # DDP averages gradients over ranks once, in the last micro-batch.
         # FSDP2 reduces in each: whole gradients would take the memory that it is there to save.
         with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
-            trainee.processes.at("forward", patience_seconds=patience)
-            per_sample = objective_loss(trainee, model, batch, place)
-            trainee.processes.at("backward", patience_seconds=patience)
-            loss = per_sample.mean() / len(batches)
-            (loss if trainee.scaler is None else trainee.scaler.scale(loss)).backward()
+            learner.processes.at("forward", patience_seconds=patience)
+            per_sample = loss_function()
+            learner.processes.at("backward", patience_seconds=patience)
+            loss = per_sample.mean() / len(loss_functions)
+            (loss if learner.scaler is None else learner.scaler.scale(loss)).backward()
         losses.append(per_sample.detach())
     return torch.cat(losses)
+
+
+def _objective_losses(
+    trainee: Trainee, model: nn.Module, batches: Sequence[EncodedBatch], place: StepPlace
+) -> list[Callable[[], Tensor]]:
+    return [partial(objective_loss, trainee, model, batch, place) for batch in batches]
 
 
 def objective_loss(trainee: Trainee, model: nn.Module, batch: EncodedBatch, place: StepPlace) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from cli.request import Request
+from shadowlab.settings import Request
 
 
 def shadowlab(*arguments: str) -> Result:
@@ -48,7 +48,7 @@ def test_errors_are_printed() -> None:
 
 
 def test_processes_are_started_with_it() -> None:
-    request = Request(None, None, {"seed": 3}, [], None, as_json=True, quiet=True)
+    request = Request(options={"seed": 3}, as_json=True, quiet=True)
     assert request.words() == ["--set", "seed=3", "--quiet", "--json"]
 
 

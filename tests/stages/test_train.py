@@ -27,9 +27,10 @@ from shadowlab.runs.folder import RunFolder
 from shadowlab.runs.resume import resumed_config
 from shadowlab.session import Session
 from shadowlab.settings.schema import Config
-from shadowlab.stages import run as run_stage
 from shadowlab.stages.result import StageResult
-from shadowlab.stages.run import finish_stage, prove_required_stages
+from shadowlab.stages.run import finish_stage
+from shadowlab.stages.train import required
+from shadowlab.stages.train.required import prove_required_stages
 from shadowlab.stages.train.train import run_train
 from shadowlab.tasks import open_task
 from shadowlab.tasks.shadow import task as shadow_task
@@ -421,7 +422,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
         return run
 
-    monkeypatch.setattr(run_stage, "REQUIRED_STAGES", {name: stage(name) for name in state["passes"]})
+    monkeypatch.setattr(required, "REQUIRED_STAGES", {name: stage(name) for name in state["passes"]})
     return state
 
 

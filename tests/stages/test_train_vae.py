@@ -9,15 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
+from diagnostics import NonFiniteError
 from shadowlab.data.split import split_by_object
-from shadowlab.errors import StageFailedError, UserError
+from shadowlab.errors import UserError
 from shadowlab.models.vae import EMBEDDED_FOLDER, load_vae
+from shadowlab.stages.train_vae import latents, learner, pictures
 from shadowlab.stages.train_vae import loop as module
+from shadowlab.stages.train_vae.learner import SMALL_CONFIG
 from shadowlab.stages.train_vae.loop import VaeReport, train_vae
 from shadowlab.stages.train_vae.quality import measure_vae
 from shadowlab.tasks.shadow.dataset import open_dataset
+from shadowlab.training import learning_rate
 
 SIZE = 32
 NUM_OBJECTS = 4
@@ -96,7 +101,7 @@ def test_held_out_objects_are_never_read_in_training(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[str] = []
-    original = module._batch
+    original = module.training_pictures
 
     def spy(read: Any, *arguments: Any) -> Any:
         def noted(i: int) -> Any:
@@ -106,7 +111,7 @@ def test_held_out_objects_are_never_read_in_training(
 
         return original(noted, *arguments)
 
-    monkeypatch.setattr(module, "_batch", spy)
+    monkeypatch.setattr(module, "training_pictures", spy)
     report = train(data, tmp_path / "vae", steps=4)
     dataset = open_dataset(data, SIZE)
     split = split_by_object(dataset.object_ids, module.VALIDATION_FRACTION, 0)
@@ -151,26 +156,49 @@ def test_numbers_out_of_range(data: Path, tmp_path: Path, changes: dict[str, Any
         train(data, tmp_path / "vae", **changes)
 
 
-def test_non_finite_loss_stops_before_the_optimizer(
+def test_a_bad_loss_is_explained_before_the_optimizer_moves(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps_taken: list[int] = []
-    original_losses, original_step = module._losses, torch.optim.AdamW.step
+    seen: list[Any] = []
+    original_loss, original_build = module.loss_terms, module.build_learner
 
     def losses(model: Any, shadows: Any, objects: Any, step: int, seed: int) -> Any:
-        terms = original_losses(model, shadows, objects, step, seed)
+        terms = original_loss(model, shadows, objects, step, seed)
         return {**terms, "loss": terms["loss"] / 0.0} if step == 2 else terms
 
-    def counted(self: Any, *arguments: Any, **options: Any) -> Any:
-        steps_taken.append(1)
-        return original_step(self, *arguments, **options)
+    def built(*arguments: Any) -> Any:
+        learner = original_build(*arguments)
+        learner.optimizer.register_step_post_hook(lambda *_: seen.append(state_of(learner)))
+        seen.append(learner)
+        return learner
 
-    monkeypatch.setattr(module, "_losses", losses)
-    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
-    with pytest.raises(StageFailedError, match=r"train-vae: loss inf at step 2, expected a finite number; lower"):
+    def state_of(learner: Any) -> list[torch.Tensor]:
+        return [parameter.detach().clone() for parameter in learner.parameters().values()]
+
+    monkeypatch.setattr(module, "loss_terms", losses)
+    monkeypatch.setattr(module, "build_learner", built)
+    with pytest.raises(NonFiniteError) as caught:
         train(data, tmp_path / "vae")
-    assert len(steps_taken) == 2
+    verdict = caught.value.verdict
+    assert (verdict.step, verdict.phase, verdict.op, verdict.exception) == (2, "loss", "div", "divide_by_zero")
+    learner, _, second = seen
+    assert all(map(torch.equal, state_of(learner), second))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_picture_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = module.training_pictures
+
+    def spoiled(read: Any, indices: Any, step: int, *arguments: Any) -> Any:
+        shadows, objects = original(read, indices, step, *arguments)
+        shadows[1, 0, 3, 3] = math.nan
+        return shadows, objects
+
+    monkeypatch.setattr(module, "training_pictures", spoiled)
+    with pytest.raises(NonFiniteError) as caught:
+        train(data, tmp_path / "vae")
+    verdict = caught.value.verdict
+    assert (verdict.step, verdict.phase, verdict.samples) == (0, "data", (1,))
 
 
 def test_an_interrupted_write_leaves_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +217,7 @@ def test_a_place_that_cannot_be_written_is_told_before_training(
 ) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to("link")  # a loop
-    monkeypatch.setattr(module, "_batch", lambda *_: pytest.fail("training began"))
+    monkeypatch.setattr(module, "training_pictures", lambda *_: pytest.fail("training began"))
     with pytest.raises(UserError, match=r"--out .*: cannot be written|already exists") as caught:
         train(data, tmp_path / out)
     assert caught.value.exit_code == 2
@@ -203,7 +231,7 @@ def test_a_disk_that_fills_up_in_the_end(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    owner: Any = {"save_pretrained": module.AutoencoderKL, "write_text": Path, "replace": module.os}[victim]
+    owner: Any = {"save_pretrained": AutoencoderKL, "write_text": Path, "replace": module.os}[victim]
     monkeypatch.setattr(owner, victim, full)
     with pytest.raises(UserError, match=r"--out .*No space left on device.*free the disk"):
         train(data, tmp_path / "vae", steps=1)
@@ -214,25 +242,25 @@ def test_augmentation_keeps_the_background_and_the_range(data: Path) -> None:
     dataset = open_dataset(data, SIZE)
     for step in range(8):
         side = SIZE // 2 if step % 2 else SIZE
-        shadows, objects = module._batch(dataset.__getitem__, range(len(dataset)), step, 8, side, seed=0)
+        shadows, objects = pictures.training_pictures(dataset.__getitem__, range(len(dataset)), step, 8, side, seed=0)
         assert shadows.shape == (6, 1, side, side) and objects.shape == (2, 3, side, side)
         assert shadows.flatten(1).amax(dim=1).min() > 0.0  # every window holds some shadow
         assert 0.0 <= shadows.min() and shadows.max() <= 1.0
         assert objects.abs().max() <= 1.0
         assert (objects == 0.0).float().mean() > 0.2
-    again = module._batch(dataset.__getitem__, range(len(dataset)), 7, 8, SIZE // 2, seed=0)
+    again = pictures.training_pictures(dataset.__getitem__, range(len(dataset)), 7, 8, SIZE // 2, seed=0)
     assert torch.equal(again[0], shadows) and torch.equal(again[1], objects)
 
 
 def test_balancing_the_latents_changes_no_reconstruction() -> None:
     torch.manual_seed(0)
-    model: Any = module.AutoencoderKL(**module.SMALL_CONFIG).eval()
-    pictures = torch.rand(6, 3, SIZE, SIZE) * 2 - 1
+    model: Any = AutoencoderKL(**SMALL_CONFIG).eval()
+    drawn = torch.rand(6, 3, SIZE, SIZE) * 2 - 1
     with torch.no_grad():
-        before = model.encode(pictures).latent_dist
+        before = model.encode(drawn).latent_dist
         decoded = model.decode(before.mean).sample
-        module._balance(model, before.mean)
-        after = model.encode(pictures).latent_dist
+        latents.balance(model, before.mean)
+        after = model.encode(drawn).latent_dist
         torch.testing.assert_close(model.decode(after.mean).sample, decoded, atol=1e-4, rtol=1e-4)
     deviations = after.mean.std(dim=(0, 2, 3))
     torch.testing.assert_close(deviations, deviations.mean().expand(4))
@@ -242,10 +270,11 @@ def test_balancing_the_latents_changes_no_reconstruction() -> None:
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
-    factors = [module._schedule(step, 100) for step in range(101)]
-    assert factors[0] == pytest.approx(0.2) and max(factors) == factors[5] == 1.0
-    assert all(later < earlier for earlier, later in zip(factors[5:], factors[6:], strict=False))
-    assert factors[100] == pytest.approx(0.0)
+    config = learner.build_learner(learner.Asked(100, 0, 4, 2e-3, SIZE), torch.device("cpu")).learning_rate_config
+    rates = [learning_rate(config, step, 100) for step in range(101)]
+    assert rates[0] == pytest.approx(0.2 * 2e-3) and max(rates) == rates[5] == 2e-3
+    assert all(later < earlier for earlier, later in zip(rates[5:], rates[6:], strict=False))
+    assert rates[100] == pytest.approx(0.0)
 
 
 def test_shipped_report_is_of_the_shipped_weights_and_not_of_the_shipped_renders() -> None:

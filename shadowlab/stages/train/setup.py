@@ -153,9 +153,12 @@ def _frozen(trainee: Trainee) -> str:
 
 
 def _warn_of_space(run: RunFolder, trainee: Trainee, reporter: Reporter) -> None:
-    """Before hours of training, not at the first checkpoint: weights, two moments, and the EMA."""
-    copies = 3 if trainee.ema is None else 4
-    needed = copies * sum(parameter.numel() * parameter.element_size() for parameter in trainee.unet.parameters())
+    """Before hours of training, not at the first checkpoint: weights and EMA of all, two moments of what trains."""
+    copies = 1 if trainee.ema is None else 2
+    needed = sum(
+        parameter.numel() * parameter.element_size() * (copies + (2 if parameter.requires_grad else 0))
+        for parameter in trainee.unet.parameters()
+    )
     free = shutil.disk_usage(run.path).free
     if free < needed:
         reporter.warn(

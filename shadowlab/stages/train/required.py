@@ -1,0 +1,98 @@
+"""What must have passed before a model is trained: check-forward and overfit. What is missing is run first."""
+
+import json
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from shadowlab.errors import InterruptedRunError
+from shadowlab.runs import RunFolder, stage_passed
+from shadowlab.session import Session
+from shadowlab.stages.check_forward import run_check_forward
+from shadowlab.stages.overfit import run_overfit
+from shadowlab.stages.result import StageResult
+from shadowlab.stages.run import FAILURES, finish_stage, record_failure
+
+REQUIRED_STAGES: dict[str, Callable[[Session], StageResult]] = {
+    "check-forward": run_check_forward,
+    "overfit": run_overfit,
+}
+_POLL_SECONDS = 1.0
+_PROOF_SECONDS = 7 * 24 * 3600.0  # overfit may take days
+
+
+def prove_required_stages(session: Session, *, skip: bool) -> None:
+    """See that check-forward and overfit passed for this model configuration; run those that are missing.
+
+    Each missing stage runs on the first process, in a folder of its own beside `run`; the other processes wait for
+    its entry in a file, outside any collective, so that no timeout can strike.
+
+    Raises:
+        StageFailedError: a stage fails; training does not begin.
+    """
+    run, processes, reporter = session.run, session.processes, session.reporter
+    if skip:
+        reporter.warn(f"--skip-stages: {' and '.join(REQUIRED_STAGES)} are not asked for; nothing proves this model")
+        return
+    marker = run.path / "required-stages.json"
+    if processes.is_main:
+        marker.unlink(missing_ok=True)  # a resumed run's old one would send the others ahead
+    processes.wait()
+    processes.at("proving the required stages", patience_seconds=_PROOF_SECONDS)
+    if not processes.is_main:
+        while not marker.exists():
+            time.sleep(_POLL_SECONDS)
+        processes.wait()
+        return
+    proofs: dict[str, str] = {}
+    warn = cache(reporter.warn)  # each damaged neighbour once, not once a stage
+    for name, stage in REQUIRED_STAGES.items():
+        passed_in = _passed_in(name, session, warn)
+        if passed_in is None:
+            reporter.say(f"train needs {name} first; running it")
+            passed_in = _run_required(name, stage, session)
+        else:
+            reporter.say(f"{name}: passed before ({passed_in})")
+        proofs[name] = str(passed_in)
+    temporary = marker.with_suffix(".tmp")
+    temporary.write_text(json.dumps(proofs, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(marker)
+    processes.wait()
+
+
+def _passed_in(name: str, session: Session, warn: Callable[[str], None]) -> Path | None:
+    """The newest run below output_dir in which the stage passed for this model, with as strict a criterion."""
+    least = session.config.overfit.num_samples
+
+    def as_strict(summary: dict[str, Any]) -> bool:
+        recorded = summary.get("criterion")
+        if name != "overfit":
+            return True
+        # An earlier version may have written less: then it proves nothing.
+        if not isinstance(recorded, dict) or not isinstance(recorded.get("num_samples"), int | float):
+            return False
+        return recorded["num_samples"] >= least and session.task.criterion.covered_by(recorded)
+
+    return stage_passed(session.config, name, as_strict=as_strict, on_unreadable=warn)
+
+
+def _run_required(name: str, stage: Callable[[Session], StageResult], session: Session) -> Path:
+    config, run, reporter = session.config, session.run, session.reporter
+    folder = RunFolder.create_beside(config, f"{run.path.name}-{name}")
+    quiet = reporter.without_result()
+    try:
+        with folder.claim():
+            finish_stage(name, session.alone(folder, quiet), stage)
+    except InterruptedRunError:
+        raise
+    except Exception as error:
+        message = f"{name} did not pass, so training did not begin; see {folder.path}"
+        reporter.note(message)
+        if isinstance(error, FAILURES):
+            record_failure("train", message, config, run, reporter)
+        raise
+    finally:
+        quiet.close()
+    return folder.path
