@@ -55,7 +55,7 @@ def health(
     """Judge a run by its records: headroom, gradients, dead layers, data, memory. Exit code 1 for an alarm.
 
     Example:
-    shadowlab health RUN
+    shadowlab health latest
     shadowlab health --list
     """
     from shadowlab.console import Reporter

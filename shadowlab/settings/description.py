@@ -60,10 +60,14 @@ class KeyDescription:
 
 
 @cache
-def describe_keys() -> tuple[KeyDescription, ...]:
-    """Every key of the configuration, in the order of its declaration."""
-    schema = json_schema()
-    return tuple(_described(name, schema) for name, _ in leaves(Config))
+def describe_keys(section: type[Section] = Config, prefix: str = "") -> tuple[KeyDescription, ...]:
+    """Every key of the configuration, in the order of its declaration; or of another section, such as a task's options.
+
+    Args:
+        prefix: what precedes the names of another section's keys, `task_options.`.
+    """
+    schema = _inlined(section)
+    return tuple(_described(name, section, schema, prefix) for name, _ in leaves(section))
 
 
 def describe_key(name: str) -> KeyDescription:
@@ -87,8 +91,7 @@ def _holds(name: str) -> bool:
     return section_of(Config.model_fields[name]) is not None
 
 
-def _described(name: str, schema: JsonSchema) -> KeyDescription:
-    model: type[Section] = Config
+def _described(name: str, model: type[Section], schema: JsonSchema, prefix: str) -> KeyDescription:
     *sections, last = name.split(".")
     for section in sections:
         schema = _properties(schema)[section]
@@ -96,7 +99,7 @@ def _described(name: str, schema: JsonSchema) -> KeyDescription:
     found, marks = _properties(schema)[last], marks_of(model.model_fields[last])
     assert marks is not None, name  # Section sees to it
     return KeyDescription(
-        name=name,
+        name=f"{prefix}{name}",
         type=_type_in_words(found),
         limits=_limits_in_words(found),
         choices=tuple(found.get("enum", ())),
@@ -110,15 +113,18 @@ def _described(name: str, schema: JsonSchema) -> KeyDescription:
 @cache
 def json_schema() -> JsonSchema:
     """JSON schema (draft 2020-12) of a configuration file, sections in place; an editor completes and checks by it."""
-    schema = Config.model_json_schema()
-    sections = schema.pop("$defs")
-    top = _cleaned(schema, sections)
+    top = _inlined(Config)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "shadowlab configuration",
         **top,
         "properties": {"base": _BASE, **top["properties"]},
     }
+
+
+def _inlined(section: type[Section]) -> JsonSchema:
+    schema = section.model_json_schema()
+    return _cleaned(schema, schema.pop("$defs", {}))
 
 
 def _cleaned(schema: JsonSchema, sections: JsonSchema) -> JsonSchema:

@@ -1,7 +1,10 @@
 """What is declared with each key of the configuration, and what is derived from it."""
 
+from typing import Annotated
+
 import pytest
 import yaml
+from pydantic import Field
 
 from shadowlab.settings import Config, describe_keys, describe_sections, json_schema, load_config, values
 from shadowlab.settings.files import presets_folder
@@ -14,6 +17,16 @@ def test_every_key_has_a_text_and_its_marks() -> None:
     assert KEYS.keys() == values(Config()).keys()
     assert [name for name, one in KEYS.items() if not one.text.endswith(".")] == []
     assert all(describe_sections().values())
+
+
+def test_the_options_of_a_task_are_described_likewise() -> None:
+    class Options(Section):
+        strength: Annotated[float, Field(ge=0, le=1)] = key(0.5, decides="nothing")
+        """How much of it."""
+
+    [found] = describe_keys(Options, "task_options.")
+    assert (found.name, found.limits) == ("task_options.strength", "at least 0, at most 1")
+    assert (found.text, found.default) == ("How much of it.", 0.5)
 
 
 def test_a_key_without_marks_is_refused_where_it_is_declared() -> None:
