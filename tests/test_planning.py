@@ -1,10 +1,13 @@
 """The memory plan: exact where it says so, and near the memory that a real round takes."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses import FakeTensor
 
+from shadowlab import tasks
 from shadowlab.bench.memory import measure_memory
 from shadowlab.planning.kernels import kernel_of
 from shadowlab.planning.live_bytes import ACTIVATIONS, COMMUNICATION, EMA, GRADIENTS, MOMENTS, WEIGHTS, fake_tensors
@@ -48,6 +51,17 @@ def test_live_bytes_follow_a_sum_by_hand() -> None:
         assert bool((c > 0).all()) and c[0].item() == 2.0
     assert sum(live.peaks["first"].values()) == 3 * MIB
     assert sum(live.peaks["second"].values()) == 6 * MIB + 512  # a, c, the mask and whether all of it holds
+
+
+def test_planning_leaves_no_fake_constant_behind(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`plan` is often the first to import a task, and pictures may be read in the same process afterwards."""
+    for name in [name for name in sys.modules if name.startswith("shadowlab.tasks.shadow")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(tasks, "shadow", tasks.shadow)  # the package's attribute, too, is put back
+    plan_memory(config, strategies=["single"])
+    again = [module for name, module in sys.modules.items() if name.startswith("shadowlab.tasks.shadow")]
+    made = [value for module in again for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    assert not [tensor for tensor in made if isinstance(tensor, FakeTensor)]
 
 
 def test_exact_items_are_exact(plan: MemoryPlan, config: Config) -> None:

@@ -93,6 +93,7 @@ def plan_memory(
     Raises:
         UserError: a folder of weights has no readable config.json.
     """
+    open_task(config)  # imported while tensors are real: a constant that its modules make stays what it was made as
     whole = _trace(config, device)
     plans: dict[Strategy, Peaks] = {"single": whole.peaks}
     # DDP's buckets are the gradients, and they stay.
