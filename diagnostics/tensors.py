@@ -19,12 +19,13 @@ _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.spars
 
 
 def is_inexact(tensor: Tensor) -> bool:
-    """Whether a tensor is floating-point or complex, and so can hold NaN and Inf."""
+    """Whether a tensor of any shape is floating-point or complex, and so can hold NaN and Inf."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every floating-point or complex tensor inside nested tuples, lists, mappings, dataclasses and model outputs."""
+    """Every floating-point or complex tensor of any shape inside nested tuples, lists, mappings, dataclasses and model
+    outputs."""
     if isinstance(value, Tensor):
         if is_inexact(value):
             yield value
@@ -40,8 +41,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def named_tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor inside nested mappings, sequences and dataclasses, under `name` with keys, numbers and fields behind
-    it (`first.weight.moments.0`); of a subclass that holds several tensors, these (`exp_avg.codes`)."""
+    """Every tensor of any shape inside nested mappings, sequences and dataclasses, under `name` with keys, numbers and
+    fields behind it (`first.weight.moments.0`); of a subclass that holds several tensors, these (`exp_avg.codes`)."""
     items: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Tensor):
         if len(parts(value)) == 1:
@@ -62,8 +63,8 @@ def named_tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def inner_tensors(tensor: Tensor) -> dict[str, Tensor]:
-    """Attribute -> tensor, of a subclass that is made of others (codes and scales of an 8-bit optimizer state, the
-    shard of a DTensor); none of a plain tensor."""
+    """Attribute -> tensor, of any shape, of a subclass that is made of others (codes and scales of an 8-bit optimizer
+    state, the shard of a DTensor); none of a plain tensor."""
     if type(tensor) in _PLAIN or not is_traceable_wrapper_subclass(tensor):
         return {}
     names, _ = tensor.__tensor_flatten__()
@@ -119,7 +120,8 @@ def dense(tensor: Tensor) -> Tensor | None:
 
 
 def values_of(tensors: Iterable[Tensor | None]) -> list[Tensor]:
-    """The strided floating-point and complex values that this process holds of some tensors, without their graphs.
+    """The strided floating-point and complex values, of any shape, that this process holds of some tensors, without
+    their graphs.
 
     What is None, empty, of another dtype or held elsewhere is left out. Of a subclass these are the values of its
     parts, such as scales.
@@ -132,7 +134,7 @@ def values_of(tensors: Iterable[Tensor | None]) -> list[Tensor]:
 
 
 def bad_flags(tensors: Sequence[Tensor]) -> list[bool]:
-    """Whether each holds a NaN or Inf. Exact; one read on the host for each device."""
+    """Whether each, of any shape, holds a NaN or Inf. Exact; one read on the host for each device."""
     flags = [False] * len(tensors)
     by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
     for i, tensor in enumerate(tensors):
@@ -148,7 +150,7 @@ def bad_flags(tensors: Sequence[Tensor]) -> list[bool]:
 
 
 def any_bad(tensors: Sequence[Tensor]) -> bool:
-    """Whether any element of any tensor is NaN or Inf. Exact; reads on the host."""
+    """Whether any element of any tensor, of any shape, is NaN or Inf. Exact; reads on the host."""
     return any(bad_flags(tensors))
 
 

@@ -170,7 +170,7 @@ def _detached(watch: Watch) -> Iterator[None]:
 
 def planned_gib(config: Config) -> float:
     """What `shadowlab plan` foresees as the peak of a step on latents in memory: without the VAE, and without what it
-    assumes beside tensors."""
+    assumes next to tensors."""
     [plan] = plan_memory(config, device="cuda", strategies=("single",)).strategies
     of_step = [peak for peak in plan.peaks if peak.moment not in (ENCODE, VALIDATION)]
     return max(peak.total - peak.items.get(VAE, 0) for peak in of_step) / GIB
@@ -185,15 +185,15 @@ def count_synchronisations(step: Callable[[], Any]) -> Counter[str]:
             step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    told = [one for one in caught if "synchronizing CUDA operation" in str(one.message)]
-    return Counter(f"{Path(one.filename).name}:{one.lineno}" for one in told)
+    reported = [one for one in caught if "synchronizing CUDA operation" in str(one.message)]
+    return Counter(f"{Path(one.filename).name}:{one.lineno}" for one in reported)
 
 
 # Options
 
 
 def options(words: argparse.Namespace) -> str:
-    """One after the other: two models of this size do not fit beside each other."""
+    """One after the other: two models of this size do not fit next to each other."""
     seconds: dict[str, float] = {}
     compiled_seconds = None
     for name, assignments in {"no option": [], **{name: one for name, one in OPTIONS.items() if one}}.items():

@@ -64,10 +64,11 @@ class PathTable:
         limits: tuple[float, float] | None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Measure `value`.
+        """Measure `value`, a tensor of any shape that has an element.
 
         Args:
-            form: its shape in letters. limits: the closed range it must keep; None for what a model is free to say.
+            form: its shape in letters, `(B, 4, h, w)`. limits: the closed range it must keep; None for what a model is
+                free to predict.
             dtype: what it must have.
         """
         value = value.detach()

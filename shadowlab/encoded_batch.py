@@ -26,7 +26,7 @@ class Conditions:
     """(B, N, D) float32, what cross-attention looks at."""
 
     def named(self) -> dict[str, Tensor]:
-        """Those that there are, by the names of the fields."""
+        """Those that are present, by the names of the fields, each (B, ...)."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
@@ -35,7 +35,7 @@ class Conditions:
         return replace(self, **{name: tensor[rows] for name, tensor in self.named().items()})
 
     def expand(self, count: int) -> Self:
-        """Conditions of one sample, repeated for `count` samples without a copy."""
+        """Conditions of one sample, repeated for `count` samples, (count, ...), without a copy."""
         return replace(self, **{name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in self.named().items()})
 
 
@@ -68,7 +68,7 @@ class EncodedBatch:
         conditions = {field.name for field in fields(Conditions)}
         unknown = sorted(named.keys() - conditions - {"ids", "positions", "data"})
         if unknown:
-            raise ValueError(f"`{unknown[0]}` is no part of a batch")
+            raise ValueError(f"`{unknown[0]}` is not part of a batch")
         given = {
             name: named[name] for name in ("positions", "data", *sorted(conditions & named.keys())) if name in named
         }
@@ -84,7 +84,7 @@ class EncodedBatch:
         return replace(self, positions=positions)
 
     def with_conditions(self, **changed: Tensor) -> Self:
-        """The same samples with these conditions changed; names are the fields of `Conditions`."""
+        """The same samples with these conditions changed; names are the fields of `Conditions`, tensors (B, ...)."""
         return replace(self, conditions=replace(self.conditions, **changed))
 
     def resized(self, side: int) -> Self:

@@ -1,7 +1,7 @@
 """Metrics of pictures in [0, 1], one value per image over all pixels; and of latents.
 
-Legend: B batch, H W pixels. p prediction, g ground truth. Soft IoU, RMSE, scale-invariant RMSE and ZNCC are the
-benchmark's (arXiv 2412.11972, section 5); PSNR and SSIM are torchmetrics'.
+Legend: B batch, C channels, H W pixels. p prediction, g ground truth; results are float32. Soft IoU, RMSE,
+scale-invariant RMSE and ZNCC are the benchmark's (arXiv 2412.11972, section 5); PSNR and SSIM are torchmetrics'.
 """
 
 import torch
@@ -16,7 +16,7 @@ def rmse(p: Tensor, g: Tensor) -> Tensor:
 
 
 def scale_invariant_rmse(p: Tensor, g: Tensor) -> Tensor:
-    """RMSE of a p against g with the best scale a = sum(pg) / sum(pp); a = 1 where p is all zero."""
+    """RMSE of a p against g, (B, 1, H, W) -> (B,). a = sum(pg) / sum(pp) is the best scale; 1 where p is all zero."""
     p, g = p.double(), g.double()
     power = p.square().flatten(1).sum(dim=1)
     scale = torch.where(power > 0, (p * g).flatten(1).sum(dim=1) / power.clamp_min(1e-300), torch.ones_like(power))
@@ -24,7 +24,7 @@ def scale_invariant_rmse(p: Tensor, g: Tensor) -> Tensor:
 
 
 def zncc(p: Tensor, g: Tensor) -> Tensor:
-    """Zero-mean normalised cross-correlation in [-1, 1]; 0 where either image is constant."""
+    """Zero-mean normalised cross-correlation in [-1, 1], (B, 1, H, W) -> (B,); 0 where either image is constant."""
     p, g = p.double().flatten(1), g.double().flatten(1)
     p, g = p - p.mean(dim=1, keepdim=True), g - g.mean(dim=1, keepdim=True)
     deviation = p.norm(dim=1) * g.norm(dim=1)
@@ -34,14 +34,17 @@ def zncc(p: Tensor, g: Tensor) -> Tensor:
 
 
 def soft_iou(p: Tensor, g: Tensor) -> Tensor:
-    """sum min(p, g) / sum max(p, g) in [0, 1]; 1 where both are all zero."""
+    """sum min(p, g) / sum max(p, g) in [0, 1], (B, 1, H, W) -> (B,); 1 where both are all zero."""
     p, g = p.double().flatten(1), g.double().flatten(1)
     intersection, union = torch.minimum(p, g).sum(dim=1), torch.maximum(p, g).sum(dim=1)
     return torch.where(union > 0, intersection / union.clamp_min(1e-300), torch.ones_like(union)).float()
 
 
 def psnr(p: Tensor, g: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB for data range 1, at most 100: equal images would give inf and spoil a mean."""
+    """Peak signal-to-noise ratio in dB for data range 1, (B, C, H, W) -> (B,).
+
+    At most 100: equal images would give inf and spoil a mean.
+    """
     from torchmetrics.functional.image import peak_signal_noise_ratio  # 2 s: for stages that judge pictures alone
 
     values = [peak_signal_noise_ratio(p[i : i + 1], g[i : i + 1], data_range=1.0) for i in range(len(p))]
@@ -49,7 +52,7 @@ def psnr(p: Tensor, g: Tensor) -> Tensor:
 
 
 def ssim(p: Tensor, g: Tensor) -> Tensor:
-    """Structural similarity for data range 1, Gaussian window of 11 pixels with sigma 1.5."""
+    """Structural similarity for data range 1, Gaussian window of 11 pixels with sigma 1.5, (B, C, H, W) -> (B,)."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     values = structural_similarity_index_measure(p.float(), g.float(), data_range=1.0, reduction="none")

@@ -25,7 +25,7 @@ MAX_WAIT = 0.2
     threshold="in consecutive steps that drew D samples of num_samples N: a sample drawn more than ceil(D / N) + 1 "
     "times, or one never drawn though D >= 2 N - 1",
     source="exact for shuffled epochs, wherever they are cut: each epoch draws each sample once. The worst known cases "
-    "are a sampler that is not told the epoch (torch's DistributedSampler.set_epoch) and workers with one seed",
+    "are a sampler that is not given the epoch (torch's DistributedSampler.set_epoch) and workers with one seed",
 )
 def repeated_data(history: History) -> list[Finding]:
     """A loader that hands out some samples again and again, and others never, trains on another data set.

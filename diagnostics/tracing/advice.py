@@ -10,7 +10,7 @@ _BY_CAUSE = {
     "out_of_domain": "keep the operand inside the domain: clamp it, or add an epsilon before this operator",
     "empty_reduction": "guard the denominator: `.clamp(min=1)`, or leave such batches out (OLMo-core#452)",
     "masked_row": "leave at least one entry of every row unmasked, or skip rows that are wholly masked",
-    "bad_data": "check this input where it is read or cached (diffusers#7563) and mend or remove the sample",
+    "bad_data": "check this input where it is read or cached (diffusers#7563) and repair or remove the sample",
     "bad_state": "it was bad before this step: restore the last good checkpoint, and look where it was last written",
     "bad_scalar": "find where this number comes from: a learning rate, a schedule, a loss weight",
     "uninitialized": "initialise this memory, or write to all of it before it is read (transformers#45902)",

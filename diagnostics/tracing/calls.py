@@ -70,7 +70,8 @@ def widened(tensor: Tensor) -> Tensor:
 
 
 def run_in_float64(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Run an operator on copies of its arguments in float64; its outputs, and after them what it wrote in place.
+    """Run an operator on copies of its arguments in float64; its outputs, of any shape, and after
+    them what it wrote in place.
 
     Raises:
         RuntimeError, TypeError, ValueError, IndexError, NotImplementedError: it cannot be run like that.

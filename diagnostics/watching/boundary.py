@@ -18,7 +18,7 @@ from diagnostics.watching.policy import Policy
 from diagnostics.watching.safety import LARGEST_GRADIENT, states_are_sound
 from diagnostics.watching.undo import Undo
 
-_BESIDE = "the step changes parameters or buffers beside its optimizer's"
+_OTHERS = "the step changes parameters or buffers other than its optimizer's"
 
 
 class Trip(BaseException):
@@ -69,7 +69,7 @@ class Boundary:
         if not guarded.optimizers and policy.reason is not None:
             self.undo.copy()
         if guarded.is_new:  # the first step shows what else the callable writes to
-            if guarded.beside and policy.allows_copies:
+            if guarded.others and policy.allows_copies:
                 self.undo.copy()
             self.undo.keep_bad_gradients()
         looks = policy.allows_copies and (guarded.is_new or (may_look and policy.reason is not None))
@@ -145,7 +145,7 @@ class Boundary:
 
     def _gradients_are_finite(self, optimizer: Any = None) -> bool:
         """Read the joint norm of all gradients and the losses' flag. False where a gradient scaler found overflow and
-        has told a fused optimizer.
+        has made a fused optimizer skip.
 
         Raises:
             Trip: something is not finite, here or on another rank.
@@ -238,15 +238,15 @@ class Boundary:
         stepped = self._seen.any_has_stepped
         buffers_changed = stepped and self._buffer_versions != self._guarded.buffers.versions()
         if buffers_changed and worst(self._bad_buffers_flag()[None])[0]:
-            self._policy.learn(_BESIDE)
+            self._policy.learn(_OTHERS)
             raise BufferTrip("ema", "a buffer is not finite after the step")
         written = self.undo.written(self._guarded.idle if stepped else self._guarded.parameters)
         self._guarded.learn([*written, *self.undo.written_first()])
         changed = [p for p in written if not stepped or not self._guarded.is_held(p)]
         if changed and self._guarded.optimizers:
-            self._policy.learn(_BESIDE)
+            self._policy.learn(_OTHERS)
         if changed and not self.undo.has_copies and on_any(any_bad(values_of(changed))):
-            raise Trip("ema" if stepped else "optimizer", _BESIDE)
+            raise Trip("ema" if stepped else "optimizer", _OTHERS)
 
 
 def noted_phase(loss: float, grad_norm: float) -> str | None:

@@ -22,7 +22,7 @@ class Guarded:
     parameters: list[nn.Parameter]
     """Of models and optimizers."""
 
-    beside: list[nn.Parameter]
+    others: list[nn.Parameter]
     """Those that no optimizer holds, frozen or averages; none where there is no optimizer."""
 
     idle: list[nn.Parameter]
@@ -52,8 +52,8 @@ class Guarded:
     def _renew_held(self) -> None:
         self._held = {id(p): p for group in self._groups() for p in group["params"]}
         self.parameters = [p for p in (self._of_models | self._held).values() if not is_lazy(p)]
-        self.beside = [p for p in self.parameters if id(p) not in self._held] if self._held else []
-        unheld = {id(p) for p in self.beside}
+        self.others = [p for p in self.parameters if id(p) not in self._held] if self._held else []
+        unheld = {id(p) for p in self.others}
         self.idle = [p for p in self.parameters if id(p) in unheld or not p.requires_grad]
         self._trained = {id(p) for p in self.parameters if p.requires_grad}
         self._group_sizes = [len(group["params"]) for group in self._groups()]

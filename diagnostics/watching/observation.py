@@ -127,7 +127,7 @@ class Observation:
         self._stepped.append(optimizer)
 
     def note_skip(self) -> None:
-        """The gradient scaler has told an optimizer to leave the step out."""
+        """The gradient scaler has made an optimizer skip the step."""
         self._is_skipped = True
 
     def has_stepped(self, optimizer: Any) -> bool:

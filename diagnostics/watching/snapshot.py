@@ -81,7 +81,7 @@ class OptimizerState:
                         self._parts.append(self._copies.of(part))
 
     def holds(self, parameter: Tensor) -> bool:
-        """Whether this parameter was copied."""
+        """Whether this parameter, of any shape, was copied."""
         return self._copies.hold(parameter)
 
     def values_of(self, parameter: Tensor) -> Tensor | None:

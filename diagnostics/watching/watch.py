@@ -152,7 +152,7 @@ class Watch:
             NonFiniteError: a loss that was differentiated, a gradient, norm, buffer, parameter, state or average is
                 not finite, or a gradient scaler collapsed. Its text says whether everything is as before the step, as
                 it is but for what no watch can foresee: an optimizer that steps a second time in the callable, or
-                writes beside it.
+                writes outside of it.
             RuntimeError: inside a step of the same watch.
         """
         index = self._num_steps if step_index is None else step_index

@@ -255,7 +255,7 @@ def format_table(report: OverheadReport) -> str:
     lines = [
         f"{report.num_parameters / 1e6:.1f} M parameters, batch {report.batch}, {report.size} x {report.size} latents, "
         f"float32, {report.device}, {report.num_threads} threads, torch {report.torch}",
-        f"medians of {report.num_rounds} interleaved rounds, as ratios to the bare step; quartiles beside them",
+        f"medians of {report.num_rounds} interleaved rounds, as ratios to the bare step; quartiles next to them",
         "",
         *row_lines(report.rows),
     ]

@@ -1,7 +1,7 @@
 """What the harness adds to a step, what the speed options give, and what the VAE's encoding takes.
 
 The bare loop and the harness run on one model, optimizer, EMA and batch in memory. An option is measured on a model
-of its own beside one without options; all in interleaved rounds (see `shadowlab.bench.rounds`).
+of its own next to one without options; all in interleaved rounds (see `shadowlab.bench.rounds`).
 """
 
 import math
@@ -326,7 +326,7 @@ def format_table(report: StepReport) -> str:
         [
             f"{report.num_parameters / 1e6:.1f} M parameters, batch {report.batch}, {report.size} x {report.size} "
             f"latents, {report.precision}, {report.device}, {report.num_threads} threads, torch {report.torch}",
-            f"medians of {report.num_rounds} interleaved rounds; quartiles beside them",
+            f"medians of {report.num_rounds} interleaved rounds; quartiles next to them",
             "",
             "to the bare loop",
             *row_lines(report.rows),

@@ -1,4 +1,4 @@
-"""What the views of a run cost: bytes of event files, and time beside that of the record itself.
+"""What the views of a run cost: bytes of event files, and time compared with that of the record itself.
 
 The records are made up: the layers and parameters of SDXL's UNet as this project trains it, with noise for statistics,
 which no picture format can compress.

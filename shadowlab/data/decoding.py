@@ -1,6 +1,6 @@
 """Encoded pictures to tensors, strictly: PNG or JPEG, whole, of sane size, and meaning what their role says.
 
-Legend: H W pixels of the file after its EXIF orientation. Every reader raises UserError "where: what; mend".
+Legend: H W pixels of the file after its EXIF orientation. Every reader raises UserError "where: what; fix".
 """
 
 import io

@@ -25,7 +25,7 @@ class Problem:
 
     Attributes:
         sample: the sample id; where no sample can be blamed, the file or folder.
-        message: the file or key, what is wrong and the mend.
+        message: the file or key, what is wrong and the fix.
     """
 
     sample: str

@@ -83,10 +83,10 @@ def endless_batches(
     num_processes: int,
     num_workers: int,
 ) -> Iterator[Any]:
-    """This process's micro-batches, from `first_position` on, for ever. Workers do not change the order.
+    """This process's micro-batches, from `first_position` on, forever. Workers do not change the order.
 
     Args:
-        collate: makes a micro-batch of its samples.
+        collate: makes a micro-batch from its samples.
 
     Raises:
         UserError: a sample cannot be read; names it.

@@ -1,4 +1,4 @@
-"""Starting the processes of a run: torchrun's elastic launch, with what its table of failures leaves to be guessed."""
+"""Starting the processes of a run: torchrun's elastic launch, and which process brought the others down."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from shadowlab.distributed.liveness import TOLD
+from shadowlab.distributed.liveness import REPORTED
 from shadowlab.errors import InterruptedRunError, LostProcessError
 from shadowlab.launched import LAUNCHER
 
@@ -78,7 +78,7 @@ def _conclude(failures: Mapping[int, ProcessFailure], *, interrupted: bool) -> i
     """Exit code of the processes: that of the one that failed first. Their messages are out already."""
     if not failures:
         return 0
-    if any(failure.exitcode == TOLD for failure in failures.values()):
+    if any(failure.exitcode == REPORTED for failure in failures.values()):
         lost = LostProcessError("a process was lost; the message above names it")
         lost.printed = True
         raise lost

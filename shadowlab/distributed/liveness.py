@@ -1,8 +1,8 @@
 """Which of several processes was lost: killed, frozen, or stuck where the others are not.
 
 A collective waits for every process, so one that is lost holds all of them, and the error that a backend's timeout
-raises much later names none. Here a thread of each process tells the others, through the store that they met in,
-where its main thread stands. When a main thread has not moved for long, its own thread reads what the others say.
+raises much later names none. Here a thread of each process publishes, through the store that they met in, where its
+main thread stands. When a main thread has not moved for long, its own thread reads what the others have published.
 """
 
 import json
@@ -21,19 +21,19 @@ from typing import Any
 from torch.distributed import DistError
 from torch.distributed.distributed_c10d import _get_default_store
 
-TOLD = 103  # exit code of a process that has named a lost one, or leaves that to another
+REPORTED = 103  # exit code of a process that has named a lost one, or leaves that to another
 _PERIOD_SECONDS = 1.0
 _SUSPENDED_SECONDS = 5.0  # a period that took longer: the whole machine, or this process, stood still
 _BUSY_SHARE = 0.1  # of a processor, in a period; a process that only waits uses less
 _FIRST_SECONDS = 900.0  # patience at a place where a process has not been before: kernels are chosen, disks wake up
 _GRACE_SECONDS = 5.0  # for a run that ends while its store goes
 _JOINT = ("forward", "backward")  # places inside which processes wait for one another
-_TOLD = "shadowlab/told"
+_REPORTED = "shadowlab/reported"
 
 
 @dataclass(frozen=True)
 class Pulse:
-    """What a process tells of itself.
+    """What a process publishes about itself.
 
     beat: counts the seconds of its thread; one that stands still is frozen or dead. marks: places its main thread
     has come to. place: the last of them; at: the line it is on. still_seconds: since it came there. idle_seconds:
@@ -84,12 +84,12 @@ def _stands(pulse: Pulse) -> str:
 
 
 class Liveness:
-    """Ends this process, with a message that names the lost one, when waiting for it has no sense any more.
+    """Ends this process, with a message that names the lost one, once waiting for it is pointless.
 
     Args:
         hang_seconds: see `DistributedConfig`.
         store: that the processes share; by default the one they met in.
-        end: called with the message; by default it is printed and the process ends with code `TOLD`.
+        end: called with the message; by default it is printed and the process ends with code `REPORTED`.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Liveness:
             self._publish()
 
     def close(self) -> None:
-        """Stop watching; the others are told, so that none takes it for lost."""
+        """Stop watching; the others are informed, so that none takes it for lost."""
         if not self._closed.is_set():
             self._closed.set()
             with suppress(DistError):  # after a loss the store is gone, and whoever reads it, too
@@ -171,7 +171,7 @@ class Liveness:
             self._kill(self._seen[rank][0] if rank != self.rank else None)
         listed = "; ".join(f"rank {rank} {what}" for rank, what in sorted(found.items()))
         ending = "the others waited for it and end" if len(found) < self.count else "one of them holds the others"
-        first = self._store.add(_TOLD, 1) == 1  # of those that noticed
+        first = self._store.add(_REPORTED, 1) == 1  # of those that noticed
         self._end(f"{listed}; {ending}" if first else "")
 
     def _was_suspended(self) -> bool:
@@ -230,7 +230,7 @@ class Liveness:
             if self.log is not None:
                 with self.log.open("a", encoding="utf-8") as log:
                     log.write(line + "\n")
-        os._exit(TOLD)  # the main thread sits in a collective that nothing can end
+        os._exit(REPORTED)  # the main thread sits in a collective that nothing can end
 
 
 def _key(rank: int) -> str:

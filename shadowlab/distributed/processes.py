@@ -1,4 +1,4 @@
-"""The processes of a run, through accelerate: which rank this is, its device, and what ranks tell each other."""
+"""The processes of a run, through accelerate: which rank this is, its device, and what ranks exchange."""
 
 import os
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ class Processes:
         if ":" in device and self.count > 1:
             raise UserError(f"device {device}: {self.count} processes cannot share one GPU; use --device cuda")
         self.device = chosen if ":" in device else self._state.device
-        # What ranks tell each other of files goes over the CPU: no GPU is waited for.
+        # What ranks exchange about files goes over the CPU: no GPU is waited for.
         self._cpu_group = None
         self._parallel: DistributedDataParallel | None = None
         self.liveness: Liveness | None = None
@@ -80,18 +80,19 @@ class Processes:
 
         Every process must come to the same places in the same order.
 
-        patience_seconds: the others wait so long at least. silence_seconds: so long its threads may have no turn.
+        patience_seconds: the others wait at least this long. silence_seconds: its threads may have no turn for this
+        long.
         """
         if self.liveness is not None:
             self.liveness.at(place, patience_seconds, silence_seconds)
 
     def expect_delay(self, seconds: float) -> None:
-        """From here on every place may take so long: a step is looked into, operator by operator. 0 ends it."""
+        """From here on every place may take this long: a step is examined, operator by operator. 0 ends it."""
         if self.liveness is not None:
             self.liveness.delay_seconds = seconds
 
     def tell(self, log: Path, *, go_on: str) -> None:
-        """Where a message of a lost process is kept, and the command that it ends with."""
+        """Set where the message about a lost process is kept, and the command that it ends with."""
         if self.liveness is not None:
             self.liveness.log, self.liveness.go_on = log, go_on
 
@@ -126,7 +127,7 @@ class Processes:
         return bool(value)
 
     def mean(self, value: Tensor) -> Tensor:
-        """Mean of a tensor over ranks."""
+        """Mean over ranks of a tensor of any shape, the same on all; stays on the device."""
         if self.count == 1:
             return value
         value = value.clone()
@@ -149,7 +150,7 @@ class Processes:
     def together(self) -> Iterator[None]:
         """A UserError inside, on any rank, is raised on every rank: none is left waiting for the others.
 
-        Every rank must come here; inside must be no collective.
+        Every rank must call this; there must be no collective inside.
         """
         error: UserError | None = None
         try:

@@ -27,7 +27,7 @@ def shard(unet: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a sharded tensor, sharing its memory; any other tensor as it is."""
+    """This process's part of a sharded tensor of any shape, sharing its memory; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -38,7 +38,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def whole(tensor: Tensor, like: Tensor) -> Tensor:
-    """All of a tensor that is sharded, a DTensor or the local part of one; a scalar as it is.
+    """All of a sharded tensor, in its whole shape: of a DTensor, or of the local part of one; a scalar as it is.
 
     A collective: every process must call, in the same order.
 
@@ -54,7 +54,7 @@ def whole(tensor: Tensor, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def assign(target: Tensor, value: Tensor, like: Tensor) -> None:
-    """Copy a whole tensor, which every process has, into `target`, or this process's part of it.
+    """Copy a tensor of the parameter's shape, which every process has, into `target`, or this process's part of it.
 
     Args:
         like: the parameter that `target` belongs to; where it is sharded, so is `target`, a DTensor or its local part.

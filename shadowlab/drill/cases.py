@@ -114,7 +114,7 @@ DRILLS: tuple[Drill, ...] = (
     Drill(
         "scaler-collapse",
         "backward",
-        "gradients overflow at every scale, so that the gradient scaler would halve it for ever",
+        "gradients overflow at every scale, so that the gradient scaler would halve it forever",
         "openai/guided-diffusion#50",
         scaler_collapse,
         {"exception": "overflow", "cause": "overflow"},

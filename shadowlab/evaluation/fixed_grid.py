@@ -128,7 +128,7 @@ class FixedGrid:
         was_training = unet.training
         unet.eval()
         try:
-            with eagerly():  # for these shapes compilation would begin anew
+            with eagerly():  # for these shapes compilation would start again
                 parts = self._shared_out(unet, precision, processes)
                 answers = self._responses(unet, precision) if responses else {}
         finally:

@@ -3,8 +3,8 @@
     DIR/index.json               the recipe, and of each picture its size, modification time and SHA-256
     DIR/3f/3f62...e1.safetensors one tensor, (C, h, w) float32, named by its part; the file's name is its key
 
-A key is the digest of the recipe and of the pictures' bytes. What was made of other pictures, of another VAE, at
-another size or in another dtype has another key: it is not found, so it cannot be used. Samples that show the same
+A key is the digest of the recipe and of the pictures' bytes. What was made from other pictures, with another VAE,
+at another size or in another dtype has another key: it is not found, so it cannot be used. Samples that show the same
 object share its latent.
 
 Legend: C channels, h w latents (an eighth of the pictures' side).
@@ -33,16 +33,14 @@ INDEX_NAME = "index.json"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides a latent beside its pictures.
-
-    Attributes:
-        vae: `ImageVae.encoder_digest`. dtype: that the VAE computes in; float32 whatever the run's precision.
-    """
+    """What decides a latent other than its pictures."""
 
     task: str
     image_size: int
     vae: str
+    """`ImageVae.encoder_digest`."""
     dtype: str
+    """That the VAE computes in: float32, whatever the run's precision."""
     version: int = ENCODING_VERSION
 
     @classmethod
@@ -62,7 +60,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class PictureFile:
-    """A picture's bytes: SHA-256, and by what a change is seen without reading them."""
+    """A picture's bytes: their SHA-256, and what shows a change without reading them."""
 
     size: int
     mtime_ns: int
@@ -90,14 +88,15 @@ def modification_time(source: Source) -> int:
 
 @dataclass(frozen=True)
 class LatentIndex:
-    """What a finished encoding noted. `files`: name inside the data set to picture."""
+    """What a finished encoding recorded."""
 
     recipe: Recipe
     files: dict[str, PictureFile]
+    """Name inside the data set -> picture."""
 
     @classmethod
-    def read(cls, folder: Path, mend: str) -> Self:
-        """The index of a cache; UserError, which ends with `mend`, where there is none that can be read."""
+    def read(cls, folder: Path, fix: str) -> Self:
+        """The index of a cache; UserError, which ends with `fix`, where there is none that can be read."""
         path = folder / INDEX_NAME
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -109,7 +108,7 @@ class LatentIndex:
             what = f"cannot be read ({error.strerror})"
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             what = "damaged"
-        raise UserError(f"{path}: {what}; {mend}")
+        raise UserError(f"{path}: {what}; {fix}")
 
     def write(self, folder: Path) -> None:
         files = {name: [file.size, file.mtime_ns, file.sha256] for name, file in self.files.items()}

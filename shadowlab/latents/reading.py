@@ -39,17 +39,17 @@ def encode_command(config: Config, folder: str | Path | None = None) -> str:
 
 
 def require_index(config: Config) -> None:
-    """Raise UserError where `data.latents` names a cache that is none, or is one of pictures of another size."""
+    """Raise UserError where `data.latents` names no latent cache, or one of pictures of another size."""
     _read_index(config)
 
 
 def _read_index(config: Config) -> LatentIndex:
-    folder, mend = Path(config.data.latents or "").expanduser(), f"run: {encode_command(config)}"
-    index = LatentIndex.read(folder, mend)
+    folder, fix = Path(config.data.latents or "").expanduser(), f"run: {encode_command(config)}"
+    index = LatentIndex.read(folder, fix)
     if index.recipe.image_size != config.data.image_size:
         raise UserError(
             f"{folder}: latents of pictures with {index.recipe.image_size} pixels a side, not "
-            f"{config.data.image_size} as data.image_size says; {mend}"
+            f"{config.data.image_size} as data.image_size says; {fix}"
         )
     return index
 
@@ -90,7 +90,8 @@ def collate_latents(samples: Sequence[LatentSample]) -> LatentBatch:
 
 
 def encoded_latents(task: Task[Any], batch: LatentBatch, positions: Tensor | None = None) -> EncodedBatch:
-    """What `task.encode` makes of the same samples' pictures, without the VAE."""
+    """What `task.encode` makes of the same samples' pictures, without the VAE. positions: (B,) int64, by default
+    0 .. B-1."""
     positions = torch.arange(len(batch)) if positions is None else positions
     return task.assemble(list(batch.ids), positions, batch.latents, batch.numbers)
 
@@ -115,12 +116,12 @@ class LatentDataset:
     def __init__(self, config: Config, dataset: SampleSet[Any], task: Task[Any], indices: Iterable[int]) -> None:
         assert config.data.latents is not None, "asked for where there is a cache"
         self.folder = Path(config.data.latents).expanduser()
-        self._dataset, self._mend = dataset, f"run: {encode_command(config)}"
+        self._dataset, self._fix = dataset, f"run: {encode_command(config)}"
         self._recipe = Recipe.of(task, config.data.image_size)
         self._parts, self._numbers = dict(task.latent_parts), task.numbers
         index = _read_index(config)
         if differences := index.recipe.differences(self._recipe):
-            raise UserError(f"{self.folder}: not this run's latents ({'; '.join(differences)}); {self._mend}")
+            raise UserError(f"{self.folder}: not this run's latents ({'; '.join(differences)}); {self._fix}")
         self._touched: list[str] = []
         kept = kept_keys(self.folder)
         self._keys = {i: self._find(dataset.entry(i), index, kept) for i in indices}
@@ -140,7 +141,7 @@ class LatentDataset:
         try:
             latents = {part: read_entry(self.folder, key, part) for part, key in self._keys[i].items()}
         except DamagedEntryError as error:
-            raise UserError(f"sample {one_line(entry.id)}: {error}; {self._mend}") from None
+            raise UserError(f"sample {one_line(entry.id)}: {error}; {self._fix}") from None
         return LatentSample(entry.id, latents, self._numbers(entry))
 
     def _find(self, entry: Entry, index: LatentIndex, kept: Container[str]) -> dict[str, str]:
@@ -150,7 +151,7 @@ class LatentDataset:
         for part, key in keys.items():
             if key not in kept:
                 path = entry_path(self.folder, key)
-                raise UserError(f"sample {one_line(entry.id)}: its {part} latent {path} is missing; {self._mend}")
+                raise UserError(f"sample {one_line(entry.id)}: its {part} latent {path} is missing; {self._fix}")
         return keys
 
     def _digest(self, entry: Entry, role: Role, index: LatentIndex) -> str:
@@ -158,9 +159,9 @@ class LatentDataset:
         where = f"sample {one_line(entry.id)}: {one_line(source.name)}"
         known = index.files.get(source.name)
         if known is None:
-            raise UserError(f"{where} is not in the latent cache {self.folder}; {self._mend}")
+            raise UserError(f"{where} is not in the latent cache {self.folder}; {self._fix}")
         if not known.looks_like(source):
             self._touched.append(source.name)
             if PictureFile.of(source).sha256 != known.sha256:
-                raise UserError(f"{where} has changed since {self.folder} was encoded; {self._mend}")
+                raise UserError(f"{where} has changed since {self.folder} was encoded; {self._fix}")
         return known.sha256

@@ -107,7 +107,7 @@ class RectifiedFlow:
         target_loss = (seen.prediction.double() - line).square().flatten(1).mean(dim=1)
         is_the_flows = torch.isclose(
             seen.losses.double(), target_loss, rtol=1e-3, equal_nan=True
-        )  # NaN is told elsewhere
+        )  # NaN is reported elsewhere
         return [
             Check(
                 "timesteps are 1000 (1 - t)",

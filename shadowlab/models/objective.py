@@ -1,4 +1,4 @@
-"""What a model learns to predict, and how a picture is made of its predictions.
+"""What a model learns to predict, and how a picture is made from its predictions.
 
 Legend: B batch, the rest of a latent's shape is free. t = 0 is noise and t = 1 is data, for every objective.
 """
@@ -62,4 +62,4 @@ class Objective(Protocol):
         """That the right predictions lead from noise to data (B, ...)."""
 
     def check_forward(self, seen: ForwardSeen) -> list[Check]:
-        """That timesteps and loss are this objective's, worked out anew from what the hooks saw."""
+        """That timesteps and loss are this objective's, recomputed from what the hooks saw."""

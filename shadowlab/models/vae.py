@@ -45,7 +45,7 @@ SDXL_CONFIG: dict[str, Any] = {
     "force_upcast": True,
 }
 
-# Of the configuration, what decides a latent beside the encoder's weights.
+# Of the configuration, what decides a latent other than the encoder's weights.
 _DECIDES_LATENTS = (
     "act_fn",
     "block_out_channels",
@@ -261,7 +261,7 @@ def _from_folder(folder: Path) -> ImageVae:
         autoencoder, info = _from_pretrained(str(folder), local_files_only=True)
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise UserError(
-            f"{weights_path}: does not fit {CONFIG_NAME} beside it ({_brief(error)}); copy both from one model"
+            f"{weights_path}: does not fit {CONFIG_NAME} next to it ({_brief(error)}); copy both from one model"
         ) from error
     return _checked(autoencoder, info, str(weights_path))
 

@@ -31,7 +31,8 @@ class Rehearsal:
     The step is one between two that measure every layer.
 
     Args:
-        enter: told at which of ALL_MOMENTS the work is. keep_on_host: told what `train` leaves in the host's memory.
+        enter: called with each of ALL_MOMENTS as the work reaches it. keep_on_host: called with what `train` leaves in
+            the host's memory.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Rehearsal:
     def run(self) -> None:
         """Encode, step, validate."""
         encoded = self._encode()
-        with self._telling_moments():
+        with self._announcing_moments():
             training_step(self._trainee, encoded, self._place)
         del encoded
         self.validate()
@@ -62,7 +63,7 @@ class Rehearsal:
     def forward_and_backward(self) -> None:
         """Encode and a step that ends before the optimizer."""
         encoded = self._encode()
-        with self._telling_moments():
+        with self._announcing_moments():
             forward_backward(self._trainee, self._trainee.model, encoded, self._place)
 
     def validate(self) -> None:
@@ -89,7 +90,7 @@ class Rehearsal:
         ]
 
     @contextmanager
-    def _telling_moments(self) -> Iterator[None]:
+    def _announcing_moments(self) -> Iterator[None]:
         unet, optimizer = self._trainee.unet, self._trainee.optimizer
         handles = [
             unet.register_forward_pre_hook(lambda *_: self._enter(FORWARD)),

@@ -19,7 +19,7 @@ def run_plan(
     gpu_memory_gb: float = 80,
     measure: bool = False,
 ) -> bool:
-    """Print the plan, and with `measure` the plan of one process here beside its measured peak.
+    """Print the plan, and with `measure` the plan of one process here next to its measured peak.
 
     Returns whether at least one of the strategies shown fits the GPU; a plan for a CPU always does.
     """

@@ -225,7 +225,7 @@ class Config(Section):
     task: str = key("shadow", decides="model", hashed_if_changed=True)
     """What is trained for: the name of a folder of `shadowlab/tasks`."""
     task_options: dict[str, Any] = key({}, decides="nothing", examples=[{"min_soft_iou": 0.7, "light_sweep": False}])
-    """What this task alone can be told; the page of the task lists its options."""
+    """Options of this task alone; the page of the task lists its options."""
     seed: Count = key(0, decides="numbers", option="--seed")
     """Seed of all randomness."""
     device: str = key("auto", decides="nothing", option="--device", examples=["cpu", "cuda", "cuda:1"])

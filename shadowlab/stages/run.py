@@ -110,11 +110,11 @@ def finish_stage(
     document = {"stage": name, "passed": result.passed, "run": str(run.path), **result.summary}
     if not result.passed:
         document["error"] = result.message
-    told = reporter.result(document)
+    reported = reporter.result(document)
     if not result.passed:
         reporter.note(f"{name} failed: {result.message}")
         failure = StageFailedError(result.message)
-        failure.reported = told  # one JSON document, not two
+        failure.reported = reported  # one JSON document, not two
         raise failure
     reporter.conclude(f"{name}: {'nothing to do' if result.idle else 'passed'} ({run.path})", style="bold green")
     return result
@@ -168,6 +168,6 @@ def _last_step(metrics: Path) -> int:
         for record in read_records(metrics) if metrics.is_file() else ():
             step = record.get("step")
             last = max(last, step) if isinstance(step, int) else last
-    except ValueError:  # whoever reads the records is told; here the stage's own result is what counts
+    except ValueError:  # it is reported where the records are read; here the stage's own result is what counts
         pass
     return last

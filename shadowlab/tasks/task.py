@@ -181,19 +181,23 @@ class Task(Protocol[B]):
     # Latents and conditions
 
     def encode(self, batch: B, positions: Tensor | None = None) -> EncodedBatch:
-        """Pictures to latents on the VAE's device. positions: (B,) int64, by default 0 .. B-1."""
+        """Pictures to latents (B, 4, h, w) on the VAE's device. positions: (B,) int64, by default 0 .. B-1."""
 
     def encode_part(self, part: str, batch: B) -> Tensor:
         """One of `latent_parts`, (B, C, h, w) float32, of a batch on the VAE's device."""
 
     @staticmethod
     def numbers(entry: Entry) -> dict[str, Tensor]:
-        """What an encoded sample needs beside its latents, from its metadata: name -> tensor."""
+        """What an encoded sample needs next to its latents, from its metadata: name -> tensor (...), without a batch
+        dimension."""
 
     def assemble(
         self, ids: list[str], positions: Tensor, latents: Mapping[str, Tensor], numbers: Mapping[str, Tensor]
     ) -> EncodedBatch:
-        """The encoded batch of latents, each part (B, C, h, w), and of stacked `numbers`."""
+        """The encoded batch of latents, each part (B, C, h, w), and of stacked `numbers`, (B, ...).
+
+        positions: (B,) int64.
+        """
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 4, h, w) -> predicted pictures (B, C, H, W) float32 in [0, 1]."""
@@ -217,12 +221,16 @@ class Task(Protocol[B]):
     def sweep(self, batch: B, encoded: EncodedBatch, steps: int) -> dict[str, list[tuple[float, EncodedBatch]]]:
         """Condition -> `steps` (value, one sample with it) over its range; empty where there is nothing to sweep."""
 
-    # Figures, (3, H', W') in [0, 1]
+    # Figures
 
-    def input_figure(self, batch: B) -> Tensor: ...
-    def comparison_figure(self, batch: B, prediction: Tensor, max_rows: int) -> Tensor: ...
+    def input_figure(self, batch: B) -> Tensor:
+        """What the model is given of the first sample, (3, H', W') in [0, 1]."""
+
+    def comparison_figure(self, batch: B, prediction: Tensor, max_rows: int) -> Tensor:
+        """At most `max_rows` samples next to their predictions (B, C, H, W), (3, H', W') in [0, 1]."""
+
     def sweep_figure(self, batch: B, sweep: Mapping[str, Sequence[tuple[float, Tensor]]]) -> Tensor:
-        """sweep: condition -> (value, prediction (C, H, W) in [0, 1])."""
+        """(3, H', W') in [0, 1]. sweep: condition -> (value, prediction (C, H, W) in [0, 1])."""
 
     # Checks of check-forward; each adds its tensors to `path`
 

@@ -1,4 +1,4 @@
-"""What the harness needs to run a failed step again, beside the evidence that the watch has written (contract C7).
+"""What the harness needs to run a failed step again, next to the evidence that the watch has written.
 
 incidents/step-00000412/
     step.json     where the step stood, how it was trained, and what there is of the state before it
@@ -161,7 +161,7 @@ def _save_state(folder: Path, trainee: Trainee, place: StepPlace, bad: dict[str,
 
 
 def state_tensors(trainee: Trainee) -> dict[str, Tensor]:
-    """All that a step changes, as far as this process has it, under names that say what it is."""
+    """All tensors that a step changes, of any shape, as this process has them, under names that say what they are."""
     return {f"{kind} {name}": local(t) for kind, named in state_by_kind(trainee).items() for name, t in named.items()}
 
 

@@ -38,10 +38,10 @@ class DataWait:
         """Begin the next window; warn, once a run, where this one waited too long."""
         if self.share > MAX_SHARE and not self._warned:
             self._warned = True
-            self._reporter.warn(f"{self.text} of the time went into waiting for data: {self._mend()}")
+            self._reporter.warn(f"{self.text} of the time went into waiting for data: {self._fix()}")
         self._waited = self._total = 0.0
 
-    def _mend(self) -> str:
+    def _fix(self) -> str:
         data = self._config.data
         workers = f"raise data.num_workers, now {data.num_workers}"
         if data.latents is not None:

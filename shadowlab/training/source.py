@@ -16,18 +16,17 @@ from shadowlab.tasks import Task
 
 @dataclass(frozen=True)
 class BatchSource:
-    """`dataset` and `collate` are for the loader and its workers, `encode` for the step.
-
-    encode: (micro-batch, positions (B,) int64) to an EncodedBatch on the VAE's device.
-    """
+    """`dataset` and `collate` are for the loader and its workers, `encode` for the step."""
 
     dataset: Readable
     collate: Callable[[Sequence[Any]], Any]
     encode: Callable[[Any, Tensor | None], EncodedBatch]
+    """(micro-batch, positions (B,) int64) -> EncodedBatch on the VAE's device."""
     notices: Sequence[str] = ()
+    """Remarks that the caller should print."""
 
     def read(self, indices: Iterable[int], positions: Tensor | None = None) -> EncodedBatch:
-        """These samples as one batch, without a loader."""
+        """These samples as one batch, without a loader. positions: (B,) int64, by default 0 .. B-1."""
         return self.encode(self.collate([self.dataset[i] for i in indices]), positions)
 
 

@@ -78,7 +78,7 @@ class Learner(Protocol):
         """Name -> parameter, of those that train."""
 
     def update_average(self, parameters: Iterable[Tensor]) -> None:
-        """One step of the weight average, if there is one. parameters: those of `parameters()`."""
+        """One step of the weight average, if there is one. parameters: those of `parameters()`, of any shape."""
 
 
 @dataclass(frozen=True)

@@ -53,13 +53,13 @@ class Telemetry:
     Args:
         kind: `overfit` or `train`; prefix of the scalars.
         resumed_at: steps done before; records of later steps in existing files are dropped.
-        warn: told what the health rules find while the run is under way, once by rule and layer.
+        warn: called with what the health rules find while the run is under way, once for each rule and layer.
         open_sinks: called once, where records are written and metrics.jsonl is sound; closed by `close`.
 
     Every rank measures (hooks must not differ between ranks); only the first writes.
 
     Attributes:
-        live: what a live view shows of the last step beside loss and gradient norm; the headroom is that of the last
+        live: what a live view shows of the last step next to loss and gradient norm; the headroom is that of the last
             step with statistics.
     """
 
@@ -190,7 +190,7 @@ class Telemetry:
         self.write(record)
         self._show(record)
         if self._writer is not None:
-            self._tell(record["step"], self._health.add(record))
+            self._warn_of(record["step"], self._health.add(record))
 
     def _show(self, record: TrainingStep) -> None:
         self.live |= {"lr": record["learning_rate"], "memory": f"{record['memory_gib']:.2f} GiB"}
@@ -208,7 +208,7 @@ class Telemetry:
             for sink in self._sinks:
                 sink.remember(record)
 
-    def _tell(self, step: int, findings: Sequence[Finding]) -> None:
+    def _warn_of(self, step: int, findings: Sequence[Finding]) -> None:
         if not findings:
             return
         self.write(Health(kind="health", step=step, findings=[finding.to_json() for finding in findings]))
@@ -220,7 +220,7 @@ class Telemetry:
             self._warn(f"step {step}: and {len(findings) - _MAX_WARNINGS} more: shadowlab health {self._run.path}")
 
     def _record_incident(self, error: NonFiniteError, place: StepPlace) -> None:
-        """Keep the state before the step, record the verdict, and tell the error where both are."""
+        """Keep the state before the step, record the verdict, and note in the error where both are."""
         self._trainee.processes.at("writing the incident", patience_seconds=_INCIDENT_SECONDS)
         kept = None
         if error.incident is not None:  # on the rank that wrote it

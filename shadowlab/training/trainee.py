@@ -48,7 +48,8 @@ class Trainee:
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
 
     def update_average(self, parameters: Iterable[Tensor]) -> None:
-        """One step of the EMA, with foreach operators. parameters: those of `parameters()`, walked once a step."""
+        """One step of the EMA, with foreach operators. parameters: those of `parameters()`, of any shape, walked
+        once a step."""
         if self.ema is not None:
             self.ema.step([local(parameter) for parameter in parameters])
 

@@ -1,4 +1,4 @@
-"""Who is told what: terminal or not, quiet, a stage within a command, log.txt."""
+"""Who hears what: terminal or not, quiet, a stage within a command, log.txt."""
 
 from pathlib import Path
 

@@ -7,7 +7,7 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from shadowlab.distributed.launch import _conclude, first_failure
-from shadowlab.distributed.liveness import TOLD
+from shadowlab.distributed.liveness import REPORTED
 from shadowlab.errors import InterruptedRunError, LostProcessError
 
 
@@ -37,7 +37,7 @@ def test_exit_codes() -> None:
     assert _conclude({}, interrupted=False) == 0
     assert _conclude({1: failure(2), 0: failure(2)}, interrupted=False) == 2
     with pytest.raises(LostProcessError) as hung:
-        _conclude({0: failure(TOLD), 1: failure(-signal.SIGKILL)}, interrupted=False)
+        _conclude({0: failure(REPORTED), 1: failure(-signal.SIGKILL)}, interrupted=False)
     assert hung.value.printed
     with pytest.raises(LostProcessError, match=r"^rank 1 \(pid 4242\) was ended by SIGKILL .*memory") as caught:
         _conclude({0: failure(3), 1: failure(-signal.SIGKILL)}, interrupted=False)

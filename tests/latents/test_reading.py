@@ -155,7 +155,7 @@ def test_a_stale_cache_is_not_begun_with(
     assert "\n" not in str(caught.value)
     if change is not _a_file:
         encode(config)
-        source_of(config)  # the mend mends
+        source_of(config)  # the fix works
 
 
 def test_a_cache_of_another_size_is_told_before_the_stages(mine: tuple[dict[str, Path], Path]) -> None:

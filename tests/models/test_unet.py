@@ -268,7 +268,7 @@ def test_weights_of_another_width(tmp_path: Path) -> None:
 
 
 def test_more_tensors_than_the_configuration_has(tmp_path: Path) -> None:
-    """config.json of a smaller model beside the weights of a larger one."""
+    """config.json of a smaller model next to the weights of a larger one."""
     tiny.save_hub_unet(tmp_path, transformer_layers_per_block=(1, 2))
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "transformer_layers_per_block": [1, 1]}))

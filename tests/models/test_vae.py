@@ -255,7 +255,7 @@ def test_missing_unexpected_and_non_finite_tensors(folder: Path, capfd: pytest.C
     save_file({**tensors, name: bias, "extra": bias + 1}, folder / WEIGHTS_NAME)
     with pytest.raises(UserError, match="1 unexpected keys, first extra; copy weights and"):
         load_vae(str(folder))
-    assert capfd.readouterr().err == ""  # one line is one line: no library warning beside it
+    assert capfd.readouterr().err == ""  # one line is one line: no library warning next to it
 
 
 @pytest.mark.parametrize("source", ["", "/no/such/folder", "embeded"])

@@ -247,7 +247,7 @@ def encode_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[EncodedBatch]
 
 @pytest.mark.parametrize("sabotage", ["half weights", "trainable"])
 def test_a_vae_that_is_not_frozen_in_float32(config: Config, monkeypatch: pytest.MonkeyPatch, sabotage: str) -> None:
-    """A half VAE refuses to encode: it must be told before, as a check."""
+    """A half VAE refuses to encode: it must be reported before, as a check."""
 
     def load(*arguments: Any, **named: Any) -> ImageVae:
         loaded = load_vae(*arguments, **named)
@@ -288,7 +288,7 @@ def test_latents_without_their_scale(config: Config, monkeypatch: pytest.MonkeyP
     assert "shadow latent (data) in [" in failed(checked(config))[PATH]["seen"]
 
 
-# --- what the model is told ---------------------------------------------------------------------------------------
+# --- what the model is given --------------------------------------------------------------------------------------
 
 
 def test_the_target_among_the_conditions(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

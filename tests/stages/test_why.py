@@ -329,7 +329,7 @@ def test_a_run_without_incident_says_so(stage_folder: dict[str, Path], tmp_path:
     run = RunFolder.create(tiny.stage_config(stage_folder, tmp_path), "healthy")
     assert "has no incident" in error_line(str(run.path))
     shutil.copytree(overflow.path, tmp_path / "healthy-overfit")
-    assert "beside it: healthy-overfit" in error_line(str(run.path))
+    assert "next to it: healthy-overfit" in error_line(str(run.path))
 
 
 @pytest.mark.parametrize(("file", "content"), [("verdict.json", "{"), ("step.json", "[]"), ("batch.pt", "x")])

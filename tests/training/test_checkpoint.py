@@ -309,12 +309,12 @@ def test_a_tampered_one_is_passed_over_and_told(
 ) -> None:
     good, bad = save(tmp_path, trainee, 1), save(tmp_path, trainee, 2)
     damage(bad)
-    told: list[str] = []
-    assert newest_sound_checkpoint(tmp_path, told.append) == good
-    assert len(told) == 1 and re.search(says, told[0]) and "the one before is used" in told[0]
+    reported: list[str] = []
+    assert newest_sound_checkpoint(tmp_path, reported.append) == good
+    assert len(reported) == 1 and re.search(says, reported[0]) and "the one before is used" in reported[0]
     assert bad.exists()
     damage(good)
-    assert newest_sound_checkpoint(tmp_path, told.append) is None
+    assert newest_sound_checkpoint(tmp_path, reported.append) is None
 
 
 def _flip(file: Path) -> None:
@@ -333,7 +333,7 @@ def test_what_a_killed_process_left_is_cleared_away(trainee: Trainee, tmp_path: 
 
 
 def test_code_in_a_file_is_never_run(trainee: Trainee, hub_folder: Path, tmp_path: Path) -> None:
-    """A pickle beside the weights, or in their place, is data that nobody asked for."""
+    """A pickle next to the weights, or in their place, is data that nobody asked for."""
 
     class Bomb:
         def __reduce__(self) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""The share of time that goes into waiting for data: arithmetic, and one warning with its mend."""
+"""The share of time that goes into waiting for data: arithmetic, and one warning with its fix."""
 
 import pytest
 
@@ -9,9 +9,9 @@ from tests import tiny
 
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    told: list[str] = []
-    monkeypatch.setattr(Reporter, "warn", lambda self, text: told.append(text))
-    return told
+    reported: list[str] = []
+    monkeypatch.setattr(Reporter, "warn", lambda self, text: reported.append(text))
+    return reported
 
 
 def data_wait(*assignments: str) -> DataWait:

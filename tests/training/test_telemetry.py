@@ -84,20 +84,20 @@ def test_a_stage_shows_headroom_memory_and_rate(stage_folder: dict[str, Path], t
 def resumed_after_nine_skips(weights: Path, folder: Path, *sinks: Sink) -> tuple[RunFolder, list[str]]:
     """One more step, which the gradient scaler skips, too."""
     config = tiny.config_of(weights, f"output_dir={folder}")
-    run, told = RunFolder.create(config, "run"), []
+    run, reported = RunFolder.create(config, "run"), []
     writer = RecordWriter(run.metrics)
     for step in range(1, 10):
         writer.write({"kind": "train", "step": step, "loss": 1.0, "grad_norm": math.inf, "skipped": True})
     writer.close()
     trainee = tiny.trainee_of(weights, "diagnostics.statistics_every=0")
     observed = Telemetry(
-        run, trainee, config.diagnostics, kind="train", resumed_at=9, warn=told.append, open_sinks=lambda: sinks
+        run, trainee, config.diagnostics, kind="train", resumed_at=9, warn=reported.append, open_sinks=lambda: sinks
     )
     observed.write_header(num_samples=2, num_parameters=3, charts=CHARTS)
     observed.step([tiny.encoded_batch(range(18, 20))], StepPlace(9, 18, 2))
     observed.image("validation/comparison", torch.zeros(3, 8, 8), 10)
     observed.close()
-    return run, told
+    return run, reported
 
 
 @pytest.fixture
@@ -108,8 +108,8 @@ def _skips(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_skips")
 def test_the_health_rules_know_the_steps_before_a_resume(hub_folder: Path, tmp_path: Path) -> None:
-    run, told = resumed_after_nine_skips(hub_folder, tmp_path)
-    [warning] = told
+    run, reported = resumed_after_nine_skips(hub_folder, tmp_path)
+    [warning] = reported
     assert warning.startswith("step 10: scaler-collapse: the gradient scaler skipped 10 steps in a row")
     assert list(read_records(run.metrics))[-1]["kind"] == "health"
 

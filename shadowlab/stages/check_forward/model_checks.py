@@ -30,7 +30,7 @@ _MIN_RESPONSE = 1e-6  # relative change of the output; float32 rounding is 6e-8
 def forward(trainee: Trainee, spec: ModelSpec, encoded: EncodedBatch, path: PathTable) -> list[Check]:
     """The training loss once, at the configured size and precision, every leaf module measured.
 
-    t is not taken from the step's word: the objective works it out from what hooks on the model see.
+    t is not taken on trust from the step: the objective works it out from what hooks on the model see.
     """
     precision, objective = trainee.precision, trainee.objective
     seen, first_bad, measured, losses = _watched_forward(trainee, encoded)
@@ -44,7 +44,7 @@ def forward(trainee: Trainee, spec: ModelSpec, encoded: EncodedBatch, path: Path
     path.add("UNet", objective.prediction, seen["prediction"], "(B, 4, h, w)", None, low)
     path.add("loss", "loss per sample", losses, "(B)", (0, math.inf))
     noise = torch.stack([normal(encoded.data.shape[1:], trainee.seed, "noise", p) for p in encoded.positions.tolist()])
-    told = ForwardSeen(
+    forward_seen = ForwardSeen(
         x_t=x_t.cpu(),
         timesteps=seen["timesteps"].cpu(),
         prediction=seen["prediction"].cpu(),
@@ -60,7 +60,7 @@ def forward(trainee: Trainee, spec: ModelSpec, encoded: EncodedBatch, path: Path
     conditions = encoded.conditions.named().values()
     named = (*islands, *([spec.embedding] if spec.embedding_dim is not None else []))
     return [
-        *objective.check_forward(told),
+        *objective.check_forward(forward_seen),
         Check(
             "t and its embedding are float32",
             all(dtypes[name] == "float32" for name in islands) and {one.dtype for one in conditions} <= {torch.float32},

@@ -13,7 +13,7 @@ _SCHEDULE_SAMPLES = 1000
 
 
 def preflight(trainee: Trainee, config: Config) -> list[Check]:
-    """One check for each known cause. What `allow_unsafe` permits is told, but fails nothing."""
+    """One check for each known cause. What `allow_unsafe` permits is reported, but fails nothing."""
     return [
         _eps_survives(trainee, config.allow_unsafe),
         _scaler_has_float32(trainee),

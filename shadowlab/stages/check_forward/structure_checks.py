@@ -63,19 +63,19 @@ def parameters(config: Config, unet: UNet2DConditionModel, task: Task[Any]) -> l
     vae_wanted: int | None = embedded_parameters() if config.model.vae_source == "embedded" else None
     if config.model.architecture == "sdxl":
         vae_wanted = SDXL_VAE_PARAMETERS
-    mend = "model.weights is not of this architecture; check model.architecture"
-    checks = [Check("UNet parameters", right, wanted, seen, mend)]
+    fix = "model.weights is not of this architecture; check model.architecture"
+    checks = [Check("UNet parameters", right, wanted, seen, fix)]
     if vae_wanted is not None:
-        mend = "model.vae is another VAE; its latents would not be those that the UNet knows"
-        checks.append(Check("VAE parameters", vae_count == vae_wanted, f"{vae_wanted:,}", f"{vae_count:,}", mend))
+        fix = "model.vae is another VAE; its latents would not be those that the UNet knows"
+        checks.append(Check("VAE parameters", vae_count == vae_wanted, f"{vae_wanted:,}", f"{vae_count:,}", fix))
     return checks
 
 
 def cross_attention(unet: UNet2DConditionModel, spec: ModelSpec) -> Check:
     left = cross_attention_modules(unet)
     if spec.keeps_cross_attention:
-        mend = "the weights were saved without cross-attention; take those of the whole model"
-        return Check("cross-attention is kept", bool(left), "1 module or more", f"{len(left)} modules", mend)
+        fix = "the weights were saved without cross-attention; take those of the whole model"
+        return Check("cross-attention is kept", bool(left), "1 module or more", f"{len(left)} modules", fix)
     return Check(
         "no cross-attention left",
         not left,
@@ -109,5 +109,5 @@ def new_channels(unet: UNet2DConditionModel, spec: ModelSpec, config: Config) ->
         old = torch.nn.functional.conv2d(one, conv.weight[:, :before] * copies, conv.bias, padding=conv.padding)
         whole = conv(one.repeat(1, copies, 1, 1))
         change, limit = float((whole - old).abs().amax()), 1e-3 * float(old.abs().amax())
-    mend = f"widen conv_in with rule `{spec.widening}`, before anything trains it"
-    return Check(name, change <= limit, f"change {limit:.3g}", f"change {change:.3g}", mend)
+    fix = f"widen conv_in with rule `{spec.widening}`, before anything trains it"
+    return Check(name, change <= limit, f"change {limit:.3g}", f"change {change:.3g}", fix)

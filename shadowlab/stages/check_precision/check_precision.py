@@ -1,8 +1,8 @@
-"""check-precision: one training step under each precision policy beside a better one, layer by layer.
+"""check-precision: one training step under each precision policy next to a better one, layer by layer.
 
 The better one is float64, or float32 for models above half a billion parameters. Forward and backward are compared
 with it. The update is not: each parameter's own gradient is given to AdamW as configured and to AdamW in float64, so
-that what the optimizer's arithmetic loses is told apart from what the gradient had lost before.
+that what the optimizer's arithmetic loses is distinguished from what the gradient had lost before.
 """
 
 import json

@@ -26,7 +26,7 @@ _PROOF_SECONDS = 7 * 24 * 3600.0  # overfit may take days
 def prove_required_stages(session: Session, *, skip: bool) -> None:
     """See that check-forward and overfit passed for this model configuration; run those that are missing.
 
-    Each missing stage runs on the first process, in a folder of its own beside `run`; the other processes wait for
+    Each missing stage runs on the first process, in a folder of its own next to `run`; the other processes wait for
     its entry in a file, outside any collective, so that no timeout can strike.
 
     Raises:

@@ -204,7 +204,7 @@ def _set_scale(model: Any, samples: list[Sample]) -> tuple[float, float]:
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its name when the block is through: a reader never sees half of it.
+    """A folder next to `out` that takes its name when the block is through: a reader never sees half of it.
 
     It is made at once: where nothing can be written, no time is lost on training.
     """

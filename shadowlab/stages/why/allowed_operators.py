@@ -1,9 +1,9 @@
 """The operators that may be run because a file names them, and what must hold for their arguments.
 
 On the list are torch's own that can make a non-finite number of finite ones and touch nothing but the tensors that
-they are given and return: no file, device setting or process is in their reach. Many kernels believe what they are told
-of sizes and indices. Each was called with mutated arguments on memory between guard pages (torch 2.13, CPU); one that
-read or wrote outside of it is not here, or has a check of what it believes.
+they are given and return: no file, device setting or process is in their reach. Many kernels trust the sizes and
+indices in their arguments. Each was called with mutated arguments on memory between guard pages (torch 2.13, CPU); one
+that read or wrote outside of it is not here, or has a check of what it trusts.
 """
 
 import math

@@ -64,15 +64,15 @@ def _matter(verdict: Verdict, by_kind: dict[str, list[Outcome]]) -> str:
         where = "go on from the last good checkpoint" if result("weights") == FINITE else "start from sound weights"
         return f"the state was damaged before the step, the step is innocent; {where}"
     if samples == SOME_FAIL or verdict.phase == "data":
-        return "a matter of data: mend or remove what is named (shadowlab data check), the arithmetic is sound"
+        return "a matter of data: repair or remove what is named (shadowlab data check), the arithmetic is sound"
     if result("attention") == FINITE:
         return "a matter of one attention kernel: choose another (torch.nn.attention.sdpa_kernel), or update torch"
     if result("float32") == FINITE or result("bfloat16") == FINITE:
         sound = any(o.result == FINITE and not _farther(o, by_kind) for o in by_kind.get("eps", []))
         tail = ", or raise optimizer.eps" if sound else ""
-        mend = "--precision bf16" if result("bfloat16") == FINITE else "--precision fp32"
+        fix = "--precision bf16" if result("bfloat16") == FINITE else "--precision fp32"
         older = "; older weights are finite, so look at what grew since" if result("weights") == FINITE else ""
-        return f"a matter of precision, not of data; train with {mend}{tail}{older}"
+        return f"a matter of precision, not of data; train with {fix}{tail}{older}"
     if result("scale") == FINITE:
         return "a matter of the loss scale"
     if result("eps") == FINITE:
@@ -86,7 +86,7 @@ def _matter(verdict: Verdict, by_kind: dict[str, list[Outcome]]) -> str:
         return f"an operand was rounded to 0 before the operator saw it: {verdict.fix}"
     if len(alone) > 1 and alone[1].result == SAME:
         return "the operands themselves are at fault, in any precision: look at what made them"
-    return f"none of the changes mends it; {verdict.fix or 'see the verdict'}"
+    return f"none of the changes helps; {verdict.fix or 'see the verdict'}"
 
 
 def _farther(outcome: Outcome, by_kind: dict[str, list[Outcome]]) -> str:

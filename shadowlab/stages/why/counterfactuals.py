@@ -57,7 +57,7 @@ class Case:
             return Outcome(kind, name, SAME, meanings[1])
         headline = attempt.verdict.headline()
         numbers = {"verdict": attempt.verdict.to_json()}
-        return Outcome(kind, name, OTHER, "this change alone is no mend; it fails elsewhere", headline, numbers)
+        return Outcome(kind, name, OTHER, "this change alone is no fix; it fails elsewhere", headline, numbers)
 
 
 @dataclass(frozen=True)

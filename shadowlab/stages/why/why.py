@@ -39,7 +39,7 @@ def find_incident(path: str, output_dir: str | None = None) -> Path:
     """The incident folder that `path` names: itself, the newest of a run folder, or of a run below `output_dir`.
 
     Raises:
-        UserError: there is none, and which runs beside it have one, or it cannot be looked at.
+        UserError: there is none, and which runs next to it have one, or it cannot be looked at.
     """
     runs = Path(output_dir or Config().output_dir)
     given, below = run_places(path, output_dir)
@@ -185,9 +185,9 @@ def _incidents(folder: Path) -> list[Path]:
 
 
 def _neighbours(run: Path) -> str:
-    """A train run's required stages have folders of their own beside it."""
+    """A train run's required stages have folders of their own next to it."""
     found = sorted(p.name for p in run.parent.glob(f"{run.name}-*") if _incidents(p / "incidents"))
-    return f"; beside it: {', '.join(found)}" if found else ""
+    return f"; next to it: {', '.join(found)}" if found else ""
 
 
 def _line(outcome: Outcome) -> str:

@@ -54,7 +54,7 @@ def decode_entry(entry: Entry) -> tuple[Pictures | None, list[Problem]]:
             encoded[role] = source.read()
         except UserError as error:
             messages.append(str(error))
-    # A copied file is told as that, before its colours or values are found to be no shadow's.
+    # A copied file is reported as that, before its colours or values are found to be no shadow's.
     copied = [role for role in _INPUTS if role in encoded and encoded[role] == encoded.get("shadow")]
     messages += [_leak(entry, role) for role in copied]
     if copied:

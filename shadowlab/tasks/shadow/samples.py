@@ -66,7 +66,7 @@ class Batch:
         return len(self.ids)
 
     def select(self, rows: Tensor) -> "Batch":
-        """Those samples; `rows`: int64 indices."""
+        """Those samples. rows: int64 indices (n,)."""
         return Batch(
             ids=[self.ids[i] for i in rows.tolist()],
             object_image=self.object_image[rows],

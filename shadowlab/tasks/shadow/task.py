@@ -117,6 +117,7 @@ class ShadowTask:
 
     @torch.no_grad()
     def encode(self, batch: Batch, positions: Tensor | None = None) -> EncodedBatch:
+        """Latents (B, 4, h, w) of the shadow maps; conditions as `assemble`. positions: (B,) int64."""
         numbers = {"light": batch.light}  # stays on the CPU, where it is checked: no synchronisation later
         batch = batch.to(self.vae.device)
         positions = torch.arange(len(batch.ids)) if positions is None else positions
@@ -132,17 +133,20 @@ class ShadowTask:
 
     @staticmethod  # handed to the loader's processes
     def numbers(entry: Entry) -> dict[str, Tensor]:
+        """light: (3,) float32."""
         return {"light": torch.tensor(entry.values, dtype=torch.float32)}
 
     def assemble(
         self, ids: list[str], positions: Tensor, latents: Mapping[str, Tensor], numbers: Mapping[str, Tensor]
     ) -> EncodedBatch:
+        """Object latents and masks concatenated, (B, 5, h, w); light (B, 3) embedded, (B, 768)."""
         device = self.vae.device
         concatenated, embedding = latents["concatenated"].to(device), self._embedded(numbers["light"])
         return EncodedBatch(ids, positions, latents["data"].to(device), Conditions(concatenated, embedding))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
+        """(B, 4, h, w) -> shadow maps (B, 1, H, W) float32 in [0, 1]."""
         return self.vae.decode_grey(latents)
 
     def _embedded(self, light: Tensor) -> Tensor:
@@ -152,12 +156,15 @@ class ShadowTask:
     # Judgement
 
     def target(self, batch: Batch) -> Tensor:
+        """Shadow maps, (B, 1, H, W) float32 in [0, 1]."""
         return batch.shadow
 
     def judge(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """`per_image_metrics` of prediction (B, 1, H, W) in [0, 1], each (B,)."""
         return per_image_metrics(prediction, self.target(batch).to(prediction.device))
 
     def baselines(self, batch: Batch) -> dict[str, Tensor]:
+        """No shadow anywhere, (B, 1, H, W)."""
         return {"black": torch.zeros_like(batch.shadow)}
 
     # Probes
@@ -198,13 +205,15 @@ class ShadowTask:
     # Figures
 
     def input_figure(self, batch: Batch) -> Tensor:
-        """The first sample: object, then mask."""
+        """The first sample: object, then mask, (3, H, 2 W) in [0, 1]."""
         return torch.cat([(batch.object_image[0] + 1) / 2, batch.mask[0].expand(3, -1, -1)], dim=2)
 
     def comparison_figure(self, batch: Batch, prediction: Tensor, max_rows: int) -> Tensor:
+        """As `comparison_grid`; prediction (B, 1, H, W)."""
         return comparison_grid(batch, self.target(batch), prediction, max_rows=max_rows)
 
     def sweep_figure(self, batch: Batch, sweep: Mapping[str, Sequence[tuple[float, Tensor]]]) -> Tensor:
+        """As `sweep_grid`, of the first sample's object."""
         return sweep_grid(batch.object_image[0], sweep)
 
     # Checks

@@ -138,8 +138,8 @@ def test_a_healthy_run_is_silent_at_every_length(num_steps: int, kind: str) -> N
 def test_a_healthy_run_is_silent_while_it_goes_on(num_steps: int, every: int) -> None:
     """Statistics every 50 steps: the window of columns is longer than that of steps, and begins with a skipped one."""
     watch = HealthWatch("train")
-    told = [finding for record in trained(healthy(num_steps, every=every)) for finding in watch.add(record)]
-    assert [str(finding) for finding in told] == []
+    reported = [finding for record in trained(healthy(num_steps, every=every)) for finding in watch.add(record)]
+    assert [str(finding) for finding in reported] == []
 
 
 def test_no_records_at_all() -> None:
@@ -578,8 +578,10 @@ def test_a_stage_that_failed_is_an_alarm_until_it_passes_or_training_goes_on() -
     finding = only(found([failed]), "failed-stage")
     assert (finding.severity, finding.evidence) == ("alarm", "check-forward failed: NaN in mid_block")
     incident = {"kind": "incident", "step": 0, "verdict": {}}
-    told = found([incident, failed | {"message": "inf was born in exp\n  module  a\n  fix  b"}])
-    assert [(f.rule, f.evidence) for f in told][1:] == [("failed-stage", "check-forward failed: inf was born in exp")]
+    reported = found([incident, failed | {"message": "inf was born in exp\n  module  a\n  fix  b"}])
+    assert [(f.rule, f.evidence) for f in reported][1:] == [
+        ("failed-stage", "check-forward failed: inf was born in exp")
+    ]
     assert found([passed]) == found([failed, passed]) == found([failed, *healthy(3)]) == []
     trained_and_failed = [passed, *healthy(3), failed | {"stage": "train", "step": 0}]
     assert "train failed" in only(found(trained_and_failed), "failed-stage").evidence, "as written, not by step"
@@ -595,9 +597,9 @@ def test_each_layer_is_told_once_and_early() -> None:
     grow(records, LAYERS[4], "activation", 0.0, 0.1)
     grow(records, LAYERS[8], "activation", 1.0, 0.1)
     watch = HealthWatch("train")
-    told = [finding for record in trained(copy.deepcopy(records)) for finding in watch.add(record)]
-    assert {f.rule for f in told} == {"headroom"}
-    first, second, alarm = told
+    reported = [finding for record in trained(copy.deepcopy(records)) for finding in watch.add(record)]
+    assert {f.rule for f in reported} == {"headroom"}
+    first, second, alarm = reported
     assert (first.layer, first.severity, first.step, first.predicted_step) == (LAYERS[4], "warning", 72, 100)
     assert (second.layer, second.severity, second.step, second.predicted_step) == (LAYERS[8], "warning", 82, 110)
     assert (alarm.layer, alarm.severity, alarm.step, alarm.predicted_step) == (LAYERS[4], "alarm", 92, 100)
@@ -608,8 +610,8 @@ def test_a_gradient_is_told_of_beside_the_activation_of_its_layer() -> None:
     grow(records, LAYERS[4], "activation", 2.0, 0.1)
     grow(records, LAYERS[4], "gradient", 2.5, 0.1)
     watch = HealthWatch("train")
-    told = [finding for record in trained(records) for finding in watch.add(record)]
-    assert [(f.layer, f.part, f.severity) for f in told] == [
+    reported = [finding for record in trained(records) for finding in watch.add(record)]
+    assert [(f.layer, f.part, f.severity) for f in reported] == [
         (LAYERS[4], "activation", "warning"),
         (LAYERS[4], "gradient", "warning"),
     ]
@@ -622,8 +624,8 @@ def test_what_is_told_live_is_what_the_records_show() -> None:
         trained(records)[20]["grad_norm"] = 400.0 if start == 560 else 3.0
         explode(records, after=start, until=start + 30, loss=30.0)
         watch = HealthWatch("train")
-        told = [finding for record in trained(records) for finding in watch.add(record)]
-        finding = only(told, "exploding-gradients")
+        reported = [finding for record in trained(records) for finding in watch.add(record)]
+        finding = only(reported, "exploding-gradients")
         on_disk = only(found(records), "exploding-gradients")
         assert (finding.step, finding.evidence) == (on_disk.step, on_disk.evidence)
 
@@ -633,11 +635,11 @@ def test_headroom_is_foretold_where_statistics_are_rare() -> None:
     records = healthy(1000, every=50)
     grow(records, LAYERS[4], "gradient", 2.0, 0.005)
     watch = HealthWatch("train")
-    told = [finding for record in trained(records) for finding in watch.add(record)]
+    reported = [finding for record in trained(records) for finding in watch.add(record)]
     on_disk = only(found(records), "headroom")
-    assert {(f.rule, f.layer) for f in told} == {("headroom", LAYERS[4])}
-    assert told[-1].predicted_step is not None and on_disk.predicted_step is not None
-    assert abs(told[-1].predicted_step - on_disk.predicted_step) <= 1
+    assert {(f.rule, f.layer) for f in reported} == {("headroom", LAYERS[4])}
+    assert reported[-1].predicted_step is not None and on_disk.predicted_step is not None
+    assert abs(reported[-1].predicted_step - on_disk.predicted_step) <= 1
 
 
 def test_a_scale_that_a_record_lacks_is_not_one() -> None:
@@ -655,32 +657,32 @@ def test_a_scale_that_a_record_lacks_is_not_one() -> None:
 
 def test_skips_are_told_in_steps_without_statistics() -> None:
     watch = HealthWatch("train")
-    told = []
+    reported = []
     for step in range(1, 31):
-        told += watch.add({"kind": "train", "step": step, "loss": 1.0, "grad_norm": math.inf, "skipped": step > 5})
-    assert [(f.rule, f.step) for f in told if f.rule == "scaler-collapse"] == [("scaler-collapse", 15)]
+        reported += watch.add({"kind": "train", "step": step, "loss": 1.0, "grad_norm": math.inf, "skipped": step > 5})
+    assert [(f.rule, f.step) for f in reported if f.rule == "scaler-collapse"] == [("scaler-collapse", 15)]
 
 
 @pytest.mark.parametrize("resumed_at", [1, 89, 92, 100, 118])
 def test_a_resumed_run_is_watched_as_an_unbroken_one(resumed_at: int) -> None:
-    """What was told before the resume, and stands in the records, is not told again."""
+    """What was reported before the resume, and stands in the records, is not reported again."""
     records = healthy(120)
     grow(records, LAYERS[4], "activation", 0.05, 0.1)  # not on a threshold: records are rounded
     explode(records, after=90, until=120, loss=30.0)
 
-    def told(watch: HealthWatch, own: list[Record]) -> list[Record]:
+    def reported(watch: HealthWatch, own: list[Record]) -> list[Record]:
         findings = [(record["step"], finding) for record in own for finding in watch.add(record)]
         return [{"kind": "health", "step": step, "findings": [one.to_json()]} for step, one in findings]
 
-    unbroken = told(HealthWatch("train"), trained(records))
+    unbroken = reported(HealthWatch("train"), trained(records))
     assert [(one["step"], one["findings"][0]["rule"], one["findings"][0]["severity"]) for one in unbroken] == [
         (92, "headroom", "warning"),
         (94, "exploding-gradients", "alarm"),
         (112, "headroom", "alarm"),
     ]
     before = [record for record in records if record.get("step", 0) <= resumed_at]
-    first = told(HealthWatch("train"), trained(before))
+    first = reported(HealthWatch("train"), trained(before))
     resumed = HealthWatch("train")
     for record in [*before, *first]:
         resumed.remember(decode(json.loads(json.dumps(encode(record)))))
-    assert first + told(resumed, trained(records, after=resumed_at)) == unbroken
+    assert first + reported(resumed, trained(records, after=resumed_at)) == unbroken

@@ -369,7 +369,7 @@ class TestWrappers:
                 seen = statistics.collect()
             assert [set(kinds) for kinds in seen.values()] == [{"activation", "gradient"}] * 3
             assert list(seen) == ["b", "c", "a"] == list(leaf_modules(model))
-            del model.reducer, model.logger  # holding the group last, it would wait for gloo's threads for ever
+            del model.reducer, model.logger  # holding the group last, it would wait for gloo's threads forever
         finally:
             torch.distributed.destroy_process_group()
 

@@ -305,7 +305,7 @@ def test_meant_infinities_in_buffers_raise_nothing(kind: str):
 
 
 def test_a_nan_among_meant_infinities_that_does_not_come_again():
-    """Neither dropped as meant nor repeated for ever."""
+    """Neither dropped as meant nor repeated forever."""
     model, x, bad = WithBuffer("mask"), torch.randn(3, 4), [False]
     optimizer = torch.optim.AdamW(model.parameters())
     watch = Watch(model, optimizer, incidents=None)

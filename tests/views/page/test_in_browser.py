@@ -60,8 +60,8 @@ def incident(seed_fp16: tuple[str, Path], tmp_path_factory: pytest.TempPathFacto
     page = tmp_path_factory.mktemp("page") / "report.html"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        told = CliRunner().invoke(app, ["report", str(run.relative_to(folder)), "--out", str(page)])
-    assert told.exit_code == 0, told.output
+        reported = CliRunner().invoke(app, ["report", str(run.relative_to(folder)), "--out", str(page)])
+    assert reported.exit_code == 0, reported.output
     if PICTURE:
         for made in set(ROOT.glob("runs/*")) - before:
             shutil.rmtree(made)

@@ -1,4 +1,4 @@
-"""What is told of an incident's source: as it was, and what became of the file since."""
+"""What is reported of an incident's source: as it was, and what became of the file since."""
 
 import os
 import time

@@ -120,9 +120,9 @@ def test_the_page_and_the_terminal_say_the_same_of_a_witness(tmp_path: Path, wit
     run = make_run(tmp_path / "run", [step(6)])
     add_incident(run, verdict.to_json())
     page = page_of(run)
-    told = dict(verdict.details())
-    assert all(told.get(label, "") in page for label in ("dtype", "issued at"))
-    assert verdict.operands_where in page and verdict.operands_where in told["operands"]
+    reported = dict(verdict.details())
+    assert all(reported.get(label, "") in page for label in ("dtype", "issued at"))
+    assert verdict.operands_where in page and verdict.operands_where in reported["operands"]
     assert ("at [1, 2]" in page) == (without != "index")
 
 
@@ -325,11 +325,11 @@ def test_findings_of_many_steps_are_one_row(tmp_path: Path) -> None:
 
 
 def test_alarms_come_first(tmp_path: Path) -> None:
-    told = [
+    reported = [
         {"rule": "late", "severity": "warning", "parameter": "conv.weight", "predicted_step": 90},
         {"rule": "first", "severity": "alarm", "layer": None, "step": None},
     ]
-    page = page_of(make_run(tmp_path / "run", [{"kind": "health", "step": 3, "findings": told}]))
+    page = page_of(make_run(tmp_path / "run", [{"kind": "health", "step": 3, "findings": reported}]))
     assert page.index("first</th>") < page.index("late</th>")
     assert "conv.weight" in page and "predicted for step 90" in page
     assert "The health rules found nothing." in page_of(make_run(tmp_path / "well", [step(1)]))
@@ -344,7 +344,7 @@ def test_the_rules_judge_the_records(tmp_path: Path) -> None:
 
 
 def test_every_finding_is_on_the_page(tmp_path: Path) -> None:
-    """Findings that share rule and place, or have no place, are told apart by what they say; no row runs backwards."""
+    """Findings that share rule and place, or have no place, differ by what they say; no row runs backwards."""
     silent = {"loss": 1.0, "response_theta": 0.0, "response_phi": 0.0, "response_size": 0.1}
     records = [step(n, layers=layers("a")) for n in range(1, 61)]
     records[49]["grad_norm"] = math.inf
@@ -373,8 +373,8 @@ def test_what_was_told_again_is_one_row_and_none_where_it_is_found() -> None:
 
     low = {"rule": "scaler-collapse", "severity": "alarm", "step": 9, "evidence": "the loss scale is 0.5"}
     bad = {"rule": "non-finite", "severity": "alarm", "layer": "a", "step": 3}
-    told = [skips(30, 140), low, skips(26, 120), {**bad, "part": "gradient"}, {**bad, "part": "activation"}]
-    rows = health_rows([{**bad, "part": "gradient"}], told)
+    reported = [skips(30, 140), low, skips(26, 120), {**bad, "part": "gradient"}, {**bad, "part": "activation"}]
+    rows = health_rows([{**bad, "part": "gradient"}], reported)
     assert [(row.rule, row.steps, row.evidence) for row in rows] == [
         ("non-finite", "3", ""),
         ("scaler-collapse", "9", "the loss scale is 0.5"),

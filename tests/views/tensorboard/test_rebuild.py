@@ -179,10 +179,10 @@ def test_a_view_that_is_gone_is_said_to_be_gone(
     if not given.endswith("rebuilt"):  # the other one is there, but it is not what was asked for
         shutil.rmtree("runs/mine/tensorboard")
     view = "runs/mine/tensorboard-rebuilt" if given.endswith("rebuilt") else "runs/mine/tensorboard"
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as reported:
         ask(given)
     fix = "`shadowlab tensorboard runs/mine --rebuild` rebuilds it from metrics.jsonl"
-    assert str(told.value) == f"{view}: missing; {fix}"
+    assert str(reported.value) == f"{view}: missing; {fix}"
     with pytest.raises(KeyboardInterrupt):
         ask("runs/mine", rebuild=True)
     assert served == [(Path("runs/mine/tensorboard-rebuilt"), "mine")]

@@ -50,7 +50,7 @@ def with_records(folder: Path, records: list[dict[str, Any]]) -> Path:
 
 def test_a_run_that_is_well(run: RunFolder) -> None:
     history = History.read(run.metrics)
-    assert history.records("health") == [], "nothing was told while it ran"
+    assert history.records("health") == [], "nothing was reported while it ran"
     done = health(run.path)
     assert done.exit_code == 0, done.output
     assert "20 train steps, 20 with statistics, 5 evaluations" in done.output
@@ -188,8 +188,8 @@ def test_a_run_says_once_what_will_overflow(hub_folder: Path, tmp_path: Path) ->
         training_step(alone, [batch], place)
     telemetry.close()
     reporter.close()
-    told = History.read(run.metrics).records("health")
-    own = [f for record in told for f in record["findings"] if (f["rule"], f["layer"]) == ("headroom", layer)]
+    reported = History.read(run.metrics).records("health")
+    own = [f for record in reported for f in record["findings"] if (f["rule"], f["layer"]) == ("headroom", layer)]
     assert len(own) == 1 and own[0]["predicted_step"] > own[0]["step"]
     lines = [line for line in run.log.read_text().splitlines() if f"headroom in {layer}:" in line]
     assert len(lines) == 1 and lines[0].startswith(f"warning: step {own[0]['step']}: ")

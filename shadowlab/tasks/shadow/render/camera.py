@@ -62,7 +62,7 @@ def shadow_window(vertices: Array, theta: float, phi: float, size: float, image_
             fall = vertices[:, 2] / (corner[2] - vertices[:, 2])
             landed.append((vertices + (vertices - corner) * fall[:, None]) * (1, 1, 0))
     pixels, depth = project(np.vstack(landed), image_size)
-    if depth.min() < 1.0:  # a part lies beside or behind the camera, where pixels mean nothing
+    if depth.min() < 1.0:  # a part lies next to or behind the camera, where pixels mean nothing
         return 0, 0, image_size, image_size
     low = np.clip(np.floor(pixels.min(axis=0)) - 1, 0, image_size).astype(int)
     high = np.clip(np.ceil(pixels.max(axis=0)) + 1, 0, image_size).astype(int)

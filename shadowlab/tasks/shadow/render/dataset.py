@@ -40,7 +40,7 @@ def render_dataset(
     The scene is the paper's (Tasar et al., arXiv 2412.11972): the object rests on the ground at the origin; a square
     area light on a sphere of radius 8 faces it; the camera is on the negative y axis. The same arguments give the
     same bytes, whatever the number of threads. Nothing appears under the name `out` before all of it is written; a
-    process that is killed leaves a hidden folder `.NAME.partial-PID` beside it.
+    process that is killed leaves a hidden folder `.NAME.partial-PID` next to it.
 
     Args:
         out: a folder that does not exist yet, or is empty.
@@ -135,7 +135,7 @@ def _check_empty(out: Path) -> None:
 
 @contextmanager
 def _finished_or_nothing(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its name when the block ends, and is removed when the block fails."""
+    """A folder next to `out` that takes its name when the block ends, and is removed when the block fails."""
     out = out.resolve()
     folder = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:

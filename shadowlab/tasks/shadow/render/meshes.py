@@ -78,7 +78,7 @@ def check_meshes(paths: Sequence[Path]) -> None:
 
     Raises:
         MissingDependencyError: trimesh is not installed.
-        UserError: the files that cannot be used, ten of them by name, each with the mend.
+        UserError: the files that cannot be used, ten of them by name, each with the fix.
     """
     problems = []
     for path in paths:

@@ -144,7 +144,7 @@ class SceneObject:
     def render_object(self, image_size: int, samples_per_pixel: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """The object alone: RGB (image_size, image_size, 3) on a constant background, and its coverage as a grey mask.
 
-        Lighting: a constant grey sky and a soft key light beside the camera, the same for every object and light.
+        Lighting: a constant grey sky and a soft key light next to the camera, the same for every object and light.
         """
         mi = self._mi
         key = mi.ScalarTransform4f().look_at(origin=[-3, -7, 7], target=[0, 0, 0.5], up=[0, 0, 1]).scale(2.5)

@@ -20,7 +20,7 @@ pytest.importorskip("mitsuba", reason="rendering is optional: pip install mitsub
 trimesh = pytest.importorskip("trimesh", reason="meshes are optional: pip install mitsuba trimesh")
 
 SHARED = Path(__file__).parents[5] / "shared" / "data" / "meshes"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of real meshes is not beside the checkout")
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of real meshes is not next to the checkout")
 RED = (255, 0, 0, 255)
 
 

@@ -120,10 +120,10 @@ def test_larger_light_makes_a_softer_shadow() -> None:
 
 
 def test_contact_shadow_begins_at_the_base() -> None:
-    """A box's shadow is full right beside it, and the ground under it is dark."""
+    """A box's shadow is full right next to it, and the ground under it is dark."""
     picture = shadow([box((1, 1, 1))], 40, 0, 2, image_size=128)
-    beside, _ = project(np.array([(-0.55, 0, 0), (0, 0, 0)]), 128)
-    for column, row in np.floor(beside).astype(int):
+    next_to_box, _ = project(np.array([(-0.55, 0, 0), (0, 0, 0)]), 128)
+    for column, row in np.floor(next_to_box).astype(int):
         assert picture[row, column] == 255
 
 
