@@ -75,25 +75,53 @@ class House:
         return None
 
     def _imports_of(self, module: str, path: str) -> Iterator[Import]:
+        """Also what is reached through a module that was imported (`data.index.Index`), and by name (`importlib`)."""
+        bound = self._bound(path)
+
         def walk(node: ast.AST, deferred: bool) -> Iterator[Import]:
+            checked_only = _of_type_checkers(node)
             for child in ast.iter_child_nodes(node):
-                guarded = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
-                inner = deferred or guarded or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+                function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+                inner = deferred or child in checked_only or function
                 place = f"{path}:{getattr(child, 'lineno', 0)}"
-                if isinstance(child, ast.Import):
-                    for alias in child.names:
-                        yield Import(module, place, alias.name, None, inner)
-                elif isinstance(child, ast.ImportFrom):
-                    source = "." * child.level + (child.module or "")
-                    for alias in child.names:
-                        whole = f"{source}.{alias.name}"
-                        if whole in self.modules:
-                            yield Import(module, place, whole, None, inner)
-                        else:
-                            yield Import(module, place, source, alias.name, inner)
+                for target, name in self._taken(child, bound):
+                    yield Import(module, place, target, name, inner)
                 yield from walk(child, inner)
 
         yield from walk(self.trees[path], False)
+
+    def _taken(self, node: ast.AST, bound: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
+        """(module, name in it) of one node. bound: local name -> module."""
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = "." * node.level + (node.module or "")
+            for alias in node.names:
+                whole = f"{source}.{alias.name}"
+                yield (whole, None) if whole in self.modules else (source, alias.name)
+        elif isinstance(node, ast.Attribute):
+            first, *rest = _chain(node)
+            if first in bound:
+                parts = [*bound[first].split("."), *rest]
+                known = [n for n in range(1, len(parts) + 1) if ".".join(parts[:n]) in self.modules]
+                if known:
+                    yield ".".join(parts[: known[-1]]), next(iter(parts[known[-1] :]), None)
+        elif isinstance(node, ast.Call) and _chain(node.func)[-1] in ("import_module", "__import__"):
+            yield from ((ast.literal_eval(one), None) for one in node.args[:1] if _is_text(one))
+
+    def _bound(self, path: str) -> dict[str, str]:
+        """Names that stand for modules of the house somewhere in a file."""
+        bound = {}
+        for node in ast.walk(self.trees[path]):
+            for alias in node.names if isinstance(node, ast.Import | ast.ImportFrom) else ():
+                if isinstance(node, ast.ImportFrom):
+                    whole, local = f"{node.module}.{alias.name}", alias.asname or alias.name
+                else:
+                    whole = alias.name if alias.asname else _top(alias.name)
+                    local = alias.asname or whole
+                if whole in self.modules:
+                    bound[local] = whole
+        return bound
 
 
 def room(module: str) -> str:
@@ -282,6 +310,22 @@ def _reaches(arrows: Mapping[str, Mapping[str, str]], start: str, goal: str) -> 
         seen |= new
         waiting += new
     return goal in seen
+
+
+def _chain(node: ast.AST) -> list[str]:
+    """`a.b.c` as its parts; of anything else than a name at its beginning, an empty first part."""
+    if isinstance(node, ast.Attribute):
+        return [*_chain(node.value), node.attr]
+    return [node.id if isinstance(node, ast.Name) else ""]
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _of_type_checkers(node: ast.AST) -> list[ast.stmt]:
+    """The statements of an `if TYPE_CHECKING:`, which do not run; those of its `else` do."""
+    return node.body if isinstance(node, ast.If) and _chain(node.test)[-1] == "TYPE_CHECKING" else []
 
 
 def _dotted(path: str) -> str:

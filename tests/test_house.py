@@ -134,6 +134,34 @@ DOOR = 'from shadowlab.data.index import Index\n__all__ = ["Index"]\n'
             "take it from diagnostics",
         ),
         (
+            house.deep_imports,
+            {
+                "shadowlab/data/__init__.py": DOOR,
+                "shadowlab/data/index.py": "class Index: ...",
+                "shadowlab/stages/train.py": "import shadowlab.data as data\ndef f():\n    return data.index.Index",
+            },
+            "shadowlab/stages/train.py:3",
+        ),
+        (
+            house.deep_imports,
+            {
+                "shadowlab/data/__init__.py": DOOR,
+                "shadowlab/data/index.py": "class Index: ...",
+                "shadowlab/stages/train.py": "import importlib\nimportlib.import_module('shadowlab.data.index')",
+            },
+            "shadowlab.data is the door",
+        ),
+        (
+            house.upward_imports,
+            {"diagnostics/verdict.py": "def f():\n    return __import__('shadowlab.runs')"},
+            "diagnostics/verdict.py:2",
+        ),
+        (
+            house.early_imports,
+            {"cli/main.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    pass\nelse:\n    import torch"},
+            "torch at once",
+        ),
+        (
             house.open_halls,
             {"shadowlab/stages/__init__.py": "from shadowlab.stages.train import run", "shadowlab/stages/train.py": ""},
             "is a hall",
@@ -175,6 +203,7 @@ def test_law_finds(law: Law, sources: dict[str, str], found: str) -> None:
         (house.deep_imports, {"shadowlab/a/x.py": "from shadowlab.a.y import z", "shadowlab/a/y.py": "z = 1"}),
         (house.pickles, {"diagnostics/incidents/evidence.py": "torch.load('x', weights_only=True)"}),
         (house.early_imports, {"cli/main.py": "def main():\n    import torch"}),
+        (house.early_imports, {"cli/main.py": "import typing\nif typing.TYPE_CHECKING:\n    import torch"}),
         (
             house.foreign_imports,
             {"diagnostics/board/tensorboard.py": "def f():\n    from torch.utils.tensorboard import SummaryWriter"},
