@@ -1,6 +1,6 @@
 """Several processes that train one model: launched, watched, sharded."""
 
-from shadowlab.distributed.devices import crowded, launched_processes, pick_device, require_gpus
+from shadowlab.distributed.devices import crowded, launched_first, launched_processes, pick_device, require_gpus
 from shadowlab.distributed.launch import launch_processes
 from shadowlab.distributed.processes import Processes, SingleProcess
 from shadowlab.distributed.sharding import assign, is_sharded, local, shard, whole
@@ -12,6 +12,7 @@ __all__ = [
     "crowded",
     "is_sharded",
     "launch_processes",
+    "launched_first",
     "launched_processes",
     "local",
     "pick_device",

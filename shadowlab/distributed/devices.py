@@ -13,6 +13,11 @@ def launched_processes() -> int | None:
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else None
 
 
+def launched_first() -> bool:
+    """Whether this is the first of the processes that a launcher started, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def pick_device(device: str) -> torch.device:
     """`auto` (cuda where there is one), `cpu`, `cuda` or `cuda:N` as a device.
 

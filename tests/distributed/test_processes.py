@@ -119,6 +119,16 @@ def test_a_bad_sample_on_one_rank_is_everybodys_error(stage_folder: dict[str, Pa
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
+def test_a_wrong_option_is_one_error_of_all_processes(stage_folder: dict[str, Path], tmp_path: Path) -> None:
+    """What only the task can see, which the launcher does not load: each process sees it, one says it."""
+    words = command(stage_folder, tmp_path, "two", STEPS, "task_options.min_soft_iou=2")
+    done: Any = subprocess.run([*words, "--processes", "2"], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 2
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1, done.stderr
+    assert not (tmp_path / "two").exists()
+
+
 def test_more_processes_than_gpus(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("needs a machine without a GPU")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadowlab.distributed import crowded, launch_processes, launched_processes, require_gpus
+from shadowlab.distributed import crowded, launch_processes, launched_first, launched_processes, require_gpus
 from shadowlab.errors import InterruptedRunError, LostProcessError
 from shadowlab.runs import RunFolder, default_name, resumed_config, run_to_resume, with_processes
 from shadowlab.settings import Config, Request
@@ -92,7 +92,12 @@ def _asked_for(request: Request, *, resume: bool, skip_stages: bool) -> _Trainin
 
 
 def _find_data(config: Config, *, in_launcher: bool) -> None:
-    """Raise UserError where there are none: a wrong path must not wait for processes or stages."""
+    """Raise UserError where there are none: a wrong path must not wait for processes or stages.
+
+    Of several processes the first one says it; the launcher ends the others.
+    """
+    if not launched_first():
+        return
     place = config.data.path
     if not (in_launcher and (os.path.exists(place) or place == type(config.data)().path)):
         from shadowlab.tasks import open_task  # takes seconds, which a launcher need not spend
