@@ -164,8 +164,9 @@ class Task(Protocol[B]):
     def find_data(self) -> None:
         """Raise UserError where nothing that can be read lies at data.path. Cheap: samples are not looked at."""
 
-    def collate(self, samples: Sequence[Any]) -> B:
-        """Stack samples of the data set."""
+    @staticmethod
+    def collate(samples: Sequence[Any]) -> B:
+        """Stack samples of the data set. Handed to the loader's processes, hence without the task and its VAE."""
 
     def own_input(self, given: Mapping[str, Any]) -> tuple[B, str] | None:
         """A user's own input, made of the command line's options (None where not given), and a remark for the user.
@@ -189,7 +190,7 @@ class Task(Protocol[B]):
     @staticmethod
     def numbers(entry: Entry) -> dict[str, Tensor]:
         """What an encoded sample needs next to its latents, from its metadata: name -> tensor (...), without a batch
-        dimension."""
+        dimension. Handed to the loader's processes, as `collate`."""
 
     def assemble(
         self, ids: list[str], positions: Tensor, latents: Mapping[str, Tensor], numbers: Mapping[str, Tensor]

@@ -61,7 +61,9 @@ def test_latents_are_those_of_the_step(filled: tuple[dict[str, Path], Path]) -> 
 def test_without_a_cache_pictures_are_read(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     config = tiny.stage_config(stage_folder, tmp_path)
     dataset, task = dataset_and_task(config)
-    assert open_source(config, dataset, task, range(8)).dataset is dataset
+    source = open_source(config, dataset, task, range(8))
+    assert source.dataset is dataset
+    assert len(pickle.dumps((dataset, source.collate))) < 100_000, "workers get no VAE"
 
 
 def test_an_edited_light_needs_no_new_encoding(mine: tuple[dict[str, Path], Path]) -> None:
@@ -83,8 +85,11 @@ def test_copied_data_are_known_by_their_content(mine: tuple[dict[str, Path], Pat
 
 
 def test_workers_may_have_it(filled: tuple[dict[str, Path], Path]) -> None:
-    dataset = source_of(cached_config(*filled)).dataset
-    again = pickle.loads(pickle.dumps(dataset))
+    source = source_of(cached_config(*filled))
+    dataset = source.dataset
+    sent = pickle.dumps((dataset, source.collate))
+    assert len(sent) < 100_000, "no VAE in it"
+    again = pickle.loads(sent)[0]
     assert torch.equal(again[3].latents["data"], dataset[3].latents["data"])
 
 

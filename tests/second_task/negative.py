@@ -150,7 +150,8 @@ class NegativeTask:
         count = int(self._config.data.path.removesuffix(" pictures"))
         return Negatives(count, image_size or self._config.data.image_size)
 
-    def collate(self, samples: Sequence[Pair]) -> Pair:
+    @staticmethod
+    def collate(samples: Sequence[Pair]) -> Pair:
         pictures, targets = ([getattr(one, name) for one in samples] for name in ("picture", "target"))
         return Pair([one.ids[0] for one in samples], torch.cat(pictures), torch.cat(targets))
 

@@ -86,7 +86,8 @@ class ShadowTask:
     def find_data(self) -> None:
         resolve_path(self._config.data.path)
 
-    def collate(self, samples: Sequence[Sample]) -> Batch:
+    @staticmethod
+    def collate(samples: Sequence[Sample]) -> Batch:
         return collate(samples)
 
     def own_input(self, given: Mapping[str, Any]) -> tuple[Batch, str] | None:
@@ -131,7 +132,7 @@ class ShadowTask:
             return self.vae.encode_grey(batch.shadow)
         return torch.cat([self.vae.encode(batch.object_image), mask_to_latent(batch.mask)], dim=1)
 
-    @staticmethod  # handed to the loader's processes
+    @staticmethod
     def numbers(entry: Entry) -> dict[str, Tensor]:
         """light: (3,) float32."""
         return {"light": torch.tensor(entry.values, dtype=torch.float32)}
