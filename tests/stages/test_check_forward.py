@@ -15,6 +15,7 @@ from shadowlab.distributed.processes import SingleProcess
 from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.errors import UserError
 from shadowlab.models.flow import RectifiedFlow
+from shadowlab.models.unet import load_unet
 from shadowlab.models.vae import ImageVae, load_vae
 from shadowlab.runs.folder import RunFolder
 from shadowlab.session import Session
@@ -22,7 +23,9 @@ from shadowlab.settings.files import load_config
 from shadowlab.settings.schema import Config
 from shadowlab.stages.check_forward import check_forward, model_checks
 from shadowlab.stages.check_forward.check_forward import run_check_forward
+from shadowlab.stages.check_forward.structure_checks import structure
 from shadowlab.stages.result import StageResult
+from shadowlab.tasks import open_task
 from shadowlab.tasks.shadow import checks as shadow_checks
 from shadowlab.tasks.shadow import task as shadow_task
 from shadowlab.tasks.shadow.samples import Batch, collate
@@ -408,6 +411,17 @@ def test_loaded_channels_that_never_learned(stage_folder: dict[str, Path], tmp_p
     config = tiny.stage_config({**stage_folder, "unet": tmp_path / "nine"}, tmp_path / "runs")
     check = failed(checked(config))["conv_in ignores the new channels at init"]
     assert "9 channels came with the weights; norm of the new ones 0" in check["seen"]
+
+
+def test_a_task_that_concatenates_nothing(config: Config) -> None:
+    """Four channels as the weights have them: there is no new one to be judged."""
+    task = open_task(config, torch.device("cpu"))
+    task.spec = replace(ShadowTask.spec, in_channels=4, inputs=("x_t",))
+    unet = load_unet("random", "tiny", task.spec, seed=0)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"weights": "random"})})
+    found = structure(config, unet, task)
+    assert {check.name for check in found} >= {"UNet parameters", "no cross-attention left"}
+    assert all(check.passed for check in found), found
 
 
 def test_another_architecture_than_said(stage_folder: dict[str, Path], tmp_path: Path) -> None:

@@ -24,7 +24,10 @@ SDXL_VAE_PARAMETERS = 83_653_863
 
 def structure(config: Config, unet: UNet2DConditionModel, task: Task[Any]) -> list[Check]:
     """That the model is the one that the task specifies."""
-    return [*parameters(config, unet, task), cross_attention(unet, task.spec), new_channels(unet, task.spec, config)]
+    checks = [*parameters(config, unet, task), cross_attention(unet, task.spec)]
+    if task.spec.in_channels > LATENT_CHANNELS:  # else nothing is concatenated
+        checks.append(new_channels(unet, task.spec, config))
+    return checks
 
 
 def expected_parameters(unet: UNet2DConditionModel, config: Config, spec: ModelSpec) -> int:
