@@ -13,7 +13,8 @@ def why(
         str,
         typer.Argument(
             metavar="RUN",
-            help="A run folder, its name or latest (its newest incident), or an incident folder.",
+            help="A run folder, its name or latest (its newest incident; latest of the runs that have one), or an "
+            "incident folder.",
             autocompletion=complete_runs,
         ),
     ],

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from diagnostics.records import History
 from shadowlab.errors import UserError
@@ -12,6 +12,7 @@ from shadowlab.runs.folder import LATEST, RunFolder, plain_label
 from shadowlab.settings import Config
 
 _MARKS = ("config.yaml", "stages.json", "metrics.jsonl", "incidents")  # a run folder has one of them
+_HAVING = {"checkpoint": "checkpoints/step-*/COMPLETE", "incident": "incidents/step-*"}
 _WRITTEN = ("config.yaml", "environment.json", "log.txt", "metrics.jsonl", "stages.json", "incidents")
 
 
@@ -28,13 +29,13 @@ def last_activity(place: Path) -> float | None:
     return max(file.stat().st_mtime for name in _WRITTEN if (file := place / name).exists())
 
 
-def latest_run(output_dir: Path, *, with_checkpoint: bool = False) -> Path:
+def latest_run(output_dir: Path, *, having: Literal["checkpoint", "incident"] | None = None) -> Path:
     """The folder below `output_dir` that a run was at work in last.
 
     Folders that cannot be looked at are passed over.
 
     Args:
-        with_checkpoint: of the runs that can be resumed.
+        having: of the runs that have one.
 
     Raises:
         UserError: there is none.
@@ -44,25 +45,27 @@ def latest_run(output_dir: Path, *, with_checkpoint: bool = False) -> Path:
         for place in output_dir.iterdir() if output_dir.is_dir() else ():
             with suppress(PermissionError):
                 active = last_activity(place) if place.is_dir() else None
-                if active is not None and (not with_checkpoint or any(place.glob("checkpoints/step-*/COMPLETE"))):
+                if active is not None and (having is None or any(place.glob(_HAVING[having]))):
                     found.append((active, place.name, place))
     if not found:
-        kind = "run with a checkpoint" if with_checkpoint else "run"
+        kind = f"run with {'an' if having == 'incident' else 'a'} {having}" if having else "run"
         raise UserError(f"{LATEST}: there is no {kind} in {output_dir}/; ./{LATEST} is a folder of that name")
     return max(found)[2]
 
 
-def run_places(path: str, output_dir: str | None = None) -> tuple[Path, Path]:
+def run_places(
+    path: str, output_dir: str | None = None, *, having: Literal["checkpoint", "incident"] | None = None
+) -> tuple[Path, Path]:
     """Where to look for what a user names by a path, or by a name below `output_dir`.
 
-    `latest` is the newest run there; a folder of that name is `./latest`.
+    `latest` is the newest run there, or the newest of those `having` one; a folder of that name is `./latest`.
 
     Raises:
         UserError: `latest`, and there is no run.
     """
     runs = Path(output_dir or Config().output_dir)
     if path == LATEST:
-        newest = latest_run(runs)
+        newest = latest_run(runs, having=having)
         return newest, newest
     given = Path(path)
     with suppress(RuntimeError):  # ~NAME, and no user is called so
@@ -129,7 +132,7 @@ def run_to_resume(config: Config, name: str | None, preset: str) -> str:
     if name is None:
         return latest_training_run(config, preset)
     if name == LATEST:
-        return latest_run(Path(config.output_dir), with_checkpoint=True).name
+        return latest_run(Path(config.output_dir), having="checkpoint").name
     given = Path(name)
     return given.name if given.parent in (Path(config.output_dir), Path()) else name
 

@@ -43,6 +43,14 @@ def test_latest_is_the_run_that_was_worked_at_last() -> None:
 
 
 @pytest.mark.usefixtures("_runs")
+def test_why_passes_over_newer_runs_that_met_nothing() -> None:
+    """The stage that failed has a folder of its own, next to that of the training that could not begin."""
+    write_run(Path("runs/healthy"), [step(1, {"conv_in": 1.0})])
+    assert find_run("latest").path == Path("runs/healthy")
+    assert find_incident("latest").parents[1] == Path("runs/m")
+
+
+@pytest.mark.usefixtures("_runs")
 @pytest.mark.parametrize("command", ["why --no-counterfactuals", "health", "inspect", "report", "inspect z --against"])
 def test_latest_works_wherever_a_run_is_asked_for(command: str) -> None:
     by_name, latest = (CliRunner().invoke(app, [*command.split(), name]) for name in ("m", "latest"))

@@ -42,7 +42,7 @@ def find_incident(path: str, output_dir: str | None = None) -> Path:
         UserError: there is none, and which runs next to it have one, or it cannot be looked at.
     """
     runs = Path(output_dir or Config().output_dir)
-    given, below = run_places(path, output_dir)
+    given, below = run_places(path, output_dir, having="incident")
     for place in (given, below):
         if (place / "verdict.json").is_file():
             return place
