@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: quickstart check test docs
+.PHONY: quickstart check test docs reference
 
 quickstart: $(VENV)/.installed
 	$(BIN)/shadowlab check-forward
@@ -28,6 +28,10 @@ test: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "the site: site/index.html"
+
+reference: $(VENV)/.installed
+	$(BIN)/python -m scripts.reference
+	$(BIN)/python -m diagnostics.records.document > docs/records.md
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -4,9 +4,9 @@
   anything bad is kept, repeats the step under tracing, and raises `NonFiniteError` with a `Verdict`: operator, module,
   line, sample, operands, and what to change.
 
-      watch = Watch(model, optimizer)
-      for batch in loader:
-          loss = watch.step(lambda: train_one(batch), batch=batch)
+        watch = Watch(model, optimizer)
+        for batch in loader:
+            loss = watch.step(lambda: train_one(batch), batch=batch)
 
 - *This step is NaN, every time.* `explain(lambda: train_one(batch), model=model, batch=batch)` returns the `Verdict`.
 
