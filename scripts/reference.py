@@ -7,19 +7,15 @@ pages to the code.
 """
 
 import ast
-import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from typer import Context
-from typer.main import get_command
-
-from cli.help import examples
-from cli.main import app
+from cli import describe_commands
 from shadowlab.settings import (
     DEFAULT_PRESET,
     KeyDescription,
@@ -104,31 +100,13 @@ def _yaml(value: Any) -> str:
 
 def _commands() -> Iterator[str]:
     """The panels of `shadowlab --help` as headings, below them a command each with an option a row."""
-    panels: dict[str | None, list[tuple[list[str], Any]]] = {}
-    for panel, words, command in _leaves(get_command(app), [], None):
-        panels.setdefault(panel, []).append((words, command))
-    for panel, commands in panels.items():
+    for panel, commands in groupby(describe_commands(), lambda command: command.panel):
         yield from ("", f"## {panel}")
-        for words, command in commands:
-            yield from ("", f"### {' '.join(words)}", "", inspect.cleandoc(command.help or ""), "")
-            yield from ("```text", *examples(command.callback), "```", "")
-            yield from _table(("argument or option", "meaning"), _parameters(command))
-
-
-def _parameters(command: Any) -> list[list[str]]:
-    arguments = [one for one in command.params if one.param_type_name == "argument"]
-    records = [one.get_help_record(Context(command)) for one in command.params if one not in arguments]
-    rows = [[f"`{one.metavar or one.name.upper()}`", " ".join((one.help or "").split())] for one in arguments]
-    return rows + [[f"`{left}`", right] for left, right in filter(None, records)]
-
-
-def _leaves(command: Any, words: list[str], panel: str | None) -> Iterator[tuple[str | None, list[str], Any]]:
-    """Every command that does something, with its panel and the words that call it."""
-    if not hasattr(command, "commands"):
-        yield panel, words, command
-        return
-    for name, inner in command.commands.items():
-        yield from _leaves(inner, [*words, name], panel or inner.rich_help_panel)
+        for command in commands:
+            yield from ("", f"### {command.name}", "", command.text, "")
+            yield from ("```text", *command.examples, "```", "")
+            rows = [[f"`{name}`", text] for name, text in command.parameters]
+            yield from _table(("argument or option", "meaning"), rows)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
