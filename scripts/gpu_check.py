@@ -62,6 +62,8 @@ class StepFigures:
 
 @dataclass(frozen=True)
 class StageFigures:
+    """One stage, run through the command line."""
+
     command: str
     exit_code: int
     seconds: float

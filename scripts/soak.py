@@ -36,10 +36,11 @@ PATIENCE_SECONDS = 300.0
 
 @dataclass
 class Soak:
-    """One disturbed run. folder: of the run."""
+    """One disturbed run."""
 
     command: list[str]
     folder: Path
+    """Of the run."""
     random: random.Random
     num_processes: int
 

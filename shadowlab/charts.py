@@ -1,4 +1,4 @@
-"""Charts: what a task wants drawn of its evaluations, as the header of a run's records carries it to every view."""
+"""Charts: what a task wants drawn from its evaluations, as the header of a run's records carries it to every view."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Chart:
 
     @classmethod
     def from_json(cls, content: Any) -> "Chart":
-        """Inverse of `to_json`; unknown keys are passed over.
+        """Inverse of `to_json`; unknown keys are ignored.
 
         Raises:
             ValueError: not a chart; says what is wrong.

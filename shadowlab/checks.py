@@ -28,8 +28,10 @@ class PathRow:
     """One tensor of the path, measured."""
 
     stage: str
+    """Where in the path: `VAE`."""
     tensor: str
     form: str
+    """Its shape in letters, `(B, 4, h, w)`."""
     shape: list[int]
     dtype: str
     expected_dtype: str
@@ -37,6 +39,7 @@ class PathRow:
     high: float
     finite: bool
     in_range: bool
+    """Within the limits it must keep, where there are any."""
 
     @property
     def faults(self) -> list[str]:

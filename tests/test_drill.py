@@ -36,7 +36,7 @@ def test_the_verdict_names_the_injected_place(drill: Drill):
     [
         (20, 40, 44, []),
         (20, 38, 44, []),
-        (20, 37, 44, ["foretold for step 37, off by 7"]),
+        (20, 37, 44, ["predicted for step 37, off by 7"]),
         (30, 44, 44, ["the warning came 14 steps ahead, not 20"]),
         (None, None, 44, ["no warning that conv will overflow"]),
         (20, 40, None, ["no overflow"]),

@@ -122,7 +122,7 @@ class Tracer(TorchDispatchMode):
         if self.is_finished:
             return func(*args, **kwargs)
         op = operator(func)
-        if op.name == "lift_fresh":  # what torch.tensor() made of Python numbers
+        if op.name == "lift_fresh":  # what torch.tensor() made from Python numbers
             self._meet(op, strided_leaves(args))
         if op.is_view:
             return func(*args, **kwargs)
@@ -194,7 +194,7 @@ class Tracer(TorchDispatchMode):
                 self.add_leaf(kind, None, tensor, infinity_is_harm=False, is_number=is_number, is_met=True)
 
     def _kind_of(self, tensor: Tensor, is_lifted: bool) -> LeafKind:
-        """What a tensor is that is first met now; is_lifted: made of Python numbers."""
+        """What a tensor is that is first met now; is_lifted: made from Python numbers."""
         if is_lifted and not bool(torch.isnan(tensor.detach()).any()):
             return "constant"  # an infinity written down in the model's code
         if is_lifted and tensor.ndim == 0 and self.context.computes:

@@ -107,7 +107,7 @@ class Boundary:
         if not self._adopts or not self._guarded.adopt(optimizer):
             return None
         if not self._seen.any_has_stepped:
-            self.undo.copy(anew=True)
+            self.undo.copy(again=True)
         return checked_arguments(self._before_optimizer, optimizer, args, kwargs)
 
     def _before_optimizer(self, optimizer: Any, arguments: list[Any]) -> None:

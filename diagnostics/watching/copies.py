@@ -1,4 +1,4 @@
-"""Deep copies of nested values, which are put back into the very objects that they were made of."""
+"""Deep copies of nested values, which are put back into the very objects that they were made from."""
 
 from collections import deque
 from collections.abc import Callable, MutableMapping
@@ -11,7 +11,7 @@ from torch import Tensor
 from diagnostics.tensors import inner_tensors
 
 Restore = Callable[[], Any]
-"""Puts a copy back and returns the object that it was made of. May be called several times."""
+"""Puts a copy back and returns the object that it was made from. May be called several times."""
 
 
 class Copies:

@@ -28,9 +28,9 @@ class Undo:
     def has_copies(self) -> bool:
         return self._state is not None
 
-    def copy(self, *, anew: bool = False) -> None:
-        """Keep copies of what the step changes; `anew` where it has changed nothing yet and more is known of it."""
-        if self._state is None or anew:
+    def copy(self, *, again: bool = False) -> None:
+        """Keep copies of what the step changes; `again` where it has changed nothing yet and more is known of it."""
+        if self._state is None or again:
             self._state = self._guarded.copy()
 
     def keep_scaler(self, scaler: torch.amp.GradScaler) -> None:

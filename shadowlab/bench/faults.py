@@ -50,7 +50,7 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class Count:
-    """right of stated."""
+    """Cases that are right, of those that state what is right."""
 
     right: int
     stated: int

@@ -17,12 +17,13 @@ CASES = {"without checkpointing": False, "with checkpointing": True}
 
 @dataclass(frozen=True)
 class MemoryCase:
-    """Plan and measured peak in bytes, of one case. text: both, moment by moment."""
+    """Plan and measured peak of one case, in bytes."""
 
     name: str
     planned: int
     measured: int
     text: str
+    """Both, moment by moment."""
 
     @property
     def ratio(self) -> float:

@@ -38,24 +38,29 @@ Variant = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class TripRow:
-    """From the call of `Watch.step` to its NonFiniteError, incident written; in bare steps timed before and after."""
+    """From the call of `Watch.step` to its NonFiniteError, incident written."""
 
     fault: str
     steps: float
+    """In bare steps timed before and after."""
     seconds: float
     verdict: str
 
 
 @dataclass(frozen=True)
 class OverheadReport:
+    """What watching costs."""
+
     num_parameters: int
     batch: int
     size: int
+    """Height and width of the latents."""
     num_rounds: int
     device: str
     num_threads: int
     torch: str
     cadence: int
+    """Steps from one with statistics to the next."""
     rows: list[Row]
     trips: list[TripRow]
     host_reads: dict[str, HostReads]

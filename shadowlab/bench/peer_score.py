@@ -19,7 +19,7 @@ import torch
 from diagnostics import Verdict
 from shadowlab.bench.corpus import Expected, Fault, Scene
 
-# Names by which tools call the same operator.
+# Names that tools give to the same operator.
 _FAMILIES = (
     ("matmul", "mm", "bmm", "addmm", "baddbmm", "linear", "einsum", "rmatmul"),
     ("div", "truediv", "rtruediv", "itruediv", "rdiv", "true_divide", "reciprocal"),

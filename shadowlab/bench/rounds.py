@@ -19,19 +19,21 @@ Step = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One variant. ratio: median over the rounds of its time to the base's; low and high: their quartiles.
-
-    seconds: median step. cpu_ratio: the same of processor time over all threads, which other processes disturb less;
-    None on an accelerator. All are None where the variant could not run; `note` says why.
-    """
+    """One variant; its figures are None where it could not run."""
 
     name: str
     ratio: float | None = None
+    """Median over the rounds of its time to the base's."""
     low: float | None = None
+    """Lower quartile of that ratio."""
     high: float | None = None
+    """Upper quartile."""
     seconds: float | None = None
+    """Median step."""
     cpu_ratio: float | None = None
+    """The ratio of processor time over all threads, which other processes disturb less; None on an accelerator."""
     note: str = ""
+    """Also why it could not run."""
 
 
 class Rounds:

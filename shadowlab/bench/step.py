@@ -76,18 +76,21 @@ class EncodingShare:
 
 @dataclass(frozen=True)
 class StepReport:
-    """rows: ratios to the bare loop. options: ratios to the harness's step without any."""
+    """What the harness costs in a step."""
 
     num_parameters: int
     batch: int
     size: int
+    """Height and width of the latents."""
     num_rounds: int
     precision: str
     device: str
     num_threads: int
     torch: str
     rows: list[Row]
+    """Ratios to the bare loop."""
     options: list[Row]
+    """Ratios to the harness's step without any."""
     encoding: EncodingShare
 
     def to_json(self) -> dict[str, Any]:

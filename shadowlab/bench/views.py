@@ -25,23 +25,28 @@ from shadowlab.views.tensorboard import Board
 
 @dataclass(frozen=True)
 class ViewsRow:
-    """One cadence. bytes: of event files, and of them what is pictures. Milliseconds of one logged step: json_ms and
-    view_ms are medians of the two writes, cpu_ms is all processor time of the view (its writer thread and heat maps
-    too) spread over all steps. dumps: measured steps that have all layers.
-    """
+    """One cadence; milliseconds are those of one logged step."""
 
     name: str
     num_records: int
     event_bytes: int
+    """Of event files."""
     picture_bytes: int
+    """Those of them that are pictures."""
     dumps: int
+    """Measured steps that have all layers."""
     json_ms: float
+    """Median of writing the record."""
     view_ms: float
+    """Median of writing the view."""
     cpu_ms: float
+    """All processor time of the view (its writer thread and heat maps too), spread over all steps."""
 
 
 @dataclass(frozen=True)
 class ViewsReport:
+    """What the views of a run cost."""
+
     num_layers: int
     num_parameters: int
     num_threads: int

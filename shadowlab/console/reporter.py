@@ -66,7 +66,7 @@ class Reporter:
         self._to_log(text)
 
     def without_result(self) -> "Reporter":
-        """A reporter with the same voice for a stage within a command: it has no JSON document and no last line, and
+        """A reporter with the same output for a stage within a command: it has no JSON document and no last line, and
         keeps its own log."""
         other = Reporter(as_json=self.as_json, active=self._active, quiet=self.quiet)
         other._concludes = False

@@ -13,8 +13,8 @@ def list_members(path: Path) -> Iterator[tuple[str, SliceSource | None, str]]:
     """Yield (name, source, fault) for each member: a source, or else the reason why there is none.
 
     Faults: unsafe names, links, devices, sparse files; a tar that is damaged, truncated, compressed or has data
-    behind its end (named by the last whole member, or "" where there is none). Plain directories and names that
-    start with a dot are passed over.
+    after its end (named by the last whole member, or "" where there is none). Plain directories and names that
+    start with a dot are skipped.
     """
     name, end = "", 0
     try:

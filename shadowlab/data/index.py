@@ -21,15 +21,12 @@ def one_line(text: str) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault of a data set. `str()` is one line.
-
-    Attributes:
-        sample: the sample id; where no sample can be blamed, the file or folder.
-        message: the file or key, what is wrong and the fix.
-    """
+    """One fault of a data set. `str()` is one line."""
 
     sample: str
+    """The sample id; where no sample can be blamed, the file or folder."""
     message: str
+    """The file or key, what is wrong and the fix."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sample", one_line(self.sample))

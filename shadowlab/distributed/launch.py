@@ -120,7 +120,7 @@ def _search_path(module: str) -> str:
 
 
 class _PassedOn:
-    """Inside, SIGINT and SIGTERM go to the processes, those too that start later; they decide when to end."""
+    """Inside, SIGINT and SIGTERM go to the processes, including those that start later; they decide when to end."""
 
     def __init__(self) -> None:
         self.heard: list[int] = []

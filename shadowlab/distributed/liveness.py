@@ -33,25 +33,27 @@ _REPORTED = "shadowlab/reported"
 
 @dataclass(frozen=True)
 class Pulse:
-    """What a process publishes about itself.
-
-    beat: counts the seconds of its thread; one that stands still is frozen or dead. marks: places its main thread
-    has come to. place: the last of them; at: the line it is on. still_seconds: since it came there. idle_seconds:
-    since it last used a processor. patience_seconds: how long the others wait for it there. silence_seconds: how long
-    its thread may not be heard of there.
-    """
+    """What a process publishes about itself."""
 
     rank: int
     host: str
     pid: int
     beat: int
+    """Counts the seconds of its thread; one that stands still is frozen or dead."""
     marks: int
+    """Number of places that its main thread has come to."""
     place: str
+    """The last of them."""
     at: str
+    """The line that its main thread is on."""
     still_seconds: float
+    """Since it came to that place."""
     idle_seconds: float
+    """Since it last used a processor."""
     patience_seconds: float
+    """How long the others wait for it there."""
     silence_seconds: float
+    """How long its thread may be silent there."""
 
 
 def lost_ranks(own: Pulse, others: Mapping[int, tuple[Pulse | None, float]]) -> dict[int, str]:
@@ -73,7 +75,7 @@ def lost_ranks(own: Pulse, others: Mapping[int, tuple[Pulse | None, float]]) -> 
         behind = [p for p in pulses if p.marks == last and min(p.still_seconds, own.still_seconds) > p.patience_seconds]
         found |= {p.rank: _stands(p) for p in behind}
     elif last == front and own.place in _JOINT and len(pulses) == len(others) + 1:
-        # Nobody is ahead: if none of them computes, their lines must tell.
+        # Nobody is ahead: if none of them computes, their lines must decide.
         idle = all(min(pulse.still_seconds, pulse.idle_seconds) > pulse.patience_seconds for pulse in pulses)
         found |= {pulse.rank: _stands(pulse) for pulse in pulses if idle}
     return found
@@ -143,7 +145,7 @@ class Liveness:
         """Stop watching; the others are informed, so that none takes it for lost."""
         if not self._closed.is_set():
             self._closed.set()
-            with suppress(DistError):  # after a loss the store is gone, and whoever reads it, too
+            with suppress(DistError):  # after a loss the store is gone, and so are its readers
                 self.at("done", _FIRST_SECONDS, _FIRST_SECONDS)
 
     def _run(self) -> None:

@@ -91,7 +91,7 @@ class Processes:
         if self.liveness is not None:
             self.liveness.delay_seconds = seconds
 
-    def tell(self, log: Path, *, go_on: str) -> None:
+    def report_losses_to(self, log: Path, *, go_on: str) -> None:
         """Set where the message about a lost process is kept, and the command that it ends with."""
         if self.liveness is not None:
             self.liveness.log, self.liveness.go_on = log, go_on

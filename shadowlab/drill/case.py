@@ -1,4 +1,4 @@
-"""One drill: what goes wrong, who met it first, what the verdict must say, and what must be foretold."""
+"""One drill: what goes wrong, who met it first, what the verdict must say, and what must be predicted."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -16,15 +16,14 @@ Inject = Callable[[Trainee, EncodedBatch], AbstractContextManager[EncodedBatch]]
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the health rules must say before the fault is there.
-
-    layer: where the overflow must be foretold. min_lead: steps from the first warning of it to the overflow.
-    tolerance: by which the foretold step may be off, as a share of those steps.
-    """
+    """What the health rules must say before the fault is there."""
 
     layer: str
+    """Where the overflow must be predicted."""
     min_lead: int = 20
+    """Least number of steps from the first warning to the overflow."""
     tolerance: float = 0.25
+    """By which the predicted step may be off, as a share of those steps."""
 
     def misses(self, warned_at: int | None, predicted_step: int | None, real_step: int | None) -> list[str]:
         """What is wrong with a warning, in words. Steps count from 1; None: none was named."""
@@ -33,30 +32,34 @@ class Forecast:
         lead, off = real_step - warned_at, abs(predicted_step - real_step)
         late = [f"the warning came {lead} steps ahead, not {self.min_lead}"] if lead < self.min_lead else []
         allowed = self.tolerance * lead
-        return late + ([f"foretold for step {predicted_step}, off by {off}"] if off > allowed else [])
+        return late + ([f"predicted for step {predicted_step}, off by {off}"] if off > allowed else [])
 
 
 @dataclass(frozen=True)
 class Drill:
-    """inject: puts the fault in, gives the batch to train on, and takes the fault out again.
-
-    expected: fields of the right verdict; None where nothing must be said. reference: public source of the cause.
-    num_steps: steps with the fault until it must have been found. each_step: done before each of them.
-    forecast: what must be foretold; None where there is nothing to see before the fault.
-    """
+    """A fault that is put in on purpose, and what must be found."""
 
     name: str
     phase: str
+    """Of the step, where the fault is born."""
     summary: str
+    """One line for people."""
     reference: str
+    """Public source of the cause."""
     inject: Inject
+    """Puts the fault in, gives the batch to train on, and takes the fault out again."""
     expected: Mapping[str, object] | None
+    """Fields of the right verdict; None where nothing must be said."""
     precision: PrecisionName = "fp32"
     num_steps: int = 1
+    """Steps with the fault until it must have been found."""
     num_healthy_steps: int = 1
+    """Steps before it."""
     assignments: tuple[str, ...] = field(default=())  # of configuration keys, as --set takes them
     each_step: Callable[[Trainee], None] | None = None
+    """Done before each step with the fault."""
     forecast: Forecast | None = None
+    """What must be predicted; None where nothing can be seen before the fault."""
 
     @property
     def origin(self) -> str | None:

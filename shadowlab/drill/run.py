@@ -29,14 +29,16 @@ _SIDE = 8  # of the latents
 
 @dataclass(frozen=True)
 class DrillResult:
-    """error: what a failing run would print, None where no step failed. misses: what it has wrong.
-    warnings: what the health rules said before, of a drill that has a forecast."""
+    """What a drill came to."""
 
     drill: Drill
     error: NonFiniteError | None
+    """What a failing run would print; None where no step failed."""
     misses: tuple[str, ...]
+    """What is wrong with it, in words."""
     seconds: float
     warnings: tuple[Finding, ...] = ()
+    """What the health rules said before, of a drill that has a forecast."""
 
     @property
     def passed(self) -> bool:

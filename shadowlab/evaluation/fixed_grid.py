@@ -122,8 +122,8 @@ class FixedGrid:
     ) -> GridResult:
         """Judge `unet`, run eagerly; it is left in the mode it was in.
 
-        processes: share the work; every one of them must call, and all get the same result. responses: ask for them,
-        too: one forward of one sample for each condition.
+        processes: share the work; every one of them must call, and all get the same result. responses: measure
+        them, too: one forward of one sample for each condition.
         """
         was_training = unet.training
         unet.eval()

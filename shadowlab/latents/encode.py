@@ -31,24 +31,22 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """What a call did.
-
-    Attributes:
-        num_samples: samples of the data set, all of which are now in the cache.
-        num_latents: their distinct latents; samples with the same object share its latent.
-        num_encoded: latents written by this call. num_kept: those found whole.
-        num_damaged: of those written, the ones that were there, but damaged.
-        num_unused: files of the cache that belong to other pictures or another recipe.
-        mib: size of the latents on disk.
-    """
+    """What a call did."""
 
     num_samples: int
+    """Samples of the data set, all of which are now in the cache."""
     num_latents: int
+    """Their distinct latents; samples with the same object share its latent."""
     num_encoded: int
+    """Latents written by this call."""
     num_kept: int
+    """Those found whole."""
     num_damaged: int
+    """Of those written, the ones that were there, but damaged."""
     num_unused: int
+    """Files of the cache that belong to other pictures or another recipe."""
     mib: float
+    """Size of the latents on disk."""
 
 
 def encode_dataset(config: Config, folder: Path, device: torch.device, reporter: Reporter) -> EncodeReport:
@@ -108,7 +106,7 @@ def _fill(
 def _digest_pictures(
     dataset: SampleSet[Any], task: Task[Any], num_workers: int, reporter: Reporter
 ) -> dict[str, PictureFile]:
-    """Name to content of every picture that a latent is made of."""
+    """Name to content of every picture that a latent is made from."""
     roles = [role for of_part in task.latent_parts.values() for role in of_part]
     sources = [dataset.entry(i).sources[role] for i in range(len(dataset)) for role in roles]
     with ThreadPoolExecutor(max(1, num_workers)) as pool:  # reading and hashing let go of the interpreter

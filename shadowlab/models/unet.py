@@ -27,7 +27,7 @@ def load_unet(weights: str, architecture: str, spec: ModelSpec, *, seed: int) ->
 
     Raises:
         UserError: the folder is not a UNet, a file is damaged or a tensor is absent.
-        MissingDependencyError: the hub id cannot be had.
+        MissingDependencyError: the hub id cannot be obtained.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "unet"))

@@ -182,7 +182,7 @@ def load_vae(source: str, *, seed: int = 0) -> ImageVae:
 
     Raises:
         UserError: the folder or a file in it is absent, damaged, or does not fit; the message names the file.
-        MissingDependencyError: the hub id can be had neither from the network nor from the cache.
+        MissingDependencyError: the hub id is found neither on the network nor in the cache.
     """
     if source == "embedded":
         if not EMBEDDED_FOLDER.is_dir():

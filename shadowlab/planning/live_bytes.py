@@ -31,8 +31,9 @@ class LiveBytes(TorchDispatchMode):
     What the host reads of a tensor is true, 2.0 (finite, and within the range of every light) or 0 (an index): fake
     tensors have no values, and a step must go on.
 
-    peaks: moment -> label -> bytes, when their sum was highest in that moment. peaks_but_gradients: the same of all
-    else, for gradients that are there at all times.
+    Attributes:
+        peaks: moment -> label -> bytes, when their sum was highest in that moment.
+        peaks_but_gradients: the same of all else, for gradients that are there at all times.
     """
 
     def __init__(self, fakes: FakeTensorMode) -> None:
@@ -59,7 +60,7 @@ class LiveBytes(TorchDispatchMode):
             self._hold(storage, name, _rounded(storage))
 
     def add(self, name: str, size: int) -> None:
-        """Count so many bytes more, or fewer, as `name`: what is there although no operator made it."""
+        """Count that many bytes more, or fewer, as `name`: memory that no operator made."""
         self.live[name] += size
         self._total += size
         self._see()

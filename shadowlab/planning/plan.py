@@ -33,10 +33,11 @@ _FRAGMENTATION = 0.05  # of the peak: what the caching allocator holds and canno
 
 @dataclass(frozen=True)
 class Peak:
-    """The most that one moment of a round needs. items: bytes by what they are."""
+    """The most that one moment of a round needs."""
 
     moment: str
     items: dict[str, int]
+    """Name -> bytes."""
 
     @property
     def total(self) -> int:
@@ -45,11 +46,12 @@ class Peak:
 
 @dataclass(frozen=True)
 class StrategyPlan:
-    """One strategy on one of the GPUs. assumed: bytes that no trace shows, by what they are; empty on a CPU."""
+    """One strategy on one of the GPUs."""
 
     strategy: Strategy
     peaks: tuple[Peak, ...]
     assumed: dict[str, int]
+    """Name -> bytes that no trace shows; empty on a CPU."""
 
     def peak(self, moment: str) -> Peak:
         return next(peak for peak in self.peaks if peak.moment == moment)
@@ -69,12 +71,14 @@ class StrategyPlan:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """num_parameters: of the UNet. processes: that ddp and fsdp2 run in."""
+    """What a run needs in memory, by strategy."""
 
     config: Config
     device: DeviceKind
     processes: int
+    """That ddp and fsdp2 run in."""
     num_parameters: int
+    """Of the UNet."""
     strategies: tuple[StrategyPlan, ...]
 
 

@@ -32,7 +32,7 @@ def last_activity(place: Path) -> float | None:
 def latest_run(output_dir: Path, *, having: Literal["checkpoint", "incident"] | None = None) -> Path:
     """The folder below `output_dir` that a run was at work in last.
 
-    Folders that cannot be looked at are passed over.
+    Folders that cannot be looked at are skipped.
 
     Args:
         having: of the runs that have one.

@@ -29,7 +29,7 @@ class KeyDescription:
     limits: str
     """In words: `greater than 0`, `at least 0, less than 1`; empty where the type says it all."""
     choices: tuple[Any, ...]
-    """All values that there are, where they are few; else empty."""
+    """All possible values, where they are few; else empty."""
     default: Any
     """As JSON has it."""
     text: str

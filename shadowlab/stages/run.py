@@ -21,7 +21,7 @@ FAILURES = (StageFailedError, StageStoppedError, NonFiniteError)  # of the run; 
 
 
 def open_processes(config: Config, request: Request, resumed: RunFolder | None = None) -> tuple[Processes, Reporter]:
-    """Processes and voice of a stage; the first line says what runs. Both are to be closed.
+    """Processes and reporter of a stage; the first line says what runs. Both are to be closed.
 
     Args:
         resumed: the run that is continued, if one is.
@@ -50,7 +50,7 @@ def run_stage(name: str, request: Request, stage: Callable[[Session], StageResul
         UserError: wrong configuration, several processes, or a folder that has results; and as `finish_stage`.
     """
     config = request.config()
-    task = open_task(config)  # an option that it has not fails before any work
+    task = open_task(config)  # an option that it does not have fails before any work
     processes, reporter = open_processes(config, request)
     try:
         processes.require_single(name)
@@ -121,7 +121,7 @@ def finish_stage(
 
 
 def record_failure(name: str, message: str, config: Config, run: RunFolder, reporter: Reporter, step: int = 0) -> None:
-    """In stages.json and among the records. A disk that refuses is a warning: what was found is said all the same."""
+    """In stages.json and among the records. A disk that refuses is a warning: what was found is reported as well."""
     try:
         run.record_stage(name, passed=False, config=config, summary={"error": message})
         _show(run, name, passed=False, step=step, message=message)

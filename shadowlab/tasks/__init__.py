@@ -48,7 +48,7 @@ def open_task(config: Config, device: torch.device | None = None, *, vae: "Image
         vae: use this one instead.
 
     Raises:
-        UserError: no such task, an option that it has not, or a VAE that cannot be read.
+        UserError: no such task, an option that it does not have, or a VAE that cannot be read.
     """
     kind = task_class(config.task)
     task: Task[Any] = kind(config, checked_section(kind.options(), config.task_options, "task_options"))

@@ -112,7 +112,7 @@ class Probe:
     name: str
     """The condition."""
     reference: EncodedBatch
-    """As the batch has it, whatever an encoding made of it."""
+    """As the batch has it, however it was encoded."""
     encoded: EncodedBatch
     """With another value of this condition."""
     change: str
@@ -169,7 +169,7 @@ class Task(Protocol[B]):
         """Stack samples of the data set. Handed to the loader's processes, hence without the task and its VAE."""
 
     def own_input(self, given: Mapping[str, Any]) -> tuple[B, str] | None:
-        """A user's own input, made of the command line's options (None where not given), and a remark for the user.
+        """A user's own input, made from the command line's options (None where not given), and a remark for the user.
         None where none of them is given.
 
         Raises:

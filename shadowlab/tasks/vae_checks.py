@@ -31,7 +31,7 @@ def vae_is_frozen(vae: ImageVae) -> Check:
 
 
 def latents_are_finite(encoded: EncodedBatch, latents: Tensor) -> Check:
-    """latents: (n, 4, h, w), all that the VAE made of the batch's pictures."""
+    """latents: (n, 4, h, w), all that the VAE made from the batch's pictures."""
     parts = [encoded.data, *(one for one in (encoded.conditions.concatenated,) if one is not None)]
     dtypes = {part.dtype for part in parts}
     finite, largest = bool(latents.isfinite().all()), float(latents.abs().amax())

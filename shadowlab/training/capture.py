@@ -37,23 +37,25 @@ STATE_LIMIT_BYTES = 2 * 2**30
 
 @dataclass(frozen=True)
 class CapturedStep:
-    """step.json.
-
-    optimizer, max_steps: those of the stage, which need not be the configuration's. ema_decay: None without an EMA.
-    bad_tensors: those of the state that were not finite. state_note: what was kept of the state, or why nothing was.
-    """
+    """What step.json holds."""
 
     kind: str
+    """`overfit` or `train`."""
     place: StepPlace
     precision: str
     seed: int
     device: str
     num_processes: int
     optimizer: OptimizerConfig
+    """The stage's, which need not be the configuration's."""
     max_steps: int
+    """The stage's."""
     ema_decay: float | None
+    """None without an EMA."""
     bad_tensors: tuple[str, ...]
+    """Names of those of the state that were not finite."""
     state_note: str
+    """What was kept of the state, or why nothing was."""
 
     @classmethod
     def read(cls, incident: Path) -> "CapturedStep":

@@ -76,7 +76,8 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_sound_checkpoint(folder: Path, on_damaged: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose every byte is as it was written; `on_damaged` hears why newer ones are not taken."""
+    """The newest checkpoint whose every byte is as it was written; `on_damaged` is called
+    with the reason why a newer one is not taken."""
     for path in sorted(folder.glob("step-*"), reverse=True):
         problem = _problem(path)
         if problem is None:

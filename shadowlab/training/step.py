@@ -32,15 +32,14 @@ _COMPILING_SECONDS = 1800.0  # a compiled block may meet a new shape in any step
 
 @dataclass(frozen=True)
 class StepPlace:
-    """Where a step stands.
-
-    step: 0-based optimizer step. first_position: samples drawn by all processes before it.
-    global_batch: samples of all processes in this step.
-    """
+    """Where a step stands."""
 
     step: int
+    """0-based optimizer step."""
     first_position: int
+    """Samples drawn by all processes before it."""
     global_batch: int
+    """Samples of all processes in this step."""
 
 
 class Learner(Protocol):
@@ -98,14 +97,17 @@ class Update:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """Host numbers of one finished step. `grad_norm` is before clipping. `skipped`: the scaler left weights alone.
-    sample_losses: (t, loss) of this process's samples."""
+    """Host numbers of one finished step."""
 
     loss: float
+    """Mean over all processes."""
     grad_norm: float
+    """Before clipping."""
     learning_rate: float
     skipped: bool
+    """The scaler left weights alone."""
     sample_losses: tuple[tuple[float, float], ...]
+    """(t, loss) of this process's samples."""
 
 
 def training_step(

@@ -1,1 +1,1 @@
-"""What a person looks at: made of the files of a run, and rebuilt from them."""
+"""What a person looks at: made from the files of a run, and rebuilt from them."""

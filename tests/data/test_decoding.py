@@ -171,7 +171,7 @@ def _seeds() -> list[bytes]:
 
 
 @pytest.mark.parametrize("levels", [np.uint8, np.uint16])
-def test_a_mask_of_zeros_and_ones_is_told_as_such(levels: type) -> None:
+def test_a_mask_of_zeros_and_ones_is_reported_as_such(levels: type) -> None:
     ones = Image.fromarray((np.asarray(mask_picture()) > 0).astype(levels))
     with pytest.raises(UserError, match="x: a 0/1 mask .*: multiply by 255"):
         read_mask(encode(ones), "x")

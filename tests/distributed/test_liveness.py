@@ -67,7 +67,7 @@ def test_a_silent_one_is_lost_wherever_it_was() -> None:
     assert lost_ranks(WAITING, {1: (saving, 41.0)}) == {}
 
 
-def test_inside_a_joint_operator_all_lines_are_told() -> None:
+def test_inside_a_joint_operator_all_lines_are_reported() -> None:
     """A gradient hook that hangs: everybody is in the same backward."""
     own = replace(WAITING, place="backward", marks=12)
     other = replace(own, rank=1, at="hooks.py:7 in wait")

@@ -163,7 +163,7 @@ def test_a_stale_cache_is_not_begun_with(
         source_of(config)  # the fix works
 
 
-def test_a_cache_of_another_size_is_told_before_the_stages(mine: tuple[dict[str, Path], Path]) -> None:
+def test_a_cache_of_another_size_is_reported_before_the_stages(mine: tuple[dict[str, Path], Path]) -> None:
     config = cached_config(*mine, "data.image_size=64")
     with pytest.raises(UserError, match=r"latents of pictures with 32 pixels a side, not 64 .*data\.image_size=64"):
         require_index(config)
@@ -194,7 +194,7 @@ def test_a_forged_index_leads_nowhere(mine: tuple[dict[str, Path], Path]) -> Non
         source_of(config)
 
 
-def test_a_damaged_entry_names_sample_file_and_mend(mine: tuple[dict[str, Path], Path]) -> None:
+def test_a_damaged_entry_names_sample_file_and_fix(mine: tuple[dict[str, Path], Path]) -> None:
     config = cached_config(*mine)
     source = source_of(config)
     assert isinstance(source.dataset, LatentDataset)
@@ -227,6 +227,6 @@ def test_only_what_is_read_has_to_be_there(mine: tuple[dict[str, Path], Path]) -
         (["data.path=my data"], "--data 'my data' --out latents"),
     ],
 )
-def test_the_mend_is_a_whole_command(assignments: list[str], words: str) -> None:
+def test_the_fix_is_a_whole_command(assignments: list[str], words: str) -> None:
     config: Config = tiny.config_of("x/y", "data.latents=latents", *assignments)
     assert words in encode_command(config)

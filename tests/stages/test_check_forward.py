@@ -94,7 +94,7 @@ def test_a_sound_model_passes_in_other_precisions(
     assert all(check["tolerated"] for check in failed(result).values())
 
 
-def test_an_untrained_vae_is_told(config: Config) -> None:
+def test_an_untrained_vae_is_reported(config: Config) -> None:
     """So that nobody trains on latents that cannot become pictures again."""
     assert "VAE gives the shadow map back" in checked(config).message
 
@@ -243,7 +243,7 @@ def test_a_wrong_timestep(config: Config, monkeypatch: pytest.MonkeyPatch, scale
 
 
 def encode_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[EncodedBatch], EncodedBatch]) -> None:
-    """Sabotage what the task makes of a batch."""
+    """Sabotage what the task makes from a batch."""
     original = ShadowTask.encode
     monkeypatch.setattr(ShadowTask, "encode", lambda *arguments: change(original(*arguments)))
 

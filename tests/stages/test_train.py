@@ -382,7 +382,7 @@ def test_a_damaged_record_is_named_on_resume(stage_folder: dict[str, Path], tmp_
     assert run.saved_config().train.max_steps == 2  # a refused resume changes nothing
 
 
-def test_a_changed_option_is_told_on_resume(
+def test_a_changed_option_is_reported_on_resume(
     stage_folder: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = trained(tiny.stage_config(stage_folder, tmp_path, *SHORT, "train.max_steps=2"), "run")
@@ -540,7 +540,7 @@ def test_a_criterion_of_a_wrong_type_proves_nothing(
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_its_own_damaged_file_is_told_before_anything_runs(
+def test_its_own_damaged_file_is_reported_before_anything_runs(
     stage_folder: dict[str, Path], tmp_path: Path, damage: str
 ) -> None:
     config = tiny.stage_config(stage_folder, tmp_path)

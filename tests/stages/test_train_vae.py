@@ -212,7 +212,7 @@ def test_an_interrupted_write_leaves_nothing(data: Path, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("out", ["file/vae", "x" * 300, "link"])
-def test_a_place_that_cannot_be_written_is_told_before_training(
+def test_a_place_that_cannot_be_written_is_reported_before_training(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
 ) -> None:
     (tmp_path / "file").write_text("")

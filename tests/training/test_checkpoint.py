@@ -304,7 +304,7 @@ def test_a_damaged_file_is_named_with_the_way_out(
         (lambda path: (path / "COMPLETE").write_text('{"state.json": 5}'), "incomplete"),
     ],
 )
-def test_a_tampered_one_is_passed_over_and_told(
+def test_a_tampered_one_is_passed_over_and_reported(
     trainee: Trainee, tmp_path: Path, damage: Callable[[Path], None], says: str
 ) -> None:
     good, bad = save(tmp_path, trainee, 1), save(tmp_path, trainee, 2)

@@ -333,7 +333,7 @@ def test_a_real_fault_behind_skipped_steps_is_named(hub_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", ["data", "parameter"])
-def test_the_scaler_does_not_hide_what_no_scale_can_mend(hub_folder: Path, bad: str) -> None:
+def test_the_scaler_does_not_hide_what_no_scale_can_fix(hub_folder: Path, bad: str) -> None:
     trainee = tiny.trainee_of(hub_folder, "precision=fp16")
     take_step(trainee, 0)
     batch = tiny.encoded_batch([4, 5])

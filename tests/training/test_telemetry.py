@@ -115,7 +115,7 @@ def test_the_health_rules_know_the_steps_before_a_resume(hub_folder: Path, tmp_p
 
 
 @pytest.mark.usefixtures("_skips")
-def test_a_sink_hears_the_past_then_everything_that_is_recorded(hub_folder: Path, tmp_path: Path) -> None:
+def test_a_sink_gets_the_past_then_everything_that_is_recorded(hub_folder: Path, tmp_path: Path) -> None:
     sink = Heard()
     run, _ = resumed_after_nine_skips(hub_folder, tmp_path, sink)
     past = [("remember", step) for step in range(1, 10)]

@@ -43,11 +43,13 @@ _NOISE = 1e3  # times the reference's rounding: a gradient below that is zero by
 
 @dataclass
 class _Measured:
-    """A step that ran. gradient_norm: before clipping, unscaled. scale: what the loss was multiplied with."""
+    """A step that ran."""
 
     trace: LayerTrace
     gradient_norm: float
+    """Before clipping, unscaled."""
     scale: float
+    """What the loss was multiplied by."""
     updates: dict[str, UpdateRow] = field(default_factory=dict)
 
 

@@ -13,31 +13,36 @@ from diagnostics.statistics import Deviation
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One leaf module. gradient: None where it is zero by construction, so that its error means nothing."""
+    """One leaf module, compared with the reference."""
 
     activation: Deviation
     gradient: Deviation | None
+    """None where it is zero by construction, so that its error means nothing."""
 
 
 @dataclass(frozen=True)
 class UpdateRow:
-    """One parameter's first update. relative_error: against AdamW in float64 with the same gradient. lost: fraction of
-    elements that do not move though they should. num_nonfinite: elements that are NaN or Inf afterwards."""
+    """One parameter's first update."""
 
     relative_error: float
+    """Compared with AdamW in float64 on the same gradient."""
     lost: float
+    """Fraction of elements that do not move though they should."""
     num_nonfinite: int
+    """Elements that are NaN or Inf afterwards."""
 
 
 @dataclass(frozen=True)
 class PolicyReport:
-    """problems: layer or parameter -> what is wrong, the worst first; the policy holds where there is none."""
+    """What was found of one precision policy; it holds where there is no problem."""
 
     policy: str
     gradient_scale: float
+    """What the loss was multiplied by."""
     layers: dict[str, LayerRow]
     updates: dict[str, UpdateRow]
     problems: dict[str, str]
+    """Layer or parameter -> what is wrong, the worst first."""
 
 
 def layers_table(report: PolicyReport, num_layers: int) -> Table:

@@ -126,7 +126,7 @@ def _train_here(training: _Training) -> None:
                 if processes.is_main:
                     lock = run.claim()
                     reporter.log_to(run.log)
-            processes.tell(run.log, go_on=training.resuming(run.path.name))
+            processes.report_losses_to(run.log, go_on=training.resuming(run.path.name))
             session = Session.open(config, run, processes, reporter)
             prove_required_stages(session, skip=training.skip_stages)
             finish_stage(

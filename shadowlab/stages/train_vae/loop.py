@@ -1,6 +1,6 @@
 """Train a small autoencoder of SDXL's class on a data set's shadow maps and object images.
 
-It stands in for SDXL's own VAE where that cannot be had: the same class, 8 times smaller latents of 4 channels, so
+It stands in for SDXL's own VAE where that is not available: the same class, 8 times smaller latents of 4 channels, so
 everything around it runs unchanged. `shadowlab/assets/vae` was made by this function.
 
 Legend: B batch, H W pixels, h = H / 8, w = W / 8. Pictures are RGB in [-1, 1]; shadow maps are repeated to RGB.

@@ -22,16 +22,16 @@ _BEFORE_UPDATE = ("forward", "loss", "backward", "unscale", "reduce", "clip")
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one counterfactual. result: one of the constants above.
-
-    detail: numbers or the other fault's headline. meaning: what follows from it.
-    """
+    """Of one counterfactual."""
 
     kind: str
     name: str
     result: str
+    """One of the constants above."""
     meaning: str
+    """What follows from it."""
     detail: str = ""
+    """Numbers, or the headline of the other fault."""
     numbers: dict[str, Any] = field(default_factory=dict)
 
 
@@ -62,12 +62,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """why_not: the reason to leave it out for a verdict, None to run it. possible: likewise, but even if asked for."""
+    """One change to the failed step."""
 
     name: str
     title: str
     possible: Callable[[Case], str | None]
+    """Why it cannot be run, even if asked for; None where it can."""
     why_not: Callable[[Case], str | None]
+    """Why it is left out for a verdict; None to run it."""
     run: Callable[[Case], Iterator[Outcome]]
 
 

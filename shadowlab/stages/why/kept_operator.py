@@ -1,4 +1,4 @@
-"""The call that an incident's operator.pt keeps, as far as a stranger's file may have it run.
+"""The call that an incident's operator.pt keeps, as far as a file from elsewhere may make it run.
 
 Loading such a file runs nothing, but what it names would be run, on arguments of its choice. So the operator comes
 from a list (`allowed_operators`), the arguments are plain tensors and numbers, and a rehearsal without memory says
@@ -27,12 +27,15 @@ _TEXT = 64  # characters; such as a rounding mode
 
 @dataclass(frozen=True)
 class KeptCall:
-    """operator: one of the list. args, kwargs: plain tensors on one device, numbers, and lists of them."""
+    """An operator with its arguments, ready to be run."""
 
     name: str
     operator: OpOverload
+    """One of the list."""
     args: list[Any]
+    """Plain tensors on one device, numbers, and lists of them."""
     kwargs: dict[str, Any]
+    """Likewise, by name."""
 
 
 def read_call(file: Path, device: torch.device) -> KeptCall:

@@ -35,14 +35,14 @@ from shadowlab.training import (
 
 @dataclass(frozen=True)
 class Attempt:
-    """One run of the step. verdict: None where it was finite. outcome: None where it was not.
-
-    largest_change: of any weight, where the step was finite.
-    """
+    """One run of the step."""
 
     verdict: Verdict | None
+    """None where it was finite."""
     outcome: StepOutcome | None
+    """None where it was not."""
     largest_change: float | None
+    """Of any weight, where the step was finite."""
 
 
 class Replay:

@@ -19,19 +19,16 @@ _NUM_NAMED = 3  # of samples that are alike, those that are named
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a full reading found.
-
-    Attributes:
-        num_samples: samples that the metadata list.
-        num_objects: distinct objects among them.
-        problems: what makes training refuse the data set; `str()` of each is one line.
-        notices: what a person should know, one line each.
-    """
+    """What a full reading found."""
 
     num_samples: int
+    """Samples that the metadata list."""
     num_objects: int
+    """Distinct objects among them."""
     problems: list[Problem]
+    """What makes training refuse the data set; `str()` of each is one line."""
     notices: list[str]
+    """What a person should know, one line each."""
 
 
 def check_dataset(path: str | Path, image_size: int | None = None) -> CheckReport:

@@ -22,17 +22,14 @@ _EQUAL_TOLERANCE = 2 / 255  # rounding of a conversion to grey
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """As in the files, float32: the background is still around the object.
-
-    Attributes:
-        object: (3, H, W) in [-1, 1].
-        mask: (1, H, W) in {0, 1}.
-        shadow: (1, H, W) in [0, 1].
-    """
+    """As in the files, float32: the background is still around the object."""
 
     object: Tensor
+    """(3, H, W) in [-1, 1]."""
     mask: Tensor
+    """(1, H, W) in {0, 1}."""
     shadow: Tensor
+    """(1, H, W) in [0, 1]."""
 
 
 def read_sample(entry: Entry, image_size: int) -> tuple[Sample | None, list[Problem]]:

@@ -13,25 +13,22 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """What one sample of any data set is.
-
-    Attributes:
-        id: unique within its data set.
-        object_id: samples of one object share it; a split never separates them.
-        object_image: (3, H, W) float32 in [-1, 1], the object on a constant background (0.0 wherever mask is 0).
-        mask: (1, H, W) float32 in {0, 1}, 1 on the object.
-        shadow: (1, H, W) float32 in [0, 1], bright = shadow, never binarised.
-        light: (3,) float32 = theta in [0, 45] degrees, phi in [0, 360] degrees, size in [2, 8] scene units.
-        track: the benchmark's track, or None.
-    """
+    """What one sample of any data set is."""
 
     id: str
+    """Unique within its data set."""
     object_id: str
+    """Samples of one object share it; a split never separates them."""
     object_image: Tensor
+    """(3, H, W) float32 in [-1, 1], the object on a constant background (0.0 wherever mask is 0)."""
     mask: Tensor
+    """(1, H, W) float32 in {0, 1}, 1 on the object."""
     shadow: Tensor
+    """(1, H, W) float32 in [0, 1], bright = shadow, never binarised."""
     light: Tensor
+    """(3,) float32 = theta in [0, 45] degrees, phi in [0, 360] degrees, size in [2, 8] scene units."""
     track: str | None = None
+    """The benchmark's track, or None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,21 +43,18 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Samples stacked along a first dimension.
-
-    Attributes:
-        ids: B sample ids.
-        object_image: (B, 3, H, W) float32 in [-1, 1].
-        mask: (B, 1, H, W) float32 in {0, 1}.
-        shadow: (B, 1, H, W) float32 in [0, 1].
-        light: (B, 3) float32 = theta, phi, size.
-    """
+    """Samples stacked along a first dimension."""
 
     ids: list[str]
+    """B sample ids."""
     object_image: Tensor
+    """(B, 3, H, W) float32 in [-1, 1]."""
     mask: Tensor
+    """(B, 1, H, W) float32 in {0, 1}."""
     shadow: Tensor
+    """(B, 1, H, W) float32 in [0, 1]."""
     light: Tensor
+    """(B, 3) float32 = theta, phi, size."""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -10,7 +10,7 @@ from diagnostics.health import Finding
 from diagnostics.verdict import Verdict
 
 
-def test_an_incident_tells_the_chain_the_operands_the_line_and_the_mend() -> None:
+def test_an_incident_shows_the_chain_the_operands_the_line_and_the_fix() -> None:
     verdict = Verdict(
         "forward",
         "invalid",
@@ -37,7 +37,7 @@ def test_an_incident_tells_the_chain_the_operands_the_line_and_the_mend() -> Non
 
 
 @pytest.mark.parametrize("verdict", [None, {}, [], "x", {"phase": "forward"}])
-def test_an_incident_whose_verdict_is_damaged_is_still_told(verdict: Any) -> None:
+def test_an_incident_whose_verdict_is_damaged_is_still_reported(verdict: Any) -> None:
     text = ("incident", "### an incident whose verdict cannot be read")
     assert text_of({"kind": "incident", "step": 5, "verdict": verdict}) == text
 

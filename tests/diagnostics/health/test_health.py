@@ -162,7 +162,7 @@ def grow(records: list[Record], layer: str, part: str, bits_now: float, bits_a_s
 
 @pytest.mark.parametrize("part", ["activation", "gradient"])
 @pytest.mark.parametrize(("bits", "severity"), [(2.0, "warning"), (0.5, "alarm")])
-def test_falling_headroom_foretells_the_step(part: str, bits: float, severity: str) -> None:
+def test_falling_headroom_predicts_the_step(part: str, bits: float, severity: str) -> None:
     records = healthy(60)
     grow(records, LAYERS[4], part, bits, 0.1)
     finding = only(found(records), "headroom")
@@ -591,7 +591,7 @@ def test_a_stage_that_failed_is_an_alarm_until_it_passes_or_training_goes_on() -
 # --- while it runs ------------------------------------------------------------------------------------------------
 
 
-def test_each_layer_is_told_once_and_early() -> None:
+def test_each_layer_is_reported_once_and_early() -> None:
     """Two layers on their way to overflow: one warning and one alarm each, though every step would give them again."""
     records = healthy(100)
     grow(records, LAYERS[4], "activation", 0.0, 0.1)
@@ -605,7 +605,7 @@ def test_each_layer_is_told_once_and_early() -> None:
     assert (alarm.layer, alarm.severity, alarm.step, alarm.predicted_step) == (LAYERS[4], "alarm", 92, 100)
 
 
-def test_a_gradient_is_told_of_beside_the_activation_of_its_layer() -> None:
+def test_a_gradient_is_reported_next_to_the_activation_of_its_layer() -> None:
     records = healthy(100)
     grow(records, LAYERS[4], "activation", 2.0, 0.1)
     grow(records, LAYERS[4], "gradient", 2.5, 0.1)
@@ -617,7 +617,7 @@ def test_a_gradient_is_told_of_beside_the_activation_of_its_layer() -> None:
     ]
 
 
-def test_what_is_told_live_is_what_the_records_show() -> None:
+def test_what_is_reported_live_is_what_the_records_show() -> None:
     """An explosion in the middle of a long run: the window forgets steps, not the largest norm that they had."""
     for start in (30, 560):
         records = healthy(start + 30)
@@ -630,7 +630,7 @@ def test_what_is_told_live_is_what_the_records_show() -> None:
         assert (finding.step, finding.evidence) == (on_disk.step, on_disk.evidence)
 
 
-def test_headroom_is_foretold_where_statistics_are_rare() -> None:
+def test_headroom_is_predicted_where_statistics_are_rare() -> None:
     """The scale of each column is known for as long as the column is."""
     records = healthy(1000, every=50)
     grow(records, LAYERS[4], "gradient", 2.0, 0.005)
@@ -655,7 +655,7 @@ def test_a_scale_that_a_record_lacks_is_not_one() -> None:
     assert only(found(records), "headroom").layer == LAYERS[4]
 
 
-def test_skips_are_told_in_steps_without_statistics() -> None:
+def test_skips_are_reported_in_steps_without_statistics() -> None:
     watch = HealthWatch("train")
     reported = []
     for step in range(1, 31):

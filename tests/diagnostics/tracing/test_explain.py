@@ -46,7 +46,7 @@ def test_parameters_are_sinks_whoever_names_them(given: str):
     assert verdict.path[-1].endswith("bias")
 
 
-def test_a_trained_tensor_beside_the_model():
+def test_a_trained_tensor_outside_the_model():
     model, x, weight = nn.Linear(4, 2), torch.randn(3, 4), nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.SGD([*model.parameters(), weight], lr=0.1)
 
@@ -58,7 +58,7 @@ def test_a_trained_tensor_beside_the_model():
     assert found(step, model=model, optimizer=optimizer).path[-1] == "gradient param_groups[0][2]"
 
 
-def test_models_with_the_same_names_are_told_apart():
+def test_models_with_the_same_names_are_distinguished():
     one, two, three = (nn.Linear(2, 2) for _ in range(3))
     with torch.no_grad():
         three.weight[0, 0] = torch.nan

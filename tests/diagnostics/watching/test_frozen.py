@@ -144,7 +144,7 @@ def test_a_bad_average_in_a_frozen_module_is_put_back(
 
 
 @pytest.mark.parametrize(("average", "is_learned"), [(lerp, True), (foreach, True), (by_data, False)])
-def test_copies_are_kept_where_operators_were_seen_to_write_beside_the_optimizer(
+def test_copies_are_kept_where_operators_were_seen_to_write_outside_the_optimizer(
     average: Callable[[Adapted], None], is_learned: bool
 ) -> None:
     """Next to an optimizer that is known to be sound; `.data` hides the write from all but the first step."""

@@ -96,7 +96,7 @@ def test_a_bad_value_deep_in_a_state_is_noticed_and_named(name: str, tmp_path: P
     assert (error.verdict.phase, error.verdict.parameter) == ("state", f"first.weight.{name}"), error
 
 
-def test_explain_works_beside_states_that_no_operator_takes() -> None:
+def test_explain_works_with_states_that_no_operator_takes() -> None:
     model = nn.Linear(4, 2)
     optimizer = Hoarder(model.parameters())
 

@@ -256,7 +256,7 @@ def test_an_incident_is_complete_and_reproduces(name: str, tmp_path: Path):
     assert "not finite" in done.stdout
 
 
-def test_a_culprit_that_is_told_its_memory_format_is_kept(tmp_path: Path):
+def test_a_culprit_that_is_given_its_memory_format_is_kept(tmp_path: Path):
     model, x = nn.Linear(4, 4), torch.full((1, 4, 4, 4), 1e6)
 
     def step() -> Tensor:

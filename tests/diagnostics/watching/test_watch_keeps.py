@@ -161,7 +161,7 @@ def test_an_optimizer_that_the_watch_was_not_given():
     assert tripped(watch, step, model, optimizer, batch={"x": x}).verdict.samples == (1,)
 
 
-def test_an_optimizer_that_steps_twice_is_told_and_learned():
+def test_an_optimizer_that_steps_twice_is_reported_and_learned():
     model, x, bad = nn.Linear(4, 2), torch.randn(3, 4), [False]
     optimizer = torch.optim.AdamW(model.parameters())
     watch = Watch(model, optimizer, incidents=None)
@@ -374,7 +374,7 @@ def test_evidence_that_cannot_be_written(tmp_path: Path):
     assert error.incident is None and "no evidence could be written" in str(error)
 
 
-def test_complex_operands_are_told(tmp_path: Path):
+def test_complex_operands_are_reported(tmp_path: Path):
     class Spectrum(nn.Module):
         def __init__(self) -> None:
             super().__init__()

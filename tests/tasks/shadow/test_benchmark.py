@@ -53,7 +53,7 @@ def tar(tmp_path: Path) -> Path:
     return make_tar(tmp_path / "benchmark.tar", softness() | directions())
 
 
-def test_objects_are_told_by_number_within_their_track(tar: Path) -> None:
+def test_objects_are_distinguished_by_number_within_their_track(tar: Path) -> None:
     dataset = open_dataset(tar, 32)
     assert dict(zip(dataset.ids, dataset.object_ids, strict=True)) == {
         **{f"softness_control_{i:03d}": f"softness_control/object_{i // 3:03d}" for i in range(6)},

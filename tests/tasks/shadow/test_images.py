@@ -129,7 +129,7 @@ def test_load_picture(picture_files: tuple[Path, Path]) -> None:
     assert picture.light.dtype == torch.float32
 
 
-def test_shadow_beside_the_object_does_not_reach_the_input(picture_files: tuple[Path, Path]) -> None:
+def test_shadow_next_to_the_object_does_not_reach_the_input(picture_files: tuple[Path, Path]) -> None:
     object_path, mask_path = picture_files
     plain = load_picture(object_path, mask_path, 30, 90, 2, 32)
     levels = np.asarray(Image.open(object_path)).copy()

@@ -37,7 +37,7 @@ def test_the_incident_keeps_what_the_file_said(tmp_path: Path) -> None:
     assert IncidentStory.read(folder).excerpt_note.endswith("The file is not here now.")
 
 
-def test_a_file_that_was_written_to_under_the_run_is_told(tmp_path: Path) -> None:
+def test_a_file_that_was_written_to_under_the_run_is_reported(tmp_path: Path) -> None:
     story = IncidentStory.read(incident(tmp_path, source(tmp_path, age=-5), 15))
     assert "lines may have moved" in story.excerpt_note
 

@@ -91,7 +91,7 @@ def test_half_a_surrogate_pair_is_shown_as_a_question_mark(tmp_path: Path) -> No
     assert "sample ? is bad" in write_report(run).file.read_text(encoding="utf-8")
 
 
-def test_an_incident_is_told_in_full(tmp_path: Path) -> None:
+def test_an_incident_is_reported_in_full(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [step(6)])
     add_incident(run)
     (run / "incidents" / "step-00000007" / "repro.py").write_text("")
@@ -366,7 +366,7 @@ def test_every_finding_is_on_the_page(tmp_path: Path) -> None:
     ]
 
 
-def test_what_was_told_again_is_one_row_and_none_where_it_is_found() -> None:
+def test_what_was_reported_again_is_one_row_and_none_where_it_is_found() -> None:
     def skips(number: int, at: int) -> dict[str, Any]:
         evidence = f"{number} of the last 100 steps were skipped"
         return {"rule": "scaler-collapse", "severity": "warning", "step": at, "evidence": evidence}

@@ -146,7 +146,7 @@ def test_steps_that_both_measured() -> None:
         compare(one, History([{"kind": "train", "step": 1, "loss": 1.0}]))
 
 
-def test_what_every_record_tells() -> None:
+def test_what_every_record_says() -> None:
     """Loss, rate and samples are known at steps without statistics, too."""
     plain = {"kind": "train", "loss": 1.0, "learning_rate": 0.1, "samples": ["x"]}
     one = History([step(1, LAYERS), *({**plain, "step": i} for i in (2, 3, 4))])

@@ -94,7 +94,7 @@ def test_the_last_measured_step_and_what_it_lacks() -> None:
         ({"patterns": ["*", "x*"]}, "--layers x*: matches none"),
     ],
 )
-def test_what_is_not_there_is_told_with_what_is(arguments: dict[str, Any], words: str) -> None:
+def test_what_is_not_there_is_reported_with_what_is(arguments: dict[str, Any], words: str) -> None:
     history = History([step(2, {"mid_block": 1.0, "out": 2.0}), step(4, {"mid_block": 1.0, "out": 2.0})])
     with pytest.raises(UserError) as caught:
         rank(history, find_statistic("norm"), **arguments)

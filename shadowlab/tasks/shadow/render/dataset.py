@@ -1,4 +1,4 @@
-"""Render a data set of objects and shadows into the folder layout that `shadowlab.data.folder` reads."""
+"""Render a data set of objects and shadows into the folder layout that `shadowlab.tasks.shadow.folder` reads."""
 
 import json
 import os

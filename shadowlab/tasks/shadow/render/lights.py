@@ -10,7 +10,7 @@ _STEPS = (_ROOT**-3, _ROOT**-2, _ROOT**-1)  # theta, phi, size: phi goes by 0.67
 
 
 def choose_light(seed: int, object_index: int, light_index: int) -> tuple[float, float, float]:
-    """(theta, phi, size) in degrees and scene units, rounded to 0.1 degree and 0.01 unit; see `shadowlab.light`.
+    """(theta, phi, size) in degrees and scene units, rounded to 0.1 degree and 0.01 unit; see `light.py`.
 
     Each object starts at a random place and goes on along the sequence, so that its lights differ from one another
     whatever their number, and the lights of all objects together cover the ranges.

@@ -11,12 +11,16 @@ _MAX_PAIRS = 4_000_000  # corner pairs compared at a time; bounds the memory to 
 
 @dataclass(frozen=True)
 class Corners:
-    """A triangle soup: three corners for each of F faces, in order. Positions, unit normals (3F, 3), uv and colours."""
+    """A triangle soup: three corners for each of F faces, in order."""
 
     positions: Array
+    """(3F, 3)."""
     normals: Array
+    """(3F, 3), of unit length."""
     uv: Array | None
+    """(3F, 2), or None."""
     colors: Array | None
+    """(3F, 3), or None."""
 
 
 def crease_corners(part: Part, crease: float = 40.0) -> Corners:

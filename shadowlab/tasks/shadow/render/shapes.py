@@ -1,6 +1,6 @@
 """Triangle-mesh building blocks: boxes, superquadrics, lathed, extruded and swept shapes.
 
-Everything is right-handed with z up, in arbitrary units; `place.rest_on_ground` scales the finished object.
+Everything is right-handed with z up, in arbitrary units; `placement.rest_on_ground` scales the finished object.
 Legend: V vertices, F faces, N points of an outline or profile.
 """
 
@@ -19,23 +19,20 @@ PLAIN_GREY = (0.5, 0.5, 0.5)  # linear reflectance of a surface that says nothin
 
 @dataclass(frozen=True)
 class Part:
-    """One surface of one material.
-
-    Attributes:
-        vertices: (V, 3), z up.
-        faces: (F, 3) indices into `vertices`.
-        color: linear RGB reflectance in [0, 1]; multiplies the texture or the vertex colours where there are any.
-        uv: (V, 2) texture coordinates, v upwards, or None.
-        texture: (H, W, 3) uint8 sRGB picture that `uv` points into, or None.
-        vertex_colors: (V, 3) linear RGB in [0, 1], or None.
-    """
+    """One surface of one material."""
 
     vertices: Array
+    """(V, 3), z up."""
     faces: Faces
+    """(F, 3) indices into `vertices`."""
     color: tuple[float, float, float] = PLAIN_GREY
+    """Linear RGB reflectance in [0, 1]; multiplies the texture or the vertex colours where there are any."""
     uv: Array | None = None
+    """(V, 2) texture coordinates, v upwards, or None."""
     texture: NDArray[np.uint8] | None = None
+    """(H, W, 3) uint8 sRGB picture that `uv` points into, or None."""
     vertex_colors: Array | None = None
+    """(V, 3) linear RGB in [0, 1], or None."""
 
     def moved(self, offset: ArrayLike) -> "Part":
         return replace(self, vertices=self.vertices + np.asarray(offset, dtype=np.float64))

@@ -191,7 +191,7 @@ def triangle(third: str) -> str:
         ("noise.ply", "this is no mesh", "cannot be read as a mesh"),
     ],
 )
-def test_bad_meshes_are_named_with_the_mend(tmp_path: Path, name: str, content: str, message: str) -> None:
+def test_bad_meshes_are_named_with_the_fix(tmp_path: Path, name: str, content: str, message: str) -> None:
     path = tmp_path / name
     path.write_text(content)
     with pytest.raises(UserError, match=message) as caught:
