@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from shadowlab.bench.flops import matrix_tflops, share_reached, training_flops, unet_without_memory
+from shadowlab.encoded_batch import Conditions
 from shadowlab.models.adapter import predict
 from tests import tiny
 
@@ -28,10 +29,9 @@ def closed_form(unet: Any, batch: int, size: int) -> int:
 
     handles = [m.register_forward_hook(note) for m in unet.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     handles += [m.register_forward_hook(note_attention) for n, m in unet.named_modules() if n.endswith("attn1")]
-    tensors = (torch.randn(batch, c, size, size) for c in (4, 5))
-    x_t, concatenated = tensors
+    x_t, concatenated = (torch.randn(batch, c, size, size) for c in (4, 5))
     with torch.no_grad():
-        predict(unet, x_t, torch.rand(batch), concatenated, torch.randn(batch, 768))
+        predict(unet, x_t, 1000 * torch.rand(batch), Conditions(concatenated, torch.randn(batch, 768)))
     for handle in handles:
         handle.remove()
     first = [unet.conv_in, unet.time_embedding.linear_1, unet.class_embedding.linear_1]
