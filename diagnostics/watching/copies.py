@@ -1,7 +1,7 @@
-"""Deep copies of nested values, which are put back into the very objects that they were made from."""
+"""Deep copies of nested values, which are put back into the very objects that they were made of."""
 
 from collections import deque
-from collections.abc import Callable, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from diagnostics.tensors import inner_tensors
 
-Restore = Callable[[], Any]
-"""Puts a copy back and returns the object that it was made from. May be called several times."""
+
+_ATOMS = (bool, int, float, str, type(None))
 
 
 class Copies:
@@ -19,112 +19,100 @@ class Copies:
 
     Copied are tensors of any dtype and shape (of a subclass that is made of others, such as an 8-bit optimizer state,
     the inner ones), mappings, lists, deques, sets, tuples and dataclasses. Any other object is kept as it is. Put back,
-    a tensor has its values again in the memory it has, where dtype and shape still fit: the step may have handed it
-    out.
+    every object holds again what it held, and a tensor has its values in the memory it has, where dtype and shape still
+    fit: the step may have handed it out.
     """
 
     def __init__(self) -> None:
-        self._made: dict[int, Restore] = {}  # each holds its object, so that no other gets the same id
-        self._values: dict[int, Tensor] = {}
-        self._left: set[int] = set()
+        self._tensors: dict[int, tuple[Tensor, Tensor]] = {}  # id -> tensor, copy
+        self._mappings: list[tuple[MutableMapping[Any, Any], dict[Any, Any]]] = []
+        self._sequences: list[tuple[list[Any] | deque[Any], list[Any]]] = []
+        self._sets: list[tuple[set[Any], set[Any]]] = []
+        self._attributes: list[tuple[Any, dict[str, Any]]] = []
+        self._met: set[int] = set()  # of objects that are kept here: no other has the same id
+        self._left: list[Any] = []
 
-    def of(self, value: Any) -> Restore:
-        """Copy now; the result puts back."""
-        if id(value) not in self._made:
-            self._made[id(value)] = self._copy(value)
-        return self._made[id(value)]
+    def add(self, value: Any) -> None:
+        """Copy now, with all that it holds."""
+        ahead = [value]
+        while ahead:
+            one = ahead.pop()
+            if type(one) in _ATOMS:  # thousands, and the questions below take their time
+                continue
+            if isinstance(one, Tensor):
+                self._add_tensor(one, ahead)
+            elif isinstance(one, (dict, list, deque, set, MutableMapping)):
+                self._add_container(one, ahead)
+            elif isinstance(one, (tuple, Mapping)):
+                ahead += one.values() if isinstance(one, Mapping) else one
+            elif is_dataclass(one) and not isinstance(one, type):
+                self._add_attributes(one, {field.name: getattr(one, field.name) for field in fields(one)}, ahead)
 
     def leave(self, value: Any) -> None:
         """Do not copy this object where it occurs later."""
-        if id(value) not in self._made:
-            self._made[id(value)] = lambda: value
-            self._left.add(id(value))
-
-    def hold(self, value: Any) -> bool:
-        """Whether this object was copied."""
-        return id(value) in self._made and id(value) not in self._left
+        if id(value) not in self._met:
+            self._met.add(id(value))
+            self._left.append(value)
 
     def values_of(self, tensor: Tensor) -> Tensor | None:
         """The copy of a tensor, same shape; None of one that was not copied or is made of others."""
-        return self._values.get(id(tensor))
+        found = self._tensors.get(id(tensor))
+        return None if found is None else found[1]
 
-    def _copy(self, value: Any) -> Restore:
-        if isinstance(value, Tensor):
-            inner = inner_tensors(value)
-            return self._copy_attributes(value, inner) if inner else self._copy_tensor(value)
-        if isinstance(value, MutableMapping):
-            return self._copy_mapping(value)
-        if isinstance(value, (list, deque)):
-            return self._copy_sequence(value)
-        if isinstance(value, set):
-            return self._copy_set(value)
-        if isinstance(value, tuple):
-            return _restoring_all([self.of(item) for item in value], value)
-        if is_dataclass(value) and not isinstance(value, type):
-            return self._copy_attributes(value, {field.name: getattr(value, field.name) for field in fields(value)})
-        return lambda: value
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether this tensor was copied."""
+        inner = inner_tensors(tensor)
+        return all(self.holds(one) for one in inner.values()) if inner else id(tensor) in self._tensors
 
-    def _copy_tensor(self, tensor: Tensor) -> Restore:
-        copy = self._values[id(tensor)] = tensor.detach().clone()
-
-        @torch.no_grad()
-        def restore() -> Tensor:
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back. May be called several times."""
+        for mapping, items in self._mappings:
+            mapping.clear()  # and not only what is new: the order is part of it
+            mapping.update(items)
+        for sequence, content in self._sequences:
+            sequence.clear()
+            sequence.extend(content)
+        for one, members in self._sets:
+            one.clear()
+            one.update(members)
+        for holder, attributes in self._attributes:
+            for name, value in attributes.items():
+                if getattr(holder, name, None) is not value:
+                    setattr(holder, name, value)
+        for tensor, copy in self._tensors.values():
             if tensor.dtype is copy.dtype and tensor.shape == copy.shape:
-                tensor.detach().copy_(copy)
+                tensor.detach().copy_(copy)  # detached: autograd minds where a leaf is written to
             else:  # `model.half()` in the step, a state that grew
                 tensor.data = copy.clone()
-            return tensor
 
-        return restore
+    def _add_tensor(self, tensor: Tensor, ahead: list[Any]) -> None:
+        if id(tensor) in self._met:
+            return
+        inner = inner_tensors(tensor)
+        if inner:
+            self._add_attributes(tensor, inner, ahead)
+        else:
+            self._met.add(id(tensor))
+            self._tensors[id(tensor)] = tensor, tensor.detach().clone()
 
-    def _copy_attributes(self, value: Any, attributes: dict[str, Any]) -> Restore:
-        parts = {name: self.of(attribute) for name, attribute in attributes.items()}
+    def _add_container(
+        self, container: MutableMapping[Any, Any] | list[Any] | deque[Any] | set[Any], ahead: list[Any]
+    ) -> None:
+        if id(container) in self._met:
+            return
+        self._met.add(id(container))
+        if isinstance(container, (dict, MutableMapping)):
+            self._mappings.append((container, dict(container)))
+            ahead += container.values()
+        elif isinstance(container, set):
+            self._sets.append((container, set(container)))
+        else:
+            self._sequences.append((container, list(container)))
+            ahead += container
 
-        def restore() -> Any:
-            for name, part in parts.items():
-                old = part()
-                if getattr(value, name, None) is not old:
-                    setattr(value, name, old)
-            return value
-
-        return restore
-
-    def _copy_mapping(self, value: MutableMapping[Any, Any]) -> Restore:
-        items = {key: self.of(item) for key, item in value.items()}
-
-        def restore() -> MutableMapping[Any, Any]:
-            value.clear()  # and not only what is new: the order is part of it
-            for key, item in items.items():
-                value[key] = item()
-            return value
-
-        return restore
-
-    def _copy_sequence(self, value: list[Any] | deque[Any]) -> Restore:
-        items = [self.of(item) for item in value]
-
-        def restore() -> list[Any] | deque[Any]:
-            value.clear()
-            value.extend(item() for item in items)
-            return value
-
-        return restore
-
-    def _copy_set(self, value: set[Any]) -> Restore:
-        items = list(value)
-
-        def restore() -> set[Any]:
-            value.clear()
-            value.update(items)
-            return value
-
-        return restore
-
-
-def _restoring_all(parts: list[Restore], value: Any) -> Restore:
-    def restore() -> Any:
-        for part in parts:
-            part()
-        return value
-
-    return restore
+    def _add_attributes(self, holder: Any, attributes: dict[str, Any], ahead: list[Any]) -> None:
+        if id(holder) not in self._met:
+            self._met.add(id(holder))
+            self._attributes.append((holder, attributes))
+            ahead += attributes.values()

@@ -8,7 +8,7 @@ from torch.autograd.graph import increment_version
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from diagnostics.tensors import parts, strided
-from diagnostics.watching.copies import Copies, Restore
+from diagnostics.watching.copies import Copies
 
 
 class FirstWrites(TorchDispatchMode):
@@ -26,7 +26,6 @@ class FirstWrites(TorchDispatchMode):
         self._at = {place: number for number, (_, _, places) in self._aliases.items() for place in places}
         self._copied = set(copied)
         self._copies = Copies()
-        self._restores: dict[int, Restore] = {}
         self._written: set[int] = set()
         self._num_outer = len(_get_current_dispatch_mode_stack())
         self._looks = False
@@ -56,14 +55,14 @@ class FirstWrites(TorchDispatchMode):
         """Whether `restore` puts back what was written to it: a copy was made, or it has other memory now."""
         if id(parameter) not in self._aliases:
             return False
-        return id(parameter) in self._restores or _memory(parameter) != self._aliases[id(parameter)][2]
+        _, alias, places = self._aliases[id(parameter)]
+        return self._copies.holds(alias) or _memory(parameter) != places
 
     def restore(self) -> None:
         for parameter, alias, places in self._aliases.values():
             if _memory(parameter) != places:
                 parameter.data = alias
-        for restore in self._restores.values():
-            restore()
+        self._copies.restore()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ for kind in types):
@@ -83,7 +82,7 @@ class FirstWrites(TorchDispatchMode):
         for number in {self._at[place] for place in _memory(tensor) if place in self._at} - self._written:
             self._written.add(number)
             if number not in self._copied:
-                self._restores[number] = self._copies.of(self._aliases[number][1])
+                self._copies.add(self._aliases[number][1])
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:

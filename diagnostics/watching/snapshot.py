@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -69,28 +69,26 @@ class OptimizerState:
                 only these. averages: further tensors, any shape.
         """
         self._copies = Copies()
-        self._parts = [self._copies.of(tensor) for tensor in [*parameters, *averages]]
+        for tensor in (*parameters, *averages):
+            self._copies.add(tensor)
         for optimizer in optimizers:
             for one in {id(one): one for one in (optimizer, bare(optimizer))}.values():
                 groups, states = getattr(one, "param_groups", None), getattr(one, "state", None)
                 for group in groups if isinstance(groups, list) else []:
                     for parameter in group["params"]:
                         self._copies.leave(parameter)
-                for part in (groups, states):
-                    if isinstance(part, (list, MutableMapping)):
-                        self._parts.append(self._copies.of(part))
+                self._copies.add([groups, states])
 
     def holds(self, parameter: Tensor) -> bool:
         """Whether this parameter, of any shape, was copied."""
-        return self._copies.hold(parameter)
+        return self._copies.holds(parameter)
 
     def values_of(self, parameter: Tensor) -> Tensor | None:
         """A parameter's values before the step, same shape; None of one that was not copied."""
         return self._copies.values_of(parameter)
 
     def restore(self) -> None:
-        for part in self._parts:
-            part()
+        self._copies.restore()
 
 
 def bare(optimizer: Any) -> Any:

@@ -111,11 +111,12 @@ def identities(value: Any) -> list[int]:
 def test_any_tree_comes_back(tree: Any, data: st.DataObject) -> None:
     state = {"tree": tree}
     before, same = bits_of(state), identities(tree)
-    restore = Copies().of(state)
+    copies = Copies()
+    copies.add(state)
     for _ in range(2):  # before the repetition of a step and after it
         spoil(tree, data)
         state["tree"] = None
-        assert restore() is state
+        copies.restore()
         assert bits_of(state) == before
         assert identities(tree) == same
 
@@ -124,12 +125,17 @@ def test_what_occurs_twice_is_copied_once_and_stays_shared() -> None:
     shared, other = torch.zeros(3), torch.zeros(3)
     copies = Copies()
     copies.leave(other)
-    restore = copies.of({"a": shared, "b": [shared], "c": other})
-    assert copies.values_of(shared) is not None and copies.values_of(other) is None
+    state: dict[str, Any] = {"a": shared, "b": [shared], "c": other}
+    state["itself"] = state
+    copies.add(state)
+    assert copies.holds(shared) and copies.values_of(shared) is not None
+    assert not copies.holds(other) and copies.values_of(other) is None
     shared.add_(1)
     other.add_(1)
-    state = restore()
+    state["b"] = [shared.clone()]
+    copies.restore()
     assert state["a"] is state["b"][0] is shared and not shared.any()
+    assert state["itself"] is state
     assert other.all()
 
 
@@ -137,6 +143,8 @@ def test_other_objects_are_kept_as_they_are() -> None:
     """A model, a generator or a function in a state is not the state's to copy."""
     model, generator = torch.nn.Linear(1, 1), torch.Generator()
     state = {"model": model, "generator": generator, "function": len}
-    restore = Copies().of(state)
+    copies = Copies()
+    copies.add(state)
     state.clear()
-    assert restore() == {"model": model, "generator": generator, "function": len}
+    copies.restore()
+    assert state == {"model": model, "generator": generator, "function": len}
