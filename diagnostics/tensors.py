@@ -181,19 +181,17 @@ def magnitude(tensors: Sequence[Tensor]) -> Tensor:
     for tensor in tensors:
         groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
     device = tensors[0].device
-    norms = [norm for group in groups.values() for norm in torch._foreach_norm(_wide(group))]
+    norms = [norm for group in groups.values() for norm in torch._foreach_norm(list(map(wide, group)))]
     reals = [(norm.real if norm.is_complex() else norm).to(device, torch.float64) for norm in norms]
     joint: Tensor = torch.linalg.vector_norm(torch.stack(reals))
     return joint
 
 
-def _wide(group: list[Tensor]) -> list[Tensor]:
-    """8-bit floats as float32: they have no norm."""
-    return [t.float() for t in group] if group[0].dtype.itemsize == 1 else group
+def wide(tensor: Tensor) -> Tensor:
+    """8-bit floats as float32, which has comparisons and norms, same shape; any other tensor as it is."""
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor
 
 
 def _comparable(tensor: Tensor) -> Tensor:
     """Values that have an order: complex ones as pairs, (..., 2), 8-bit floats as float32."""
-    if tensor.is_complex():
-        return torch.view_as_real(tensor.resolve_conj())
-    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else wide(tensor)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diagnostics.tensors import is_inexact
+from diagnostics.tensors import is_inexact, wide
 from diagnostics.tracing.bad_values import BadValues
 from diagnostics.tracing.calls import OperatorCall, element, run_in_float64
 from diagnostics.tracing.nested import leaves, tensor_leaves
@@ -74,7 +74,8 @@ class Operands:
             except (RuntimeError, IndexError):
                 if not is_inexact(value) or not value.numel():
                     return {name: f"{tuple(value.shape)}"}
-                finite = value[torch.isfinite(value)].abs()
+                numbers = wide(value)
+                finite = numbers[torch.isfinite(numbers)].abs()
                 largest = f"{float(finite.max()):.6g}" if finite.numel() else "none finite"
                 return {name: f"{tuple(value.shape)}, largest magnitude {largest}"}
             return {name: complex(number) if number.is_complex() else number.item()}

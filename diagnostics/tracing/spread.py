@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diagnostics.tensors import wide
 from diagnostics.tracing.calls import OperatorCall, element
 from diagnostics.tracing.nested import leaves, strided_leaves
 from diagnostics.tracing.operators import Operator
@@ -67,7 +68,7 @@ def spread_of(dispatch: Dispatch, slot: int, *, constant: bool) -> Spread:
         slot: of an output with bad elements.
         constant: an infinite number among the arguments makes legitimate infinities.
     """
-    out = dispatch.written[slot]
+    out = wide(dispatch.written[slot])
     bad = ~torch.isfinite(out)
     inputs = _concerned(dispatch, slot)
     is_mask_like = constant or dispatch.op.name in _SELECTING

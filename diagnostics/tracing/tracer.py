@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diagnostics.tensors import bad_flags, is_inexact, strided
+from diagnostics.tensors import bad_flags, is_inexact, strided, wide
 from diagnostics.tracing.bad_values import UNSEEN, BadValues, look_at, value_name
 from diagnostics.tracing.events import Event, Leaf, LeafKind
 from diagnostics.tracing.examination import Examiner
@@ -81,7 +81,7 @@ class Tracer(TorchDispatchMode):
         self.memory.storage(values).is_old = True
         if not bad_flags([values])[0]:
             return
-        numbers = values.float() if values.dtype.itemsize == 1 else values  # 8-bit floats compare with nothing
+        numbers = wide(values)
         is_mask = bool((numbers <= 0).all()) if not values.is_complex() else False
         bad = ~torch.isfinite(numbers)
         harm = bad if infinity_is_harm or bool(torch.isnan(numbers[bad]).all()) else torch.isnan(numbers)
@@ -292,7 +292,7 @@ class Tracer(TorchDispatchMode):
             if value is None or not bad_flags([value])[0]:
                 shadows.append(None)
                 continue
-            bad = ~torch.isfinite(value)
+            bad = ~torch.isfinite(wide(value))
             leaf = self._add_leaf(Leaf("unseen"), place, look_at(value, bad, self.memory))
             self._note_harm(leaf)
             own = harmful(leaf.number)

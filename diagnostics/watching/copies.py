@@ -10,7 +10,6 @@ from torch import Tensor
 
 from diagnostics.tensors import inner_tensors
 
-
 _ATOMS = (bool, int, float, str, type(None))
 
 

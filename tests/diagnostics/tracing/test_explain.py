@@ -310,6 +310,20 @@ def test_a_lazy_model_and_eight_bit_floats():
     assert explain(lambda: model(x).sum().backward(), model=model, batch={"x": x, "small": small}) is None
 
 
+def test_a_value_is_followed_through_eight_bit_floats():
+    model, x = nn.Linear(4, 2), torch.full((3, 4), 1e6)
+
+    def step():
+        narrow = x.to(torch.float8_e5m2)  # its largest number is 57344
+        loss = model(narrow.float()).sum()
+        loss.backward()
+        return loss
+
+    verdict = found(step, model=model, batch={"x": x})
+    assert (verdict.op, verdict.exception) == ("to_copy", "overflow"), verdict
+    assert verdict.witness["dtype"] == "float8_e5m2"
+
+
 def test_lines_that_a_person_types_are_named():
     model = nn.Linear(2, 2)
     scope = {"model": model, "x": torch.ones(1, 2)}

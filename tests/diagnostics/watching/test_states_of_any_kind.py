@@ -80,6 +80,7 @@ PLACES: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "eight.scales": lambda state: state["eight"].scales,
     "nested.moments.1.1.deep": lambda state: state["nested"]["moments"][1][1]["deep"],
     "phase": lambda state: state["phase"],
+    "narrow": lambda state: state["narrow"],
 }
 
 
