@@ -83,6 +83,11 @@ def parts(tensor: Tensor) -> list[Tensor]:
     return [part for value in inner.values() for part in parts(value)] if inner else [tensor]
 
 
+def is_rehearsal() -> bool:
+    """Whether operators run on tensors without memory just now: DTensor tries each new operator that way first."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+
+
 def strided(tensor: Tensor) -> Tensor | None:
     """The strided tensor that holds the values, of the same dtype: of a DTensor its shard, in the shard's shape; of
     a sparse tensor its values, (stored, ...); else the tensor itself.

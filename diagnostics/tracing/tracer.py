@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diagnostics.tensors import bad_flags, is_inexact, strided, wide
+from diagnostics.tensors import bad_flags, is_inexact, is_rehearsal, strided, wide
 from diagnostics.tracing.bad_values import UNSEEN, BadValues, look_at, value_name
 from diagnostics.tracing.events import Event, Leaf, LeafKind
 from diagnostics.tracing.examination import Examiner
@@ -116,9 +116,11 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: OpOverload, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
+        if is_rehearsal():
+            return func(*args, **kwargs)
         if any("__torch_dispatch__" in _own_attributes(t) for t in types):
             return NotImplemented  # DTensor and others first come down to plain tensors
-        kwargs = kwargs or {}
         if self.is_finished:
             return func(*args, **kwargs)
         op = operator(func)

@@ -5,8 +5,11 @@ from diagnostics.watching.snapshot import OptimizerState
 from diagnostics.watching.watch import Watch
 
 __all__ = [
-    "OptimizerState",
+    # Every step of a loop
     "Watch",
+    # One step, kept to be undone
+    "OptimizerState",
+    # Before the first step
     "eps_finding",
     "known_kernel_fault",
 ]

@@ -69,7 +69,7 @@ class Boundary:
         if not guarded.optimizers and policy.reason is not None:
             self.undo.copy()
         if guarded.is_new:  # the first step shows what else the callable writes to
-            if guarded.others and policy.allows_copies:
+            if guarded.idle and policy.allows_copies:
                 self.undo.copy()
             self.undo.keep_bad_gradients()
         looks = policy.allows_copies and (guarded.is_new or (may_look and policy.reason is not None))
@@ -242,7 +242,7 @@ class Boundary:
             raise BufferTrip("ema", "a buffer is not finite after the step")
         written = self.undo.written(self._guarded.idle if stepped else self._guarded.parameters)
         self._guarded.learn([*written, *self.undo.written_first()])
-        changed = [p for p in written if not stepped or not self._guarded.is_held(p)]
+        changed = self._guarded.not_trained(written) if stepped else written
         if changed and self._guarded.optimizers:
             self._policy.learn(_OTHERS)
         if changed and not self.undo.has_copies and on_any(any_bad(values_of(changed))):

@@ -1,4 +1,4 @@
-"""Deep copies of nested values, which are put back into the very objects that they were made of."""
+"""Deep copies of nested values, which are put back into the very objects that they were made from."""
 
 from collections import deque
 from collections.abc import Mapping, MutableMapping

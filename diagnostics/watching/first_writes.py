@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
-from diagnostics.tensors import parts, strided
+from diagnostics.tensors import is_rehearsal, parts, strided
 from diagnostics.watching.copies import Copies
 
 
@@ -24,6 +24,7 @@ class FirstWrites(TorchDispatchMode):
         # A parameter that is given other memory (`p.data = ...`) still has the old one under its alias.
         self._aliases = {id(p): (p, p.detach(), _memory(p)) for p in parameters}
         self._at = {place: number for number, (_, _, places) in self._aliases.items() for place in places}
+        self._holders = {id(part): p for p in parameters for part in parts(p)}
         self._copied = set(copied)
         self._copies = Copies()
         self._written: set[int] = set()
@@ -65,16 +66,20 @@ class FirstWrites(TorchDispatchMode):
         self._copies.restore()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if is_rehearsal():
+            return func(*args, **kwargs)
         if any(kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ for kind in types):
             return NotImplemented  # DTensor and others first come down to plain tensors
-        kwargs = kwargs or {}
         targets = [t for t in _written(func, args, kwargs) if not t.is_inference()]  # which have no version
         for tensor in targets:
             self._before_write(tensor)
-        versions = [tensor._version for tensor in targets]
+        # Inside a mode torch._foreach_mul_ and its like raise no version; DTensor's is not that of its shard.
+        counted = [*targets, *(self._holders[id(t)] for t in targets if id(t) in self._holders)]
+        versions = [tensor._version for tensor in counted]
         out = func(*args, **kwargs)
-        for tensor, version in zip(targets, versions, strict=True):
-            if tensor._version == version:  # torch._foreach_mul_ and its like, inside a mode
+        for tensor, version in zip(counted, versions, strict=True):
+            if tensor._version == version:
                 increment_version(tensor)
         return out
 

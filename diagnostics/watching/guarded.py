@@ -22,7 +22,7 @@ class Guarded:
     parameters: list[nn.Parameter]
     """Of models and optimizers."""
 
-    others: list[nn.Parameter]
+    unheld: list[nn.Parameter]
     """Those that no optimizer holds, frozen or averages; none where there is no optimizer."""
 
     idle: list[nn.Parameter]
@@ -52,10 +52,11 @@ class Guarded:
     def _renew_held(self) -> None:
         self._held = {id(p): p for group in self._groups() for p in group["params"]}
         self.parameters = [p for p in (self._of_models | self._held).values() if not is_lazy(p)]
-        self.others = [p for p in self.parameters if id(p) not in self._held] if self._held else []
-        unheld = {id(p) for p in self.others}
+        self.unheld = [p for p in self.parameters if id(p) not in self._held] if self._held else []
+        unheld = {id(p) for p in self.unheld}
         self.idle = [p for p in self.parameters if id(p) in unheld or not p.requires_grad]
         self._trained = {id(p) for p in self.parameters if p.requires_grad}
+        self._written = {id(p): p for p in self.parameters if id(p) in self._written}
         self._group_sizes = [len(group["params"]) for group in self._groups()]
 
     # Optimizers
@@ -150,9 +151,12 @@ class Guarded:
         """Idle parameters that no step was seen to write to."""
         return [p for p in self.idle if id(p) not in self._written]
 
-    def is_held(self, parameter: nn.Parameter) -> bool:
-        """Whether an optimizer has this parameter."""
-        return id(parameter) in self._held
+    def not_trained(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+        """Those of these parameters that no optimizer trains: it does not hold them, or they are frozen."""
+        if not any(id(p) in self._held for p in parameters):
+            return parameters
+        with_state = {id(key) for key, _ in self._states()}
+        return [p for p in parameters if id(p) not in self._held or not self._trains(p, with_state)]
 
     # Gradients
 

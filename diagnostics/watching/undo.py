@@ -26,14 +26,18 @@ class Undo:
 
     @property
     def has_copies(self) -> bool:
+        """Whether `copy` was asked for."""
         return self._state is not None
 
     def copy(self, *, again: bool = False) -> None:
         """Keep copies of what the step changes; `again` where it has changed nothing yet and more is known of it."""
-        if self._state is None or again:
+        if again:
+            self._state = None  # before the next one takes as much memory
+        if self._state is None:
             self._state = self._guarded.copy()
 
     def keep_scaler(self, scaler: torch.amp.GradScaler) -> None:
+        """As it is now; the step has not used it yet."""
         self._scaler = ScalerState(scaler)
 
     def keep_bad_gradients(self) -> None:
@@ -75,17 +79,18 @@ class Undo:
     # Putting back
 
     def restore(self) -> None:
-        """All that is kept, without gradients."""
+        """Put back all that is kept. Gradients are dropped."""
         self.randomness.restore()
         self._guarded.buffers.restore()
+        for guard in self._first_writes:  # first: a parameter gets its own memory back, then its values
+            guard.restore()
         if self._state is not None:
             self._state.restore()
-        for guard in self._first_writes:
-            guard.restore()
         if self._scaler is not None:
             self._scaler.restore()
         self._guarded.clear_gradients()
 
     def restore_bad_gradients(self) -> None:
+        """Put back what `keep_bad_gradients` found."""
         for parameter, gradient in self._bad_gradients:
             parameter.grad = gradient

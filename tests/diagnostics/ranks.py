@@ -1,7 +1,9 @@
 """What a rank does in `test_ranks`: a few watched steps in one of two gloo processes, which import this."""
 
+import copy
 import gc
 import json
+import math
 import traceback
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diagnostics import NonFiniteError, Watch
+from diagnostics import NonFiniteError, Watch, explain
 
 NUM_RANKS = 2
 BATCH_SIZE = 4
@@ -65,9 +67,22 @@ class BackwardNet(Net):
         return self.last(h)
 
 
+class AveragedNet(Net):
+    """Keeps an average of its last layer in a frozen one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.average = copy.deepcopy(self.last).requires_grad_(False)
+
+    def update_average(self, weight: float) -> None:
+        pairs = [(self.average.weight, self.last.weight), (self.average.bias, self.last.bias)]
+        averages, current = zip(*pairs, strict=True)
+        torch._foreach_lerp_(list(averages), [one.detach() for one in current], weight)  # average
+
+
 def build(kind: str, wrapper: str | None, dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(0)
-    model: nn.Module = {"root": RootNet, "backward": BackwardNet}.get(kind, Net)().to(dtype)
+    model: nn.Module = {"root": RootNet, "backward": BackwardNet, "average": AveragedNet}.get(kind, Net)().to(dtype)
     if wrapper is None:
         return model
     if wrapper == "ddp":
@@ -129,7 +144,9 @@ def run_steps(
         if kind == "state" and index == bad_step and dist.get_rank() == bad_rank:
             poison(model)
 
-        def step(batch: dict[str, Any] = batch) -> Tensor:
+        is_bad = index == bad_step and bad_rank in (None, dist.get_rank())
+
+        def step(batch: dict[str, Any] = batch, is_bad: bool = is_bad) -> Tensor:
             optimizer.zero_grad()
             predicted = model(batch["x"])
             loss = (predicted - batch["y"]).square().mean()
@@ -142,8 +159,14 @@ def run_steps(
             if clip:
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
+            if kind == "average":
+                bare = model.module if isinstance(model, DistributedDataParallel) else model
+                bare.update_average(math.nan if is_bad else 0.1)
             return loss.detach()
 
+        if spec.get("is_explained"):
+            verdict = explain(step, model=model, optimizer=optimizer)
+            return None if verdict is None else NonFiniteError(verdict), index, True, []
         before = state(model, optimizer)
         try:
             watch.step(step, batch=batch) if watched else step()

@@ -25,6 +25,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "data": {"model": "plain", "bad": float("nan"), "clip": True},
     "state": {"model": "state"},
     "optimizer": {"model": "half", "bad_step": 0},
+    "average": {"model": "average"},
 }
 # phase, exception, cause, op, module, parameter, source, sample
 EXPECTED: dict[str, tuple[Any, ...]] = {
@@ -33,11 +34,13 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "data": ("data", None, "bad_data", None, None, "x", None, 2),
     "state": ("state", None, "bad_state", None, "blocks.1", "blocks.1.weight", None, None),
     "optimizer": ("optimizer", "divide_by_zero", "underflow", "addcdiv", "first", "first.weight", None, None),
+    "average": ("ema", None, "bad_scalar", "lerp", "average", "average.weight", "# average", None),
 }
 
 
 def scenes() -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+    first = {"model": "average", "wrapper": "fsdp", "is_explained": True, "bad_step": 0, "bad_rank": None}
+    found: dict[str, dict[str, Any]] = {"explained": first}
     for wrapper in WRAPPERS:
         found[f"{wrapper}-healthy"] = {"model": "plain", "wrapper": wrapper, "clip": True, "statistics_every": 2}
         for name, fault in FAULTS.items():
@@ -91,6 +94,14 @@ def test_a_fault_on_one_rank_stops_all_of_them(reports: list[dict[str, Any]], wr
         assert verdict.sample_ids == (f"rank1_{step}_{sample}",)
     if mark is not None:
         assert verdict.source == line_of(mark)
+
+
+def test_operators_that_dtensor_has_not_met_are_traced(reports: list[dict[str, Any]]):
+    """The first scene: DTensor tries each operator on tensors without memory."""
+    for report in of_scene(reports, "explained"):
+        verdict = Verdict.from_json(report["verdict"])
+        seen = (verdict.phase, verdict.cause, verdict.op, verdict.parameter)
+        assert seen == ("ema", "bad_scalar", "lerp", "average.weight"), verdict
 
 
 def test_the_rank_at_fault_writes_the_incident(reports: list[dict[str, Any]]):
