@@ -53,7 +53,7 @@ class PathRow:
 
 
 class PathTable:
-    """Shape, dtype and range of every tensor between the picture and the shadow map."""
+    """Shape, dtype and range of every tensor from the pictures to the loss."""
 
     def __init__(self) -> None:
         self.rows: list[PathRow] = []

@@ -34,10 +34,6 @@ class Conditions:
         """The conditions of those samples. rows: int64 indices (n,)."""
         return replace(self, **{name: tensor[rows] for name, tensor in self.named().items()})
 
-    def expand(self, count: int) -> Self:
-        """Conditions of one sample, repeated for `count` samples, (count, ...), without a copy."""
-        return replace(self, **{name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in self.named().items()})
-
 
 @dataclass(frozen=True, eq=False)
 class EncodedBatch:

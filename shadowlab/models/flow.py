@@ -75,7 +75,7 @@ class RectifiedFlow:
 
     def loss(self, prediction: Tensor, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
         """Mean squared error of the velocity, (B,) float32."""
-        return loss_per_sample(prediction, velocity(noise, data))
+        return loss_per_sample(prediction, self.target(noise, data, t))
 
     def generate(self, predict: Predict, noise: Tensor, num_steps: int) -> Tensor:
         """`integrate`: (B, ...)."""

@@ -1,7 +1,7 @@
 """overfit: can the model memorise a handful of samples? If not, a long training run is a waste.
 
 The training loss is a poor judge: with random t and noise it cannot reach zero. The samples are fixed and so is a
-grid of (sample, t, noise) on which the model is judged, together with the shadows it generates in one step.
+grid of (sample, t, noise) on which the model is judged, together with the pictures it generates in one step.
 """
 
 from dataclasses import dataclass

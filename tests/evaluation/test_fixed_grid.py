@@ -157,6 +157,7 @@ def test_a_light_sweep_changes_one_condition_of_one_sample(
     batch = replace(batch, light=torch.tensor([[22.5, 144.0, 5.0]]).expand(len(batch), -1))
     unet = tiny.shadow_unet(hub_folder).train()
     torch.nn.init.normal_(unet.conv_out.weight)
+    torch.nn.init.normal_(unet.conv_in.weight)  # the object is seen: whose it is shows
     judged = grid(task, batch)
     sweep = judged.sweep(unet, FP32)
     assert unet.training

@@ -225,6 +225,7 @@ def test_only_what_is_read_has_to_be_there(mine: tuple[dict[str, Path], Path]) -
         (["model.vae=random", "seed=3"], "--set model.vae=random --seed 3"),
         (["model.weights=x/y", "model.vae=same"], "--set model.vae=x/y/vae"),
         (["data.path=my data"], "--data 'my data' --out latents"),
+        (["task=another"], "--set task=another"),
     ],
 )
 def test_the_fix_is_a_whole_command(assignments: list[str], words: str) -> None:

@@ -1,6 +1,7 @@
 """Surgery and loading: what is kept, what is new, what is refused. A wrong UNet trains happily; only this shows it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from shadowlab.models.precision import POLICIES
 from shadowlab.models.surgery import cross_attention_modules, remove_cross_attention, widen_conv_in
 from shadowlab.models.unet import architecture_config, load_unet
 from shadowlab.seeding import normal
+from shadowlab.settings import Config
+from shadowlab.stages.check_forward.structure_checks import new_channels
 from shadowlab.tasks.shadow.task import ShadowTask
 from tests import tiny
 
@@ -293,6 +296,16 @@ def test_repeated_channels_are_halved(hub_folder: Path) -> None:
     assert torch.equal(unet.conv_in.bias, base.conv_in.bias)
     torch.testing.assert_close(unet.conv_in(torch.cat([x, x], dim=1)), base.conv_in(x))
     assert unet.config.in_channels == 8
+
+
+def test_copies_that_are_not_the_same_are_seen(hub_folder: Path) -> None:
+    """What check-forward says of the rule `repeat`."""
+    unet = tiny.shadow_unet(hub_folder, in_channels=8, widening="repeat")
+    spec = replace(ShadowTask.spec, in_channels=8, widening="repeat")
+    assert new_channels(unet, spec, Config()).passed
+    with torch.no_grad():
+        unet.conv_in.weight[:, 4:] *= 1.1
+    assert not new_channels(unet, spec, Config()).passed
 
 
 @pytest.mark.parametrize(("channels", "rule"), [(3, "zero"), (9, "repeat")])

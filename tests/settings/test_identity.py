@@ -81,6 +81,8 @@ def test_names_in_the_hash_do_not_collide() -> None:
         "model.vae=./folder",
         "data.image_size=64",
         "precision=bf16",
+        "task=another",
+        "train.trainable=[conv_in.*]",
     ],
 )
 def test_another_model_needs_another_proof(assignment: str) -> None:

@@ -199,9 +199,11 @@ def test_pictures_in_the_wrong_range(config: Config, monkeypatch: pytest.MonkeyP
 
 
 def test_a_reversed_flow(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The paper and this code name the ends differently; half of the readers swap them once."""
+    """The paper and this code name the ends differently; half of the readers swap them once. What is judged is what the
+    loss compares with."""
     monkeypatch.setattr(RectifiedFlow, "target", lambda self, noise, data, t: noise - data)
-    assert set(failed(checked(config))) == {"the true velocity leads from noise to data"}
+    names = {"the true velocity leads from noise to data", "the training loss is the flow's"}
+    assert set(failed(checked(config))) == names
 
 
 def test_a_reversed_line(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,6 +424,18 @@ def test_a_task_that_concatenates_nothing(config: Config) -> None:
     found = structure(config, unet, task)
     assert {check.name for check in found} >= {"UNet parameters", "no cross-attention left"}
     assert all(check.passed for check in found), found
+
+
+def test_what_is_frozen_stays_frozen(
+    stage_folder: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checks ask for other gradients for a while; whoever trains on afterwards must not train more."""
+    kept: list[Any] = []
+    build_with(monkeypatch, kept.append)
+    config = tiny.stage_config(stage_folder, tmp_path, "train.trainable=['*.attn1.*']")
+    assert failed(checked(config)) == {}
+    trained = {name for name, parameter in kept[0].named_parameters() if parameter.requires_grad}
+    assert trained and all(".attn1." in name for name in trained)
 
 
 def test_another_architecture_than_said(stage_folder: dict[str, Path], tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The shadow task: what the model sees of a sample, and what it must not."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +62,26 @@ def test_a_selection_keeps_samples_together(task: ShadowTask, batch: Batch) -> N
     for name, tensor in chosen.tensors().items():
         assert torch.equal(tensor, encoded.tensors()[name][[2, 0]])
     assert encoded.at_positions(torch.tensor([1, 2, 3])).ids == batch.ids
+
+
+@pytest.mark.parametrize(
+    ("reach", "others"),
+    [("near", {"theta": 33.75, "phi": 270.0, "size": 6.5}), ("far", {"theta": 45.0, "phi": 210.0, "size": 8.0})],
+)
+def test_a_probe_changes_one_condition(task: ShadowTask, batch: Batch, reach: Any, others: dict[str, float]) -> None:
+    own = {"theta": 10.0, "phi": 30.0, "size": 3.0}
+    light = torch.tensor([list(own.values())]).expand(len(batch), 3)
+    batch = replace(batch, light=light)
+    encoded = task.encode(batch)
+    probes = task.probes(batch, encoded, reach)
+    assert [probe.name for probe in probes] == list(own)
+    for probe in probes:
+        changed = own | {probe.name: others[probe.name]}
+        wanted = embed_light(torch.tensor([list(changed.values())]).expand(len(batch), 3))
+        assert torch.equal(probe.encoded.conditions.embedding, wanted)
+        assert torch.equal(probe.encoded.conditions.concatenated, encoded.conditions.concatenated)
+        assert torch.equal(probe.reference.conditions.embedding, encoded.conditions.embedding)
+        assert probe.change == f"from {own[probe.name]:g} to {others[probe.name]:g}"
 
 
 def test_light_out_of_range_is_refused(task: ShadowTask, batch: Batch) -> None:
