@@ -31,6 +31,7 @@ def test_every_sample_has_its_own_t(ends: tuple[Tensor, Tensor]) -> None:
     assert torch.equal(x[2], data[2])
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # forward mode loads torch's own scripts
 def test_velocity_is_the_derivative_of_the_interpolation(ends: tuple[Tensor, Tensor]) -> None:
     noise, data = (end.double() for end in ends)
     t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
