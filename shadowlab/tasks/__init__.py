@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shadowlab.errors import UserError
-from shadowlab.settings import Config, checked_section
+from shadowlab.settings import Config, checked_section, describe_keys
 from shadowlab.tasks.task import R2, Baseline, Criterion, Metric, Probe, Task, TaskBatch
 from shadowlab.tasks.vae_checks import vae_is_frozen
 
@@ -49,8 +49,12 @@ def open_task(config: Config, device: torch.device | None = None, *, vae: "Image
 
     Raises:
         UserError: no such task, an option that it does not have, or a VAE that cannot be read.
+        TypeError: the task declares an option that decides the model or its numbers.
     """
     kind = task_class(config.task)
+    for option in describe_keys(kind.options(), "task_options."):
+        if option.marks.decides != "nothing":
+            raise TypeError(f"{option.name}: neither the model hash nor a resume looks at a task's options yet")
     task: Task[Any] = kind(config, checked_section(kind.options(), config.task_options, "task_options"))
     if vae is not None:
         task.vae = vae
