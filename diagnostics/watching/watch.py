@@ -64,23 +64,27 @@ class Watch:
         undo: When = "auto",
         max_consecutive_skips: int = 20,
     ) -> None:
-        """Args:
-            model: a module or several. optimizer: what steps inside the callable, one or several of any class with a
-                `step` method; None for a loop that updates by hand. Without it, torch's are noticed when they step.
-            statistics_every: steps between full statistics of every layer (`layers` after such a step); 0 for never.
+        """Ready to watch; nothing is hooked until a step runs.
+
+        Args:
+            model: A module or several.
+            optimizer: What steps inside the callable, one or several of any class with a `step` method; None for a
+                loop that updates by hand. Without it, torch's are noticed when they step.
+            statistics_every: Steps between full statistics of every layer (`layers` after such a step); 0 for never.
                 Modules that come or go are noticed then, and at `attach`.
-            incidents: folder for `step-XXXXXXXX` folders; None writes none.
-            averages: tensors of weight averages that the step updates, any shape. They are checked after every step,
+            incidents: Folder for `step-XXXXXXXX` folders; None writes none.
+            averages: Tensors of weight averages that the step updates, any shape. They are checked after every step,
                 for which everything is copied before it; see `safe_averages`.
-            safe_averages: averages whose update keeps them finite where the parameters are (a decay between 0 and 1,
+            safe_averages: Averages whose update keeps them finite where the parameters are (a decay between 0 and 1,
                 not in float16). They are undone, and checked where copies are kept, but cause no copy.
             undo: `auto` copies parameters and optimizer state before a step only where the optimizer could make
                 non-finite values of finite gradients (`undo_reason` says why: half parameters, an unknown optimizer,
                 an odd eps, several optimizers): one copy in time and memory. `always` and `never` do as they say.
-            max_consecutive_skips: a gradient scaler that skips this many steps in a row is a finding.
+            max_consecutive_skips: A gradient scaler that skips this many steps in a row is a finding.
 
         Raises:
-            TypeError, ValueError: an argument is none of these.
+            TypeError: `model` or `optimizer` is something else.
+            ValueError: another argument has no such value.
         """
         if undo not in get_args(When):
             raise ValueError(f"undo: one of {', '.join(get_args(When))}, not {undo!r}")

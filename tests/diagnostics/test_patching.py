@@ -2,7 +2,7 @@
 
 import torch
 
-from diagnostics.patching import before_backward, before_grad, before_scale, before_scaler_step
+from diagnostics.patching import after_gradients, before_backward, before_grad, before_scale, before_scaler_step
 
 
 def test_two_observers_see_each_call_and_leave_no_trace():
@@ -21,6 +21,7 @@ def test_two_observers_see_each_call_and_leave_no_trace():
         scaler.update()
 
     with (
+        after_gradients(lambda: seen.append(("gradients", None))),
         before_backward(lambda roots: seen.append(("backward", roots.item()))),
         before_backward(lambda roots: seen.append(("backward again", roots.item()))),
         before_grad(lambda outputs, inputs: seen.append(("grad", inputs is weight))),
@@ -29,8 +30,9 @@ def test_two_observers_see_each_call_and_leave_no_trace():
     ):
         step()
     # The scaled loss is 8 * 2; `step` and `update` are both steps of a scaler.
-    steps = [("grad", True), ("scale", True), ("backward again", 16.0), ("backward", 16.0)]
-    assert seen == [*steps, ("scaler step", True), ("scaler step", True)]
+    by_grad = [("grad", True), ("gradients", None)]
+    by_backward = [("scale", True), ("backward again", 16.0), ("backward", 16.0), ("gradients", None)]
+    assert seen == [*by_grad, *by_backward, ("scaler step", True), ("scaler step", True)]
     assert [dict(vars(owner)) for owner in owners] == before
     step()
-    assert len(seen) == 6
+    assert len(seen) == 8

@@ -4,7 +4,18 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from diagnostics.tensors import all_finite, any_bad, bad_flags, magnitude, values_of
+from diagnostics.tensors import (
+    all_finite,
+    any_bad,
+    bad_flags,
+    dense,
+    magnitude,
+    named_tensors,
+    parts,
+    strided,
+    values_of,
+)
+from tests.diagnostics.watching.eight_bits import EightBit
 
 NAN, INF = float("nan"), float("inf")
 
@@ -57,3 +68,28 @@ def test_bad_flags_see_one_element_of_any_type(dtype: torch.dtype, value: float)
     bad = torch.full((7, 3), -2.0, dtype=torch.complex64 if dtype.is_complex else torch.float32)
     bad[4, 1] = complex(1.0, value) if dtype.is_complex else value
     assert bad_flags([good, torch.arange(3), bad.to(dtype), good[:0]]) == [False, False, True, False]
+
+
+def test_a_tensor_that_is_made_of_others_is_seen_through_them() -> None:
+    """No operator takes it, and nobody asks one."""
+    table = torch.linspace(-1, 1, 256)
+    state = EightBit.zeros_like(torch.empty(3, 3), table)
+    assert parts(state) == [state.codes, state.scales, state.table]
+    assert strided(state) is None and dense(state) is None
+    assert [tuple(values.shape) for values in values_of([state])] == [(3,), (256,)]
+    assert all_finite([state]) and not any_bad(values_of([state]))
+    state.scales[1] = NAN
+    assert any_bad(values_of([state]))
+    assert not torch.isfinite(magnitude(values_of([state])))
+
+
+def test_tensors_are_named_wherever_they_lie() -> None:
+    state = EightBit.zeros_like(torch.empty(2), torch.zeros(256))
+    tree = {"step": 3, "moments": [torch.zeros(2), (torch.zeros(1, dtype=torch.uint8),)], "eight": state, "word": "a"}
+    names = ["moments.0", "moments.1.0", "eight.codes", "eight.scales", "eight.table"]
+    assert [name for name, _ in named_tensors("weight", tree)] == [f"weight.{name}" for name in names]
+
+
+def test_a_norm_of_any_type_warns_of_nothing() -> None:
+    mixed = [torch.tensor([3.0]).to(torch.float8_e4m3fn), torch.tensor([4j]), torch.tensor([12.0]).half()]
+    assert magnitude(mixed) == 13
