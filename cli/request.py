@@ -31,7 +31,8 @@ def with_request(
         own = {name: given.pop(name) for name in own_parameters}
         request = _request(of_config, **given)
         request.config()  # a wrong one is refused here, before the command imports torch
-        command(request, **own)
+        with request.naming_origins():
+            command(request, **own)
 
     general = {name: one for name, one in inspect.signature(_request).parameters.items() if name not in without}
     del general["options"]

@@ -14,6 +14,14 @@ class UserError(Exception):
     """Whether every process of the run raises it, so that one message is enough."""
 
 
+class TaskOptionError(UserError):
+    """A key of the configuration that only the task could judge. Where it came from is known to who read it."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(problem)
+        self.key = key
+
+
 class MissingDependencyError(UserError):
     """A package or a file that the environment must provide is absent. The message says how to get it."""
 

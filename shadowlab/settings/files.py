@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 import shadowlab
-from shadowlab.errors import UserError
+from shadowlab.errors import TaskOptionError, UserError
 from shadowlab.settings.keys import Section, leaves, marks_of, section_of, values
 from shadowlab.settings.schema import Config
 
@@ -263,7 +263,7 @@ def checked_section(model: type[S], values: Mapping[str, Any], name: str) -> S:
     """`values` of the configuration's key `name`, as a section that is described elsewhere.
 
     Raises:
-        UserError: an unknown key, or a value that it does not take.
+        TaskOptionError: an unknown key, or a value that it does not take.
     """
     try:
         return model.model_validate(dict(values))
@@ -277,9 +277,9 @@ def checked_section(model: type[S], values: Mapping[str, Any], name: str) -> S:
             hint = (
                 f"Did you mean `{name}.{close[0]}`?" if close else f"This task has: {has}." if has else "It has none."
             )
-            raise UserError(f"`{key}` is not an option. {hint}") from None
+            raise TaskOptionError(key, f"`{key}` is not an option. {hint}") from None
         message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        raise UserError(f"{key}: {message}; got {first['input']!r}") from None
+        raise TaskOptionError(key, f"{key}: {message}; got {first['input']!r}") from None
 
 
 def _section(key: str) -> type[Section] | None:

@@ -1,10 +1,13 @@
 """What a command line asked for, as far as it concerns the configuration and the run."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shadowlab.errors import TaskOptionError
 from shadowlab.settings.files import DEFAULT_PRESET, ResolvedConfig, resolve_config
 from shadowlab.settings.schema import Config
 
@@ -52,6 +55,15 @@ class Request:
     def config(self) -> Config:
         """Raises UserError as `load_config`."""
         return self.resolved().config
+
+    @contextmanager
+    def naming_origins(self) -> Iterator[None]:
+        """Inside, an option that the task refuses is an error that names the file or the argument it came from."""
+        try:
+            yield
+        except TaskOptionError as error:
+            error.args = (f"{self.resolved().origin_of(error.key)}: {error}",)
+            raise
 
     def resolved(self) -> ResolvedConfig:
         """The configuration, with where each value came from. Raises UserError as `load_config`."""

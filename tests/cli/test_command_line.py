@@ -70,6 +70,22 @@ def test_wrong_usage_is_one_line_with_the_fix(arguments: list[str], code: int, f
 
 
 @pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("overfit.min_soft_iou=2", "task_options.min_soft_iou: must be less than or equal to 1; got 2"),
+        ("task_options.min_soft_io=0.5", "Did you mean `task_options.min_soft_iou`?"),
+    ],
+)
+def test_an_option_that_the_task_refuses_names_where_it_came_from(written: str, message: str) -> None:
+    """Only the task can judge it, and only the command line knows what was written."""
+    for command in ("overfit", "check-forward", "plan"):
+        done = CliRunner().invoke(app, [command, "--set", written])
+        assert done.exit_code == 2
+        error = done.output.splitlines()[-1]
+        assert error.startswith(f"error: --set {written}: ") and message in error
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ["train", "--preset", "tinny"],
