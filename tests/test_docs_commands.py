@@ -6,10 +6,12 @@ line by line, but for numbers, which are another machine's.
 
 import ast
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -209,7 +211,7 @@ def test_what_is_named_is_there_and_what_is_listed_is_shown() -> None:
 
 
 def test_make_does_what_the_pages_say() -> None:
-    """Without running it: the three stages are those of the README, and every extra that a page installs exists."""
+    """Without running it: it takes the three stages of the README, and installs what the pages install."""
     planned = subprocess.run(
         ["make", "--dry-run", "VENV=absent", "quickstart", "check", "test", "docs"],
         cwd=ROOT,
@@ -220,6 +222,10 @@ def test_make_does_what_the_pages_say() -> None:
     run = [line for line in planned.splitlines() if line.startswith("absent/bin/shadowlab ")]
     assert run == [f"absent/bin/{command.words}" for command in stages_of_the_readme()[:3]]
     assert "source absent/bin/activate" in planned
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    asked = {name for text in texts for names in re.findall(r"-e \"\.\[([\w,]+)\]", text) for name in names.split(",")}
+    assert asked == {"render", "bench", "dev", "docs"} & extras.keys()
 
 
 @pytest.mark.parametrize("page", [README, DOCS / "your-loop.md", DOCS / "architecture.md"], ids=lambda page: page.name)
