@@ -117,6 +117,9 @@ class Probe:
     """With another value of this condition."""
     change: str
     """For people: `from 30 to 11.25`."""
+    part: slice | None = None
+    """Elements along the last dimension of what it changes that stand for this condition alone; None: those that
+    differ."""
 
 
 class Task(Protocol[B]):

@@ -188,7 +188,7 @@ def responses(trainee: Trainee, task: Task[Any], batch: TaskBatch, encoded: Enco
     for row, probe in enumerate(probes, start=1):
         change = float((outputs[row] - outputs[0]).norm()) / scale
         changed = probe.encoded.conditions.named()
-        gradient = math.hypot(*(_where_changed(asked[name], other) for name, other in changed.items()))
+        gradient = math.hypot(*(_gradient(asked[name], other, probe.part) for name, other in changed.items()))
         checks.append(
             Check(
                 f"output and gradient answer to {probe.name}",
@@ -201,8 +201,9 @@ def responses(trainee: Trainee, task: Task[Any], batch: TaskBatch, encoded: Enco
     return checks
 
 
-def _where_changed(asked: Tensor, other: Tensor) -> float:
-    """Norm of the gradient of `asked` (1, ...) in the elements that `other` (1, ...) changes."""
-    if asked.grad is None:
+def _gradient(asked: Tensor, other: Tensor, part: slice | None) -> float:
+    """Norm of the gradient of `asked` (1, ...) in a `Probe.part` of it; 0 where `other` (1, ...) is the same."""
+    differs = asked.detach() != other
+    if asked.grad is None or not bool(differs.any()):
         return 0.0
-    return float(asked.grad[asked.detach() != other].norm())
+    return float((asked.grad[differs] if part is None else asked.grad[..., part]).norm())

@@ -20,7 +20,7 @@ from shadowlab.tasks.shadow import checks
 from shadowlab.tasks.shadow.charts import CHARTS
 from shadowlab.tasks.shadow.dataset import open_dataset, resolve_path
 from shadowlab.tasks.shadow.figures import comparison_grid, sweep_grid
-from shadowlab.tasks.shadow.light import EMBEDDING_DIM, RANGES, embed_light, far_lights, near_light
+from shadowlab.tasks.shadow.light import EMBEDDING_DIM, RANGES, SCALAR_DIM, embed_light, far_lights, near_light
 from shadowlab.tasks.shadow.metrics import per_image_metrics
 from shadowlab.tasks.shadow.own_picture import requested_picture
 from shadowlab.tasks.shadow.samples import Batch, Sample, collate
@@ -188,6 +188,7 @@ class ShadowTask:
                 reference,
                 encoded.with_conditions(embedding=self._embedded(others[name])),
                 f"from {float(light[0, column]):g} to {float(others[name][0, column]):g}",
+                slice(column * SCALAR_DIM, (column + 1) * SCALAR_DIM),
             )
             for column, name in enumerate(RANGES)
         ]
