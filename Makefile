@@ -13,7 +13,7 @@ quickstart: $(VENV)/.installed
 	@echo
 	@echo "Three stages passed. Activate the environment, then look at the activations and gradients of every layer:"
 	@echo "    source $(BIN)/activate"
-	@echo "    shadowlab tensorboard runs      then open http://localhost:6006"
+	@echo "    shadowlab tensorboard latest    then open http://localhost:6006"
 	@echo "Pictures (object / target / one step / error): runs/*/samples/"
 
 check: $(VENV)/.installed-dev

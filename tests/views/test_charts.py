@@ -95,7 +95,7 @@ def test_two_charts_of_one_title_have_names_of_their_own() -> None:
 
 
 def test_main_numbers_are_those_of_the_first_chart_that_has_some() -> None:
-    quality, rmse, _ = CHARTS
+    quality, rmse, *_ = CHARTS
     assert main_numbers(CHARTS, JUDGED) == list(zip(quality.curves, (0.4, 0.5), strict=True))
     assert main_numbers((EDIT, *CHARTS), {"rmse": 0.2, "black_rmse": 0.3}) == [
         *zip(rmse.curves, (0.2, 0.3), strict=True)
