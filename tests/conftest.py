@@ -3,7 +3,8 @@
 import fcntl
 import json
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +64,17 @@ def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path]
             folder.mkdir()
             result.write_text(json.dumps(make(folder)))
     return json.loads(result.read_text()), folder
+
+
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    """Ends a test that waits for something that never comes."""
+
+    def stop(number: int, frame: object) -> None:
+        raise AssertionError("waited for 30 s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

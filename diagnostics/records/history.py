@@ -105,7 +105,7 @@ class History:
             elif own in self._kinds.steps:
                 last_training = own
                 self.last_stage = None
-        begun = next((header["stage"] for header in reversed(self.headers) if "stage" in header), "train")
+        begun = next((str(header["stage"]) for header in reversed(self.headers) if "stage" in header), "train")
         self.kind = kind or last_training or begun
 
     @classmethod

@@ -4,12 +4,15 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from io import BufferedWriter
 from pathlib import Path
 from typing import Any, cast
 
 from diagnostics.records.kinds import Record
 
+_LONGEST = 2**28  # bytes of a line; a record of a thousand layers takes less than 2**20
+_REPAIR = "remove or repair this line to go on"
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -118,7 +121,9 @@ def _line(record: Mapping[str, Any]) -> bytes:
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Each complete line without its end, with what it says."""
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(partial(file.readline, _LONGEST), b""), 1):
+            if len(line) == _LONGEST:
+                raise ValueError(f"{path}:{number}: not a JSON record ({_LONGEST / 2**20:g} MiB or more); {_REPAIR}")
             try:
                 record = json.loads(line)
                 problem = None if isinstance(record, dict) else "not an object"
@@ -127,7 +132,7 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             if problem is None:
                 yield line.rstrip(b"\r\n"), record
             elif line.endswith(b"\n"):  # only the last line can lack its end
-                raise ValueError(f"{path}:{number}: not a JSON record ({problem}); remove or repair this line to go on")
+                raise ValueError(f"{path}:{number}: not a JSON record ({problem}); {_REPAIR}")
 
 
 def _trim(path: Path, keep_until_step: int | None) -> None:

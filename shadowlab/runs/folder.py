@@ -4,6 +4,7 @@ runs/NAME/{config.yaml, environment.json, stages.json, metrics.jsonl, log.txt,
            tensorboard/, checkpoints/, samples/, incidents/, reports/}
 """
 
+import errno
 import fcntl
 import json
 import re
@@ -134,6 +135,7 @@ class RunFolder:
     def is_claimed(self) -> bool:
         """Whether a process works on this run now; False where the file system has no locks."""
         try:
+            refuse_pipe(self.path / LOCK)
             with (self.path / LOCK).open("r") as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -224,6 +226,7 @@ def _has_results(path: Path) -> bool:
 def _read_json(file: Path, fix: str) -> dict[str, Any]:
     """The JSON object in `file`; raises UserError that ends with `fix`."""
     try:
+        refuse_pipe(file)
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); {fix}") from None
@@ -232,6 +235,12 @@ def _read_json(file: Path, fix: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file}: not a JSON object; {fix}")
     return content
+
+
+def refuse_pipe(file: Path) -> None:
+    """Raise OSError where `file` is a pipe, a socket or a device, whose reader would wait."""
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        raise OSError(errno.EINVAL, "not a file", str(file))
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from diagnostics.records import WORDS, Kinds
 from shadowlab.errors import UserError
-from shadowlab.runs.folder import RunFolder
+from shadowlab.runs.folder import RunFolder, refuse_pipe
 from shadowlab.runs.lookup import last_activity
 from shadowlab.runs.tail import first_header, last_records
 
@@ -68,6 +68,7 @@ def _summarize(place: Path) -> RunSummary:
     try:
         stages = run.stages()
         if run.metrics.exists():
+            refuse_pipe(run.metrics)
             header = first_header(run.metrics)
             tail.read(run.metrics, header)
     except OSError as error:
@@ -138,11 +139,12 @@ def _size(place: Path) -> int:
     Raises:
         OSError: a folder cannot be looked at.
     """
-    total = 0
-    with os.scandir(place) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                total += _size(Path(entry.path))
-            else:
-                total += entry.stat(follow_symlinks=False).st_size
+    total, folders = 0, [os.fspath(place)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    total += entry.stat(follow_symlinks=False).st_size
     return total

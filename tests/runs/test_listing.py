@@ -18,6 +18,7 @@ JUDGED = {"kind": "validation", "step": 3, "loss": 1.0, "r2": 0.5}
 ENDED = {"kind": "stage", "stage": "train", "step": 3, "passed": True}
 STOPPED = ENDED | {"passed": False, "message": "loss is NaN"}
 INCIDENT = {"kind": "incident", "step": 4, "verdict": {"value": "nan"}}
+FIXES = {"metrics.jsonl": "", "stages.json": "; remove the file to run the stages again"}
 STEPS = [HEADER, step(1), step(2), step(3), JUDGED]
 
 CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], tuple[str, str, int | None]]] = {
@@ -154,3 +155,26 @@ def test_long_runs_are_not_read_through(tmp_path: Path) -> None:
     assert len(found) == 60 and {(one.state, one.step, one.evaluation["r2"]) for one in found} == {
         ("interrupted", 999, 0.5)
     }
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "stages.json", LOCK])
+@pytest.mark.usefixtures("alarm")
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    run = make_run(tmp_path / "run", STEPS)
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    assert only(tmp_path).problem == (
+        f"{run / name}: cannot be read (not a file)" + FIXES[name] if name in FIXES else ""
+    )
+
+
+def test_folders_may_be_nested_deeper_than_python_calls(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", STEPS)
+    here = os.open(tmp_path / "run", os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=here)
+        inner = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
+    assert only(tmp_path).state == "interrupted"

@@ -328,6 +328,10 @@ def test_wrong_paths_and_options_are_one_line(overflow: RunFolder, tmp_path: Pat
 def test_a_run_without_incident_says_so(stage_folder: dict[str, Path], tmp_path: Path, overflow: RunFolder) -> None:
     run = RunFolder.create(tiny.stage_config(stage_folder, tmp_path), "healthy")
     assert "has no incident" in error_line(str(run.path))
+    records = tmp_path / "loop" / "metrics.jsonl"  # of a loop that has no config.yaml
+    records.parent.mkdir()
+    records.write_text('{"kind": "train", "step": 1, "loss": 0.5}\n')
+    assert "has no incident" in error_line(str(records.parent))
     shutil.copytree(overflow.path, tmp_path / "healthy-overfit")
     assert "next to it: healthy-overfit" in error_line(str(run.path))
 

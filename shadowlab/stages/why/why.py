@@ -53,7 +53,7 @@ def find_incident(path: str, output_dir: str | None = None) -> Path:
         damaged = sorted(found for found in folder.glob("step-*") if found.is_dir())
         if damaged:
             raise UserError(f"{damaged[-1] / 'verdict.json'}: missing; the incident is damaged")
-        if (place / "config.yaml").is_file() or folder.is_dir():
+        if folder.is_dir() or any((place / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
             raise UserError(f"{place}: has no incident, so no step of it met NaN or Inf{_neighbours(place)}")
     if given.exists():
         raise UserError(f"{given}: neither a run folder nor an incident folder (no verdict.json, no incidents/)")

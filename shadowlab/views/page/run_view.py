@@ -8,7 +8,7 @@ from typing import Any
 
 from diagnostics.health import examine
 from diagnostics.records import History, decode, read_records
-from shadowlab.runs import RunFolder
+from shadowlab.runs import RunFolder, refuse_pipe
 from shadowlab.views.charts import Plot, judged_keys, plots, plots_of
 from shadowlab.views.page.incident_story import IncidentStory
 from shadowlab.views.page.wording import count
@@ -188,7 +188,7 @@ def _json_object(file: Path, problems: list[str]) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(_read(file))
     except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{file}: cannot be read ({type(error).__name__}); it is left out")
         return {}
@@ -209,10 +209,15 @@ def _text(file: Path, problems: list[str]) -> str:
     if not file.exists():
         return ""
     try:
-        return file.read_text(encoding="utf-8")
+        return _read(file)
     except (OSError, ValueError) as error:
         problems.append(f"{file}: cannot be read ({type(error).__name__}); it is left out")
         return ""
+
+
+def _read(file: Path) -> str:
+    refuse_pipe(file)
+    return file.read_text(encoding="utf-8")
 
 
 def _summary(result: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -120,3 +120,7 @@ def test_headroom_is_that_of_each_dtype() -> None:
     layers = statistics.collect()
     assert layers["two"]["activation"].headroom_bits == pytest.approx(math.log2(65504 / 4))
     assert layers["nothing"]["activation"].headroom_bits == math.inf
+
+
+def test_a_stage_that_is_no_text_is_read_as_one() -> None:
+    assert History([{"kind": "header", "stage": ["overfit"]}]).records() == []

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 
 from diagnostics import RecordWriter, read_records
+from diagnostics.records import lines
 from diagnostics.records.lines import decode, encode
 
 words = st.sampled_from(["NaN", "Infinity", "-Infinity", "\\NaN", "\\\\-Infinity", "\\", "nan", "\u2028", "\x1c\n"])
@@ -116,6 +117,15 @@ class TestFile:
         with pytest.raises(ValueError, match="metrics.jsonl:2"):
             RecordWriter(path, keep_until_step=9)
         assert path.read_bytes().startswith(b'{"step": 1}\n' + line)
+
+    @pytest.mark.parametrize("end", [b"", b"\n"])
+    def test_a_line_without_end_is_not_read_into_memory(self, tmp_path, monkeypatch, end: bytes):
+        """A file system may leave gigabytes of zeros after a power cut."""
+        monkeypatch.setattr(lines, "_LONGEST", 100)
+        path = tmp_path / "metrics.jsonl"
+        path.write_bytes(b'{"step": 1}\n' + b"\0" * 1000 + end)
+        with pytest.raises(ValueError, match=r"metrics\.jsonl:2: not a JSON record \(.* MiB or more"):
+            list(read_records(path))
 
     def test_empty_file(self, tmp_path):
         path = tmp_path / "metrics.jsonl"

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import math
+import os
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -157,6 +158,18 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
         assert any(words in problem for problem in written.problems), words
     assert "step-00000001.png: no picture" in page
     assert data(page, "curve-data")["loss"]["series"][0]["steps"] == [1, 2]
+
+
+@pytest.mark.usefixtures("alarm")
+def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [step(1)])
+    for name in ("stages.json", "config.yaml"):
+        (run / name).unlink(missing_ok=True)
+        os.mkfifo(run / name)
+    assert [problem.rpartition("/")[2] for problem in write_report(run).problems] == [
+        "config.yaml: cannot be read (OSError); it is left out",
+        "stages.json: cannot be read (OSError); it is left out",
+    ]
 
 
 @pytest.mark.parametrize("damage", ["gone", "damaged"])
