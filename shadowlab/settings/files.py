@@ -201,6 +201,10 @@ def _merge_file(path: Path, merged: dict[str, Any], origins: dict[str, str], cha
         leaves = list(_leaves(content))
     except RecursionError:
         raise UserError(f"{path}: {_TOO_DEEP}") from None
+    given = dict(leaves)
+    for old, new in _MOVED.items():
+        if old in given and new in given and given[old] != given[new]:
+            raise UserError(f"{path}: {old} is {new} now, and both are given with other values; remove {old}")
     for key, value in leaves:
         _assign(merged, origins, key, value, str(path))
 

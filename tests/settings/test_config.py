@@ -285,3 +285,14 @@ def test_a_config_cannot_be_changed() -> None:
 def test_no_default_is_refused_by_its_own_rule() -> None:
     assert Config.model_validate(Config().model_dump()) == Config()
     assert all(math.isfinite(t) for t in Config().validation.timesteps)
+
+
+def test_a_file_that_gives_a_key_under_its_old_and_its_new_name_is_asked_which(tmp_path: Path) -> None:
+    file = tmp_path / "both.yaml"
+    file.write_text("overfit: {min_soft_iou: 0.3}\ntask_options: {min_soft_iou: 0.5}\n")
+    with pytest.raises(UserError, match=r"both\.yaml: overfit\.min_soft_iou is task_options\.min_soft_iou now"):
+        load_config(file=file)
+    newer = tmp_path / "newer.yaml"
+    file.write_text("overfit: {min_soft_iou: 0.3}\n")
+    newer.write_text("base: [both.yaml]\ntask_options: {min_soft_iou: 0.5}\n")
+    assert load_config(file=newer).task_options == {"min_soft_iou": 0.5}
