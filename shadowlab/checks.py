@@ -105,7 +105,7 @@ class PathTable:
             ]
             if len(symbols) != len(row.shape) or wanted != row.shape:
                 faults.append(f"{row.tensor} {tuple(row.shape)} is not {row.form}")
-        if letters.get("h", 0) * DOWNSCALE != letters.get("H", 0):
+        if {"h", "H"} <= letters.keys() and letters["h"] * DOWNSCALE != letters["H"]:
             faults.append(f"latent height {letters.get('h')} is not an eighth of {letters.get('H')}")
         return Check(
             "shapes, dtypes and ranges along the path",

@@ -87,7 +87,7 @@ def _fill(
     work = _missing(keys, whole)
     samples = in_order(dataset, list(work), num_workers=num_workers)
     for sample, (i, missing) in zip(_counted(samples, len(work), "sample", reporter), work.items(), strict=True):
-        latents = _encode(task, sample, missing)
+        latents = _encode(task, sample, dataset.ids[i], missing)
         _require_unchanged(dataset, i, files)
         for part, latent in latents.items():
             write_entry(folder, keys[i][part], part, latent)
@@ -108,7 +108,15 @@ def _digest_pictures(
 ) -> dict[str, PictureFile]:
     """Name to content of every picture that a latent is made from."""
     roles = [role for of_part in task.latent_parts.values() for role in of_part]
-    sources = [dataset.entry(i).sources[role] for i in range(len(dataset)) for role in roles]
+    entries = [dataset.entry(i) for i in range(len(dataset))]
+    for entry in entries:
+        absent = next((role for role in roles if role not in entry.sources), None)
+        if absent is not None:
+            raise UserError(
+                f"sample {one_line(entry.id)}: its {absent} picture is no file, and latents are kept by what a file "
+                "holds; train without data.latents"
+            )
+    sources = [entry.sources[role] for entry in entries for role in roles]
     with ThreadPoolExecutor(max(1, num_workers)) as pool:  # reading and hashing let go of the interpreter
         found = list(_counted(pool.map(PictureFile.of, sources), len(sources), "picture", reporter))
     return {source.name: file for source, file in zip(sources, found, strict=True)}
@@ -156,7 +164,7 @@ def _missing(keys: Sequence[Mapping[str, str]], whole: Iterable[str]) -> dict[in
     return work
 
 
-def _encode(task: Task[Any], sample: Any, parts: Sequence[str]) -> dict[str, Tensor]:
+def _encode(task: Task[Any], sample: Any, name: str, parts: Sequence[str]) -> dict[str, Tensor]:
     """Each part (C, h, w) on the CPU, finite."""
     batch = task.collate([sample]).to(task.vae.device)
     latents = {part: task.encode_part(part, batch)[0].cpu() for part in parts}
@@ -165,7 +173,7 @@ def _encode(task: Task[Any], sample: Any, parts: Sequence[str]) -> dict[str, Ten
         if bad:
             pictures = " and ".join(task.latent_parts[part])
             raise StageFailedError(
-                f"sample {one_line(sample.id)}: {bad} of {latent.numel()} values of its {part} latent are not finite, "
+                f"sample {one_line(name)}: {bad} of {latent.numel()} values of its {part} latent are not finite, "
                 f"and nothing of the sample was kept; look at its {pictures} picture (shadowlab data check) and at "
                 "the VAE: model.vae must be one that is sound in float32"
             )

@@ -16,6 +16,7 @@ import torch
 
 from shadowlab.distributed import SingleProcess, pick_device
 from shadowlab.errors import StageFailedError, UserError
+from shadowlab.models import ModelSpec
 from shadowlab.planning.rehearsal import ALL_MOMENTS, Rehearsal
 from shadowlab.settings import Config
 from shadowlab.tasks import open_task
@@ -78,7 +79,8 @@ def _measure(config: Config) -> dict[str, int]:
     device = pick_device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    _rehearsal(_smallest(config), device, lambda _: None).run()  # libraries are loaded, kernels made
+    smallest = _smallest(config, open_task(config).spec)
+    _rehearsal(smallest, device, lambda _: None).run()  # libraries are loaded, kernels made
     gc.collect()
     meter = _CudaPeaks() if device.type == "cuda" else _HostPeaks()
     peaks: dict[str, int] = {}
@@ -108,9 +110,9 @@ def _rehearsal(config: Config, device: torch.device, enter: Callable[[str], None
     return Rehearsal(config, trainee, task, enter, lambda _: None)
 
 
-def _smallest(config: Config) -> Config:
-    """The same run with the tiny model and one small picture."""
-    model = {"architecture": "tiny", "weights": "random", "vae": "embedded"}
+def _smallest(config: Config, spec: ModelSpec) -> Config:
+    """The same run with one small picture, and with the tiny model where no tokens have to fit the own one."""
+    model = {} if spec.keeps_cross_attention else {"architecture": "tiny", "weights": "random", "vae": "embedded"}
     return config.model_copy(
         update={
             "model": config.model.model_copy(update=model),

@@ -146,7 +146,7 @@ def _conclude(result: GridResult, step: int, session: Session) -> StageResult:
         f"fixed-grid loss {result.loss:.4f}; one-step generation: R^2 {result.r2:.3f}, {result.text(task)} "
         f"after {step} steps"
     )
-    reporter.say(f"pictures (object / target / one step / error): {run.samples}")
+    reporter.say(f"pictures ({task.comparison}): {run.samples}")
     message = ""
     if not passed:
         message = (

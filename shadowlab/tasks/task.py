@@ -137,6 +137,8 @@ class Task(Protocol[B]):
     once can be kept by their content."""
     charts: tuple[Chart, ...]
     """What the views draw of its evaluations, in this order; the header of a run's records carries them."""
+    comparison: str
+    """What `comparison_figure` shows of a sample, from left to right, for people: `object / target / error`."""
     sweep_name: str
     """Of `sweep`, for people and files: `light-sweep`."""
     vae: ImageVae

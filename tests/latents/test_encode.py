@@ -124,10 +124,10 @@ def test_a_picture_that_changes_meanwhile_is_not_kept_under_its_old_key(
     folders = copied(stage_folder, tmp_path)
     original = encoding._encode
 
-    def slow(task: Any, sample: Any, parts: Any) -> Any:
-        if sample.id == "img_00001":
+    def slow(task: Any, sample: Any, name: str, parts: Any) -> Any:
+        if name == "img_00001":
             (folders["data"] / "shadows" / "img_00001.png").write_bytes(as_png(shadow_picture(99)))
-        return original(task, sample, parts)
+        return original(task, sample, name, parts)
 
     monkeypatch.setattr(encoding, "_encode", slow)
     with pytest.raises(UserError, match=r"sample img_00001: shadows/img_00001\.png changed while .* being encoded"):

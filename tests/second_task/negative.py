@@ -122,6 +122,7 @@ class NegativeTask:
     """A `Task`."""
 
     name, sweep_name, draws_sweep = "negative", "sweep", False
+    comparison = "picture / negative / one step"
     spec = ModelSpec(8, ("x_t", "picture"), "repeat", keeps_cross_attention=True, trainable=("*.attn1.*",))
     objective: Objective = VPrediction()
     metrics: tuple[Metric, ...] = (MAE,)

@@ -13,6 +13,9 @@ from typer.testing import CliRunner
 import shadowlab.tasks
 from cli.main import app
 from diagnostics import read_records
+from shadowlab.planning import measure
+from shadowlab.planning.rehearsal import ALL_MOMENTS
+from shadowlab.settings import load_config
 from tests import tiny
 from tests.second_task.negative import NegativeTask, VPrediction
 
@@ -58,7 +61,7 @@ def shadowlab_says(*words: str, code: int = 0) -> str:
 
 def run(command: str, *words: str, code: int = 0) -> str:
     options = [word for one in (*WORDS, "model.vae=vae") for word in ("--set", one)]
-    return shadowlab_says(command, "--weights", "unet", "--device", "cpu", *options, *words, code=code)
+    return shadowlab_says(*command.split(), "--weights", "unet", "--device", "cpu", *options, *words, code=code)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +94,7 @@ def test_its_precision_is_checked(place: Path) -> None:
 def test_it_overfits_by_its_own_criterion(place: Path) -> None:
     said = run("overfit")
     assert "mean absolute error <= 0.9" in said and "(the picture itself" in said
-    assert "soft IoU" not in said
+    assert "soft IoU" not in said and "pictures (picture / negative / one step)" in said
     said = run("overfit", "--set", "task_options.max_mae=0.001", code=1)
     assert "mean absolute error" in said and "(needs 0.001)" in said
 
@@ -126,6 +129,18 @@ def test_its_memory_is_planned(place: Path) -> None:
     plan = json.loads(run("plan", "--strategy", "single", "--json"))
     items = plan["strategies"]["single"]["peaks"]["optimizer step"]["items"]
     assert items["AdamW moments"] < items["weights"] and items["EMA"] < items["weights"]  # frozen ones have neither
+
+
+def test_its_memory_is_measured_at_its_own_width_of_tokens(place: Path) -> None:
+    assignments = [*WORDS, f"model.weights={place / 'unet'}", f"model.vae={place / 'vae'}"]
+    config = load_config(options={"device": "cpu"}, assignments=assignments)
+    device, moments = torch.device("cpu"), list[str]()
+    measure._rehearsal(measure._smallest(config, NegativeTask.spec), device, moments.append).run()
+    assert moments == list(ALL_MOMENTS)
+
+
+def test_latents_of_pictures_that_lie_in_no_file_are_refused_in_one_line(place: Path) -> None:
+    assert "sample n00: its target picture is no file" in run("data encode", "--out", "latents", code=2)
 
 
 def test_a_nan_is_traced_and_explained(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

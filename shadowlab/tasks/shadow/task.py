@@ -55,6 +55,7 @@ class ShadowTask:
     metrics: tuple[Metric, ...] = (SOFT_IOU, RMSE)
     baseline: Baseline | None = Baseline("black", "all black")
     charts: tuple[Chart, ...] = CHARTS
+    comparison = "object / target / one step / error"
     sweep_name = "light-sweep"
     vae: ImageVae
 
