@@ -39,7 +39,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable ".[dev,render]"
+	$(PIP) --editable ".[dev,render,export,demo,lightning,trainer]"
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

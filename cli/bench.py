@@ -1,5 +1,6 @@
 """Measurements of this project itself."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +13,7 @@ def faults(
     only: Annotated[list[str] | None, typer.Option(help="Name of a case; may be given again.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Score `explain` on a corpus of known faults: every field of every verdict, and false alarms.
+    """Score `explain` and `Watch` on a corpus of known faults: every field of every verdict, and false alarms.
 
     Example: shadowlab bench faults --peers
     """
@@ -21,6 +22,27 @@ def faults(
 
     reporter = Reporter(as_json=as_json)
     report = run_faults(only, peers=peers)
+    reporter.say(format_report(report))
+    reporter.result(report.to_json())
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def hosts(
+    only: Annotated[
+        list[str] | None, typer.Option(help="A host: plain, trainer, ddp, ...; may be given again.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put the watch into the loops of others, from accelerate to FSDP2: lines added, verdicts, the same bits.
+
+    Example: shadowlab bench hosts
+    """
+    from shadowlab.bench.hosts import format_report, run_hosts
+    from shadowlab.console import Reporter
+
+    reporter = Reporter(as_json=as_json)
+    report = run_hosts(only, on_host=lambda name: reporter.say(f"{name} ..."))
     reporter.say(format_report(report))
     reporter.result(report.to_json())
     if not report.passed:
@@ -47,6 +69,27 @@ def overhead(
     report = measure_overhead(parameters, repeats=rounds, trips=trips, device=place, on_row=reporter.say)
     reporter.say(format_table(report))
     reporter.result(report.to_json())
+
+
+def explain_cost(
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; the figures are medians of ratios.")] = 3,
+    cells: Annotated[list[int] | None, typer.Option(min=1, help="GRU cells of a loop; may be given again.")] = None,
+    parameters: Annotated[float, typer.Option(min=0, help="Size of the SDXL-shaped UNet; 0 leaves it out.")] = 80e6,
+    as_json: Json = False,
+) -> None:
+    """Measure how many steps' time `explain` takes, over the number and the size of operators.
+
+    Example: shadowlab bench explain-cost --cells 500 --cells 2000
+    """
+    from shadowlab.bench.explain_cost import format_table, measure_explain_cost
+    from shadowlab.console import Reporter
+
+    reporter = Reporter(as_json=as_json)
+    report = measure_explain_cost(cells or (500, 2000), rounds, parameters, reporter.say)
+    reporter.say(format_table(report))
+    reporter.result(report.to_json())
+    if not report.passed:
+        raise typer.Exit(1)
 
 
 def step(
@@ -113,16 +156,32 @@ def memory(
 
 def views(
     steps: Annotated[int, typer.Option(min=1, help="Logged steps.")] = 1000,
+    long_run: Annotated[
+        int | None,
+        typer.Option(min=8, metavar="STEPS", help="Time and memory of each command on a run of so many steps instead."),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="With --long-run: where the run is, or is written to be kept.", show_default="none"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure the TensorBoard view of a run of SDXL's layers: bytes of event files, and time a logged step.
 
-    Example: shadowlab bench views --steps 200
+    Example:
+    shadowlab bench views --steps 200
+    shadowlab bench views --long-run 150000
     """
+    from shadowlab.bench import long_run as of_long_run
     from shadowlab.bench.views import format_table, measure_views
     from shadowlab.console import Reporter
 
     reporter = Reporter(as_json=as_json)
+    if long_run is not None:
+        found = of_long_run.measure_long_run(long_run, run, reporter.say)
+        reporter.say(of_long_run.format_table(found))
+        reporter.result(found.to_json())
+        return
     report = measure_views(steps, reporter.say)
     reporter.say(format_table(report))
     reporter.result(report.to_json())

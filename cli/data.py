@@ -2,12 +2,17 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.options import Json
 from shadowlab.settings import Request
+
+if TYPE_CHECKING:
+    from shadowlab.examination import CheckReport
+
+CHECK_IS_KEPT = "what is examined is kept; go on with the same command and --resume"
 
 
 def render(
@@ -22,51 +27,120 @@ def render(
 ) -> None:
     """Render training samples with Mitsuba 3 (pip install mitsuba trimesh).
 
-    Example: shadowlab data render --meshes DIR --out my-renders --lights 4
+    Example:
+    shadowlab data render --meshes DIR --out my-renders --lights 4
+    shadowlab data render --objects 1000 --out my-renders --processes 8
     """
     from shadowlab.console import Reporter
+    from shadowlab.distributed import workers
+    from shadowlab.standard_streams import outlived
     from shadowlab.tasks.shadow import render_dataset
 
-    reporter = Reporter(as_json=as_json)
-    with reporter.start("render", total=1):
+    outlived()
+    with workers() as processes:
+        reporter = Reporter(as_json=as_json, active=processes.is_main)
         count = render_dataset(
             out,
+            processes,
+            reporter,
             num_objects=objects if meshes is not None else objects or 20,
             lights_per_object=lights,
             image_size=size,
             samples_per_pixel=spp,
             seed=seed,
             meshes=meshes,
-            on_progress=lambda done, total: reporter.advance(done, total, {}, log=done == total),
         )
     reporter.say(f"{count} samples in {out}; examine them with: shadowlab data check {out}")
     reporter.result({"samples": count, "out": str(out)})
 
 
 def check(
+    request: Request,
     path: Annotated[str, typer.Argument(help="A folder, a tar, or `embedded`.")],
     image_size: Annotated[int | None, typer.Option(min=8, help="Also check that samples resize to this.")] = None,
-    as_json: Json = False,
+    quick: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Examine N samples, drawn by --seed, in place of all.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a check of this set was stopped.")] = False,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep what is found so far here; several machines must share it.",
+            show_default="in ~/.cache/shadowlab/checks",
+        ),
+    ] = None,
 ) -> None:
     """Examine every sample and list all that is wrong.
 
-    Example: shadowlab data check my-renders --image-size 128
+    Example:
+    shadowlab data check my-renders --image-size 128
+    shadowlab data check my-renders --processes 8
+    shadowlab data check my-renders --quick 500
     """
     from shadowlab.console import Reporter
-    from shadowlab.tasks.shadow import check_dataset, listing
+    from shadowlab.distributed import workers
+    from shadowlab.examination import Selection, check_data, listing
 
-    reporter = Reporter(as_json=as_json)
-    report = check_dataset(path, image_size)
+    config = request.config()
+    selection = Selection(quick, config.seed)
+    with workers() as processes:
+        reporter = Reporter(as_json=request.as_json, active=processes.is_main, quiet=request.quiet)
+        report = check_data(
+            config, path, processes, reporter, image_size=image_size, selection=selection, resume=resume, state=state
+        )
+    if report is None:  # the first process has it
+        return
+    if config.data.augment.is_on:
+        reporter.say(f"examined as the files have it; train augments: {config.data.augment.text}")
     for line in listing(report.notices):
         reporter.warn(line)
     for line in listing([str(problem) for problem in report.problems]):
         reporter.say(line, style="red")
-    found = f"{_count(report.num_samples, 'sample')} of {_count(report.num_objects, 'object')}"
-    verdict = f"{found}, {_count(len(report.problems), 'problem')}"
-    reporter.say(f"{path}: {verdict}")
+    reporter.conclude(f"{path}: {_examined(report, config.seed)}, {_count(len(report.problems), 'problem')}")
     reporter.result({"passed": not report.problems, **asdict(report)})
     if report.problems:
         raise typer.Exit(2)
+
+
+def _examined(report: "CheckReport", seed: int) -> str:
+    all_of_it = f"{_count(report.num_samples, 'sample')} of {_count(report.num_objects, 'object')}"
+    if report.num_examined == report.num_samples:
+        return all_of_it
+    return f"all names and metadata of {all_of_it}, and the pictures of {report.num_examined} drawn by seed {seed}"
+
+
+def pack(
+    path: Annotated[str, typer.Argument(help="A folder, a tar, or `embedded`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the pack.")],
+    shard_mib: Annotated[float, typer.Option(min=0.1, help="Size of a tar in MiB, about.")] = 1024,
+    as_json: Json = False,
+) -> None:
+    """Pack a data set into a few large tars, for file systems that hate a million files.
+
+    The tars are WebDataset shards. Train on the pack as on the folder: --data PACK.
+
+    Example:
+    shadowlab data pack my-renders --out my-pack
+    shadowlab data pack my-renders --out my-pack --processes 4
+    """
+    from shadowlab.console import Reporter
+    from shadowlab.distributed import workers
+    from shadowlab.packs import pack_dataset
+    from shadowlab.tasks.shadow import RANGES, index_dataset
+
+    with workers() as processes:
+        reporter = Reporter(as_json=as_json, active=processes.is_main)
+        with processes.together():
+            index = index_dataset(path)
+        for notice in index.notices:
+            reporter.warn(notice)
+        report = pack_dataset(index, out, processes, reporter, value_names=tuple(RANGES), shard_mib=shard_mib)
+    shards = f"{_count(report.num_shards, 'shard')} ({report.mib:,.1f} MiB)"
+    done = f"{report.num_packed} packed, {report.num_kept} kept"
+    reporter.say(f"{_count(report.num_samples, 'sample')} in {shards} in {out}: {done}")
+    reporter.say(f"train on it: --data {out}", style="bold green")
+    reporter.result({"passed": True, "out": str(out), **asdict(report)})
 
 
 def encode(
@@ -77,9 +151,11 @@ def encode(
 ) -> None:
     """Pass every picture through the VAE once; train and overfit then read the latents.
 
-    Example: shadowlab data encode --data my-renders --out latents
+    Example:
+    shadowlab data encode --data my-renders --out latents
+    shadowlab data encode --data my-renders --out latents --processes 4
     """
-    from shadowlab.errors import InterruptedRunError, UserError
+    from shadowlab.errors import UserError
     from shadowlab.latents import encode_dataset
     from shadowlab.stages.run import open_processes
 
@@ -89,20 +165,17 @@ def encode(
         raise UserError("data encode: say where the latents go: --out DIR, or --set data.latents=DIR")
     folder = Path(folder).expanduser()
     processes, reporter = open_processes(config, request)
+    processes.report_losses_to(None, go_on="the same command")
     try:
-        processes.require_single("data encode")
-        report = encode_dataset(config, folder, processes.device, reporter)
-    except KeyboardInterrupt:
-        raise InterruptedRunError(
-            f"interrupted: what is encoded so far is kept in {folder}; go on with the same command"
-        ) from None
+        report = encode_dataset(config, folder, processes, reporter)
     finally:
         processes.close()
+    sides = ", mirrored ones among them" if config.data.augment.flip else ""
     repaired = f", {report.num_damaged} of them in place of damaged ones" if report.num_damaged else ""
     unused = f"; {_count(report.num_unused, 'file')} of other pictures or another VAE" if report.num_unused else ""
     reporter.conclude(
         f"{_count(report.num_latents, 'latent')} of {_count(report.num_samples, 'sample')} in {folder} "
-        f"({report.mib:,.1f} MiB): {report.num_encoded} encoded{repaired}, {report.num_kept} kept{unused}"
+        f"({report.mib:,.1f} MiB){sides}: {report.num_encoded} encoded{repaired}, {report.num_kept} kept{unused}"
     )
     reporter.say(f"train on them: --set data.latents={folder}", style="bold green")
     reporter.result({"passed": True, "out": str(folder), **asdict(report)})
@@ -126,7 +199,9 @@ def train_vae(
     from shadowlab.console import Reporter
     from shadowlab.distributed import pick_device
     from shadowlab.stages.train_vae import train_vae as run
+    from shadowlab.standard_streams import outlived
 
+    outlived()
     reporter = Reporter(as_json=as_json)
     pick_device(device)
     with reporter.start("train-vae", steps):

@@ -25,7 +25,7 @@ def describe_commands() -> list[CommandDescription]:
     """Every command, in the order of `shadowlab -h`."""
     from typer.main import get_command
 
-    from cli.main import app
+    from cli.commands import app
 
     found = list(_described(get_command(app), "", ""))
     panels = list(dict.fromkeys(command.panel for command in found))

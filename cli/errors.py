@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -20,18 +21,20 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         from shadowlab.errors import InterruptedRunError, UserError
+        from shadowlab.interruption import signals
 
         as_json = bool(kwargs.get("as_json"))
         try:
-            command(*args, **kwargs)
+            with signals.unmasked():
+                command(*args, **kwargs)
         except UserError as error:
             if _is_first() or not error.shared:
                 _print(f"error: {error}", as_json=as_json and not error.reported, aloud=not error.printed)
             raise typer.Exit(error.exit_code) from None
         except (KeyboardInterrupt, InterruptedRunError) as stop:
-            if _is_first():  # every process was asked to stop
+            if _is_first() and not getattr(stop, "printed", False):  # every process was asked to stop
                 _print(str(stop) or "interrupted", as_json=as_json)
-            raise typer.Exit(0 if getattr(stop, "saved", False) else 130) from None
+            raise typer.Exit(0 if getattr(stop, "saved", False) else InterruptedRunError.exit_code) from None
         except Exception as error:
             message, code = _of_torch(error)
             if message:
@@ -61,11 +64,26 @@ def _of_torch(error: Exception) -> tuple[str, int]:
                 return "", 3  # our launcher names the process
             return f"another process of this run was lost ({_first_line(error)}); the launcher names it", 3
         if isinstance(error, torch.OutOfMemoryError):
-            fix = "use a smaller train.batch_size or model.gradient_checkpointing=true"
-            return f"out of memory ({str(error).split('.')[0]}); {fix}", 3
+            return f"out of memory ({str(error).split('.')[0]}); {_less_memory(error)}", 3
         if "torch._dynamo" in sys.modules and isinstance(error, torch._dynamo.exc.TorchDynamoException):
             return f"model.compile: torch.compile failed ({_first_line(error)}); set model.compile=false", 3
     raise error
+
+
+def _less_memory(error: Exception) -> str:
+    """What takes less memory and is not in the configuration already."""
+    from shadowlab.settings import Config
+
+    config = getattr(error, "config", None)
+    section = "overfit" if sys.argv[1:2] == ["overfit"] else "train"
+    found = []
+    if not isinstance(config, Config) or getattr(config, section).batch_size > 1:
+        found.append(f"a smaller --set {section}.batch_size=N")
+    if not isinstance(config, Config) or not config.model.gradient_checkpointing:
+        found.append("--set model.gradient_checkpointing=true")
+    if isinstance(config, Config) and len(found) < 2:
+        found.append("a smaller --set data.image_size=N")
+    return f"use {' or '.join(found)}; shadowlab plan says what it would take"
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
@@ -97,6 +115,7 @@ def run_reporting_usage(app: typer.Typer) -> None:
         _print(f"error: {' '.join(error.format_message().split())}", as_json="--json" in sys.argv)
         sys.exit(2)
     except typer.Abort:
+        _print("interrupted", as_json="--json" in sys.argv)
         sys.exit(130)
     sys.exit(code or 0)
 
@@ -112,7 +131,11 @@ _USAGE_ERRORS: Any = typer.BadParameter.__mro__[2]
 
 
 def _print(text: str, *, as_json: bool, aloud: bool = True) -> None:
+    from shadowlab.plain_text import plain_text
+
     if aloud:
-        typer.echo(text, err=True)
+        text = plain_text(text)
+        with suppress(OSError):  # nobody can read it; the exit code says it
+            typer.echo(text, err=True)
     if as_json and _is_first():
         sys.stdout.write(json.dumps({"passed": False, "error": text.removeprefix("error: ")}) + "\n")

@@ -10,6 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 
 _BOXES_NEED = 100  # columns; in less, tables in boxes cut the names of options off
 _EXAMPLE = "\n\nExample:"
+_WORDS = "shadowlab.words"
 
 
 class Command(TyperCommand):
@@ -41,6 +42,8 @@ class Group(TyperGroup):
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         """Without words the page is printed, which the base class takes for the text of an error."""
+        if ctx.parent is None:
+            ctx.meta[_WORDS] = tuple(args)
         if not args and self.no_args_is_help and not ctx.resilient_parsing:
             typer.echo(ctx.get_help())
             raise typer.Exit(2)
@@ -60,15 +63,25 @@ class Group(TyperGroup):
                 formatter.write_dl(rows)
 
 
-def add_command(group: typer.Typer, command: Callable[..., None], *, panel: str | None = None) -> None:
+def add_command(
+    group: typer.Typer, command: Callable[..., None], *, panel: str | None = None, takes_words: bool = False
+) -> None:
     """Put a function into `group` under its own name; its docstring up to `Example:` is its help.
 
     Args:
         panel: heading on the page of `group` under which the command is listed.
+        takes_words: all that follows its first argument belongs to that, options too.
     """
     text = inspect.cleandoc(command.__doc__ or "").partition(_EXAMPLE)[0]
     name = command.__name__.replace("_", "-")
-    group.command(name, cls=Command, help=text, rich_help_panel=panel)(command)
+    settings = {"allow_interspersed_args": False} if takes_words else None
+    group.command(name, cls=Command, help=text, rich_help_panel=panel, context_settings=settings)(command)
+
+
+def typed_words(context: typer.Context) -> tuple[str, ...]:
+    """The words behind `shadowlab` of the command line that is being run."""
+    words: tuple[str, ...] = context.meta[_WORDS]
+    return words
 
 
 def examples(command: Callable[..., Any] | None) -> list[str]:

@@ -1,91 +1,58 @@
-"""The `shadowlab` command: parse, call one function, print, exit code. No logic.
+"""The `shadowlab` command from its first moment on: signals are heard before anything that takes time is imported."""
 
-torch is imported inside the commands, so that --help answers at once.
-"""
-
-import os
-from typing import Annotated
-
-import typer
-
-from cli import bench, config, data, doctor, findings, stages, views
-from cli.errors import reports_errors, run_reporting_usage
-from cli.help import Group, add_command
-from cli.request import with_request
-
-# Read by torch at its first allocation: large tensors on huge pages. On a CPU, page faults are a quarter of the time
-# that SDXL takes at 1024 x 1024.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-app = typer.Typer(
-    name="shadowlab",
-    cls=Group,
-    help="Debugging-first training of diffusion models.",
-    epilog="New here: shadowlab doctor, then check-forward, overfit, train. Help on one: shadowlab COMMAND -h",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-config_app = typer.Typer(help="Show the configuration and what may stand in it.", cls=Group, no_args_is_help=True)
-data_app = typer.Typer(help="Make and examine data sets.", cls=Group, no_args_is_help=True)
-bench_app = typer.Typer(
-    help="Measure this project: right verdicts, what watching costs, the step's speed, and whether plans hold.",
-    cls=Group,
-    no_args_is_help=True,
-)
-
-# In the order in which a user comes to need them.
-BEFORE, TRAIN, LOOK = "Before the first run", "Train", "Look at a run"
-ORIGIN, DATA, PROJECT = "Find where NaN and Inf come from", "Data and autoencoder", "This project"
-
-examined = with_request(doctor.doctor, without=("run", "quiet", "seed", "data.path", "model.weights"))
-add_command(app, reports_errors(examined), panel=BEFORE)
-app.add_typer(config_app, name="config", rich_help_panel=BEFORE)
-# It prints one table, so that there is nothing to be quiet about.
-plan = with_request(stages.plan, keys=("train.batch_size", "model.gradient_checkpointing"), without=("quiet",))
-add_command(app, reports_errors(plan), panel=BEFORE)
-for stage, keys in {
-    stages.check_forward: (),
-    stages.overfit: ("overfit.num_samples", "overfit.max_steps"),
-    stages.train: ("train.max_steps", "distributed.processes"),
-    stages.check_precision: (),
-}.items():
-    add_command(app, reports_errors(with_request(stage, keys=keys)), panel=TRAIN)
-for panel, commands in {
-    LOOK: (views.runs, views.tensorboard, views.report, views.inspect, findings.health),
-    ORIGIN: (findings.why, findings.drill),
-    DATA: (data.train_vae,),
-}.items():
-    for command in commands:
-        add_command(app, reports_errors(command), panel=panel)
-app.add_typer(data_app, name="data", rich_help_panel=DATA)
-app.add_typer(bench_app, name="bench", rich_help_panel=PROJECT)
-
-add_command(config_app, reports_errors(with_request(config.show, without=("run", "quiet"))))
-add_command(config_app, reports_errors(config.schema))
-for command in (data.check, data.render):
-    add_command(data_app, reports_errors(command))
-add_command(data_app, reports_errors(with_request(data.encode, without=("run", "precision", "allow_unsafe"))))
-for command in (bench.faults, bench.overhead, bench.step, bench.memory, bench.views):
-    add_command(bench_app, reports_errors(command))
-
-
-@app.callback(invoke_without_command=True)
-def _version(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
-) -> None:
-    if version:
-        from shadowlab import __version__
-
-        typer.echo(__version__)
-        raise typer.Exit
+import sys
+from typing import Any
 
 
 def main() -> None:
+    """Run the command of `sys.argv` and exit with its code."""
+    try:
+        from shadowlab.interruption import signals
+
+        with signals.heard():
+            try:
+                from shadowlab.standard_streams import guarded
+
+                with guarded(), signals.unmasked():
+                    _run()
+            finally:
+                signals.leave_quietly()
+    except KeyboardInterrupt:  # outside of any command: while it is imported or read
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+
+
+def _run() -> None:
+    from cli.commands import app
+    from cli.errors import run_reporting_usage
     from shadowlab.launched import end_with_launcher
 
     end_with_launcher()
+    _keep_caches_usable()
     run_reporting_usage(app)
+
+
+def _keep_caches_usable() -> None:
+    import os
+
+    from shadowlab.caches import replace_unusable_caches
+
+    try:
+        replaced = replace_unusable_caches()
+    except OSError as error:
+        sys.stderr.write(f"error: no folder for temporary files ({error.strerror}); set TMPDIR to one\n")
+        sys.exit(3)
+    if replaced and os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"warning: {replaced}\n")
+
+
+def __getattr__(name: str) -> Any:
+    """`app`, with all that it imports, for programs that run it themselves."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from cli.commands import app
+
+    return app
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Options that several commands share."""
 
 import inspect
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from cli.completion import complete_assignments, complete_config_files, complete_key, complete_presets
+from cli.completion import complete_assignments, complete_config_files, complete_key, complete_presets, complete_runs
 from shadowlab.settings import DEFAULT_PRESET, describe_key, preset_names
 
 _TYPES = {"integer": int, "number": float, "true or false": bool}
@@ -66,4 +66,17 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", a
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; text goes to stderr.")]
 Quiet = Annotated[
     bool, typer.Option("--quiet", help="Print warnings, errors and the last line alone; log.txt has everything.")
+]
+Place = Annotated[
+    str,
+    typer.Argument(
+        metavar="PLACE",
+        help="A run (folder, name below runs/, or latest), a checkpoint's folder, a folder of shadowlab export, or the "
+        "name of a model that ships.",
+        autocompletion=complete_runs,
+    ),
+]
+Weights = Annotated[
+    Literal["ema", "raw"],
+    typer.Option("--weights", metavar="KIND", help="ema: the average of the weights; raw: those of the last step."),
 ]

@@ -31,8 +31,12 @@ def with_request(
         own = {name: given.pop(name) for name in own_parameters}
         request = _request(of_config, **given)
         request.config()  # a wrong one is refused here, before the command imports torch
-        with request.naming_origins():
-            command(request, **own)
+        try:
+            with request.naming_origins():
+                command(request, **own)
+        except RuntimeError as error:
+            error.config = request.config()  # type: ignore[attr-defined]  # what to try depends on it
+            raise
 
     general = {name: one for name, one in inspect.signature(_request).parameters.items() if name not in without}
     del general["options"]

@@ -22,6 +22,9 @@ def check_forward(
     ] = None,
     phi: Annotated[float | None, typer.Option(help="With --object: azimuth of the light, 0 to 360 degrees.")] = None,
     size: Annotated[float | None, typer.Option(help="With --object: side of the square light, 2 to 8.")] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Print every check and every tensor; log.txt has them in any case.")
+    ] = False,
 ) -> None:
     """Prove that the model as configured is the model that was meant.
 
@@ -37,7 +40,11 @@ def check_forward(
 
     light = {"theta": theta, "phi": phi, "size": size}
     own = open_task(config).own_input({"object": object_image, "mask": mask, **light, "sample": sample})
-    run_stage("check-forward", request, lambda session: run_check_forward(session, sample=sample, own=own))
+    run_stage(
+        "check-forward",
+        request,
+        lambda session: run_check_forward(session, sample=sample, own=own, verbose=verbose),
+    )
 
 
 def check_precision(

@@ -43,7 +43,7 @@ def inspect(
         typer.Option(
             help="Statistic: norm, mean, std, max_abs, fraction_zero, num_nonfinite or headroom of activations, "
             "gradient.NAME for gradients, parameter.gradient_norm, update_ratio.",
-            show_default="headroom; norm with --against",
+            show_default="headroom where it is below 40 bits, else gradient.norm; norm with --against",
         ),
     ] = None,
     step: Annotated[int | None, typer.Option(help="Step to look at.", show_default="the last with statistics")] = None,

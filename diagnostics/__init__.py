@@ -8,6 +8,9 @@
         for batch in loader:
             loss = watch.step(lambda: train_one(batch), batch=batch)
 
+  A body that stays where it is: `for attempt in watch.attempts(batch=batch):`, and in it `with attempt:`. One
+  micro-batch of an accumulation is a step, too, and so is one that raises because of a NaN.
+
 - *This step is NaN, every time.* `explain(lambda: train_one(batch), model=model, batch=batch)` returns the `Verdict`.
 
 - *It is not NaN yet, but something grows, dies or stands still.* `LayerStatistics` measures each layer's output and
@@ -17,28 +20,32 @@
 - *I want to see it.* `diagnostics.board` draws the same records in TensorBoard.
 
 Needs torch and nothing else; TensorBoard only where it is drawn. Whatever is not exported here or by a sub-package
-(`board`, `health`, `incidents`, `records`, `statistics`, `tracing`, `watching`) may change without notice.
+(`board`, `files`, `health`, `incidents`, `records`, `statistics`, `tracing`, `watching`) may change without notice.
 """
 
-from diagnostics.errors import NonFiniteError
-from diagnostics.health import HealthWatch, examine
-from diagnostics.modules import eagerly, leaf_modules, models_in, optimizers_in
-from diagnostics.patching import replaced
-from diagnostics.records import History, RecordWriter, read_records
-from diagnostics.statistics import LayerStatistics, ParameterStatistics, TensorStatistics
-from diagnostics.tensors import all_finite
-from diagnostics.tracing import explain
-from diagnostics.verdict import (
-    CAUSES,
-    EXCEPTIONS,
-    PHASES,
-    Verdict,
-    nearby,
-    number_text,
-    read_verdict,
-    read_verdict_file,
-)
-from diagnostics.watching import Watch
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diagnostics.errors import NonFiniteError
+    from diagnostics.health import HealthWatch, examine
+    from diagnostics.modules import eagerly, leaf_modules, models_in, optimizers_in
+    from diagnostics.patching import replaced
+    from diagnostics.records import History, RecordWriter, read_records
+    from diagnostics.statistics import LayerStatistics, ParameterStatistics, TensorStatistics
+    from diagnostics.tensors import all_finite
+    from diagnostics.tracing import explain
+    from diagnostics.verdict import (
+        CAUSES,
+        EXCEPTIONS,
+        PHASES,
+        Verdict,
+        nearby,
+        number_text,
+        read_verdict,
+        read_verdict_file,
+    )
+    from diagnostics.watching import Watch
 
 __all__ = [
     # Where a value that is not finite was born
@@ -71,3 +78,26 @@ __all__ = [
     "nearby",
     "number_text",
 ]
+
+_HOMES = (  # of the public names
+    *("errors", "health", "modules", "patching", "records"),
+    *("statistics", "tensors", "tracing", "verdict", "watching"),
+)
+_ROOMS = (*_HOMES, "board", "files", "incidents")
+
+if not TYPE_CHECKING:  # for a type checker it would make any name a public one
+
+    def __getattr__(name: str) -> Any:
+        """The public names, loaded when the first of them is asked for: with them comes torch, for which neither
+        `diagnostics.files` nor the help of a command waits."""
+        if name in _ROOMS:
+            return import_module(f"{__name__}.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        for room in (import_module(f"{__name__}.{room}") for room in _HOMES):
+            globals().update({public: getattr(room, public) for public in __all__ if hasattr(room, public)})
+        return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_ROOMS})

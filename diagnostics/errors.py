@@ -18,10 +18,17 @@ class NonFiniteError(ArithmeticError):
     """Whether parameters, optimizer states and averages are those before the step."""
 
     def __init__(
-        self, verdict: Verdict, incident: Path | None = None, *, is_restored: bool = True, note: str = ""
+        self,
+        verdict: Verdict,
+        incident: Path | None = None,
+        *,
+        is_restored: bool = True,
+        has_gradients: bool = False,
+        note: str = "",
     ) -> None:
-        """`note` takes the place of the evidence's folder where there is none."""
-        state = "Parameters, optimizer state and averages are as before the step; gradients are cleared."
+        """`note` takes the place of the evidence's folder where there is none. has_gradients: some were put back."""
+        gradients = "and so are the gradients that it added to" if has_gradients else "gradients are cleared"
+        state = f"Parameters, optimizer state and averages are as before the step; {gradients}."
         if not is_restored:
             state = (
                 "Parameters are NOT as before the step: an optimizer had moved them already, of which this watch "

@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 # What a caller hands over
 
@@ -91,6 +92,59 @@ def leaf_modules(model: nn.Module) -> dict[str, nn.Module]:
     return {name.replace("_orig_mod.", "") or "model": module for name, module in leaves}
 
 
+# Gradients that are not in `parameter.grad`
+
+
+class Withheld:
+    """A whole gradient that FSDP2 keeps to itself while it does not synchronise: `set_requires_gradient_sync(False)`.
+
+    It lies in a parameter that is only there while the model is gathered, or, where gradients are reduced in another
+    dtype, next to it.
+    """
+
+    def __init__(self, kept_by: Any, *, is_converted: bool) -> None:
+        """kept_by: what FSDP2 has of a parameter. is_converted: to the dtype of the reduction."""
+        self._kept_by, self._is_converted = kept_by, is_converted
+
+    @property
+    def name(self) -> str:
+        """Dotted name of the parameter."""
+        return str(self._kept_by._param_fqn or self._kept_by._module_info.param_name)
+
+    @property
+    def _holder(self) -> tuple[Any, str]:
+        if self._is_converted:
+            return self._kept_by, "unsharded_accumulated_grad"
+        return getattr(self._kept_by, "_unsharded_param", None), "grad"
+
+    @property
+    def grad(self) -> Tensor | None:
+        """As a parameter's: the shape of the whole parameter, None where nothing is withheld."""
+        holder, attribute = self._holder
+        gradient: Tensor | None = getattr(holder, attribute, None)
+        return gradient
+
+    @grad.setter
+    def grad(self, gradient: Tensor | None) -> None:
+        """`gradient`: of any shape that the parameter has as a whole."""
+        holder, attribute = self._holder
+        if holder is not None:
+            setattr(holder, attribute, gradient)
+
+
+def withheld_gradients(models: Iterable[nn.Module]) -> list[Withheld]:
+    """Where FSDP2 may keep gradients of these models; none where they are not sharded."""
+    found = []
+    for model in models if "torch.distributed.fsdp" in sys.modules else ():
+        for _, module in walk(model):
+            state_of: Any = getattr(module, "_get_fsdp_state", lambda: None)
+            state = state_of()
+            groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
+            kept = [one for group in groups for one in getattr(group, "fsdp_params", ())]
+            found += [Withheld(one, is_converted=converted) for one in kept for converted in (False, True)]
+    return found
+
+
 # How they are called
 
 
@@ -103,3 +157,27 @@ def eagerly() -> AbstractContextManager[Any]:
     """Compiled modules run eagerly inside: torch.compile does not notice hooks that come after compilation."""
     # Only where something was compiled: importing the compiler takes seconds.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+@contextmanager
+def eager_modules() -> Iterator[None]:
+    """As `eagerly`, but an optimizer's `step` inside runs as it was compiled: it calls no module, and its compiled
+    kernels round in another way than the eager ones. One that is given a closure, which calls modules, runs eagerly."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    lifted: list[Any] = []
+
+    def before(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not any(map(callable, (*args[1:], *kwargs.values()))):
+            lifted.append(torch.compiler.set_stance("default"))
+
+    def after(*_: object) -> None:
+        if lifted:
+            lifted.pop().__exit__(None, None, None)
+
+    with ExitStack() as stack:
+        stack.enter_context(eagerly())
+        stack.callback(register_optimizer_step_pre_hook(before).remove)
+        stack.callback(register_optimizer_step_post_hook(after).remove)
+        yield

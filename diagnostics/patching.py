@@ -1,7 +1,7 @@
 """Standing in for a function for a while, where torch offers no hook: backward, gradient scalers, any attribute."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -76,17 +76,28 @@ def after_gradients(note: Callable[[], None]) -> Iterator[None]:
 # Gradient scalers. One may be anywhere in the caller's loop; its class is where all of them are seen.
 
 
-def before_scale(note: Callable[[torch.amp.GradScaler], None]) -> AbstractContextManager[None]:
-    """Call `note(scaler)` before a gradient scaler scales a loss; a new scaler has no scale tensor until then."""
+@contextmanager
+def before_scale(note: Callable[[torch.amp.GradScaler, Any], None]) -> Iterator[None]:
+    """Call `note(scaler, losses)` before a gradient scaler scales losses, a tensor of any shape or several; a new
+    scaler has no scale tensor until then."""
 
     def noted(original: Callable[..., Any]) -> Callable[..., Any]:
         def scale(scaler: torch.amp.GradScaler, outputs: Any) -> Any:
-            note(scaler)
+            note(scaler, outputs)
             return original(scaler, outputs)
 
         return scale
 
-    return replaced(torch.amp.GradScaler, "scale", noted)
+    with ExitStack() as stack:
+        for kind in _with_subclasses(torch.amp.GradScaler):
+            if "scale" in vars(kind):  # FSDP's has one of its own
+                stack.enter_context(replaced(kind, "scale", noted))
+        yield
+
+
+def _with_subclasses(kind: type) -> list[type]:
+    below: list[type] = kind.__subclasses__()
+    return [kind, *(one for child in below for one in _with_subclasses(child))]
 
 
 @contextmanager

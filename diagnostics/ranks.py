@@ -32,6 +32,14 @@ def worst(magnitudes: Tensor) -> list[float]:
     return cast(list[float], magnitudes.tolist())
 
 
+def placed(number: Tensor) -> Tensor:
+    """(ranks,) for `worst`, which then gives the numbers of all ranks: this rank's in its place, the least number of
+    the dtype in the others."""
+    found = number.new_full((num_ranks(),), torch.finfo(number.dtype).min)
+    found[rank()] = number
+    return found
+
+
 def on_any(flag: bool) -> bool:
     """Whether it holds on any rank; a collective of all ranks where there are several."""
     if num_ranks() == 1:

@@ -3,8 +3,10 @@
 Any shape, dtype, layout and device, DTensors included, unless a function says otherwise.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -13,6 +15,9 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_LAYOUT, _IS_META = attrgetter("layout"), attrgetter("is_meta")
+_TOGETHER, _ALONE = 2**22, 2**14  # elements: tensors below the second are looked at together, up to the first
+_FEW = 8  # tensors that are asked one by one
 _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc, torch.jagged)
 
 # Which tensors there are
@@ -131,8 +136,20 @@ def values_of(tensors: Iterable[Tensor | None]) -> list[Tensor]:
     What is None, empty, of another dtype or held elsewhere is left out. Of a subclass these are the values of its
     parts, such as scales.
     """
-    found = (strided(part) for tensor in tensors if tensor is not None for part in parts(tensor))
-    return [values.detach() for values in found if values is not None and is_inexact(values) and values.numel()]
+    held = [tensor for tensor in tensors if tensor is not None]
+    if not _are_plain(held):  # of thousands of plain tensors the questions below take milliseconds
+        held = [values for tensor in held for part in parts(tensor) if (values := strided(part)) is not None]
+    return [
+        values.detach() if values.requires_grad else values for values in held if is_inexact(values) and values.numel()
+    ]
+
+
+def _are_plain(tensors: Collection[Tensor]) -> bool:
+    """Whether all are strided tensors of torch's own, with memory."""
+    if not set(map(type, tensors)) <= {*_PLAIN} or not set(map(_LAYOUT, tensors)) <= {torch.strided}:
+        return False
+    without_memory = (_IS_META, torch._C._functorch.is_functorch_wrapped_tensor, Tensor._is_zerotensor)
+    return not any(any(map(question, tensors)) for question in without_memory)
 
 
 # Whether they are finite. All tensors here are strided, but for `all_finite`, which takes any.
@@ -143,20 +160,68 @@ def bad_flags(tensors: Sequence[Tensor]) -> list[bool]:
     flags = [False] * len(tensors)
     by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
     for i, tensor in enumerate(tensors):
-        if tensor.numel() and is_inexact(tensor):
-            low, high = torch.aminmax(_comparable(tensor.detach()))
-            # inf - inf and nan - nan are nan, x - x is 0: one number tells both ends
-            by_device.setdefault(tensor.device, []).append((i, ((low - low) + (high - high)).float()))
+        if not is_inexact(tensor) or not tensor.numel():
+            continue
+        numbers = _comparable(tensor.detach() if tensor.requires_grad else tensor)
+        if numbers.is_cpu and _sum_is_finite(numbers):
+            continue
+        low, high = torch.aminmax(numbers)
+        # inf - inf and nan - nan are nan, x - x is 0: one number tells both ends
+        by_device.setdefault(tensor.device, []).append((i, ((low - low) + (high - high)).float()))
     for pairs in by_device.values():
-        numbers = [float(pairs[0][1])] if len(pairs) == 1 else torch.stack([flag for _, flag in pairs]).tolist()
-        for (i, _), number in zip(pairs, numbers, strict=True):
+        read = [float(pairs[0][1])] if len(pairs) == 1 else torch.stack([flag for _, flag in pairs]).tolist()
+        for (i, _), number in zip(pairs, read, strict=True):
             flags[i] = number != 0.0
     return flags
 
 
+def _sum_is_finite(numbers: Tensor) -> bool:
+    """Whether the sum of some real numbers, of any shape, is finite: then each is, for an infinity or NaN stays one.
+    The cheapest question where a read on the host costs nothing."""
+    return math.isfinite(numbers.sum().item())
+
+
 def any_bad(tensors: Sequence[Tensor]) -> bool:
-    """Whether any element of any tensor, of any shape, is NaN or Inf. Exact; reads on the host."""
-    return any(bad_flags(tensors))
+    """Whether any element of any tensor, of any shape, is NaN or Inf. Exact; one read on the host for each device."""
+    if len(tensors) <= _FEW:
+        return any(bad_flags(tensors))
+    held = [tensor.detach() for tensor in tensors if tensor.numel() and is_inexact(tensor)]
+    return read_any([(low - low) + (high - high) for low, high in extremes(held)])
+
+
+def read_any(numbers: Iterable[Tensor]) -> bool:
+    """Whether any of these scalars is not 0, NaN among them. One read on the host for each device."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for number in numbers:
+        by_device.setdefault(number.device, []).append(number.float())
+    return any(any(torch.stack(found).tolist()) for found in by_device.values())
+
+
+def extremes(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Least and largest element, scalars, of groups that together are all of these strided tensors; NaN where there
+    is one. Complex numbers are taken apart.
+
+    Small tensors are copied into one: thousands of questions cost more than the elements.
+    """
+    groups: list[list[Tensor]] = []
+    open_groups: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], int]] = {}
+    for tensor in tensors:
+        num = tensor.numel()
+        key = (tensor.device, tensor.dtype)
+        group, used = open_groups.get(key, ([], _TOGETHER))
+        if num > _ALONE or tensor.dtype.itemsize == 1:
+            groups.append([tensor])
+        elif used + num > _TOGETHER:
+            groups.append([tensor])
+            open_groups[key] = groups[-1], num
+        else:
+            group.append(tensor)
+            open_groups[key] = group, used + num
+    return [torch.aminmax(_comparable(_joined(group))) for group in groups]
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
@@ -165,12 +230,10 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     Tests elements, not sums, which can overflow. Integer and meta tensors count as finite. The scalar is on an
     accelerator where any tensor is on one: AdamW keeps its step counts on the CPU.
     """
-    flags: list[Tensor] = []
-    for tensor in tensors:
-        values = dense(tensor)
-        if values is not None and values.numel() and values.is_floating_point():
-            # on the CPU ten times faster than isfinite over all elements; passes nan on
-            flags.append(torch.isfinite(torch.stack(torch.aminmax(_comparable(values)))).all())
+    held = [dense(tensor) for tensor in tensors]
+    floating = [values for values in held if values is not None and values.numel() and values.is_floating_point()]
+    # on the CPU ten times faster than isfinite over all elements; passes nan on
+    flags = [torch.isfinite(torch.stack(ends)).all() for ends in extremes(floating)]
     device = next((flag.device for flag in flags if flag.device.type != "cpu"), torch.device("cpu"))
     return torch.stack([flag.to(device) for flag in flags]).all() if flags else torch.ones((), dtype=torch.bool)
 
@@ -186,9 +249,9 @@ def magnitude(tensors: Sequence[Tensor]) -> Tensor:
     for tensor in tensors:
         groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
     device = tensors[0].device
-    norms = [norm for group in groups.values() for norm in torch._foreach_norm(list(map(wide, group)))]
-    reals = [(norm.real if norm.is_complex() else norm).to(device, torch.float64) for norm in norms]
-    joint: Tensor = torch.linalg.vector_norm(torch.stack(reals))
+    found = [torch.stack(torch._foreach_norm([wide(tensor) for tensor in group])) for group in groups.values()]
+    reals = [(norms.real if norms.is_complex() else norms).to(device, torch.float64) for norms in found]
+    joint: Tensor = torch.linalg.vector_norm(torch.cat(reals))
     return joint
 
 

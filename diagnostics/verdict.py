@@ -1,11 +1,12 @@
 """What `explain` says: one non-finite value's origin, for people and for machines."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from diagnostics.files import read_json, reason_of
 
 PHASES = {
     "state": "a weight, buffer or optimizer state was bad before the step",
@@ -54,6 +55,9 @@ CAUSES = {
 """What lies behind an event: name -> meaning. A verdict's text quotes the meaning."""
 
 
+_OF_OPERANDS = ("names", "roles", "expression", "expression_at", "zero", "why_zero")  # parts of a witness
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The origin of the non-finite value that reached a sink. `str()` of it is the message for people.
@@ -96,7 +100,14 @@ class Verdict:
 
     witness: dict[str, Any] = field(default_factory=dict)
     """The proof, as JSON values: `index` of the first bad element in a tensor of `shape`, `operands` there (name ->
-    value), `dtype` with its `limits`, and what else was seen, by name."""
+    value), `dtype` with its `limits`, and what else was seen, by name.
+
+    Where they are known: `names` (operand -> what it is called: a parameter, its gradient or optimizer state, a tensor
+    of the batch, else as the code has it) and `roles` (operand -> `numerator`, `denominator`, ...); `expression`, the
+    code that issued the operator, and `expression_at`, its `path:line`, in torch where torch wrote it. Of a denominator
+    that is 0 by rounding: `why_zero`, a sentence, and `zero`, the operators behind it, the one that rounded first at
+    the beginning: each with `op`, `in_float64` (its result there), `dtype`, `operands` (name -> number) and `tensor`
+    (what it wrote, where that has a name)."""
 
     path: tuple[str, ...] = ()
     """The operators from birth to sink."""
@@ -155,15 +166,26 @@ class Verdict:
     @property
     def more_witness(self) -> list[tuple[str, str]]:
         """Label and text of what else the witness holds."""
-        known = ("index", "shape", "dtype", "limits", "operands")
+        known = ("index", "shape", "dtype", "limits", "operands", *_OF_OPERANDS)
         return [
             (name.replace("_", " "), number_text(value)) for name, value in self.witness.items() if name not in known
         ]
 
+    def operand_label(self, name: str) -> str:
+        """What an operand is for and what it is called: `denominator denom`; its name in the operator's schema where
+        neither is known."""
+        role, called = (self.witness.get(key, {}).get(name, "") for key in ("roles", "names"))
+        return " ".join(filter(None, (role, called))) or name
+
+    @property
+    def why_zero(self) -> str:
+        """How a denominator became 0, "" where none did by rounding."""
+        return str(self.witness.get("why_zero", ""))
+
     def _operands_text(self) -> str:
         """They are the proof."""
         operands, where = self.witness.get("operands", {}), self.operands_where
-        text = ", ".join(f"{name} = {number_text(value)}" for name, value in operands.items())
+        text = ", ".join(f"{self.operand_label(name)} = {number_text(value)}" for name, value in operands.items())
         return f"{text} ({where})" if text else where
 
     def _bearer(self) -> str:
@@ -188,6 +210,7 @@ class Verdict:
             ("source", nearby(self.source) if self.source else ""),
             ("samples", ", ".join(map(str, self.samples)) + names if self.samples else ""),
             ("operands", self._operands_text()),
+            ("zero", self.why_zero),
             ("dtype", self.dtype_text),
             *self.more_witness,
             ("path", " -> ".join(self.path)),
@@ -222,13 +245,14 @@ def read_verdict_file(file: Path) -> Verdict:
         ValueError: it is missing, cannot be read, or is damaged; one line that names it.
     """
     try:
-        verdict = read_verdict(json.loads(file.read_text(encoding="utf-8")))
+        verdict = read_verdict(read_json(file, inside=file.parent))
     except FileNotFoundError:
         raise ValueError(f"{file}: missing") from None
     except OSError as error:
-        raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8, or nested thousandfold
-        raise ValueError(f"{file}: not a verdict ({type(error).__name__}); the file is damaged") from error
+        raise ValueError(f"{file}: cannot be read ({reason_of(error)})") from error
+    except ValueError as error:  # neither JSON nor UTF-8, or nested thousandfold
+        said = error if type(error) is ValueError else type(error).__name__
+        raise ValueError(f"{file}: not a verdict ({said}); the file is damaged") from error
     if verdict is None:
         raise ValueError(f"{file}: not a verdict; the file is damaged")
     return verdict
@@ -242,7 +266,11 @@ def _is_sound(name: str, value: Any) -> bool:
         item_kind = int if name == "samples" else str
         return value is None or (isinstance(value, list | tuple) and all(_is(item_kind, item) for item in value))
     if name == "witness":
-        parts = [value.get(part, {}) for part in ("operands", "limits")] if isinstance(value, dict) else [None]
+        parts = (
+            [value.get(part, {}) for part in ("operands", "limits", "names", "roles")]
+            if isinstance(value, dict)
+            else [None]
+        )
         return all(isinstance(part, dict) for part in parts) and isinstance(value.get("dtype"), str | None)
     kind = {"step": int, "rank": int, "reproducible": bool}.get(name, str)
     return value is None or _is(kind, value)

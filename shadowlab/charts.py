@@ -1,12 +1,57 @@
-"""Charts: what a task wants drawn from its evaluations, as the header of a run's records carries it to every view."""
+"""What a task says of the numbers of its evaluations, as the header of a run's records carries it to every view: which
+charts are drawn, and of each metric its name and the better direction."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diagnostics.records import ChartLine, ChartRecord
+from diagnostics.records import ChartLine, ChartRecord, MetricRecord
 
 SAMPLES = "{samples}"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that a task judges a picture by."""
+
+    name: str
+    """Its key in `Task.judge` and in records."""
+    text: str
+    """For people."""
+    higher_is_better: bool = True
+    form: str = ".3f"
+    """How it is printed."""
+
+    def to_json(self) -> MetricRecord:
+        """As the header of the records has it."""
+        return {"name": self.name, "text": self.text, "higher_is_better": self.higher_is_better}
+
+    @classmethod
+    def from_json(cls, content: Any) -> "Metric":
+        """Inverse of `to_json`; unknown keys are ignored.
+
+        Raises:
+            ValueError: no metric; says what is wrong.
+        """
+        if not isinstance(content, Mapping):
+            raise ValueError(f"a metric is an object, not {content!r}")
+        return cls(_text(content, "name"), _text(content, "text"), content.get("higher_is_better") is not False)
+
+
+R2 = Metric("r2", "R^2")
+"""Of every task: variance of the target's latents that one-step generation explains."""
+
+COMMON = (
+    Metric("loss", "Loss", higher_is_better=False, form=".4f"),
+    Metric("r2", "R²"),
+    Metric("soft_iou", "Soft IoU"),
+    Metric("rmse", "RMSE", higher_is_better=False, form=".4f"),
+    Metric("si_rmse", "Scale-invariant RMSE", higher_is_better=False, form=".4f"),
+    Metric("zncc", "Correlation (ZNCC)"),
+    Metric("psnr", "PSNR in dB", form=".2f"),
+    Metric("ssim", "SSIM"),
+)
+"""What is measured of every task, and the metrics of `shadowlab.metrics`, with names as tables have them."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from diagnostics.files import create
+
 NOT_FINITE_COLOUR = (255, 0, 160)
 HEADER_HEIGHT = 18
 """Pixels above a column for its name."""
@@ -31,7 +33,8 @@ def from_image(picture: Image.Image) -> Tensor:
 def save_picture(picture: Tensor, path: Path) -> None:
     """Write (3, H, W) in [0, 1] as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    to_image(picture).save(path)
+    with create(path) as file:
+        to_image(picture).save(file, "PNG")
 
 
 def with_header(picture: Image.Image, names: tuple[str, ...]) -> Image.Image:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 LATENT_CHANNELS = 4
 DOWNSCALE = 8  # of the VAE: a latent's side is an eighth of the picture's
+_MOST_ELEMENTS = 2**28  # an incident keeps 512 MiB; a file may claim more with a stride of 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ class EncodedBatch:
         """The batch of `tensors()` with `ids` and `positions`, as an incident keeps it.
 
         Raises:
-            ValueError: `data`, `ids` or `positions` is absent or no tensor, or there is a name that no batch has.
+            ValueError: something is absent, unknown or no tensor, or they do not fit one another.
         """
         conditions = {field.name for field in fields(Conditions)}
         unknown = sorted(named.keys() - conditions - {"ids", "positions", "data"})
@@ -72,6 +73,7 @@ class EncodedBatch:
         wrong += [name for name, value in given.items() if not isinstance(value, Tensor)]
         if wrong or not isinstance(named.get("ids"), list):
             raise ValueError(f"`{wrong[0] if wrong else 'ids'}` is absent or not what it must be")
+        _require_one_batch(given, named["ids"])
         positions, data = given.pop("positions"), given.pop("data")
         return cls(list(named["ids"]), positions.cpu(), data, Conditions(**given))
 
@@ -113,3 +115,19 @@ def joined(batches: Sequence[EncodedBatch]) -> EncodedBatch:
         data=torch.cat([batch.data for batch in batches]),
         conditions=Conditions(**conditions),
     )
+
+
+def _require_one_batch(tensors: Mapping[str, Tensor], ids: list[Any]) -> None:
+    """Raise ValueError where these are not positions (B,) int64, data (B, 4, h, w) and conditions (B, ...) of B ids."""
+    positions, size = tensors["positions"], len(ids)
+    if not size or not all(isinstance(name, str) for name in ids):
+        raise ValueError("`ids` is no list of names")
+    if positions.dtype != torch.int64 or positions.ndim != 1 or tensors["data"].ndim != 4:
+        raise ValueError("`positions` is not (B,) int64, or `data` not (B, 4, h, w)")
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or not (name == "positions" or tensor.is_floating_point()):
+            raise ValueError(f"`{name}` is no dense tensor of floating-point numbers")
+        if not tensor.ndim or tensor.shape[0] != size:
+            raise ValueError(f"`{name}` is not of {size} samples, as `ids` is")
+    if sum(tensor.numel() for tensor in tensors.values()) > _MOST_ELEMENTS:
+        raise ValueError("larger than any batch that is kept")

@@ -51,6 +51,11 @@ class InterruptedRunError(Exception):
         saved: whether a checkpoint of the last step was written, so that nothing is lost.
     """
 
+    exit_code = 130
+    """Of the command that it ends, unless all was saved."""
+
     def __init__(self, message: str, *, saved: bool = False) -> None:
         super().__init__(message)
         self.saved = saved
+        self.printed = False
+        """Whether another process prints the message."""

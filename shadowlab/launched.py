@@ -4,20 +4,28 @@ import os
 import threading
 import time
 
+from shadowlab.standard_streams import shout
+
 LAUNCHER = "SHADOWLAB_LAUNCHER"  # its process id, in the environment of those it starts
 _PERIOD_SECONDS = 1.0
 
 
 def end_with_launcher() -> None:
     """Watch the launcher from now on; without effect in a process that none started."""
+    if LAUNCHER in os.environ and "RANK" in os.environ:
+        threading.Thread(target=_watch, name="launcher", daemon=True).start()
+
+
+def launcher_is_gone() -> bool:
+    """Whether a launcher of ours started this process and has ended."""
     launcher = os.environ.get(LAUNCHER)
-    if launcher is not None and "RANK" in os.environ:
-        threading.Thread(target=_watch, args=(int(launcher),), name="launcher", daemon=True).start()
+    return launcher is not None and "RANK" in os.environ and os.getppid() != int(launcher)
 
 
-def _watch(launcher: int) -> None:
-    while os.getppid() == launcher:
+def _watch() -> None:
+    """Nothing is saved: the store in which the processes meet was the launcher's; a checkpoint takes all of them."""
+    while not launcher_is_gone():
         time.sleep(_PERIOD_SECONDS)
     if os.environ["RANK"] == "0":
-        os.write(2, b"error: the launcher of this process is gone, so it ends; go on with --resume\n")
+        shout("error: the launcher of this process is gone, so it ends; --resume goes on from the newest checkpoint\n")
     os._exit(3)

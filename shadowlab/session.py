@@ -27,5 +27,9 @@ class Session:
         return cls(config, run, processes, reporter, open_task(config))
 
     def alone(self, run: RunFolder, reporter: Reporter) -> Self:
-        """For a stage that this process runs by itself, in a folder of its own."""
-        return replace(self, run=run, reporter=reporter, processes=SingleProcess(self.processes.device))
+        """For a stage that this process runs by itself, in a folder of its own.
+
+        It has a task of its own, so that the VAE which it loads is gone when it is through.
+        """
+        alone = SingleProcess(self.processes.device)
+        return replace(self, run=run, reporter=reporter, processes=alone, task=open_task(self.config))

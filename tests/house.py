@@ -13,7 +13,8 @@ from functools import cached_property
 from pathlib import Path
 
 FLOORS = ("diagnostics", "shadowlab", "cli")  # each imports itself and those before it
-HALLS = ("shadowlab", "shadowlab.stages", "shadowlab.views", "shadowlab.bench")  # each child is a room; exports nothing
+# Each child is a room; exports nothing.
+HALLS = ("shadowlab", "shadowlab.stages", "shadowlab.views", "shadowlab.bench", "diagnostics.integrations")
 MOST_ROOMS = {"diagnostics": 16, "shadowlab.stages": 8}
 MOST_LINES_OF_FILE = 350
 MOST_LINES_OF_FUNCTION = 60
@@ -21,6 +22,10 @@ OPTIONAL = {"mitsuba", "drjit", "trimesh"}
 LIGHT = ("shadowlab.distributed", "shadowlab.settings", "shadowlab.runs", "shadowlab.console", "shadowlab.views.")
 UNPICKLERS = "diagnostics.incidents"  # evidence from any loop; read with weights_only
 WRITES_TENSORBOARD = "diagnostics.board.tensorboard"
+OWN_LIBRARIES = {  # of the modules that are made for one
+    "diagnostics.integrations.lightning": ("lightning", "pytorch_lightning"),
+    "diagnostics.integrations.transformers": ("transformers", "accelerate"),
+}
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ def room(module: str) -> str:
     if parts[0] not in FLOORS or parts[0] == "cli":
         return parts[0]
     if parts[0] == "diagnostics":
-        return ".".join(parts[:2])
+        return ".".join(parts[: 3 if ".".join(parts[:2]) in HALLS else 2])
     known = parts[0]
     for part in parts[1:]:
         if known not in HALLS:
@@ -159,7 +164,8 @@ def upward_imports(house: House) -> list[str]:
 
 
 def foreign_imports(house: House) -> list[str]:
-    """`diagnostics` stands on torch and the standard library; TensorBoard is loaded by its writer's methods."""
+    """`diagnostics` stands on torch and the standard library; TensorBoard is loaded by its writer's methods, a library
+    that owns the loop by the module made for it."""
     found = []
     for one in house.imports:
         if _top(one.module) != "diagnostics":
@@ -167,7 +173,8 @@ def foreign_imports(house: House) -> list[str]:
         if "tensorboard" in one.target and _top(one.target) != "diagnostics":
             allowed = one.module == WRITES_TENSORBOARD and one.deferred
         else:
-            allowed = _top(one.target) in {"torch", "diagnostics", *sys.stdlib_module_names}
+            own = OWN_LIBRARIES.get(one.module, ())
+            allowed = _top(one.target) in {"torch", "diagnostics", *own, *sys.stdlib_module_names}
         if not allowed:
             found.append(f"{one.place} imports {one.target}")
     return found
@@ -196,7 +203,8 @@ def deep_imports(house: House) -> list[str]:
         door = room(one.target)
         if house.is_package(one.target) and house.exported(one.target) is not None:
             door = one.target  # a room within the room has a door of its own
-        if _top(door) == "diagnostics" != _top(one.module) and not house.is_package(door):
+        is_public = house.is_package(door) or door in OWN_LIBRARIES
+        if _top(door) == "diagnostics" != _top(one.module) and not is_public:
             found.append(f"{one.place} imports {one.target}: take it from diagnostics, which is public")
         elif one.target != door:
             found.append(f"{one.place} imports {one.target}: {door} is the door")
@@ -334,3 +342,30 @@ def _dotted(path: str) -> str:
 
 def _top(module: str) -> str:
     return module.split(".")[0]
+
+
+OPENERS = {"open", "read_text", "read_bytes", "write_text", "write_bytes"}
+LOADERS = {"json.load", "torch.load", "np.load", "numpy.load", "yaml.load", "yaml.safe_load", "Image.open", "os.fdopen"}
+LOADERS |= {"tarfile.open", "shutil.copyfile", "shutil.copy", "shutil.copytree", "load_file", "safe_open"}
+
+
+def other_openings(house: House, allowed: Mapping[str, str]) -> list[str]:
+    """Calls that open a file by another door than `diagnostics.files`.
+
+    Args:
+        allowed: `path call` -> the reason why it may; a reason that nothing needs any more is found, too.
+    """
+    found, used = [], set()
+    for path, tree in house.trees.items():
+        if path.startswith("diagnostics/files/"):
+            continue
+        for node in ast.walk(tree):
+            call = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            dotted, _, name = call.rpartition(".")
+            is_opening = call == "open" or call in LOADERS or (bool(dotted) and name in OPENERS)
+            if not is_opening or call == "Session.open":  # no file
+                continue
+            used.add(f"{path} {call}")
+            if f"{path} {call}" not in allowed:
+                found.append(f"{path}:{node.lineno} calls {call}: take diagnostics.files")
+    return found + [f"{one}: nothing calls it, take it off the list" for one in allowed if one not in used]

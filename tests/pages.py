@@ -83,7 +83,8 @@ def words_of(command: str) -> list[str]:
 
 
 def shape(line: str) -> str:
-    """A line without what another machine, day or number of steps changes: numbers, sparklines, names of runs."""
+    """A line without what another machine, day or number of steps changes: numbers, speed, curves, names of runs."""
+    line = re.sub(r"(\d s)(?:  [\d.]+ (?:steps/s|s/step))?(?:  [\d a-z]+ left)?$", r"\1", line)
     line = re.sub(r"\S*/(?=(?:shadowlab|diagnostics)/\S+\.py)", "", line)
     line = re.sub(r"\b[\w-]*\d{8}T\d{6}Z[\w-]*", "RUN", line)
     line = re.sub(r"\b(?:[a-z_]\w*\.)+[\w.]*[a-z_]\w*\b", "MODULE", line)  # down_blocks.1.resnets.0.conv1

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -44,6 +45,7 @@ SHORTER = {
     "shadowlab train --max-steps 40 --set data.latents=latents": f"--max-steps 2 --set train.log_every=1 {FEW}",
     "shadowlab data render --meshes MESHES --out my-renders --lights 4": "--size 32 --spp 1",
     "shadowlab overfit --samples 16 --data my-renders": f"--max-steps 1 {EASY}",
+    "shadowlab evaluate small --data embedded": "--steps 1 --seeds 1 --control 0 --no-baselines",
 }
 
 # Run in place of one that takes minutes: what it prints has the same lines.
@@ -60,6 +62,8 @@ ELSEWHERE = {
         "source .venv/bin/activate",
         "pip install -c constraints.txt -e .",
         'pip install -c constraints.txt -e ".[render]"',
+        'pip install -c constraints.txt -e ".[export]"',
+        'pip install -c constraints.txt -e ".[demo]"',
     ],
     ".ci/run": [
         "git clone URL shadowlab && cd shadowlab",
@@ -70,23 +74,76 @@ ELSEWHERE = {
     "scripts/gpu_check.py": ["shadowlab check-forward --preset sdxl --weights random"],
     "tests/bench/test_corpus.py::test_the_command_counts_the_same": ["shadowlab bench faults --peers"],
     "tests/bench/test_overhead.py::test_a_miniature_gives_every_row": ["shadowlab bench overhead"],
+    "tests/bench/test_hosts.py::test_a_host_is_right_in_every_phase": ["shadowlab bench hosts"],
     "tests/bench/test_step.py::test_a_miniature_gives_every_row": [
         "OMP_NUM_THREADS=1 shadowlab bench step --rounds 10 --option channels_last",
         "shadowlab bench step --rounds 9",
     ],
     "tests/bench/test_views.py::test_a_row_counts_bytes_and_dumps": ["shadowlab bench views"],
+    "tests/bench/test_views.py::test_a_long_run_has_every_kind_of_record_and_each_command_is_measured": [
+        "shadowlab bench views --long-run 150000",
+    ],
+    "tests/demo/test_demo_in_browser.py::test_half_a_turn_of_the_light_moves_the_shadow_to_the_other_side": [
+        "shadowlab demo small",
+    ],
     "tests/distributed/test_processes.py::test_four_sharded_processes_then_two_then_one": [
         "shadowlab train --processes 4",
         "torchrun --nproc-per-node 4 --no-python -- shadowlab train",
     ],
+    "tests/evaluation/test_evaluate.py::test_killed_and_resumed_by_several_the_files_are_the_same": [
+        "shadowlab evaluate latest --data benchmark.tar --processes 4 --out judged",
+    ],
+    "tests/evaluation/test_evaluate.py::test_the_command_prints_tables_and_one_document": [
+        "shadowlab evaluate latest --data my-renders",
+    ],
+    "tests/evaluation/test_evaluate.py::test_the_truth_is_perfect_and_black_is_nothing_on_every_track": [
+        "shadowlab evaluate truth --data embedded",
+    ],
+    "tests/evaluation/test_comparison.py::test_checkpoints_are_judged_and_finished_evaluations_are_taken": [
+        "shadowlab evaluate --compare RUN OTHER --data my-renders",
+    ],
+    "tests/examination/test_check_data.py::test_any_number_of_processes_finds_the_same": [
+        "shadowlab data check DIR --processes 8",
+    ],
+    "tests/tasks/shadow/test_view.py::test_command_writes_the_file_and_says_what_it_is": [
+        "shadowlab fit-baselines --data my-renders --out view.json",
+        "shadowlab data render --out my-renders --objects 40 --lights 3 --size 128 --spp 64 --seed 1313",
+        "shadowlab fit-baselines --data my-renders --out shadowlab/assets/view.json",
+    ],
     "tests/distributed/test_processes.py::test_more_processes_than_gpus": [
         "shadowlab train --preset sdxl-4xh100 --data DIR",
+    ],
+    "tests/inference/test_small.py::test_a_run_becomes_a_model_that_ships": [
+        "shadowlab data render --objects 900 --lights 4 --size 128 --spp 32 --seed 13 --processes 2 "
+        "--out runs/small-renders",
+        "shadowlab data encode --preset small --data runs/small-renders --out runs/small-latents --processes 2",
+        "shadowlab train --preset small --precision bf16 --data runs/small-renders "
+        "--set data.latents=runs/small-latents --run small --skip-stages",
+        "python -m scripts.ship_model runs/small shadowlab/assets/models/small --data runs/small-renders",
+        "export MALLOC_MMAP_THRESHOLD_=2147483648 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=268435456",
     ],
     "tests/stages/test_check_precision.py::test_half_weights_alone_do_not_hold": [
         "shadowlab check-precision",
         "shadowlab check-precision --preset sdxl --weights random",
     ],
+    "tests/distributed/test_shared_work.py::test_a_killed_process_is_named_and_the_same_command_goes_on": [
+        "shadowlab data encode --data my-renders --out latents --processes 2",
+        "shadowlab data render --objects 1000 --out my-renders --processes 8",
+    ],
+    "tests/distributed/test_shared_work.py::test_three_processes_pack_and_one_error_of_theirs_is_one_line": [
+        "shadowlab data pack my-renders --out my-pack --processes 4",
+        "shadowlab train --data my-pack",
+    ],
     "tests/doctor/test_doctor.py::test_where_all_is_well_it_says_so_and_leaves_nothing_behind": ["shadowlab doctor"],
+    "tests/exporting/test_export.py::test_the_command_runs_what_it_wrote_without_shadowlab": [
+        "shadowlab export latest --to diffusers --out my-pipeline",
+    ],
+    "tests/exporting/test_programs.py::test_torch_programs_give_what_the_model_gives": [
+        "shadowlab export latest --to torch --out my-programs",
+    ],
+    "tests/exporting/test_programs.py::test_onnx_programs_give_what_the_model_gives": [
+        "shadowlab export latest --to onnx --out my-onnx",
+    ],
     "tests/test_drill.py::test_the_verdict_names_the_injected_place": ["shadowlab drill drift"],
     "tests/test_examples.py::test_a_transformers_loop_under_watch": ["python examples/watch_transformers.py"],
     "tests/test_planning.py::test_the_plan_is_within_a_tenth_of_the_measured_peak": ["shadowlab bench memory"],
@@ -117,9 +174,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures = sound_pictures(0)
     (folder / "photo.jpg").write_bytes(pictures["object"])
     (folder / "mask.png").write_bytes(pictures["mask"])
+    make_own_pictures(folder)
     for command in stages_of_the_readme():
         prove(command, folder)
     return folder
+
+
+def make_own_pictures(folder: Path) -> None:
+    """What the pages about a model's use name: an object with alpha, a background of its size, a list."""
+    with Image.open(folder / "photo.jpg") as photo, Image.open(folder / "mask.png") as mask:
+        cup = photo.convert("RGB")
+        cup.save(folder / "table.jpg")
+        cup.putalpha(mask.convert("L"))
+        cup.save(folder / "cup.png")
+    (folder / "pictures.csv").write_text("object,mask,seed,out\ncup.png,,1,one.png\nphoto.jpg,mask.png,2,two.png\n")
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +292,7 @@ def test_make_does_what_the_pages_say() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     texts = [page.read_text(encoding="utf-8") for page in PAGES]
     asked = {name for text in texts for names in re.findall(r"-e \"\.\[([\w,]+)\]", text) for name in names.split(",")}
-    assert asked == {"render", "bench", "dev", "docs"} & extras.keys()
+    assert asked == extras.keys()
 
 
 @pytest.mark.parametrize("page", [README, DOCS / "your-loop.md", DOCS / "architecture.md"], ids=lambda page: page.name)

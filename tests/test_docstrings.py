@@ -10,7 +10,7 @@ import pytest
 from tests.house import House, room
 
 # Sizes as in (B, 3, H, W), (rows, columns), (n,) or (B, ...); in words; or those of another function: "as `encode`".
-SIZES = r"\((?:n|rows|[A-Z]{1,2}|\d+(?: or \d)?),[^()]*\)|\(\w+,\)|\([^()]*\.\.\.[^()]*\)"
+SIZES = r"\((?:n|rows|names|[A-Z]{1,2}|\d+(?: or \d)?),[^()]*\)|\(\w+,\)|\([^()]*\.\.\.[^()]*\)"
 WORDS = r"\bscalars?\b|\bany shapes?\b|\b(?:of|in) its shape\b|\b(?:same|whole|parameter's) shape\b|\bof `shape`"
 SHAPE = re.compile(rf"{SIZES}|{WORDS}|\b[Aa]s `\w")
 

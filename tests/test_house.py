@@ -18,6 +18,36 @@ ROOT = Path(__file__).parents[1]
 OURS = House.read(ROOT, "diagnostics", "shadowlab", "cli")
 Law = Callable[[House], list[str]]
 
+OPENINGS = {
+    "diagnostics/incidents/evidence.py torch.load": "of a file that the door opened",
+    "diagnostics/incidents/template.py torch.load": "repro.py runs where there is torch alone",
+    "diagnostics/incidents/repro.py files('diagnostics.incidents').joinpath('template.py').read_text": "of the package",
+    "shadowlab/data/archive.py tarfile.open": "of a file that the door opened",
+    "shadowlab/data/decoding.py Image.open": "of bytes",
+    "shadowlab/packs/pack.py tarfile.open": "of a file that the door opened",
+    "shadowlab/latents/cache.py safe_open": "the library takes names alone; behind require_file",
+    "shadowlab/models/vae.py safe_open": "the library takes names alone; behind require_file",
+    "shadowlab/inference/saved_unet.py safe_open": "the library takes names alone; behind require_file",
+    "shadowlab/training/capture.py load_file": "the library takes names alone; behind require_file",
+    "shadowlab/training/saved_file.py load_file": "the library takes names alone; behind require_file",
+    "shadowlab/training/checkpoint_files.py os.open": "of a folder or file of ours, to be synced",
+    "shadowlab/tasks/shadow/render/dataset.py os.open": "of a folder of ours, to be locked",
+    "shadowlab/tasks/shadow/result_picture.py Image.open": "of a file that the door opened",
+    "shadowlab/tasks/shadow/render/textures.py Image.open": "of a file that the door opened",
+    "shadowlab/planning/measure.py _RESET.write_text": "a file of the kernel's, which cannot be replaced",
+    "shadowlab/settings/yaml_text.py yaml.load": "of text, with bounds",
+    "shadowlab/exporting/diffusers_folder.py np.load": "of a process of ours, no pickle",
+    "shadowlab/exporting/pipeline_trial.py np.load": "of a process of ours, no pickle; shadowlab is not there",
+    "shadowlab/tasks/shadow/pipeline/pipeline.py shutil.copy": "it runs where there is diffusers alone",
+    "shadowlab/tasks/shadow/pipeline/pipeline.py open": "it runs where there is diffusers alone",
+    "shadowlab/tasks/shadow/pipeline/pipeline.py json.load": "it runs where there is diffusers alone",
+    "shadowlab/standard_streams.py os.open": "of /dev/null",
+    "shadowlab/standard_streams.py open": "of a descriptor",
+    "shadowlab/views/page/pictures.py Image.open": "of bytes",
+    "shadowlab/views/tensorboard/rebuild.py Image.open": "of bytes",
+}
+"""Where a file is opened by another door than `diagnostics.files`, and why it may be."""
+
 LAWS: list[Law] = [
     house.relative_imports,
     house.upward_imports,
@@ -39,6 +69,42 @@ def test_house_keeps(law: Law) -> None:
 def test_nobody_goes_past_a_door() -> None:
     users = House.read(ROOT, "diagnostics", "shadowlab", "cli", "examples", "scripts")
     assert not house.deep_imports(users), "\n".join(house.deep_imports(users))
+
+
+def test_files_are_opened_by_one_door() -> None:
+    """What comes from somebody else may be a pipe, a device, a link out of its folder, or gigabytes."""
+    assert not house.other_openings(OURS, OPENINGS), "\n".join(house.other_openings(OURS, OPENINGS))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "open(path)",
+        "path.open('rb')",
+        "(folder / 'a.json').read_text(encoding='utf-8')",
+        "path.read_bytes()",
+        "path.write_text('x')",
+        "json.load(file)",
+        "Image.open(path)",
+        "tarfile.open(path)",
+        "safe_open(path, framework='pt')",
+        "shutil.copyfile(a, b)",
+        "os.open(path, os.O_RDONLY)",
+    ],
+)
+def test_another_door_is_found(line: str) -> None:
+    tree = House({"shadowlab/runs.py": f"def read(path):\n    return {line}\n"})
+    (found,) = house.other_openings(tree, {})
+    assert found.startswith("shadowlab/runs.py:2 calls ") and found.endswith("take diagnostics.files")
+
+
+def test_a_reason_that_nothing_needs_is_found_and_the_door_itself_is_not() -> None:
+    inside = "from diagnostics.files import read_text\ntext = read_text('a')\nsession = Session.open(config)"
+    tree = House({"shadowlab/runs.py": inside, "diagnostics/files/opening.py": "os.open(path)"})
+    assert not house.other_openings(tree, {})
+    assert house.other_openings(tree, {"shadowlab/runs.py open": "gone"}) == [
+        "shadowlab/runs.py open: nothing calls it, take it off the list"
+    ]
 
 
 def test_files_and_functions_are_short() -> None:

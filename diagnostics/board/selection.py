@@ -1,15 +1,21 @@
 """Which numbers of a record TensorBoard's event files get: all cannot be written, a thousand layers take 0.7 MB a step.
 
-Bound: n training records add at most CAPACITY + n x GRANT bytes of scalars and histograms, and each session one dump at
-its end: 12.7 MB for a thousand of SDXL's. On top comes what was asked for beyond that: more histograms than the grants
-pay, layers drawn in full. Pictures are not counted here: whoever adds them bounds them.
+Bound: a run of any length writes at most MOST_BYTES of scalars, histograms and text, in however many sessions. On top
+comes what was asked for beyond that: layers drawn in full. Pictures are not counted here: whoever adds them bounds
+them. Each kind of content has a `Purse`:
 
-Numbers of the run are always written. Those of layers and parameters are, all at once (a dump), where the bucket holds
-enough: every training record pours GRANT bytes into it, up to CAPACITY, which is also its first content, so that the
-first steps of any model and every step of a small one are drawn. In between, every measured step has the median, least
-and largest of each block's parameters, and its layers in alarm: not finite, or less than LOW_HEADROOM_BITS from
-overflow; the first of them in the order of execution, ALARM_BYTES at most. The last measured step of a session is
-dumped when it ends, be it by a `header`, which begins the next.
+NUMBERS    numbers of the run, and its charts: every record at first, then records ever further apart. A step that was
+           skipped, tripped or is not finite is drawn in any case, on credit.
+JUDGED     the same of evaluations, counted by themselves.
+DETAILS    layers and parameters, all at once (a dump), where the purse holds enough. In between, every measured step
+           has the median, least and largest of each block's parameters, and its layers in alarm: not finite, or less
+           than LOW_HEADROOM_BITS from overflow; the first of them in the order of execution, ALARM_BYTES at most.
+           Histograms are paid from it, too.
+WORDS      incidents, findings, verdicts of stages, the layout of the charts.
+
+The last record and the last measured step of a session are drawn when it ends, be it by a `header`, which begins the
+next. What says nothing is left out: `nonfinite` and `fraction_zero` of a layer until they are above 0, `headroom_bits`
+until it is below MEANT_HEADROOM_BITS, as it is in every float16 tensor and in no sound one of a wider type.
 
 All this is a function of the records alone, so a view that is rebuilt from them is the same. metrics.jsonl holds every
 number of every step.
@@ -17,10 +23,12 @@ number of every step.
 
 import math
 import struct
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from diagnostics.board.purse import Purse
+from diagnostics.board.run_charts import MAX_SUB_RUNS, RUN_CHARTS, RunChart
 from diagnostics.board.tags import (
     BlockNumbers,
     block_numbers,
@@ -34,10 +42,17 @@ from diagnostics.board.tags import (
 )
 from diagnostics.records import WORDS, Kinds, rounded
 
-GRANT = 10_000  # bytes a training record
-CAPACITY = 2_000_000  # bytes
+NUMBERS: dict[str, int] = {"credit": 6_000_000, "total": 24_000_000, "spread": 100_000, "debt": 500_000}
+JUDGED: dict[str, int] = {"credit": 1_000_000, "total": 6_000_000, "spread": 10_000, "debt": 500_000}
+DETAILS: dict[str, int] = {"credit": 4_000_000, "total": 90_000_000, "spread": 50_000, "debt": 4_000_000}
+WORDS_BYTES: dict[str, int] = {"credit": 1_000_000, "total": 3_000_000, "spread": 1_000}
+MOST_BYTES = sum(Purse(**sizes).bound for sizes in (NUMBERS, JUDGED, DETAILS, WORDS_BYTES))
+"""140 MB: of scalars, histograms and text, in a run of any length."""
+
 ALARM_BYTES = 4_000
+BRIEF_BYTES = 5_000  # blocks of a record; more would leave nothing for the layers
 LOW_HEADROOM_BITS = 3.0  # a factor of 8 below the dtype's largest number
+MEANT_HEADROOM_BITS = 40.0  # log2 of float16's largest over its least number
 
 _BIN_BYTES, _HISTOGRAM_BYTES = 16, 100  # a limit and a count in float64; the rest of a histogram's event
 _EVENT_BYTES = 40  # frame, time, step
@@ -50,6 +65,10 @@ class Drawn:
 
     step: int
     entries: list[bytes] = field(default_factory=list)
+    run: str = ""
+    """The sub-run that it belongs to; "" for the run itself."""
+    has_histograms: bool = False
+    """Whether those of the record are drawn as well."""
 
     @property
     def size(self) -> int:
@@ -61,17 +80,37 @@ class Selection:
 
     Args:
         in_full: layers and parameters by name, of which every statistic of every record is drawn, beyond the bound.
+        charts: of the run's own numbers; may be exchanged at any time.
     """
 
-    def __init__(self, in_full: Callable[[str], bool] = lambda name: False) -> None:
+    def __init__(
+        self, in_full: Callable[[str], bool] = lambda name: False, charts: Sequence[RunChart] = RUN_CHARTS
+    ) -> None:
         self.blocks = BlockNumbers()
+        self.charts = charts
+        self.words = Purse(**WORDS_BYTES)
+        """For whoever writes the texts of these records."""
+        self.num_dumps = 0
+        """Measured steps of which all is drawn."""
         self._kinds = Kinds()
         self._in_full = in_full
-        self._tokens = CAPACITY
-        self.num_dumps = 0  # measured steps of which all is drawn
+        self._numbers, self._judged, self._details_purse = Purse(**NUMBERS), Purse(**JUDGED), Purse(**DETAILS)
         self._cost = 0  # bytes of the last dump
-        self._pending: tuple[Mapping[str, Any], set[str]] | None = None
+        self._pending: tuple[Mapping[str, Any], set[str]] | None = None  # the last measured step, where it was no dump
+        self._undrawn: dict[str, Mapping[str, Any]] = {}  # kind -> the last record, where its numbers were left out
         self._prefixes: dict[tuple[str, str], bytes] = {}
+        self._meant: set[tuple[str, str]] = set()  # (layer, key) of what has said something once
+        self._sub_runs: set[str] = set()
+
+    @property
+    def spent(self) -> int:
+        """Bytes so far."""
+        return sum(purse.spent for purse in (self._numbers, self._judged, self._details_purse, self.words))
+
+    @property
+    def shows_headroom(self) -> bool:
+        """Whether any layer's was low enough to be drawn."""
+        return any(key == "headroom_bits" for _, key in self._meant)
 
     def take(self, record: Mapping[str, Any]) -> list[Drawn]:
         """What is to be written now; of the session before, too, where the record begins a new one."""
@@ -80,44 +119,82 @@ class Selection:
             return self.finish()
         if "step" not in record or kind in WORDS:
             return []
-        if not self._kinds.is_evaluation(kind):  # those are no training steps: they pour nothing
-            self._tokens = min(CAPACITY, self._tokens + GRANT)
-        drawn = Drawn(record["step"], [self._entry("", tag, value) for tag, value in run_numbers(record)])
-        self._tokens -= drawn.size + sum(map(_histogram_size, record.get("histograms", {}).items()))
+        judged = self._kinds.is_evaluation(kind)
+        purse = self._judged if judged else self._numbers
+        purse.pour()
+        if not judged:
+            self._details_purse.pour()
+        parts = self._run_parts(record)
+        if purse.take(sum(part.size for part in parts), in_debt=_is_odd(record)):
+            self._undrawn.pop(kind, None)
+        else:
+            parts = [Drawn(record["step"])]
+            self._undrawn[kind] = record
+        drawn = parts[0]
+        sizes = sum(map(_histogram_size, record.get("histograms", {}).items()))
+        drawn.has_histograms = sizes > 0 and self._details_purse.take(sizes)
         if record.get("layers") or record.get("parameters"):
             self.blocks.learn(record)
             self._measured(record, drawn)
-        return [drawn] if drawn.entries else []
+        return [part for part in parts if part.entries or part.has_histograms]
 
     def finish(self) -> list[Drawn]:
-        """The last measured step, where it was not dumped."""
-        if self._pending is None:
-            return []
-        record, have = self._pending
-        self._pending = None
-        self.num_dumps += 1
-        last = Drawn(record["step"], list(self._details(record, without=have)))
-        self._tokens -= last.size
-        return [last] if last.entries else []
+        """The last record of each kind and the last measured step, where they were not drawn."""
+        last: list[Drawn] = []
+        for kind, record in self._undrawn.items():
+            parts = self._run_parts(record)
+            purse = self._judged if self._kinds.is_evaluation(kind) else self._numbers
+            if purse.take(sum(part.size for part in parts), in_debt=True):
+                last += parts
+        self._undrawn = {}
+        if self._pending is not None:
+            record, have = self._pending
+            self._pending = None
+            dump = Drawn(record["step"], list(self._details(record, without=have)))
+            if dump.entries and self._details_purse.take(dump.size, in_debt=True):
+                self.num_dumps += 1
+                last.append(dump)
+        return [part for part in last if part.entries]
+
+    def _run_parts(self, record: Mapping[str, Any]) -> list[Drawn]:
+        """The run's own numbers: of the run itself first, then of each sub-run."""
+        own = Drawn(record["step"], [self._entry("", tag, value) for tag, value in run_numbers(record)])
+        parts = {"": own}
+        drawn: set[tuple[str, str]] = set()
+        for chart in self.charts:
+            for run, value in chart.numbers(record):
+                if run and run not in self._sub_runs:
+                    if len(self._sub_runs) >= MAX_SUB_RUNS:
+                        continue
+                    self._sub_runs.add(run)
+                if (run, chart.tag) not in drawn:  # names that are cut may be the same
+                    drawn.add((run, chart.tag))
+                    part = parts.setdefault(run, Drawn(record["step"], run=run))
+                    part.entries.append(self._entry("", chart.tag, value))
+        return list(parts.values())
 
     def _measured(self, record: Mapping[str, Any], drawn: Drawn) -> None:
+        purse = self._details_purse
         blocks = list(self._blocks(record))
         size = sum(map(len, blocks))
-        is_brief = size <= GRANT // 2  # more would leave nothing for the layers
-        if is_brief:
-            self._tokens -= size
+        is_brief = size <= BRIEF_BYTES
+        if is_brief and purse.take(size, in_debt=True):
             drawn.entries += blocks
-        if self._tokens >= min(self._cost, CAPACITY - GRANT):
+        if purse.allows(self._cost):
             details = [*([] if is_brief else blocks), *self._details(record)]
             self._cost = sum(map(len, details))
             self._pending = None
-            self.num_dumps += 1
+            if purse.take(self._cost, in_debt=True):
+                self.num_dumps += 1
+                drawn.entries += details
         else:
             have: set[str] = set()
             details = list(self._alarms(record, have))
+            if purse.take(sum(map(len, details)), in_debt=True):
+                drawn.entries += details
+            else:
+                have = set()
             self._pending = record, have
-        self._tokens -= sum(map(len, details))
-        drawn.entries += details
         for name in self._chosen(record):
             drawn.entries += self._everything(record, name)
 
@@ -141,7 +218,20 @@ class Selection:
 
     def _layer(self, name: str, parts: Mapping[str, Any], has_gradients: bool) -> Iterator[bytes]:
         for key, value in layer_numbers(parts, has_gradients=has_gradients):
-            yield self._entry(name, key, value)
+            if self._says_something(name, key, value):
+                yield self._entry(name, key, value)
+
+    def _says_something(self, name: str, key: str, value: float) -> bool:
+        """Whether a number is worth a point; from its first one on, every number of that layer and key is."""
+        if key == "headroom_bits":
+            says = not value > MEANT_HEADROOM_BITS
+        elif key in ("nonfinite", "fraction_zero"):
+            says = value != 0
+        else:
+            return True
+        if says:
+            self._meant.add((name, key))
+        return says or (name, key) in self._meant
 
     def _alarms(self, record: Mapping[str, Any], have: set[str]) -> Iterator[bytes]:
         """Of the layers in alarm, whose names go to `have`."""
@@ -183,6 +273,13 @@ class Selection:
             body = b"\x0a" + _varint(len(tag)) + tag + b"\x15"
             prefix = self._prefixes[name, key] = b"\x0a" + _varint(len(body) + 4) + body
         return prefix + struct.pack("<f", _within_float32(value))
+
+
+def _is_odd(record: Mapping[str, Any]) -> bool:
+    """A step that a person looks for."""
+    values = (record.get("loss"), record.get("grad_norm"))
+    bad = any(isinstance(value, float) and not math.isfinite(value) for value in values)
+    return bad or bool(record.get("skipped")) or bool(record.get("tripped"))
 
 
 def _within_float32(value: float) -> float:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from diagnostics.board.run_charts import is_number
 from diagnostics.records import WORDS
 
 _NOT_OF_THE_RUN = ("layers", "parameters", "histograms")
@@ -72,17 +73,19 @@ class BlockNumbers:
 
 def run_numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """`KIND/KEY` of every number of the record itself, NaN and Inf included; `KIND/KEY/INNER` of dictionaries of
-    numbers (`train/loss_by_t/0.25-0.50`); `nonfinite/NAME` of histograms: how many values are in no bin."""
+    numbers (`train/loss_by_t/0.25-0.50`); `nonfinite/NAME` of histograms: how many values are in no bin, if any."""
     kind = record.get("kind", "train")
     if kind in WORDS:
         return
     for key, value in record.items():
-        if _is_number(value) and key != "step":
+        if is_number(value) and key != "step":
             yield f"{kind}/{key}", value
         elif isinstance(value, Mapping) and key not in _NOT_OF_THE_RUN:
-            yield from ((f"{kind}/{key}/{inner}", own) for inner, own in value.items() if _is_number(own))
+            yield from ((f"{kind}/{key}/{inner}", own) for inner, own in value.items() if is_number(own))
     for name, content in record.get("histograms", {}).items():
-        yield f"nonfinite/{name}", content["num_nan"] + content["num_inf"]
+        num_bad = content["num_nan"] + content["num_inf"]
+        if num_bad:
+            yield f"nonfinite/{name}", num_bad
 
 
 def layer_numbers(parts: Mapping[str, Mapping[str, float]], *, has_gradients: bool) -> Iterator[tuple[str, float]]:
@@ -143,7 +146,3 @@ def block_numbers(group: str, parameters: Iterable[Mapping[str, float | None]]) 
             values.sort(key=lambda value: (math.isnan(value), value))
             for name, value in (("median", values[(len(values) - 1) // 2]), ("min", values[0]), ("max", values[-1])):
                 yield f"{group}/block_{tag}/{name}", value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

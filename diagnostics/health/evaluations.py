@@ -24,7 +24,7 @@ def no_response(history: History) -> list[Finding]:
     """
     findings = []
     for kind in history.evaluations:
-        records = [record for record in history.records(kind) if record["step"] > 0][-NUM_SILENT:]
+        records = [record for record in history.records(kind)[-NUM_SILENT:] if record["step"] > 0]
         names = dict.fromkeys(key for record in records for key in record if key.startswith("response_"))
         for name in names:
             values = [record[name] for record in records if isinstance(record.get(name), (int, float))]

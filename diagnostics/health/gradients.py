@@ -34,15 +34,12 @@ def exploding(history: History) -> list[Finding]:
     The norm before clipping is judged. A single spike is not, nor growth while the loss falls (a network whose last
     layer begins at zero), nor the norms of skipped steps. The layer named is the one whose gradient grew the most.
     """
-    records = [
-        (r["step"], float(r["grad_norm"]), math.nan if r.get("loss") is None else float(r["loss"]))
-        for r in history.records()
-        if not r.get("skipped") and isinstance(r.get("grad_norm"), (int, float)) and math.isfinite(r["grad_norm"])
-    ]
-    if len(records) < MIN_BEFORE + RECENT:
+    norms = history.numbers("grad_norm")
+    kept = norms.isfinite() & ~history.skipped()
+    if int(kept.sum()) < MIN_BEFORE + RECENT:
         return []
-    steps = [step for step, _, _ in records]
-    norms, losses = torch.tensor([record[1:] for record in records], dtype=torch.float64).T
+    norms, losses = norms[kept], history.numbers("loss")[kept]
+    steps = torch.tensor(history.steps())[kept].tolist()
     at = torch.arange(len(norms))
     until = at - (at.clamp(max=2 * MAX_LAG) // 2).clamp(min=RECENT)  # the last of the steps compared with
     largest = norms.cummax(0).values[until.clamp(min=0)]
@@ -99,22 +96,25 @@ def vanishing(history: History) -> list[Finding]:
     other layers of the same step, because all gradients fall together when a loss does. A layer that was always
     small is left alone: what stands ahead of a normalisation may get none by design. Exact zeros are for `dead-layer`.
     """
-    rms = torch.hypot(*(history.layers(statistic, "gradient").values for statistic in ("mean", "std")))
-    table = history.layers("norm", "gradient")
-    rms = rms.where((rms > 0) & rms.isfinite(), math.nan)
+    rms = history.layers("mean", "gradient").values  # in place: tables of long runs are large
+    rms = rms.hypot_(history.layers("std", "gradient").values)
+    rms.masked_fill_(~((rms > 0) & rms.isfinite()), math.nan)
+    names, measured = history.layer_names, history.measured_steps
     seen = ~rms.isnan().all(0)
-    rms, steps = rms[:, seen], [step for step, here in zip(table.steps, seen.tolist(), strict=True) if here]
+    rms, steps = (
+        rms if bool(seen.all()) else rms[:, seen],
+        [step for step, here in zip(measured, seen.tolist(), strict=True) if here],
+    )
     if len(steps) < MIN_RECORDS:
         return []
-    return _over_depth(table.names, rms, steps) or _over_time(table.names, rms, steps)
+    return _over_depth(names, rms, steps) or _over_time(names, rms, steps)
 
 
 def _over_time(names: tuple[str, ...], rms: Tensor, steps: list[int]) -> list[Finding]:
-    share = rms / rms.nanmedian(0).values
-    before = (
-        share[:, 1 : max(2, len(steps) // 2)].nanmedian(1).values
-    )  # the first step may meet zero-initialised layers
-    fallen = share[:, -RECENT:] / before[:, None]
+    median = rms.nanmedian(0).values
+    early = slice(1, max(2, len(steps) // 2))  # the first step may meet zero-initialised layers
+    before = (rms[:, early] / median[early]).nanmedian(1).values
+    fallen = rms[:, -RECENT:] / median[-RECENT:] / before[:, None]
     found = (fallen < VANISHED).all(1) & (before > VANISHED)
     return [
         Finding(

@@ -1,12 +1,10 @@
 """Rules of layers that carry nothing and of parameters that do not learn, or learn too fast."""
 
-import math
-from collections.abc import Mapping
-
 import torch
+from torch import Tensor
 
 from diagnostics.health.rule import Finding, number, rule
-from diagnostics.records import History, TrainingStep
+from diagnostics.records import History
 
 RECENT = 5  # records with statistics
 MIN_RECORDS = 10
@@ -27,14 +25,14 @@ def dead_layer(history: History) -> list[Finding]:
     Zero-initialised layers return zeros in their first step and no gradient passes them: they wake up with the first
     update, so that five records in a row are no beginning. Layers without parameters of their own may lack a gradient.
     """
-    activation, gradient = history.layers("max_abs"), history.layers("max_abs", "gradient")
+    activation = history.layers("max_abs", last=RECENT)
+    gradient = history.layers("max_abs", "gradient", last=RECENT)
     if len(activation.steps) < RECENT:
         return []
     trained = {name.rpartition(".")[0] for name in history.parameter_names}
-    ran = activation.present[:, -RECENT:].all(1)
-    silent = ran & (activation.values[:, -RECENT:] == 0).all(1)
-    arrives = gradient.values[:, -RECENT:] != 0  # NaN is no zero
-    arrives &= gradient.present[:, -RECENT:]
+    ran = activation.present.all(1)
+    silent = ran & (activation.values == 0).all(1)
+    arrives = gradient.present & (gradient.values != 0)  # NaN is no zero
     cut_off = ran & ~arrives.any(1) if bool(arrives.any(0).all()) else torch.zeros_like(ran)
     findings = []
     for row, name in enumerate(activation.names):
@@ -42,7 +40,7 @@ def dead_layer(history: History) -> list[Finding]:
             evidence = f"the output was all zero in the last {RECENT} records"
             advice = "look at its input, its bias and its learning rate; a smaller rate keeps a ReLU from dying"
         elif cut_off[row] and name in trained:
-            kind = "zero" if gradient.present[row, -RECENT:].any() else "no"
+            kind = "zero" if gradient.present[row].any() else "no"
             evidence = f"{kind} gradient arrived in the last {RECENT} records"
             advice = "its output does not reach the loss: look for detach, no_grad, a zero factor, an unused branch"
         else:
@@ -59,28 +57,28 @@ def dead_layer(history: History) -> list[Finding]:
 )
 def never_updated(history: History) -> list[Finding]:
     """A parameter that requires a gradient and has never moved is not trained, whatever the loss does."""
-    records = _taken(history)
-    if len(records) < RECENT:
+    columns, _ = _taken(history)
+    if len(columns) < RECENT:
         return []
-    findings, last_step = [], records[-1]["step"]
-    for name in history.parameter_names:
-        numbers = [r["parameters"][name] for r in records if name in r["parameters"]]
-        if len(numbers) < RECENT:
-            continue
-        gradients = [one.get("gradient_norm") for one in numbers]
-        ratios = [one.get("update_ratio") for one in numbers]
-        unreached = all(gradient is None or gradient == 0 for gradient in gradients)
-        stepped_in_backward = any(r for r, g in zip(ratios, gradients, strict=True) if g is None)  # gradients are freed
-        if unreached and not stepped_in_backward:
-            kind = "no gradient arrived" if all(g is None for g in gradients) else "the gradient was zero"
-            evidence = f"{kind} in all {len(numbers)} records"
+    last_step = history.measured_steps[int(columns[-1])]
+    named = history.named_parameters()[:, columns]
+    arrived, pushed = _there_and_not_zero(history, "gradient_norm", columns)
+    none_or_zero = ~arrived | ~pushed
+    measured, moved = _there_and_not_zero(history, "update_ratio", columns)
+    names = history.parameter_names
+    unreached = none_or_zero.all(1) & ~(moved & ~arrived).any(1)  # a step in backward frees the gradient
+    zero = ~measured.any(1) & (arrived | ~named).all(1)
+    findings = []
+    for row in ((named.sum(1) >= RECENT) & (unreached | zero)).nonzero().flatten().tolist():
+        times = int(named[row].sum())
+        if unreached[row]:
+            kind = "the gradient was zero" if arrived[row].any() else "no gradient arrived"
+            evidence = f"{kind} in all {times} records"
             advice = "connect it to the loss, or freeze it (requires_grad=False)"
-        elif all(ratio is None for ratio in ratios) and all(gradient is not None for gradient in gradients):
-            evidence = f"still all zero after {len(numbers)} records, though gradients arrive"
-            advice = "give it to the optimizer; look for a learning rate of 0 in its group"
         else:
-            continue
-        findings.append(Finding("never-updated", "warning", last_step, evidence, advice, parameter=name))
+            evidence = f"still all zero after {times} records, though gradients arrive"
+            advice = "give it to the optimizer; look for a learning rate of 0 in its group"
+        findings.append(Finding("never-updated", "warning", last_step, evidence, advice, parameter=names[row]))
     return findings
 
 
@@ -97,27 +95,25 @@ def lost_updates(history: History) -> list[Finding]:
     The first steps of a warm-up and the last ones of a schedule that ends at zero are so small by design: records
     whose learning rate is below a hundredth of the highest are left out, and nothing is said while it still rises.
     """
-    records = _taken(history)
-    rates = [_rate(record) for record in records]
-    highest = max(rates, default=0.0)
-    if len(rates) > 1 and rates[-1] == highest and rates[-1] > min(rates[-RECENT:]):
+    columns, rates = _taken(history)
+    if not len(columns):
+        return []
+    highest = rates.max()
+    if len(rates) > 1 and rates[-1] == highest and rates[-1] > rates[-RECENT:].min():
         return []  # a warm-up
-    kept = [record for record, rate in zip(records, rates, strict=True) if rate >= highest / 100][-RECENT:]
+    kept = columns[rates >= highest / 100][-RECENT:]
     if len(kept) < RECENT:
         return []
-    step = kept[-1]["step"]
-    names = history.parameter_names
-    lost = []
-    for name in names:
-        numbers = [record["parameters"].get(name, {}) for record in kept]
-        norm = numbers[-1].get("gradient_norm")
-        if norm is not None and all(one.get("update_ratio") == 0 and _arrived(one) for one in numbers):
-            lost.append((name, norm))
+    step = history.measured_steps[int(kept[-1])]
+    gradient, ratio = history.parameters("gradient_norm"), history.parameters("update_ratio")
+    names, norms = gradient.names, gradient.values[:, kept]
+    still = ratio.present[:, kept] & (ratio.values[:, kept] == 0) & gradient.present[:, kept] & (norms > 0)
+    lost = [(names[row], float(norms[row, -1])) for row in still.all(1).nonzero().flatten().tolist()]
     evidence = f"in the last {RECENT} records, with gradients of norm"
     advice = "keep the weights in float32 (autocast computes in half precision), or raise the learning rate"
     if lost and len(lost) >= MOST * len(names):
-        norms = sorted(norm for _, norm in lost)
-        evidence = f"{len(lost)} of {len(names)} parameters did not move {evidence} {number(norms[len(norms) // 2])}"
+        median = sorted(norm for _, norm in lost)[len(lost) // 2]
+        evidence = f"{len(lost)} of {len(names)} parameters did not move {evidence} {number(median)}"
         return [Finding("lost-updates", "alarm", step, evidence, advice)]
     return [
         Finding("lost-updates", "warning", step, f"did not move {evidence} {number(norm)}", advice, parameter=name)
@@ -137,12 +133,12 @@ def large_updates(history: History) -> list[Finding]:
 
     Biases and other zero-initialised parameters begin with a ratio above 1, which falls as they grow.
     """
-    records = _taken(history)
-    if len(records) < MIN_RECORDS:
+    columns, _ = _taken(history)
+    if len(columns) < MIN_RECORDS:
         return []
-    table, last_step = history.parameters("update_ratio"), records[-1]["step"]
-    columns = [table.steps.index(record["step"]) for record in records[-RECENT:]]
-    ratios = table.values[:, columns]
+    table = history.parameters("update_ratio")
+    last_step = table.steps[int(columns[-1])]
+    ratios = table.values[:, columns[-RECENT:]]
     advice = "lower the learning rate, or warm it up for longer"
     medians = ratios.nanmedian(0).values
     if bool((medians > LARGE_RATIO).all()):
@@ -162,17 +158,18 @@ def large_updates(history: History) -> list[Finding]:
     ]
 
 
-def _taken(history: History) -> list[TrainingStep]:
-    """Records with parameters of the steps in which the optimizer moved at a rate above zero."""
-    return [r for r in history.records() if r.get("parameters") and not r.get("skipped") and _rate(r) > 0]
+def _there_and_not_zero(history: History, key: str, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each parameter in some columns of the tables, (parameters, columns) bool: whether it has the number, and
+    whether it has one that is not zero."""
+    table = history.parameters(key)
+    return table.present[:, columns], (table.present & (table.values != 0))[:, columns]
 
 
-def _rate(record: TrainingStep) -> float:
-    """1 where none is recorded: all steps count alike."""
-    rate = record.get("learning_rate", 1.0)
-    return rate if isinstance(rate, (int, float)) and math.isfinite(rate) else 1.0
-
-
-def _arrived(numbers: Mapping[str, float | None]) -> bool:
-    norm = numbers.get("gradient_norm")
-    return norm is not None and norm > 0
+def _taken(history: History) -> tuple[Tensor, Tensor]:
+    """Columns of the tables that have parameters and are of steps in which the optimizer moved at a rate above zero,
+    and these rates: 1 where none is recorded, so that all steps count alike."""
+    rates = history.measured_numbers("learning_rate")
+    rates = rates.where(rates.isfinite(), 1.0)
+    was_made = ~history.measured_skipped & ~history.measured_tripped
+    taken = history.has_parameters & was_made & (rates > 0)
+    return taken.nonzero().flatten(), rates[taken]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from diagnostics.health.gradients import MAX_LAG, RECENT, exploding
 from diagnostics.health.precision import WINDOW, bad_parameters, headroom, nonfinite, scaler_collapse
@@ -23,13 +24,14 @@ class _RecentHistory(History):
 
     def __init__(self, kind: str) -> None:
         super().__init__([], kind=kind)
-        self._rows: dict[str, int] = {}
-        self._columns: list[TrainingStep] = []  # their records
+        self._steps: dict[int, dict[str, Any]] = {}
+        self._layer_rows: dict[str, int] = {}
+        self._dumps: list[TrainingStep] = []  # records of the columns
         self._cells = torch.full((len(PARTS), len(_STATISTICS), 0, WINDOW), torch.nan, dtype=torch.float64)
         self._there = torch.zeros(len(PARTS), 0, WINDOW, dtype=torch.bool)
 
     def add(self, record: TrainingStep) -> None:
-        own = self._all.setdefault(self.kind, {})
+        own = self._steps
         heavy = ("layers", "parameters", "histograms", "samples")
         own[record["step"]] = {key: value for key, value in record.items() if key not in heavy}
         if len(own) > _MAX_STEPS + 1:
@@ -38,16 +40,43 @@ class _RecentHistory(History):
         if record.get("layers"):
             bad = {name: record["parameters"][name] for name, _, _ in bad_parameters(record)}
             column = cast(TrainingStep, {**own[record["step"]], "parameters": bad})
-            self._columns = [*self._columns, column][-WINDOW:]
+            self._dumps = [*self._dumps, column][-WINDOW:]
             self._add_layers(record["layers"])
 
+    def refresh(self) -> None:
+        """Have all that is not of the tables be of the records taken."""
+        super().__init__(self._steps.values(), kind=self.kind)
+
+    @property
+    def measured_steps(self) -> tuple[int, ...]:
+        return tuple(record["step"] for record in self._dumps)
+
     def measured_records(self) -> list[TrainingStep]:
-        return list(self._columns)
+        return list(self._dumps)
+
+    def measured_numbers(self, key: str) -> Tensor:
+        found = (record.get(key) for record in self._dumps)
+        return torch.tensor([v if isinstance(v, int | float) else math.nan for v in found], dtype=torch.float64)
+
+    @property
+    def measured_skipped(self) -> Tensor:
+        return torch.tensor([bool(record.get("skipped")) for record in self._dumps], dtype=torch.bool)
+
+    def parameters(self, key: str, *, last: int | None = None) -> LayerTable:
+        held = [cast(Mapping[str, Mapping[str, Any]], record["parameters"]) for record in self._dumps]
+        names = tuple(dict.fromkeys(name for own in held for name in own))
+        found = [[own.get(name, {}).get(key) for own in held] for name in names]
+        there = torch.tensor([[value is not None for value in row] for row in found], dtype=torch.bool)
+        values = [[math.nan if value is None else value for value in row] for row in found]
+        shape = (len(names), len(held))
+        return LayerTable(
+            names, self.measured_steps, torch.tensor(values, dtype=torch.float64).view(shape), there.view(shape)
+        )
 
     def _add_layers(self, layers: Mapping[str, Any]) -> None:
         for name in layers:
-            self._rows.setdefault(name, len(self._rows))
-        missing = len(self._rows) - self._there.shape[1]
+            self._layer_rows.setdefault(name, len(self._layer_rows))
+        missing = len(self._layer_rows) - self._there.shape[1]
         if missing:
             self._cells = torch.cat(
                 [self._cells, self._cells.new_full((*self._cells.shape[:2], missing, WINDOW), torch.nan)], 2
@@ -55,7 +84,7 @@ class _RecentHistory(History):
             self._there = torch.cat([self._there, self._there.new_zeros(len(PARTS), missing, WINDOW)], 1)
         self._cells, self._there = self._cells.roll(-1, -1), self._there.roll(-1, -1)
         self._cells[..., -1], self._there[..., -1] = torch.nan, False
-        rows = torch.tensor([self._rows[name] for name in layers])
+        rows = torch.tensor([self._layer_rows[name] for name in layers])
         absent = dict.fromkeys(_STATISTICS, math.nan)
         for number, part in enumerate(PARTS):
             found = [parts.get(part, absent) for parts in layers.values()]
@@ -64,13 +93,12 @@ class _RecentHistory(History):
                 values = torch.tensor([one[key] for one in found], dtype=torch.float64)
                 self._cells[number, place, rows, -1] = values
 
-    def layers(self, statistic: str, part: str = "activation") -> LayerTable:
-        used = len(self._columns)
-        number = PARTS.index(part)
+    def layers(self, statistic: str, part: str = "activation", *, last: int | None = None) -> LayerTable:
+        used = min(len(self._dumps), WINDOW if last is None else last)
+        number, first = PARTS.index(part), WINDOW - used
         cells = self._cells[number, _STATISTICS.index(statistic)]
-        first = WINDOW - used
-        steps = tuple(record["step"] for record in self._columns)
-        return LayerTable(tuple(self._rows), steps, cells[:, first:], self._there[number, :, first:])
+        steps = self.measured_steps[len(self._dumps) - used :]
+        return LayerTable(tuple(self._layer_rows), steps, cells[:, first:], self._there[number, :, first:])
 
 
 def _norm(record: Mapping[str, Any]) -> float:
@@ -105,6 +133,7 @@ class HealthWatch:
         self._history.add(record)
         if not record.get("layers") and not record.get("skipped"):
             return []
+        self._history.refresh()
         found = [finding for rule in LIVE_RULES for finding in rule.check(self._history)]
         new = []
         for finding in found:

@@ -1,7 +1,7 @@
 """Rules of the numbers' range: room until overflow, what is not finite, and the gradient scaler."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,20 +42,17 @@ def headroom(history: History) -> list[Finding]:
     """
     findings = []
     for part in PARTS:
-        table = history.layers("headroom_bits", part)
-        bits = table.values[:, -WINDOW:]
-        steps = torch.tensor(table.steps[-WINDOW:], dtype=torch.float64)
+        table = history.layers("headroom_bits", part, last=WINDOW)
+        bits, steps = table.values, torch.tensor(table.steps, dtype=torch.float64)
         if part == "gradient":
-            bits = bits + _scaler_room(history.measured_records()[-WINDOW:])
+            bits = bits + _scaler_room(history.measured_numbers("loss_scale")[-WINDOW:])
         findings += _falling(table, part, bits, steps)
     return findings
 
 
-def _scaler_room(records: Sequence[TrainingStep]) -> Tensor:
+def _scaler_room(scales: Tensor) -> Tensor:
     """log2 of the loss scale at each record, (W,). 0 in a run without a scaler; NaN where a scaler's run lacks it."""
-    scales = [record.get("loss_scale") for record in records]
-    unknown = 1.0 if all(scale is None for scale in scales) else math.nan
-    return torch.tensor([unknown if scale is None else scale for scale in scales], dtype=torch.float64).log2()
+    return torch.zeros_like(scales) if bool(scales.isnan().all()) else scales.log2()
 
 
 def _falling(table: LayerTable, part: str, bits: Tensor, steps: Tensor) -> list[Finding]:
@@ -117,10 +114,7 @@ def nonfinite(history: History) -> list[Finding]:
     """
     findings = [_of_incident(record) for record in history.records("incident")]
     for kind in (history.kind, *history.evaluations):
-        records = [record for record in history.records(kind) if not _skipped(record)]
-        bad = next(
-            ((record, keys) for record in records if (keys := _bad_numbers(record, kind in history.evaluations))), None
-        )
+        bad = _first_bad(history, kind)
         if bad is not None:
             record, keys = bad
             words = ", ".join(f"{key} is {record[key]}" for key in keys)
@@ -129,12 +123,27 @@ def nonfinite(history: History) -> list[Finding]:
                     "non-finite", "alarm", record["step"], f"{kind}: {words}", "go on from the last checkpoint before"
                 )
             )
-    measured = history.measured_records()
-    skipped = {record["step"] for record in measured if _skipped(record)}
-    sound = {record["step"] for record in measured if record.get("loss") is not None and math.isfinite(record["loss"])}
     for part in PARTS:
-        findings += _first_bad_layer(history.layers("num_nonfinite", part), part, skipped, sound)
-    return findings + _first_bad_parameter(measured)
+        findings += _first_bad_layer(history, part)
+    return findings + _first_bad_parameter(history)
+
+
+def _first_bad(history: History, kind: str) -> tuple[Mapping[str, Any], list[str]] | None:
+    """The first record of a kind, of a step that was not skipped, that has such numbers, and their keys."""
+    is_evaluation, skipped = kind in history.evaluations, history.skipped(kind)
+    found: set[int] = set()
+    for key in history.keys(kind) if is_evaluation else ("loss", "grad_norm"):
+        places, values = history.points(key, kind)
+        bad = ~values.isfinite() & ~skipped[places]
+        if is_evaluation and key == "r2":
+            bad &= values != -math.inf
+        found |= set(places[bad].tolist())
+    for place in sorted(found):
+        record = history.records(kind)[place]
+        keys = _bad_numbers(record, is_evaluation)
+        if keys:
+            return record, keys
+    return None
 
 
 def _bad_numbers(record: Mapping[str, Any], is_evaluation: bool) -> list[str]:
@@ -155,11 +164,16 @@ def bad_parameters(record: TrainingStep) -> list[tuple[str, str, float]]:
     ]
 
 
-def _first_bad_parameter(records: Sequence[TrainingStep]) -> list[Finding]:
-    found = next(((record["step"], bad) for record in records if (bad := bad_parameters(record))), None)
-    if found is None:
+def _first_bad_parameter(history: History) -> list[Finding]:
+    there = torch.zeros(len(history.measured_steps), dtype=torch.bool)
+    for key in ("gradient_norm", "update_ratio"):
+        table = history.parameters(key)
+        there |= (table.present & ~table.values.isfinite()).any(0)
+    columns = (there & ~history.measured_skipped).nonzero().flatten().tolist()
+    bad = bad_parameters(history.measured_records()[columns[0]]) if columns else []
+    if not bad:
         return []
-    step, bad = found
+    step = history.measured_steps[columns[0]]
     name, key, value = bad[0]
     num_others = len({other for other, _, _ in bad}) - 1
     others = f", and {num_others} more parameters have such numbers" if num_others else ""
@@ -191,16 +205,15 @@ def _of_incident(record: Incident) -> Finding:
     )
 
 
-def _first_bad_layer(table: LayerTable, part: str, skipped: set[int], sound: set[int]) -> list[Finding]:
+def _first_bad_layer(history: History, part: str) -> list[Finding]:
+    table = history.layers("num_nonfinite", part)
     if not table.steps:
         return []
-    counts = table.values.where(table.present, 0.0)
+    bad = table.present & (table.values != 0)  # NaN counts as bad
     if part == "gradient":
-        counts = counts * torch.tensor([float(step not in skipped) for step in table.steps])
-    bad = counts != 0  # NaN counts as bad
-    begins_sound = torch.tensor([step in sound for step in table.steps], dtype=torch.bool)[
-        table.present.int().argmax(1)
-    ]
+        skipped = history.measured_skipped
+        bad[:, skipped] &= ~table.values[:, skipped].isfinite()
+    begins_sound = history.measured_numbers("loss").isfinite()[table.present.to(torch.uint8).argmax(1)]
     by_design = (bad | ~table.present).all(1) & begins_sound  # a mask, from its first record on
     bad &= ~by_design[:, None]
     columns = bad.any(0).nonzero().flatten().tolist()
@@ -215,7 +228,7 @@ def _first_bad_layer(table: LayerTable, part: str, skipped: set[int], sound: set
             "non-finite",
             "alarm",
             table.steps[column],
-            f"{part}: {counts[row, column]:.0f} values are NaN or Inf{others}",
+            f"{part}: {table.values[row, column]:.0f} values are NaN or Inf{others}",
             "explain the step: what it is born in, and why",
             layer=table.names[row],
             part=part,
@@ -238,22 +251,24 @@ def scaler_collapse(history: History) -> list[Finding]:
     its work. At a scale below 1 gradients are made smaller than they are, and overflow still.
     """
     findings = []
-    records = history.records()
+    skipped, steps = history.skipped(), history.steps()
     advice = "explain a skipped step: a value that is not finite at every scale is born in the forward or backward pass"
     streak = 0
-    for record in records:
-        streak = streak + 1 if _skipped(record) else 0
+    for step, is_skipped in zip(steps, skipped.tolist(), strict=True):
+        streak = streak + 1 if is_skipped else 0
         if streak == SKIPS_IN_A_ROW:
             evidence = f"the gradient scaler skipped {SKIPS_IN_A_ROW} steps in a row"
-            findings.append(Finding("scaler-collapse", "alarm", record["step"], evidence, advice))
+            findings.append(Finding("scaler-collapse", "alarm", step, evidence, advice))
             break
-    low = next(((step, scale) for step, scale in history.curve("loss_scale") if not scale >= MIN_SCALE), None)
-    if low is not None:
-        findings.append(Finding("scaler-collapse", "alarm", low[0], f"the loss scale is {number(low[1])}", advice))
-    num_skipped = sum(_skipped(record) for record in records[-SKIP_WINDOW:])
-    if not findings and len(records) >= SKIP_WINDOW and num_skipped > SKIP_SHARE * SKIP_WINDOW:
+    places, scales = history.points("loss_scale")
+    low = (~(scales >= MIN_SCALE)).nonzero().flatten().tolist()
+    if low:
+        evidence = f"the loss scale is {number(float(scales[low[0]]))}"
+        findings.append(Finding("scaler-collapse", "alarm", steps[int(places[low[0]])], evidence, advice))
+    num_skipped = int(skipped[-SKIP_WINDOW:].sum())
+    if not findings and len(steps) >= SKIP_WINDOW and num_skipped > SKIP_SHARE * SKIP_WINDOW:
         evidence = f"{num_skipped} of the last {SKIP_WINDOW} steps were skipped"
-        findings.append(Finding("scaler-collapse", "warning", records[-1]["step"], evidence, advice))
+        findings.append(Finding("scaler-collapse", "warning", steps[-1], evidence, advice))
     return findings
 
 

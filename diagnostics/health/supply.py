@@ -2,14 +2,14 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from diagnostics.health.rule import Finding, number, rule
-from diagnostics.records import Curve, History, TrainingStep
+from diagnostics.records import Curve, History, Samples
 
+STEPS_AT_ONCE = 10_000  # of drawn samples
 WARM_UP = 20  # steps in which caches, workers and optimizer states are made
 MIN_MEMORY_STEPS = 100
 GROWTH = 0.2
@@ -35,39 +35,64 @@ def repeated_data(history: History) -> list[Finding]:
     num_samples = history.header.get("num_samples")
     if not isinstance(num_samples, int) or num_samples < 1:
         return []
-    for records in _consecutive(history.records()):
-        counts: Counter[str] = Counter()
-        drawn = 0
-        for record in records:
-            counts.update(record["samples"])
-            drawn += len(record["samples"])
-            allowed = math.ceil(drawn / num_samples) + 1
-            name, most = max(((one, counts[one]) for one in record["samples"]), key=lambda pair: pair[1])
-            missing = num_samples - len(counts) if drawn >= 2 * num_samples - 1 else 0
-            if most <= allowed and missing <= 0:
-                continue
-            steps = record["step"] - records[0]["step"] + 1
-            evidence = f"{name} was drawn {most} times in {steps} steps, {len(counts)} of {num_samples} samples in all"
-            if sorted(record["samples"]) == sorted(records[max(0, steps - 2)]["samples"]) and steps > 1:
-                evidence += "; the last two batches are the same"
-            advice = "look at the sampler: its seed by epoch (set_epoch), by worker and by process, and where it begins"
-            return [Finding("repeated-data", "warning", record["step"], evidence, advice)]
+    samples, steps = history.samples(), torch.tensor(history.steps())
+    for first, end in _consecutive(steps, samples.counts):
+        found = _repeated(samples, first, end, num_samples)
+        if found is None:
+            continue
+        drawn = samples.numbers[int(samples.counts[:first].sum()) : int(samples.counts[: found + 1].sum())]
+        times = Counter(drawn.tolist())
+        batch = drawn[len(drawn) - int(samples.counts[found]) :].tolist()
+        name = max(batch, key=times.__getitem__)
+        evidence = f"{samples.ids[name]} was drawn {times[name]} times in {found - first + 1} steps, {len(times)} of "
+        evidence += f"{num_samples} samples in all"
+        before = drawn[: len(drawn) - len(batch)][-int(samples.counts[found - 1]) :].tolist() if found > first else None
+        if before is not None and sorted(batch) == sorted(before):
+            evidence += "; the last two batches are the same"
+        advice = "look at the sampler: its seed by epoch (set_epoch), by worker and by process, and where it begins"
+        return [Finding("repeated-data", "warning", int(steps[found]), evidence, advice)]
     return []
 
 
-def _consecutive(records: Sequence[TrainingStep]) -> list[list[TrainingStep]]:
-    """Stretches of records without a step missing between them; a record without samples ends one."""
-    stretches: list[list[TrainingStep]] = []
-    last = None
-    for record in records:
-        if not record.get("samples"):
-            last = None
-            continue
-        if last is None or record["step"] != last + 1:
-            stretches.append([])
-        stretches[-1].append(record)
-        last = record["step"]
-    return stretches
+def _consecutive(steps: Tensor, counts: Tensor) -> list[tuple[int, int]]:
+    """(first, end) of stretches without a step missing between them; a step without samples ends one. Both (steps,)."""
+    drew = counts > 0
+    goes_on = torch.zeros_like(drew)
+    goes_on[1:] = drew[1:] & drew[:-1] & (steps[1:] == steps[:-1] + 1)
+    firsts = (drew & ~goes_on).nonzero().flatten().tolist()
+    lasts = (drew & ~torch.cat([goes_on[1:], torch.zeros(1, dtype=torch.bool)])).nonzero().flatten().tolist()
+    return [(first, last + 1) for first, last in zip(firsts, lasts, strict=True)]
+
+
+def _repeated(samples: Samples, first: int, end: int, num_samples: int) -> int | None:
+    """The first step of a stretch in which a sample was drawn too often, or one is missing."""
+    times = torch.zeros(len(samples.ids), dtype=torch.int64)
+    begin, drawn, seen = int(samples.counts[:first].sum()), 0, 0
+    for at in range(first, end, STEPS_AT_ONCE):
+        counts = samples.counts[at : min(end, at + STEPS_AT_ONCE)]
+        numbers = samples.numbers[begin : begin + int(counts.sum())].long()
+        nth = _occurrences(numbers) + times[numbers]
+        times += torch.bincount(numbers, minlength=len(times))
+        step = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        most = torch.zeros(len(counts), dtype=torch.int64).scatter_reduce(0, step, nth, "amax")
+        fresh = torch.zeros(len(counts), dtype=torch.int64).scatter_add(0, step, (nth == 1).long())
+        total, distinct = drawn + counts.cumsum(0), seen + fresh.cumsum(0)
+        allowed = -(-total // num_samples) + 1
+        bad = (most > allowed) | ((total >= 2 * num_samples - 1) & (distinct < num_samples))
+        if bool(bad.any()):
+            return at + int(bad.nonzero()[0])
+        begin, drawn, seen = begin + len(numbers), int(total[-1]), int(distinct[-1])
+    return None
+
+
+def _occurrences(numbers: Tensor) -> Tensor:
+    """Of each number how often it stood before it and there, (N,) int64: 1 for the first time."""
+    ordered, order = numbers.sort(stable=True)
+    place = torch.arange(len(numbers))
+    begins = torch.ones(len(numbers), dtype=torch.bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    since = place - torch.where(begins, place, 0).cummax(0).values
+    return torch.empty_like(since).scatter(0, order, since + 1)
 
 
 @rule(

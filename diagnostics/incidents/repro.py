@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from diagnostics.files import replace_text
 from diagnostics.tracing import OperatorCall
 
 
@@ -26,4 +27,4 @@ def write_repro(place: Path, headline: str, culprit: OperatorCall) -> None:
     torch.save(tree_map(lambda v: v.cpu() if isinstance(v, Tensor) else v, call), place / "operator.pt")
     template = files("diagnostics.incidents").joinpath("template.py").read_text(encoding="utf-8")
     one_line = " ".join(headline.split())  # a name in it may hold anything
-    (place / "repro.py").write_text(f"# {one_line}\n{template}", encoding="utf-8")
+    replace_text(place / "repro.py", f"# {one_line}\n{template}")

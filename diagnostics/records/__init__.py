@@ -1,6 +1,6 @@
 """A run's records: lines of JSON on disk, what each kind of them says, and their history by name and step."""
 
-from diagnostics.records.history import Curve, History, LayerTable
+from diagnostics.records.history import Curve, History, LayerTable, Samples
 from diagnostics.records.kinds import (
     PARTS,
     STATISTICS,
@@ -13,6 +13,7 @@ from diagnostics.records.kinds import (
     Health,
     Incident,
     Kinds,
+    MetricRecord,
     Record,
     Stage,
     TrainingStep,
@@ -39,6 +40,7 @@ __all__ = [
     "Stage",
     "ChartRecord",
     "ChartLine",
+    "MetricRecord",
     "evaluation",
     "Kinds",
     "PARTS",
@@ -48,4 +50,5 @@ __all__ = [
     "History",
     "Curve",
     "LayerTable",
+    "Samples",
 ]

@@ -17,6 +17,7 @@ from diagnostics.records.kinds import (
     Header,
     Health,
     Incident,
+    MetricRecord,
     Record,
     Stage,
     TrainingStep,
@@ -36,6 +37,7 @@ KINDS: dict[str, type] = {
 
 PARTS: dict[tuple[type, str], type] = {
     (Header, "charts"): ChartRecord,
+    (Header, "metrics"): MetricRecord,
     (ChartRecord, "curves"): ChartLine,
     (TrainingStep, "layers"): TensorStatistics,
     (TrainingStep, "parameters"): ParameterNumbers,
@@ -47,6 +49,7 @@ PARTS: dict[tuple[type, str], type] = {
 
 _TITLES: dict[type, str] = {
     ChartRecord: "A chart of the header",
+    MetricRecord: "A metric of the header",
     ChartLine: "A curve of a chart",
     TensorStatistics: "Statistics of a layer",
     ParameterNumbers: "Numbers of a parameter",
@@ -68,7 +71,9 @@ written. TensorBoard, the tables of the terminal and the page are views that can
 - A line that a kill cut short is left out; when the run goes on, it is removed.
 - Where a step was written twice, because a run was resumed from an earlier checkpoint, the later line counts.
 - A key may be missing: older runs write fewer, and so may your own loop.
-- Your own loop writes the same lines with `diagnostics.RecordWriter`; every view and health rule then reads them:
+- Your own loop writes the same lines with `Watch(model, optimizer, records="runs/mine")` ([your own
+  loop](your-loop.md#records-of-your-loop)), or with numbers of its own by `diagnostics.RecordWriter`; every view and
+  health rule then reads them:
 
 ```python
 from pathlib import Path

@@ -1,29 +1,23 @@
 """What a run recorded over its steps: curves, and tables of layers by steps. Every view and health rule reads this.
 
-Only metrics.jsonl is read; see `records.kinds` for what its lines say.
+Only metrics.jsonl is read; see `records.kinds` for what its lines say. Of a long one the numbers are kept in a file of
+their own (`records.index`), and its records are read again when they are asked for: the memory does not grow with it.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
 
-from diagnostics.records.kinds import (
-    PARTS,
-    STATISTICS,
-    Header,
-    Health,
-    Incident,
-    Kinds,
-    Stage,
-    TrainingStep,
-)
-from diagnostics.records.lines import read_records
+from diagnostics.records.columns import ABSENT_BITS, CELLS
+from diagnostics.records.kinds import PARTS, STATISTICS, Header, Health, Incident, Kinds, Stage, TrainingStep
+from diagnostics.records.lines import open_records, read_records
+from diagnostics.records.reading import Rows
+from diagnostics.records.source import KEPT_BYTES, RecordsInFile, RecordsInMemory, Source
 
 
 @dataclass(frozen=True)
@@ -66,6 +60,18 @@ class LayerTable:
         return Curve(tuple(self.steps[i] for i in columns), tuple(self.values[row, columns].tolist()))
 
 
+@dataclass(frozen=True)
+class Samples:
+    """The samples of training steps that drew some, by ascending step."""
+
+    counts: Tensor
+    """(steps,) int64: how many each step drew; 0 where it says nothing of them."""
+    numbers: Tensor
+    """One step after another, int32: places among `ids`."""
+    ids: Sequence[Any]
+    """Of samples, as they were recorded."""
+
+
 class History:
     """The records of one run.
 
@@ -86,36 +92,44 @@ class History:
     does."""
 
     def __init__(self, records: Iterable[Mapping[str, Any]], *, kind: str | None = None) -> None:
-        self._all: dict[str, dict[int, Mapping[str, Any]]] = {}
-        self.headers = []
-        self.last_stage = None
-        self._kinds = Kinds()
-        if kind is not None:
-            self._kinds.steps.add(kind)
-        last_training = None
-        for record in records:
-            step, own = record.get("step"), self._kinds.learn(record)
-            if own == "header":
-                self.headers.append(cast(Header, record))
-            if not isinstance(step, int):
-                continue
-            self._all.setdefault(own, {})[step] = record
-            if own == "stage":
-                self.last_stage = cast(Stage, record)
-            elif own in self._kinds.steps:
-                last_training = own
-                self.last_stage = None
-        begun = next((str(header["stage"]) for header in reversed(self.headers) if "stage" in header), "train")
-        self.kind = kind or last_training or begun
+        self._look_at(RecordsInMemory(records), kind)
 
     @classmethod
-    def read(cls, path: Path, *, kind: str | None = None) -> "History":
-        """Read the records of a metrics.jsonl.
+    def read(
+        cls, path: Path, *, kind: str | None = None, on_damage: Callable[[Exception], None] | None = None
+    ) -> "History":
+        """Read the records of a metrics.jsonl. A long one is read once: an index is left beside it, if it can be.
+
+        Args:
+            on_damage: takes the error of a damaged line, or of a file that cannot be read; the history is that of the
+                records before then. None: it is raised.
 
         Raises:
             OSError, ValueError: as `read_records`.
         """
-        return cls(cast(Iterator[Mapping[str, Any]], read_records(path)), kind=kind)
+        history = cls.__new__(cls)
+        try:
+            source = _source(path, on_damage)
+        except OSError as error:
+            if on_damage is None:
+                raise
+            on_damage(error)
+            source = RecordsInMemory([])
+        history._look_at(source, kind)
+        return history
+
+    def _look_at(self, source: Source, kind: str | None) -> None:
+        self._source, self._columns = source, source.columns
+        known = self._columns.known
+        self._kinds = Kinds()
+        self._kinds.steps |= {*known.training, *([] if kind is None else [kind])}
+        self.headers = [cast(Header, source.record(number)) for number in known.headers]
+        stage = known.last_stage
+        if stage is not None and kind is not None and bool((self._columns.rows(kind).records > stage).any()):
+            stage = None
+        self.last_stage = None if stage is None else cast(Stage, source.record(stage))
+        begun = next((str(header["stage"]) for header in reversed(self.headers) if "stage" in header), "train")
+        self.kind = kind or known.last_training or begun
 
     @property
     def header(self) -> Header:
@@ -125,32 +139,70 @@ class History:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of all records that have a step, in the order in which they first appear."""
-        return tuple(self._all)
+        return tuple(self._columns.known.kinds)
 
     @property
     def evaluations(self) -> tuple[str, ...]:
         """Those of `kinds` that judge the same samples with the same noise each time; see `records.kinds`."""
-        return tuple(kind for kind in self._all if self._kinds.is_evaluation(kind))
+        return tuple(kind for kind in self.kinds if self._kinds.is_evaluation(kind))
 
     @overload
-    def records(self, kind: None = None) -> list[TrainingStep]: ...
+    def records(self, kind: None = None) -> Sequence[TrainingStep]: ...
     @overload
-    def records(self, kind: Literal["incident"]) -> list[Incident]: ...
+    def records(self, kind: Literal["incident"]) -> Sequence[Incident]: ...
     @overload
-    def records(self, kind: Literal["health"]) -> list[Health]: ...
+    def records(self, kind: Literal["health"]) -> Sequence[Health]: ...
     @overload
-    def records(self, kind: Literal["stage"]) -> list[Stage]: ...
+    def records(self, kind: Literal["stage"]) -> Sequence[Stage]: ...
     @overload
     def records(self, kind: str) -> Sequence[Mapping[str, Any]]: ...
     def records(self, kind: str | None = None) -> Sequence[Mapping[str, Any]]:
-        """The records of one kind, by ascending step. None: those of the training steps."""
-        own = self._all.get(self.kind if kind is None else kind, {})
-        return [own[step] for step in sorted(own)]
+        """The records of one kind, by ascending step. None: those of the training steps.
+
+        Those of a long file are read from it, one after another, each time this is iterated over: seconds for all
+        training steps, which `steps`, `curve`, `skipped` and the tables spare.
+        """
+        return self._source.records(self._rows(kind).records)
+
+    def record_of(self, step: int, kind: str | None = None) -> Mapping[str, Any] | None:
+        """The record of one step; None where there is none.
+
+        Raises:
+            ValueError: the file was changed meanwhile, so that it stands there no more.
+        """
+        rows = self._rows(kind)
+        place = int(torch.searchsorted(rows.steps, step))
+        if place == len(rows) or int(rows.steps[place]) != step:
+            return None
+        record = self._source.record(int(rows.records[place]))
+        if record.get("step") != step:
+            raise ValueError(f"step {step}: its record was changed while it was read; run the command again")
+        return record
+
+    def steps(self, kind: str | None = None) -> tuple[int, ...]:
+        """Of the records of one kind, ascending."""
+        return tuple(self._rows(kind).steps.tolist())
+
+    def count(self, kind: str | None = None) -> int:
+        """How many records of one kind there are."""
+        return len(self._rows(kind))
+
+    def _rows(self, kind: str | None) -> Rows:
+        return self._columns.rows(self.kind if kind is None else kind)
 
     @property
     def last_step(self) -> int:
         """The largest step of any record; 0 where there is none."""
-        return max((step for own in self._all.values() for step in own), default=0)
+        return max((int(rows.steps[-1]) for kind in self.kinds if len(rows := self._rows(kind))), default=0)
+
+    def keys(self, kind: str | None = None, *, within: str | None = None) -> tuple[str, ...]:
+        """Of the numbers in the records of one kind, in the order in which they first appear.
+
+        Args:
+            within: a key that holds a dictionary of numbers: its keys.
+        """
+        kind = self.kind if kind is None else kind
+        return self._columns.keys(kind) if within is None else self._columns.inner_keys(kind, within)
 
     def curve(self, key: str, kind: str | None = None) -> Curve:
         """One number of the records of one kind over their steps; steps without it are left out.
@@ -159,92 +211,140 @@ class History:
             key: of the records; `loss_by_t.0.25-0.50` looks into a dictionary, unless a key has this whole name.
             kind: None: the training steps.
         """
-        outer, _, inner = key.partition(".")
-        points = []
-        for record in self.records(kind or self.kind):
-            value = record.get(key, record.get(outer))
-            if isinstance(value, Mapping):
-                value = value.get(inner)
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                points.append((record["step"], float(value)))
-        return Curve(tuple(step for step, _ in points), tuple(value for _, value in points))
+        places, values = self.points(key, kind)
+        return Curve(tuple(self._rows(kind).steps[places].tolist()), tuple(values.tolist()))
 
-    @cached_property
-    def _measured(self) -> list[TrainingStep]:
-        return [record for record in self.records() if record.get("layers") or record.get("parameters")]
+    def numbers(self, key: str, kind: str | None = None) -> Tensor:
+        """One number of every record of one kind, (records,) float64: NaN where it is NaN or not there."""
+        found = torch.full((self.count(kind),), math.nan, dtype=torch.float64)
+        places, values = self.points(key, kind)
+        found[places] = values
+        return found
 
-    def measured_records(self) -> list[TrainingStep]:
-        """The records of the steps that tables have, with what else is known of them: `skipped`, `loss_scale`."""
-        return self._measured
+    def points(self, key: str, kind: str | None = None) -> tuple[Tensor, Tensor]:
+        """As `curve`: (places among the records of the kind, ascending, int64; values, float64), both (points,)."""
+        kind = kind or self.kind
+        places, values = self._columns.column(kind, key)
+        outer, dot, inner = key.partition(".")
+        if not dot:
+            return places, values
+        others, more = self._columns.column(kind, (outer, inner))
+        new = ~torch.isin(others, places)
+        places, order = torch.cat([places, others[new]]).sort()
+        return places, torch.cat([values, more[new]])[order]
 
-    @cached_property
+    def skipped(self, kind: str | None = None) -> Tensor:
+        """Whether the gradient scaler skipped the step of each record, (records,) bool."""
+        return self._columns.flagged(self.kind if kind is None else kind, "skipped")
+
+    def tripped(self, kind: str | None = None) -> Tensor:
+        """Whether the step of each record met a value that is not finite, (records,) bool."""
+        return self._columns.flagged(self.kind if kind is None else kind, "tripped")
+
+    def samples(self) -> Samples:
+        """Which samples the training steps drew."""
+        return Samples(*self._columns.samples(self.kind), self._columns.known.samples)
+
+    @property
+    def measured_steps(self) -> tuple[int, ...]:
+        """The steps that tables have, ascending: those that measured layers or parameters."""
+        return tuple(self._rows(None).steps[self._measured].tolist())
+
+    @property
+    def _measured(self) -> Tensor:
+        """Their places among the training steps, (M,) int64."""
+        return self._columns.measured(self.kind)[0]
+
+    def measured_numbers(self, key: str) -> Tensor:
+        """`numbers` of the steps that tables have, (M,) float64."""
+        return self.numbers(key)[self._measured]
+
+    @property
+    def measured_skipped(self) -> Tensor:
+        """`skipped` of the steps that tables have, (M,) bool."""
+        return self.skipped()[self._measured]
+
+    @property
+    def measured_tripped(self) -> Tensor:
+        """`tripped` of the steps that tables have, (M,) bool."""
+        return self.tripped()[self._measured]
+
+    @property
+    def has_layers(self) -> Tensor:
+        """Which of the steps that tables have measured layers, (M,) bool."""
+        return torch.isin(self._measured, self._columns.measures(self.kind, "layers"))
+
+    @property
+    def has_parameters(self) -> Tensor:
+        """Which of the steps that tables have measured parameters, (M,) bool."""
+        return torch.isin(self._measured, self._columns.measures(self.kind, "parameters"))
+
+    def measured_records(self) -> Sequence[TrainingStep]:
+        """The records of the steps that tables have, with what else is known of them. They are read as those of
+        `records` are."""
+        return cast(Sequence[TrainingStep], self._source.records(self._rows(None).records[self._measured]))
+
+    @property
     def layer_names(self) -> tuple[str, ...]:
         """Layers in the order of execution; one that ran in some steps only comes after its predecessor in those."""
-        return _merged_order(record.get("layers", {}) for record in self._measured)
+        return self._columns.names(self.kind, "layers")
 
-    @cached_property
+    @property
     def parameter_names(self) -> tuple[str, ...]:
-        return _merged_order(record.get("parameters", {}) for record in self._measured)
+        return self._columns.names(self.kind, "parameters")
 
-    def layers(self, statistic: str, part: str = "activation") -> LayerTable:
+    def named_parameters(self) -> Tensor:
+        """Which parameter has an entry in which of the steps that tables have, be it without a number.
+
+        (names, M) bool.
+        """
+        return self._columns.named(self.kind, "parameters", self.parameter_names)
+
+    def layers(self, statistic: str, part: str = "activation", *, last: int | None = None) -> LayerTable:
         """A statistic (one of `STATISTICS`) of a part (one of `PARTS`) of every layer.
+
+        Args:
+            last: so many of the measured steps; None for all.
 
         Raises:
             ValueError: no such statistic or part.
         """
         if statistic not in STATISTICS or part not in PARTS:
             raise ValueError(f"{part} {statistic}: parts are {', '.join(PARTS)}; statistics {', '.join(STATISTICS)}")
-        rows = {name: row for row, name in enumerate(self.layer_names)}
-        cells = [
-            (rows[name], column, parts[part][statistic])
-            for column, record in enumerate(self._measured)
-            for name, parts in record.get("layers", {}).items()
-            if statistic in parts.get(part, {})
-        ]
-        return self._table(self.layer_names, cells)
+        return self._table("layers", (part, statistic), last)
 
-    def parameters(self, key: str) -> LayerTable:
+    def parameters(self, key: str, *, last: int | None = None) -> LayerTable:
         """`gradient_norm` or `update_ratio` of every parameter.
+
+        Args:
+            last: as in `layers`.
 
         Raises:
             ValueError: no such key.
         """
-        if key not in ("gradient_norm", "update_ratio"):
+        if ("", key) not in CELLS["parameters"]:
             raise ValueError(f"{key}: parameters have gradient_norm and update_ratio")
-        rows = {name: row for row, name in enumerate(self.parameter_names)}
-        cells = [
-            (rows[name], column, value)
-            for column, record in enumerate(self._measured)
-            for name, numbers in record.get("parameters", {}).items()
-            if (value := numbers.get(key)) is not None
-        ]
-        return self._table(self.parameter_names, cells)
+        return self._table("parameters", ("", key), last)
 
-    def _table(self, names: tuple[str, ...], cells: list[tuple[int, int, float]]) -> LayerTable:
-        steps = tuple(record["step"] for record in self._measured)
-        values = torch.full((len(names), len(steps)), math.nan, dtype=torch.float64)
-        present = torch.zeros(len(names), len(steps), dtype=torch.bool)
-        if cells:
-            row, column, value = zip(*cells, strict=True)
-            place = (torch.tensor(row), torch.tensor(column))
-            values[place] = torch.tensor(value, dtype=torch.float64)
-            present[place] = True
-        return LayerTable(names, steps, values, present)
+    def _table(self, part: str, cell: tuple[str, str], last: int | None) -> LayerTable:
+        names, steps = self._columns.names(self.kind, part), self.measured_steps
+        first = 0 if last is None else max(0, len(steps) - last)
+        values = self._columns.table(self.kind, part, CELLS[part].index(cell), names, first)
+        return LayerTable(names, steps[first:], values, values.view(torch.int64) != ABSENT_BITS)
 
 
-def _merged_order(parts: Iterable[Iterable[str]]) -> tuple[str, ...]:
-    order: list[str] = []
-    for names in dict.fromkeys(map(tuple, parts)):  # as a rule every step has the same
-        places = {name: place for place, name in enumerate(order)}
-        behind: dict[int, list[str]] = {}  # new names by the place of the known one before them
-        place = -1
-        for name in names:
-            if name in places:
-                place = places[name]
-            else:
-                behind.setdefault(place, []).append(name)
-        merged = behind.get(-1, [])
-        for place, name in enumerate(order):
-            merged += [name, *behind.get(place, [])]
-        order = merged
-    return tuple(order)
+def _source(path: Path, on_damage: Callable[[Exception], None] | None) -> Source:
+    with open_records(path) as file:
+        is_long = file.seek(0, 2) > KEPT_BYTES
+    if is_long:
+        return RecordsInFile(path, on_damage)
+    return RecordsInMemory(_until_damage(path, on_damage))
+
+
+def _until_damage(path: Path, on_damage: Callable[[Exception], None] | None) -> Iterator[Mapping[str, Any]]:
+    try:
+        yield from cast(Iterator[Mapping[str, Any]], read_records(path))
+    except ValueError as error:
+        if on_damage is None:
+            raise
+        on_damage(error)

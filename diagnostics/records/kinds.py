@@ -52,6 +52,17 @@ class ChartRecord(TypedDict):
     """In the order of the legend."""
 
 
+class MetricRecord(TypedDict):
+    """What a number of the evaluations means."""
+
+    name: str
+    """Its key in the records."""
+    text: str
+    """For people."""
+    higher_is_better: bool
+    """Whether a larger value is the better one."""
+
+
 class Header(Record, total=False):
     """What the records that follow are about. Each session of a run that is resumed writes one."""
 
@@ -61,12 +72,24 @@ class Header(Record, total=False):
     """Samples that are trained on."""
     num_parameters: int
     """Elements of all parameters, frozen ones included."""
+    augmentation: str
+    """How training samples are changed, `flip 0.5`; missing where they are not."""
     precision: str
     """Name of the precision policy, such as `bf16`."""
     device: str
     """The GPU's name, or `CPU`."""
     charts: list[ChartRecord]
     """What the views draw of the evaluations."""
+    metrics: list[MetricRecord]
+    """What the task's metrics mean."""
+    resumed_at: int
+    """Steps that were done when this session of the run began; missing where it was the first."""
+    changed: list[str]
+    """What is configured otherwise than in the sessions before, `KEY OLD -> NEW` each; missing where nothing is."""
+    command: list[str]
+    """Words of the command of this session, behind `shadowlab`."""
+    started: str
+    """When this session wrote it: UTC, ISO 8601."""
 
 
 class TrainingStep(Record, total=False):
@@ -76,9 +99,11 @@ class TrainingStep(Record, total=False):
     """
 
     loss: float
-    """Mean over the samples of all processes."""
+    """Mean over the samples of all processes; in a watched loop the sum of what a step differentiated, the mean over
+    its processes."""
     grad_norm: float
-    """L2 norm of all gradients before clipping, without the gradient scaler's factor."""
+    """L2 norm of all gradients before clipping, without the gradient scaler's factor; missing where the loop took
+    another norm."""
     loss_by_t: dict[str, float]
     """Mean loss of the samples in each quarter of the diffusion time that has some; keys are its ends, `0.25-0.50`."""
     learning_rate: float
@@ -91,6 +116,10 @@ class TrainingStep(Record, total=False):
     """Ids of the samples of all processes, in the order of the data stream."""
     skipped: bool
     """Whether the gradient scaler skipped the optimizer's step."""
+    tripped: bool
+    """Whether the step met a value that is not finite, so that no update was made; an `incident` of the same step says
+    where it was born. `layers` are then those of its repetition, as far as that came, `parameters` have gradients
+    alone, and what was not reached is missing. Written where it is true."""
     num_skipped: int
     """Skipped steps so far, this one included."""
     memory_gib: Gibibytes

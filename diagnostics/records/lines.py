@@ -4,14 +4,14 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from functools import partial
-from io import BufferedWriter
+from contextlib import suppress
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
+from diagnostics.files import append_to, create, open_file, parse_json, read_lines
 from diagnostics.records.kinds import Record
 
-_LONGEST = 2**28  # bytes of a line; a record of a thousand layers takes less than 2**20
 _REPAIR = "remove or repair this line to go on"
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -68,12 +68,15 @@ class RecordWriter:
 
     Raises:
         ValueError: an existing file is damaged, as `read_records`.
+        OSError: the disk refuses, or something else than a file has its name, a link too.
     """
 
     def __init__(self, path: Path, *, keep_until_step: int | None = None) -> None:
-        if path.exists():
+        with append_to(path):  # refuses what is no file of its own before anything is done to it
+            pass
+        if path.stat().st_size:
             _trim(path, keep_until_step)
-        self._file: BufferedWriter = path.open("ab")
+        self._file: BufferedWriter = append_to(path)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record; on disk, as far as the operating system goes, when this returns.
@@ -99,7 +102,7 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         OSError: the disk refuses.
     """
-    with path.open("ab") as file:
+    with append_to(path) as file:
         file.write(_line(record))
 
 
@@ -108,40 +111,79 @@ def read_records(path: Path) -> Iterator[Record]:
 
     Raises:
         ValueError: a line that is complete, or not the last, is not a JSON object; names file and line.
+        OSError: the file cannot be read, is something else than a file, or a link that leads out of its folder.
     """
-    for line, record in _lines(path):
-        # Half of the time: most lines have no such word.
-        yield cast(Record, decode(record) if b"NaN" in line or b"Infinity" in line else record)
+    with open_records(path) as file:
+        for _, record in lines_of(file, path):
+            yield cast(Record, record)
+
+
+def open_records(path: Path) -> BufferedReader:
+    """A file of records, to be read.
+
+    Raises:
+        OSError: as `read_records`.
+    """
+    return open_file(path, inside=path.parent)
+
+
+def lines_of(file: BinaryIO, path: Path, *, number: int = 1) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The lines that follow in a file, as they are, with their records. A last line without an end may be cut short,
+    and is left out then.
+
+    Args:
+        path: of the file, for errors.
+        number: of the first line that is read, from 1.
+
+    Raises:
+        ValueError: as `read_records`.
+    """
+    for count, line in enumerate(read_lines(file, str(path)), number):
+        try:
+            record = parse(line)
+            problem = None if isinstance(record, dict) else "not an object"
+        except ValueError as error:  # JSON's and UTF-8's errors; brackets without end
+            problem = str(error)
+        if problem is None:
+            yield line, record
+        elif line.endswith(b"\n"):  # only the last line can lack its end
+            raise ValueError(f"{path}:{count}: not a JSON record ({problem}); {_REPAIR}")
+
+
+def parse(line: bytes) -> Any:
+    """What a line says, with NaN, Inf and text as they were before `encode`.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    if b"NaN" not in line and b"Infinity" not in line:  # half of the time: most lines have no such word
+        return parse_json(line)
+    if b"\\" not in line:  # no text is one of the words behind backslashes
+        bare = line
+        for word in _NONFINITE:
+            bare = bare.replace(b'"%b"' % word.encode(), word.encode())
+        with suppress(ValueError):  # a key may be such a word
+            return parse_json(bare)
+    return decode(parse_json(line))
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
     return json.dumps(encode(dict(record)), allow_nan=False).encode("ascii") + b"\n"
 
 
-def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Each complete line without its end, with what it says."""
-    with path.open("rb") as file:
-        for number, line in enumerate(iter(partial(file.readline, _LONGEST), b""), 1):
-            if len(line) == _LONGEST:
-                raise ValueError(f"{path}:{number}: not a JSON record ({_LONGEST / 2**20:g} MiB or more); {_REPAIR}")
-            try:
-                record = json.loads(line)
-                problem = None if isinstance(record, dict) else "not an object"
-            except (ValueError, RecursionError) as error:  # JSON's and UTF-8's errors; brackets without end
-                problem = str(error)
-            if problem is None:
-                yield line.rstrip(b"\r\n"), record
-            elif line.endswith(b"\n"):  # only the last line can lack its end
-                raise ValueError(f"{path}:{number}: not a JSON record ({problem}); {_REPAIR}")
-
-
 def _trim(path: Path, keep_until_step: int | None) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        for line, record in _lines(path):
-            step = record.get("step")
-            if keep_until_step is None or not isinstance(step, int) or step <= keep_until_step:
-                file.write(line + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with create(temporary) as file:
+            with open_records(path) as before:
+                for line, record in lines_of(before, path):
+                    step = record.get("step")
+                    if keep_until_step is None or not isinstance(step, int) or step <= keep_until_step:
+                        file.write(line.rstrip(b"\r\n") + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise

@@ -1,15 +1,16 @@
 """Activation and gradient statistics of every leaf module, in the order of execution."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
-from diagnostics.modules import eagerly, in_backward, leaf_modules
+from diagnostics.modules import eager_modules, eagerly, in_backward, leaf_modules
 from diagnostics.statistics.tensor import Samples, TensorStatistics
 from diagnostics.tensors import tensors_in
 
@@ -49,7 +50,8 @@ class LayerStatistics:
     module (gradient accumulation, shared layers) and several tensors of an output are measured as one tensor.
     Measured are floating and complex outputs (see `tensors.dense` for sparse, complex and sharded ones).
     Compiled modules run eagerly inside `recording`: torch.compile does not notice hooks that come after it. What
-    they compute then differs by rounding from a compiled step, here alone does watching change a number.
+    they compute then differs by rounding from a compiled step, here alone does watching change a number. Optimizers
+    keep their compiled step.
 
         statistics = LayerStatistics(model)
         with statistics.recording():
@@ -61,6 +63,7 @@ class LayerStatistics:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._attached = True
+        self._is_hidden = False  # from dispatch modes
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._recording: object | None = None  # identity of the current recording: hooks of earlier ones stay silent
         self._last: _Output | None = None
@@ -80,8 +83,11 @@ class LayerStatistics:
         self._stop()
 
     @contextmanager
-    def recording(self, enabled: bool = True) -> Iterator[None]:
+    def recording(self, enabled: bool = True, *, is_hidden: bool = False) -> Iterator[None]:
         """Measure what runs inside; with `enabled=False` nothing is measured. Forgets what was not collected.
+
+        Args:
+            is_hidden: dispatch modes that are active, such as that of `diagnostics.tracing`, do not see the measuring.
 
         Raises:
             RuntimeError: inside another recording of this object.
@@ -93,12 +99,13 @@ class LayerStatistics:
             yield
             return
         self._recording = recording = object()
+        self._is_hidden = is_hidden
         try:
             for name, module in leaf_modules(self._model).items():
                 if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
                     continue
                 self._handles.append(module.register_forward_hook(partial(self._after_forward, name, recording)))
-            with eagerly():
+            with eagerly() if is_hidden else eager_modules():  # a mode sees nothing of what is compiled
                 yield
         finally:
             self._stop()
@@ -145,7 +152,7 @@ class LayerStatistics:
 
     def _measured(self, tensor: Tensor, name: str, recording: object) -> _Output:
         repeated = in_backward() or tensor.is_meta
-        number = None if repeated else self._samples.add(tensor)
+        number = None if repeated else self._sampled(tensor)
         seen = _Output(tensor, _version(tensor), number, repeated, [name])
         if tensor.requires_grad:
             handle = tensor.register_hook(_GradientHook(self, seen.names, recording))
@@ -155,9 +162,14 @@ class LayerStatistics:
 
     def _after_backward(self, names: list[str], recording: object, gradient: Tensor) -> None:
         if self._recording is recording:
-            number = self._samples.add(gradient)
+            number = self._sampled(gradient)
             for name in names:
                 self._gradients.add(name, number)
+
+    def _sampled(self, tensor: Tensor) -> int | None:
+        """Of a tensor of any shape, the number of its sample."""
+        with _disable_current_modes() if self._is_hidden else nullcontext():
+            return self._samples.add(tensor)
 
 
 @dataclass(slots=True, eq=False)

@@ -13,6 +13,7 @@ bad one alone.
 
 from diagnostics.tracing.calls import OperatorCall
 from diagnostics.tracing.explanation import Explanation, explain
+from diagnostics.tracing.frames import add_library, is_library
 from diagnostics.tracing.step_batch import plain
 
 __all__ = [
@@ -23,4 +24,7 @@ __all__ = [
     "OperatorCall",
     # A batch as evidence
     "plain",
+    # Whose code a file is
+    "add_library",
+    "is_library",
 ]

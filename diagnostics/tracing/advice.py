@@ -1,69 +1,109 @@
-"""What to change, in a sentence, with the public issue that documents it where there is one."""
+"""What to change, in a sentence, with the public issue that documents it where there is one.
 
-import torch
+A sentence that does not mend its case is a fault: `tests/diagnostics/tracing/fixes` applies each to every case of the
+corpus. Where no fix is known, it says so.
+"""
 
-from diagnostics.tracing.events import Event
+from collections.abc import Callable
 
-_BY_CAUSE = {
-    "overflow": "compute this in float32 or bfloat16, or scale its operands down before it",
-    "underflow": "use an epsilon that is not zero in this dtype, or keep this computation in float32",
-    "out_of_domain": "keep the operand inside the domain: clamp it, or add an epsilon before this operator",
-    "empty_reduction": "guard the denominator: `.clamp(min=1)`, or leave such batches out (OLMo-core#452)",
-    "masked_row": "leave at least one entry of every row unmasked, or skip rows that are wholly masked",
-    "bad_data": "check this input where it is read or cached (diffusers#7563) and repair or remove the sample",
-    "bad_state": "it was bad before this step: restore the last good checkpoint, and look where it was last written",
-    "bad_scalar": "find where this number comes from: a learning rate, a schedule, a loss weight",
-    "uninitialized": "initialise this memory, or write to all of it before it is read (transformers#45902)",
-    "other_rank": "look at the verdict of the other ranks: one of them sent it",
-    "kernel": "take another implementation of this operator, and report it: operands are finite and moderate",
-    "unknown": "find what writes to this tensor outside PyTorch",
-}
-
+from diagnostics.tracing.advice_on_domains import (
+    COUNTER,
+    INFINITE,
+    on_domain,
+    on_empty,
+    on_left_out,
+    on_mask,
+    on_masked_row,
+    on_slope,
+    safe_operand,
+)
+from diagnostics.tracing.advice_on_leaves import on_bad_data, on_bad_scalar, on_bad_state
+from diagnostics.tracing.advice_on_ranges import on_exponential, on_overflow, on_underflow
+from diagnostics.tracing.birth import Birth
 
 _FILLS = ("fill", "masked_fill", "index_fill", "copy", "where", "index_put", "full")
-_WIDE = (torch.float32, torch.float64, torch.bfloat16)
 
 
-def advice(event: Event, phase: str, exception: str | None, cause: str) -> str:
+def advice(birth: Birth) -> str:
     """One sentence for this birth."""
-    op, dtype, name = event.op, event.values.dtype, event.op.removeprefix("_foreach_").rstrip("_")
-    if cause == "bad_data" and event.name is None:
-        return "look at where this tensor is made, and give the step's tensors as `batch` to see it named"
-    if cause == "kernel" and (event.is_number or name in _FILLS):
+    cause = birth.judgement.cause
+    if birth.counts_from_zero:
+        return COUNTER
+    is_fill = cause == "bad_scalar" and birth.op in _FILLS and "inf" in birth.event.values.value
+    if is_fill or (birth.from_mask and cause in ("out_of_domain", "bad_scalar", "kernel", "unknown")):
+        return on_mask(birth)
+    if birth.from_infinity and cause == "overflow":  # nothing has grown: it was infinite before
+        return INFINITE
+    return _BY_CAUSE.get(cause, _on_unknown)(birth)
+
+
+def advice_on_left_out(birth: Birth, discarded: Birth) -> str:
+    """One sentence for a backward operator that used what a forward branch had computed and left out.
+
+    Args:
+        discarded: the operator in that branch.
+    """
+    if discarded.judgement.cause == "overflow" and discarded.op in ("exp", "exp2", "expm1"):
+        return on_left_out(birth, on_exponential(discarded))
+    return on_left_out(birth, safe_operand(discarded))
+
+
+def _on_out_of_domain(birth: Birth) -> str:
+    if birth.phase == "backward" and birth.judgement.exception == "overflow":
+        return on_slope(birth)
+    return on_domain(birth)
+
+
+def _on_uninitialized(birth: Birth) -> str:
+    return (
+        "take `torch.zeros` in the place of `torch.empty`, or write to all of it before it is read (transformers#45902)"
+    )
+
+
+def _on_other_rank(birth: Birth) -> str:
+    return "look at the verdict of the other ranks: one of them sent it"
+
+
+def _on_kernel(birth: Birth) -> str:
+    op = birth.op
+    if birth.event.is_number or op in _FILLS:
         return "this line puts a NaN there: see what makes it do so"
-    if cause == "underflow" and name in ("log", "log2", "log10") and dtype in _WIDE:
-        return "take the stable form: log_softmax, cross_entropy, logsigmoid, binary_cross_entropy_with_logits"
-    diverges = cause == "overflow" and dtype in _WIDE and name not in ("exp", "_to_copy")
-    if diverges and phase in ("forward", "loss", "backward", "optimizer"):
+    if "batch_norm" in op:
+        return on_empty(birth)
+    if "scaled_dot_product" in op:
         return (
-            "no wider type helps much: values have grown beyond this one's range. Lower the learning rate, warm up, "
-            "clip gradients, or normalise what this operator is given"
+            "a fault of this attention kernel: choose another by `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` "
+            "(pytorch#196678: `torch.backends.cuda.enable_cudnn_sdp(False)`)"
         )
-    if phase == "optimizer" and cause == "underflow":
+    if op in ("mul", "div", "add", "sub"):
         return (
-            "the optimizer's eps is zero in this dtype: keep float32 master weights (bf16 or fp16 autocast instead of "
-            "half parameters); an eps that float16 can hold is finite, but distorts the update (pytorch#8860)"
+            "an operand is infinite here, as in 0 * inf: keep it finite where it is made, or leave such elements out "
+            "before, by `torch.where(torch.isfinite(x), x, 0.0)`"
         )
-    if phase == "optimizer" and cause == "overflow":
-        return "squares of these gradients exceed this dtype: keep parameters and optimizer state in float32"
-    if phase == "clip" and cause == "overflow":
-        return "the gradients' norm exceeds this dtype: lower the loss scale or take it in float64 (pytorch#46849)"
-    if phase == "ema" and cause == "overflow":
-        return "average in float32, and cast a copy, never the average itself (ultralytics#24615)"
-    if cause == "kernel" and "scaled_dot_product" in op:
-        return (
-            "a fault of this attention kernel: choose another by torch.nn.attention.sdpa_kernel "
-            "(pytorch#196678: torch.backends.cuda.enable_cudnn_sdp(False))"
-        )
-    if phase == "backward" and cause == "out_of_domain" and exception != "overflow":
-        return (
-            "the derivative is infinite at this operand, or a branch that torch.where discards has no finite "
-            "derivative: make the operand safe before the operator, not its result after it (pytorch#68425)"
-        )
-    if "softmax" in op and cause == "masked_row":
-        return "a row is wholly masked: leave one entry unmasked, or zero such rows after a safe softmax"
-    if name == "_to_copy" and cause == "overflow":
-        return "the value does not fit this dtype: do not cast here, or use bfloat16 (transformers#9295)"
-    if name == "exp" and cause == "overflow":
-        return "subtract the maximum before exp, or use the stable form (softmax, logsumexp, softplus, expm1)"
-    return _BY_CAUSE[cause]
+    return (
+        f"no fix of {op} itself is known, whose operands are finite and moderate: compute the same by torch's own "
+        "operators, or another version of this kernel, and report it with the incident's repro.py"
+    )
+
+
+def _on_unknown(birth: Birth) -> str:
+    return (
+        "something outside PyTorch, such as NumPy or an extension, writes it: keep what that is given inside its "
+        "domain, or compute it by torch's operators, where its line is seen"
+    )
+
+
+_BY_CAUSE: dict[str, Callable[[Birth], str]] = {
+    "overflow": on_overflow,
+    "underflow": on_underflow,
+    "out_of_domain": _on_out_of_domain,
+    "empty_reduction": on_empty,
+    "masked_row": on_masked_row,
+    "bad_data": on_bad_data,
+    "bad_state": on_bad_state,
+    "bad_scalar": on_bad_scalar,
+    "uninitialized": _on_uninitialized,
+    "other_rank": _on_other_rank,
+    "kernel": _on_kernel,
+    "unknown": _on_unknown,
+}

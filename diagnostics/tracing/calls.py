@@ -13,7 +13,7 @@ from diagnostics.tracing.nested import mapped, tensor_leaves
 _NEVER_ZERO = {"exp", "exp2", "_softmax", "_safe_softmax", "sigmoid", "softplus", "exp_", "sigmoid_"}
 
 
-@dataclass
+@dataclass(slots=True)
 class OperatorCall:
     """A call that is about to run, or, `frozen`, one that can be run again."""
 

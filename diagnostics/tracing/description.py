@@ -6,15 +6,22 @@ from typing import Any
 
 import torch
 
-from diagnostics.tracing.advice import advice
+from diagnostics.tensors import strided
+from diagnostics.tracing.advice import advice, advice_on_left_out
+from diagnostics.tracing.birth import Birth, plain
 from diagnostics.tracing.events import Event
 from diagnostics.tracing.judgement import EMPTY_LOGARITHMS, Judgement
+from diagnostics.tracing.operand_words import added_numbers, operand_words
 from diagnostics.tracing.origin import Origin
 from diagnostics.tracing.phase import is_written_number, phase_of
+from diagnostics.tracing.provenance import event_of, storage_key
+from diagnostics.tracing.rows import Rows
 from diagnostics.tracing.sinks import Sink
 from diagnostics.tracing.step_batch import StepBatch
 from diagnostics.tracing.step_state import StepState
 from diagnostics.verdict import Verdict
+
+_CHILDREN = 16  # operators after one that are looked at
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Facts:
             is_nan = event.values.value == "nan"  # 0 * inf here, not the overflow there
             judgement = replace(why, exception="invalid" if is_nan else why.exception, operands=judgement.operands)
         target = self._target(event)
-        samples = self._samples(target, phase)
+        samples = Rows(self.events, self.batch, self.state.shapes).samples(target, path, phase)
         parameter, module, source, op = self._place_of(event, phase, origin.sink)
         return Verdict(
             phase=phase,
@@ -50,10 +57,55 @@ class Facts:
             samples=samples,
             sample_ids=self._sample_ids(event, samples),
             value=event.values.value,
-            witness=_witness(origin, target, judgement),
+            witness=_witness(origin, target, judgement) | operand_words(judgement, event.op, self._storage_names()),
             path=_path_text(path, origin.sink),
-            fix=advice(event, phase, judgement.exception, judgement.cause),
+            fix=self._advice(origin, phase, judgement),
         )
+
+    def _advice(self, origin: Origin, phase: str, judgement: Judgement) -> str:
+        birth = self._birth(origin.event, phase, judgement)
+        if origin.discarded is None:
+            return advice(birth)
+        left_out = self._birth(origin.discarded, "forward", self._judgement(origin.discarded))
+        return advice_on_left_out(birth, left_out)
+
+    def _birth(self, event: Event, phase: str, judgement: Judgement) -> Birth:
+        is_kept = event.name is not None and event.kind in ("parameter", "buffer", "attribute")
+        return Birth(
+            event=event,
+            phase=phase,
+            judgement=judgement,
+            making=event.examination.making,
+            added=added_numbers(judgement),
+            after=self._after(event),
+            from_mask=event.leaf is None and self._comes_from_mask(event),
+            from_infinity=event.leaf is None and bool(event.ancestry.turned or event.ancestry.passed),
+            keeping=self.state.keeping(event.name) if is_kept and event.name is not None else None,
+        )
+
+    def _comes_from_mask(self, event: Event) -> bool:
+        """Whether infinities that are meant, negative ones as masks are, came in."""
+        seen: set[int] = set()
+        queue = [event_of(node) for node in event.ancestry.turned | event.ancestry.passed]
+        while queue:
+            number = queue.pop()
+            if number in seen:
+                continue
+            seen.add(number)
+            source = self.events[number]
+            if source.is_mask or (not source.ancestry.passed and source.values.value == "-inf"):
+                return True
+            queue += [event_of(node) for node in source.ancestry.passed]
+        return False
+
+    def _after(self, event: Event) -> frozenset[str]:
+        """Plain names of the operators that its bad values went through next, three deep."""
+        found: set[str] = set()
+        layer = {event.number}
+        for _ in range(3):
+            layer = {child for number in layer for child in self.events[number].children[:_CHILDREN]}
+            found |= {plain(self.events[number].op) for number in layer}
+        return frozenset(found)
 
     def _target(self, event: Event) -> Event:
         """The write that put a bare number into a tensor, whose rows are samples; else the event itself."""
@@ -97,15 +149,29 @@ class Facts:
         parameter = next((names[s] for s in event.written.storages if s in names), None)
         if phase not in ("optimizer", "clip", "unscale", "reduce", "ema"):
             return parameter, place.module, source, op
-        if parameter is None and sink.name is not None:
+        if parameter is None and sink.name is not None and sink.kind != "failure":
             name = sink.name
             parameter = name if name in self.state.parameters else name.rpartition(".")[0] or name
         module = parameter.rpartition(".")[0] if parameter is not None else place.module
         return parameter, module, source, op
 
-    def _module_of(self, name: str) -> str:
-        """Of a parameter or buffer, and of a parameter's gradient or optimizer state."""
-        owner = next((p for p in (name, name.rpartition(".")[0]) if p in self.state.parameters), name)
+    def _storage_names(self) -> dict[int, str]:
+        """What a person calls a storage: `conv.weight`, `conv.weight.grad`, `conv.weight.exp_avg`."""
+        state = self.state
+        named = {key: f"{name}.grad" if key in state.gradients else name for key, name in state.storage_names.items()}
+        for name, tensor in (*state.optimizer_states(), *self.batch.tensors):
+            values = strided(tensor)
+            if values is not None:
+                named.setdefault(storage_key(values), name)
+        return named
+
+    def _module_of(self, name: str) -> str | None:
+        """Of a parameter or buffer, and of a parameter's gradient or optimizer state, however deep it lies in it."""
+        if name.startswith("param_groups["):
+            return None
+        parts = name.split(".")
+        owners = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+        owner = next((one for one in owners if one in self.state.parameters), name)
         return owner.rpartition(".")[0]
 
     def _sample_ids(self, event: Event, samples: tuple[int, ...]) -> tuple[str, ...]:
@@ -117,30 +183,6 @@ class Facts:
             number = event.place.num_model_calls - 1
         ids = self.batch.ids(number)
         return tuple(ids[i] for i in samples if i < len(ids))
-
-    def _samples(self, event: Event, phase: str) -> tuple[int, ...]:
-        """Rows along the batch dimension, also where it is merged with others behind it, as (B heads, N, D).
-
-        Of what was computed from some rows alone, as in a loop over samples, at most those.
-        """
-        size = self.batch.size
-        if size is None or phase not in ("data", "forward", "loss", "backward"):
-            return ()
-        whole, rows, shapes = event.values.whole, event.values.rows, self.state.shapes
-        one_a_sample = phase == "loss" and whole[:1] == (size,) and set(whole[1:]) <= {1}  # weights by t
-        if not event.ancestry.from_batch and event.kind != "data" and not one_a_sample:
-            return ()
-        if event.kind == "data" and event.name is not None and self.batch.is_samples:
-            return (int(event.name),)
-        is_weight = phase == "backward" and (whole in shapes or whole[::-1] in shapes)
-        first, last, length = 0, size - 1, whole[0] if whole else 0
-        span = event.ancestry.span
-        if span is not None and span.length and span.length % size == 0:
-            first, last = (row // (span.length // size) for row in (span.first, span.last))
-        num = last - first + 1
-        if not is_weight and length and length % num == 0:
-            return tuple(sorted({first + row // (length // num) for row in rows}))
-        return tuple(range(first, last + 1)) if num < size and not is_weight else ()
 
 
 def _witness(origin: Origin, target: Event, judgement: Judgement) -> dict[str, Any]:

@@ -92,6 +92,10 @@ class Event:
     """Events that computed with its bad values."""
     absorbers: list[str] = field(default_factory=list)
     """Operators that read its bad values and returned finite ones."""
+    is_harmful: bool = False
+    """Some of its values are more than infinities that are meant."""
+    enters_model: bool = False
+    """An operator whose result is an argument of the model's call."""
     scales_gradients: bool = False
     """Gradients were multiplied by this number, or by one that was made from it."""
 

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from diagnostics.tracing.bad_values import BadValues
 from diagnostics.tracing.calls import OperatorCall
 from diagnostics.tracing.judgement import Judgement, judge
+from diagnostics.tracing.making import UNKNOWN, Making, making_of
 from diagnostics.tracing.operators import operator
 from diagnostics.tracing.recomputation import Recorder
 from diagnostics.tracing.step_context import Place
 
 _JUDGED = 512  # operators
+_FOLLOWED = 16  # of them, whose zeros are followed back: one bad step of an optimizer has hundreds
 _KEPT_BYTES = 256 * 2**20  # of operands that are kept for the call that turns out to be the origin
 
 
@@ -21,6 +23,8 @@ class Examination:
     """None of what is no birth, and of a birth after very many."""
     call: OperatorCall | None = None
     """With the operands as they were before it, to be run again; None where they are too large, or not torch's."""
+    making: Making = UNKNOWN
+    """What the operand is that it failed at."""
 
 
 NOT_EXAMINED = Examination()
@@ -54,4 +58,6 @@ class Examiner:
         if not is_birth or self._num_judged >= _JUDGED:
             return Examination(None, kept)
         self._num_judged += 1
-        return Examination(judge(call, values, place, self._recorder, is_turned=is_turned), kept)
+        first = self._num_judged <= _FOLLOWED
+        judgement = judge(call, values, place, self._recorder, is_turned=is_turned, asks_zeros=first)
+        return Examination(judgement, kept, making_of(call, self._recorder, values.slot) if first else UNKNOWN)

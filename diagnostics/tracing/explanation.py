@@ -1,11 +1,12 @@
 """One training step under op-level tracing: where the first non-finite value on the path to a sink was born."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -17,7 +18,7 @@ from diagnostics.tracing.description import Facts
 from diagnostics.tracing.frames import recording_creations
 from diagnostics.tracing.origin import Origin, find_origin
 from diagnostics.tracing.sinks import Sinks
-from diagnostics.tracing.step_batch import StepBatch
+from diagnostics.tracing.step_batch import StepBatch, input_values
 from diagnostics.tracing.step_context import StepContext
 from diagnostics.tracing.step_state import StepState
 from diagnostics.tracing.tracer import Tracer
@@ -49,8 +50,8 @@ def explain(
 
     Raises:
         TypeError: `model` or `optimizer` is neither one nor several.
-        Exception: what `step` raises, where no origin explains it; else the verdict's witness has it as `raised`.
-            Weights are changed as the step changes them.
+        Exception: what `step` raises, `SystemExit` too, where no origin explains it; else the verdict's witness has it
+            as `raised`. Weights are changed as the step changes them.
     """
     explanation = Explanation(models_in(model), optimizers_in(optimizer), batch)
     try:
@@ -60,12 +61,13 @@ def explain(
 
 
 class Explanation:
-    """The tracing of one step. `run` may be called once.
+    """The tracing of one step, once: by `run`, or inside `tracing`, after which `verdict` is asked."""
 
-    Attributes:
-        culprit: after `run` the call to be reproduced, with its operands; None where there is none or it is too large.
-        tolerates_scaler: whether overflow by which a gradient scaler finds its scale is no harm.
-    """
+    culprit: OperatorCall | None
+    """After the verdict the call to be reproduced, with its operands; None where there is none or it is too large."""
+
+    tolerates_scaler: bool
+    """Whether overflow by which a gradient scaler finds its scale is no harm."""
 
     def __init__(self, models: list[nn.Module], optimizers: list[Any], batch: Any) -> None:
         self._has_models = bool(models)
@@ -77,9 +79,14 @@ class Explanation:
         self._hooks = ExitStack()
         self._stop: type[BaseException] | None = None
         self._settled: Verdict | None = None
-        self.culprit: OperatorCall | None = None
+        self.culprit = None
         self.tolerates_scaler = True
         self._add_leaves()
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Of the models and of optimizers that train others, by the names that a verdict gives them."""
+        return self._state.parameters
 
     # Before the step
 
@@ -90,6 +97,9 @@ class Explanation:
             if parameter.grad is not None:
                 add("gradient", f"{name}.grad", parameter.grad, infinity_is_harm=True)
                 self._note_gradient(None, parameter.grad)
+        for name, gradient in self._state.withheld_gradients():
+            add("gradient", f"{name}.grad", gradient, infinity_is_harm=True)
+            self._note_gradient(None, gradient)
         for name, buffer in self._state.buffers():
             add("buffer", name, buffer, infinity_is_harm=False)
         for name, tensor in self._state.attributes():
@@ -104,19 +114,32 @@ class Explanation:
 
     # During the step
 
-    def run(self, step: Callable[[], Any], stop: type[BaseException] | None = None) -> Verdict | None:
-        """Trace a step.
-
-        Args:
-            stop: raised by a caller that ends the step early; what was seen until then is judged. It is also raised
-                here once the origin is known beyond doubt, for the rest of the step teaches nothing.
+    def run(self, step: Callable[[], Any]) -> Verdict | None:
+        """Trace a step; its verdict.
 
         Raises:
             Exception: see `explain`.
         """
+        result, failure = None, None
+        try:
+            with self.tracing():
+                result = step()
+        except (Exception, SystemExit) as error:  # an origin may explain it; else it is raised again below
+            failure = error
+        verdict = self.verdict(result, failure)
+        if verdict is None and failure is not None:
+            raise failure
+        return verdict
+
+    @contextmanager
+    def tracing(self, stop: type[BaseException] | None = None) -> Iterator[None]:
+        """The step runs inside; `verdict` follows.
+
+        Args:
+            stop: ends the step early and is swallowed here: what was seen until then is judged. It is also raised in
+                the step once the origin is known beyond doubt, for the rest of the step teaches nothing.
+        """
         self._stop = stop
-        failure: Exception | None = None
-        result = None
         with ExitStack() as stack:
             stack.enter_context(self._context.active())
             stack.enter_context(self._hooks)
@@ -129,19 +152,27 @@ class Explanation:
             warnings.filterwarnings("ignore", message="Error detected in")
             try:
                 with self._tracer:
-                    result = step()
-            except Exception as error:  # an origin may explain it; else it is raised again below
-                failure = error
+                    yield
             except BaseException as error:
                 if stop is None or not isinstance(error, stop):
                     raise
+
+    def verdict(self, result: Any = None, failure: BaseException | None = None) -> Verdict | None:
+        """The origin of what is not finite; None where there is none.
+
+        Args:
+            result: what the step returned. failure: what it raised; kept in the verdict's witness as `raised`.
+        """
         verdict = self._settled or self._judged(result, failure)
-        if failure is None:
+        if failure is None or verdict is None:
             return verdict
-        if verdict is None:
-            raise failure
         raised = f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
         return replace(verdict, witness={**verdict.witness, "raised": raised})
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """Of random numbers, that operators of the step were given."""
+        return list(self._tracer.generators.values())
 
     def forget(self) -> None:
         """Let go of tensors and of the step: context and hooks refer back here, and a cycle lives until collected."""
@@ -160,15 +191,12 @@ class Explanation:
                 for name, parameter in self._state.adopt(model, self._context.module_name(model)):
                     self._tracer.add_leaf("parameter", name, parameter, infinity_is_harm=True)
                     self._watch_gradient(parameter)
-            for tensor in tensors_in(inputs):
-                values = strided(tensor)
-                if values is None:
-                    continue
-                if self._batch.size is None and values.ndim:
-                    self._batch.size = len(values)
+            entering = [values for tensor in tensors_in(inputs) if (values := input_values(tensor)) is not None]
+            self._batch.learn(entering)
+            for values in entering:
                 if self._tracer.memory.known(values) is None:
                     self._tracer.add_leaf("data", None, values, infinity_is_harm=False)
-                self._tracer.memory.storage(values).from_batch = True
+                self._tracer.note_input(values)
 
     def _note_gradient(self, name: str | None, gradient: Tensor) -> None:
         values = self._state.note_gradient(name, gradient)
@@ -206,7 +234,7 @@ class Explanation:
 
     # After the step
 
-    def _judged(self, result: Any, failure: Exception | None) -> Verdict | None:
+    def _judged(self, result: Any, failure: BaseException | None) -> Verdict | None:
         """The verdict at the end of the step, whether it came to its end or failed."""
         self._sinks.collect(result, self._state)
         verdict = self._verdict()

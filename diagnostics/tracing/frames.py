@@ -4,9 +4,10 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 
 import torch
 import torch.fx.traceback
@@ -14,8 +15,11 @@ import torch.fx.traceback
 from diagnostics.patching import replaced
 
 _PACKAGE = Path(__file__).resolve().parents[1]  # diagnostics: its own lines are nobody's to fix
-_OWN_FOLDERS = (f"{Path(torch.__file__).resolve().parent}/", f"{_PACKAGE}/")
+_LIBRARIES = [f"{Path(torch.__file__).resolve().parent}/", f"{_PACKAGE}/"]
 _PYTHON_FOLDER = f"{Path(sysconfig.get_paths()['stdlib']).resolve()}/"
+
+_SCRIPTS = f"{Path(sysconfig.get_paths()['scripts'])}/"
+_NO_HOOKS = frozenset({"engine", "custom_function", "recomputation"})
 
 _TYPED = ("<stdin>", "<python-input", "<ipython-input", "<console>", "<cell", "<input>")  # where a person writes lines
 
@@ -32,6 +36,7 @@ _KNOWN_FUNCTIONS: tuple[tuple[str, frozenset[str] | None, str], ...] = (
     ("safetensors/torch.py", None, "checkpoint"),
     ("torch/utils/checkpoint.py", None, "recomputation"),
     ("torch/autograd/function.py", frozenset({"apply"}), "custom_function"),
+    ("torch/autograd/graph.py", frozenset({"_engine_run_backward"}), "engine"),
 )
 
 
@@ -41,9 +46,17 @@ def is_library(filename: str) -> bool:
     if filename.startswith("<"):
         return not filename.startswith(_TYPED)
     resolved = str(Path(filename).resolve())
-    if resolved.startswith(_OWN_FOLDERS):
+    if resolved.startswith(tuple(_LIBRARIES)):
         return True
     return resolved.startswith(_PYTHON_FOLDER) and "/site-packages/" not in resolved
+
+
+def add_library(folder: Path) -> None:
+    """From now on the code below a folder is nobody's line to fix: it only stands around a loop of others."""
+    place = f"{folder.resolve()}/"
+    if place not in _LIBRARIES:
+        _LIBRARIES.append(place)
+        is_library.cache_clear()
 
 
 @lru_cache(maxsize=4096)
@@ -53,25 +66,101 @@ def _marks_of(filename: str, function: str) -> tuple[str, ...]:
     )
 
 
-def _stack(start: FrameType | None) -> Iterator[FrameType]:
-    while start is not None:
-        yield start
-        start = start.f_back
+@lru_cache(maxsize=4096)
+def _is_installed(filename: str) -> bool:
+    """Whether a file was installed rather than written for this training: diffusers, einops, an entry script."""
+    return "/site-packages/" in filename or "/dist-packages/" in filename or filename.startswith(_SCRIPTS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """What is known of a function's code."""
+
+    code: CodeType
+    """Held, so that its `id` stays its own: comparing two of them takes longer than a look at the stack."""
+    is_library: bool
+    is_installed: bool
+    """By somebody else, so that the line of who calls it is the one to look at."""
+    marks: tuple[str, ...]
+    lines: dict[int, str]
+    """Instruction -> `path:line`; finding a line takes the longer the farther down it stands."""
+
+
+_CODES: dict[int, _Code] = {}
+_MOST_CODES = 50_000  # a program that makes code as it runs must not fill the memory
+
+
+def _known(code: CodeType) -> _Code:
+    found = _CODES.get(id(code))
+    if found is None:
+        if len(_CODES) >= _MOST_CODES:
+            _CODES.clear()
+        file = code.co_filename
+        found = _CODES[id(code)] = _Code(code, is_library(file), _is_installed(file), _marks_of(file, code.co_name), {})
+    return found
+
+
+def _line(frame: FrameType, known: _Code) -> str:
+    line = known.lines.get(frame.f_lasti)
+    if line is None:
+        line = known.lines[frame.f_lasti] = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return line
 
 
 def user_line() -> str | None:
-    """`path:line` of the innermost frame that is neither torch's, Python's nor this package's."""
-    for frame in _stack(sys._getframe(1)):
-        if not is_library(frame.f_code.co_filename):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    """`path:line` of the innermost frame of the user's own code: neither torch's, Python's, this package's, nor one of
+    an installed library, unless there are no others."""
+    frame: FrameType | None = sys._getframe(1)
+    library = None
+    while frame is not None:
+        known = _CODES.get(id(frame.f_code)) or _known(frame.f_code)
+        if not known.is_library:
+            if not known.is_installed:
+                return _line(frame, known)
+            library = library or _line(frame, known)
+        frame = frame.f_back
+    return library
+
+
+def library_line() -> str | None:
+    """`path:line` in the installed library, other than torch, that the user's code has called; None where it calls
+    torch itself."""
+    frame: FrameType | None = sys._getframe(1)
+    library = None
+    while frame is not None:
+        known = _CODES.get(id(frame.f_code)) or _known(frame.f_code)
+        if not known.is_library:
+            if not known.is_installed:
+                return library
+            library = library or _line(frame, known)
+        frame = frame.f_back
     return None
+
+
+def hook_line() -> str | None:
+    """`path:line` in a hook of the user's that autograd runs; None elsewhere, in an autograd function's backward and
+    where a forward pass is repeated."""
+    frame: FrameType | None = sys._getframe(1)
+    line = None
+    while frame is not None:
+        known = _CODES.get(id(frame.f_code)) or _known(frame.f_code)
+        if known.marks and not _NO_HOOKS.isdisjoint(known.marks):
+            return line if "engine" in known.marks else None
+        if line is None and not known.is_library and not known.is_installed:
+            line = _line(frame, known)
+        frame = frame.f_back
+    return line  # the engine's own thread
 
 
 def marks() -> frozenset[str]:
     """Inside which functions of `_KNOWN_FUNCTIONS` the caller runs."""
     found: set[str] = set()
-    for frame in _stack(sys._getframe(1)):
-        found.update(_marks_of(frame.f_code.co_filename, frame.f_code.co_name))
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        known = _CODES.get(id(frame.f_code)) or _known(frame.f_code)
+        if known.marks:
+            found.update(known.marks)
+        frame = frame.f_back
     return frozenset(found)
 
 
@@ -98,10 +187,14 @@ def recording_creations(current_module: Callable[[], str | None]) -> Iterator[No
     short record: formatting thirty frames for each of thousands of nodes would cost more than the step.
     """
 
+    entries: dict[tuple[str | None, str | None], CreationRecord] = {}
+
     def record() -> list[str]:
-        source = user_line()
-        entry = CreationRecord(f"  at {source}\n")
-        entry.source, entry.module = source, current_module()
+        place = user_line(), current_module()
+        entry = entries.get(place)
+        if entry is None:
+            entry = entries[place] = CreationRecord(f"  at {place[0]}\n")
+            entry.source, entry.module = place
         return [entry]
 
     with (

@@ -1,7 +1,7 @@
 """The floating-point event and its cause, from the operands of the operator in which a value was born."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,11 +11,13 @@ from diagnostics.ranks import num_ranks
 from diagnostics.tensors import is_inexact
 from diagnostics.tracing.bad_values import BadValues
 from diagnostics.tracing.calls import OperatorCall, widened
+from diagnostics.tracing.expression import Expression, issuing_expression
 from diagnostics.tracing.nested import tensor_leaves
 from diagnostics.tracing.operands import NO_REFERENCE, Operands
 from diagnostics.tracing.operators import Operator, is_arithmetic, operator
 from diagnostics.tracing.recomputation import Recorder
 from diagnostics.tracing.step_context import Place
+from diagnostics.tracing.zero import Rounded
 
 # Position of the operand that must not be zero.
 _DENOMINATORS = {"div": 1, "div_": 1, "true_divide": 1, "reciprocal": 0, "reciprocal_": 0, "log": 0, "log_": 0}
@@ -41,15 +43,32 @@ class Judgement:
     cause: str
     operands: dict[str, Any] = field(default_factory=dict)
     """Their values at the first bad index, by name: numbers, or a text for a tensor that has no such index."""
+    denominator: str | None = None
+    """The operand that must not be zero and is; by its name in the operator's schema."""
+    rounded: tuple[Rounded, ...] = ()
+    """How that became zero, where it is not in float64."""
+    storages: dict[str, int] = field(default_factory=dict)
+    """Keys of the storages of the operands, by name."""
+    expression: Expression | None = None
+    """What issued the operator; None in a backward pass, where no code does."""
 
 
-def judge(call: OperatorCall, values: BadValues, place: Place, recorder: Recorder, *, is_turned: bool) -> Judgement:
+def judge(
+    call: OperatorCall,
+    values: BadValues,
+    place: Place,
+    recorder: Recorder,
+    *,
+    is_turned: bool,
+    asks_zeros: bool = False,
+) -> Judgement:
     """What happened in an operator that has just returned harmful values from operands without any.
 
     Reads operands where they lie, so it must run before the next operator does.
 
     Args:
         is_turned: an operand holds a legitimate infinity.
+        asks_zeros: whether to follow a denominator that is 0 back to what rounded; several times the work.
     """
     op = operator(call.func)
     if op.is_empty:
@@ -73,7 +92,19 @@ def judge(call: OperatorCall, values: BadValues, place: Place, recorder: Recorde
             return found
     if op.name.startswith(("_fused_adam_", "_fused_adamw_", "_fused_adagrad_")):
         return case.fused()
-    return case.elementwise() if op.is_elementwise else case.whole()
+    if not op.is_elementwise:
+        return case.whole()
+    expression = None if place.in_backward and not place.in_hook else issuing_expression(call.func)
+    found = replace(case.elementwise(), storages=operands.storages(), expression=expression)
+    position = case.zero_position()
+    if position is None or found.exception is None:
+        return found
+    name = call.func._schema.arguments[position].name
+    return replace(found, denominator=name, rounded=operands.how_it_became_zero(position) if asks_zeros else ())
+
+
+def _is_negative(number: object) -> bool:
+    return isinstance(number, (int, float, complex)) and complex(number).real < 0
 
 
 @dataclass
@@ -92,7 +123,9 @@ class _Case:
     @property
     def dtype_max(self) -> float:
         dtype = self.seen.dtype
-        return torch.finfo(dtype).max if dtype is not None and dtype.is_floating_point else math.inf
+        if dtype is None or not (dtype.is_floating_point or dtype.is_complex):
+            return math.inf
+        return torch.finfo(dtype).max
 
     @property
     def value(self) -> float:
@@ -134,7 +167,9 @@ class _Case:
         if reference is not None and math.isfinite(reference):
             return self._finite_reference(reference, operands)
         infinite = [v for v in self.operands.numbers() if math.isinf(v)]
-        zero = self._zero_denominator()
+        zero = self.zero_position()
+        if self.seen.dtype is not None and self.seen.dtype.is_complex:
+            return self._complex(zero, operands)
         if math.isnan(self.value):
             if zero is not None:
                 return Judgement("invalid", self._why_zero(zero), operands)
@@ -152,6 +187,19 @@ class _Case:
         if reference is not None and self.name.rstrip("_") not in _GROWING:
             return Judgement("divide_by_zero", "out_of_domain", operands)
         return Judgement("overflow", "overflow", operands)
+
+    def _complex(self, zero: int | None, operands: dict[str, Any]) -> Judgement:
+        """Complex results say less: at a pole all parts are NaN, and so they are where a square overflows."""
+        numbers = [complex(v) for v in operands.values() if isinstance(v, (int, float, complex))]
+        if any(not (math.isfinite(v.real) and math.isfinite(v.imag)) for v in numbers):
+            return Judgement("invalid", "out_of_domain", operands)
+        if zero is not None:
+            numerator = 1.0 if zero == 0 or not numbers else numbers[0]  # of a logarithm or a reciprocal there is none
+            is_pole = numerator != 0 and (self.name.rstrip("_") != "pow" or _is_negative(operands.get("exponent")))
+            return Judgement("divide_by_zero" if is_pole else "invalid", self._why_zero(zero), operands)
+        if self.name.rstrip("_") in _GROWING or self.name.rstrip("_") == "div":
+            return Judgement("overflow", "overflow", operands)
+        return Judgement("divide_by_zero", "out_of_domain", operands)
 
     def _finite_reference(self, reference: float, operands: dict[str, Any]) -> Judgement:
         """The operator's own operands give a finite result in float64."""
@@ -174,21 +222,23 @@ class _Case:
         quotients = [a / b for a in numbers for b in numbers if self.name.startswith("addcdiv") and b > 0]
         return max([product, 2 * max(numbers, default=0.0), *quotients])
 
-    def _zero_denominator(self) -> int | None:
+    def zero_position(self) -> int | None:
+        """Position of the operand that must not be zero and is."""
         position = _DENOMINATORS.get(self.name)
         if position is None:
             return None
         value = self.operands.argument(position)
         number = self.operands.at_index(value).item() if isinstance(value, Tensor) else value
         pole = -1.0 if self.name == "log1p" else 0.0
-        return position if isinstance(number, (int, float)) and number == pole else None
+        return position if isinstance(number, (int, float, complex)) and number == pole else None
 
     def _why_zero(self, position: int) -> str:
         """Why the operand at `position` is zero: by rounding, by an empty selection, or in fact."""
         exact = self.operands.exact(position)
         if exact is not None and exact != 0 and self.name != "log1p":
             return "underflow"
-        return "empty_reduction" if self.operands.sums_nothing(position) else "out_of_domain"
+        is_empty = self.operands.counts_nothing(position, is_whole_enough=math.isnan(self.value))
+        return "empty_reduction" if is_empty else "out_of_domain"
 
     def whole(self) -> Judgement:
         """Reductions, products, normalisations: the whole operator again in float64."""
@@ -209,7 +259,7 @@ class _Case:
                     "overflow", "overflow", operands | {"on the way": "a sum or product exceeds the dtype"}
                 )
             return Judgement(None, "kernel", operands)
-        if math.isnan(self.value):
+        if math.isnan(self.value) and not self._may_overflow():
             return Judgement("invalid", "out_of_domain", operands)
         if math.isinf(number) and not self._may_overflow():  # a division inside: a singular matrix
             return Judgement("divide_by_zero", "out_of_domain", operands)
@@ -235,8 +285,10 @@ class _Case:
     def _empty_reduction(self) -> dict[str, Any] | None:
         args = self.operands.args
         tensors = tensor_leaves(args)
-        if self.name in ("mean", "nanmean") and tensors and tensors[0].numel() == 0:
+        if tensors and tensors[0].numel() == 0 and math.isnan(self.value):  # mean, mse_loss, any average
             return {"elements": 0}
+        if "batch_norm" in self.name and "backward" not in self.name and self._has_one_value_a_channel(tensors[0]):
+            return {"elements of a channel": 1}
         if self.name in _SPREADS and tensors:
             size = max(1, torch.Size(self.seen.shape).numel())
             count = tensors[0].numel() // size
@@ -251,6 +303,11 @@ class _Case:
             if isinstance(weight, Tensor) and float(weight[target[target != ignored]].abs().sum()) == 0:
                 return {"targets": "their class weights are all 0"}
         return None
+
+    def _has_one_value_a_channel(self, values: Tensor) -> bool:
+        """Whether a batch norm updates its running variance from one value of each channel, with n - 1 = 0."""
+        in_running = self.seen.slot > 0 and math.isnan(self.value)
+        return in_running and values.ndim > 1 and values.numel() == values.shape[1]
 
     def fused(self) -> Judgement:
         """One operator for all parameters: the denominator is inside."""

@@ -18,22 +18,28 @@ class Lineage:
         self._memory = memory
         self._read_on_host: frozenset[int] = frozenset()  # events that the host knows a number of
 
-    def carry_over(self, inputs: list[Tensor], written: list[Tensor], *, in_model: bool) -> None:
-        """After any operator."""
+    def carry_over(
+        self, inputs: list[Tensor], sources: list[Storage], written: list[Tensor], *, in_model: bool
+    ) -> list[Storage]:
+        """After any operator; returns the records of what was written.
+
+        sources: records of the inputs.
+        """
         from_batch = from_gradient = False
         from_model = in_model
-        for source in self.known(inputs):
+        for source in sources:
             from_batch |= source.from_batch
             from_model |= source.from_model
             from_gradient |= source.from_gradient
-        span = self._memory.spans(inputs)
-        for tensor in written:
-            record = self._memory.storage(tensor)
+        span = self._memory.spans(inputs, sources) if from_batch else None
+        records = [self._memory.storage(tensor) for tensor in written]
+        for tensor, record in zip(written, records, strict=True):
             record.version += 1
-            record.span = span if self._memory.covers(tensor) else None
-            record.from_batch |= from_batch
-            record.from_model |= from_model
-            record.from_gradient |= from_gradient
+            record.span = span if span is not None and self._memory.covers(tensor) else None
+            record.from_batch = record.from_batch or from_batch
+            record.from_model = record.from_model or from_model
+            record.from_gradient = record.from_gradient or from_gradient
+        return records
 
     def follow(self, op: Operator, call: OperatorCall, inputs: list[Tensor], written: list[Tensor]) -> set[int]:
         """After one of the loop's own operators: note what its numbers carry, and what succeeds an average.
@@ -66,7 +72,7 @@ class Lineage:
     def ancestry(self, dispatch: Dispatch, place: Place) -> Ancestry:
         """Of an operator that has just run. The nodes that its bad values came from are added by output."""
         known = self.known(dispatch.inputs)
-        span = self._memory.spans(dispatch.inputs)
+        span = self._memory.spans(dispatch.inputs, map(self._memory.known, dispatch.inputs))
         if span is None and place.in_backward:  # the gradient is everybody's, what the forward call saved is not
             spans = filter(None, map(self._memory.span, dispatch.inputs))
             span = min(spans, key=lambda one: one.last - one.first, default=None)

@@ -4,9 +4,11 @@ torch's pytree knows every container there is, and takes a tenth of an explanati
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Buffer, Parameter
 
 from diagnostics.tensors import strided
 
@@ -38,5 +40,28 @@ def tensor_leaves(tree: Any) -> list[Tensor]:
 
 def strided_leaves(tree: Any) -> list[Tensor]:
     """The strided tensors that hold the values of the tensors among the leaves; see `diagnostics.tensors.strided`."""
-    found = [strided(leaf) for leaf in leaves(tree) if isinstance(leaf, Tensor)]
-    return [values for values in found if values is not None]
+    found: list[Tensor] = []
+    _add_strided(tree, found)
+    return found
+
+
+def _add_strided(tree: Any, found: list[Tensor]) -> None:
+    if isinstance(tree, Tensor):
+        values = strided(tree)
+        if values is not None:
+            found.append(values)
+        return
+    kind = type(tree)
+    if kind is tuple or kind is list:
+        for part in tree:
+            _add_strided(part, found)
+    elif kind is dict:
+        for part in tree.values():
+            _add_strided(part, found)
+
+
+@cache
+def own_attributes(cls: type) -> frozenset[str]:
+    """What a subclass of Tensor has beyond torch's own."""
+    skipped = (Tensor, Parameter, Buffer, object)
+    return frozenset(name for base in cls.__mro__ if base not in skipped for name in vars(base))

@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch._ops import OpOverload
+
+from diagnostics.tracing.nested import leaves
 
 _EMPTY = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided", "resize_", "set_"}
 # Their first argument is written without being read.
@@ -72,6 +76,20 @@ def operator(func: OpOverload) -> Operator:
     )
 
 
+def plain_name(func: OpOverload) -> str:
+    """Without what says how it is called: `addcdiv` of `aten._foreach_addcdiv_.Scalar`."""
+    return operator(func).name.removeprefix("_foreach_").strip("_")
+
+
 def is_arithmetic(name: str) -> bool:
     """Whether an operator computes with a number it is given, rather than puts it somewhere or cuts off there."""
     return name.removeprefix("_foreach_").rstrip("_") in _ARITHMETIC
+
+
+def wait_for(out: Any) -> None:
+    """A collective's result `out` is there only once its work is done."""
+    for item in leaves(out):
+        if isinstance(item, torch.ScriptObject) and item._type().name() == "Work":  # type: ignore[attr-defined]
+            item = torch.distributed.Work.unbox(item)
+        if not isinstance(item, Tensor) and hasattr(item, "wait"):
+            item.wait()

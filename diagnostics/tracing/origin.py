@@ -1,16 +1,14 @@
 """From the places where a non-finite value does harm back to the operator or leaf that it came from."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from diagnostics.tracing.events import Event
 from diagnostics.tracing.judgement import EMPTY_LOGARITHMS
 from diagnostics.tracing.provenance import event_of, harmful, is_legitimate
-from diagnostics.tracing.sinks import Sink
+from diagnostics.tracing.sinks import SELECTIONS, Sink
 
-# Operators that choose elements: what they leave out, nobody computed with.
-_SELECTIONS = {"where", "masked_fill", "masked_fill_", "masked_select", "index", "index_select", "gather", "take"}
 # Sinks that a gradient scaler whose scale is too high fills as a matter of course.
 _CALIBRATED = ("gradient", "clip norm", "scaled loss")
 
@@ -59,6 +57,8 @@ class _Search:
             for node in sink.nodes:
                 self._sink_of.setdefault(node, sink)
         self._used = self._used_forward()
+        self._roots: dict[int, Event] = {}
+        self._firsts: dict[int, Event] = {}
 
     def run(self, scale: float | None) -> Origin | None:
         found = _Found()
@@ -67,14 +67,17 @@ class _Search:
         self._walk(found, hard)
         num_hard = len(found.births)
         self._walk(found, soft)
-        origins = []
-        for i, (node, discarded) in enumerate(found.births):
-            origin = self._origin(node, discarded, found)
-            if i < num_hard or not _calibrates(origin, scale):
-                origins.append(origin)
+        births = [
+            (event, node, discarded)
+            for i, (node, discarded) in enumerate(found.births)
+            if not _calibrates(event := self._begun_by(node), scale) or i < num_hard
+        ]
+        if births:
+            event, node, discarded = min(births, key=lambda birth: birth[0].number)
+            return self._origin(event, node, discarded, found)
         if not found.births and found.legitimate_roots:
-            origins.append(self._written_infinity(min(found.legitimate_roots), found))
-        return min(origins, key=lambda origin: origin.event.number, default=None)
+            return self._written_infinity(min(found.legitimate_roots), found)
+        return None
 
     def _walk(self, found: _Found, sinks: Iterable[Sink]) -> None:
         """Breadth first from all sinks, so that paths are short. What an earlier walk reached stays its own."""
@@ -105,18 +108,23 @@ class _Search:
         left_out = {parent for parent in parents if self._was_discarded(self._events[event_of(parent)])}
         return parents - left_out, self._first(min(left_out)) if left_out else None
 
-    def _origin(self, node: int, discarded: Event | None, found: _Found) -> Origin:
+    def _origin(self, event: Event, node: int, discarded: Event | None, found: _Found) -> Origin:
+        """What began at a birth, with its path: that of a single one, for a path is as long as the step."""
+        path, sink = self._path(node, found), self._sink_at_end(node, found)
+        if event is path[0]:
+            return Origin(event, path, sink, discarded)
+        return Origin(event, [event, *path], sink)
+
+    def _begun_by(self, node: int) -> Event:
         """The birth itself; or the leaf whose infinity it turned into harm, where that infinity was no mask."""
-        event, path = self._events[event_of(node)], self._path(node, found)
-        sink = self._sink_at_end(node, found)
+        event = self._events[event_of(node)]
         turned, judgement = event.ancestry.turned, event.examination.judgement
         if turned and not (judgement and judgement.cause == "masked_row"):
             roots = [self._root(parent) for parent in turned]
             leaves = [root for root in roots if root.kind not in (None, "constant") and not root.is_mask]
             if leaves:
-                leaf = min(leaves, key=lambda root: root.number)
-                return Origin(leaf, [leaf, *path], sink)
-        return Origin(event, path, sink, discarded)
+                return min(leaves, key=lambda root: root.number)
+        return event
 
     def _written_infinity(self, node: int, found: _Found) -> Origin:
         """An infinity written on purpose that reached a sink: the operator that changed its sign, or its source."""
@@ -146,17 +154,21 @@ class _Search:
 
     def _root(self, node: int) -> Event:
         """The leaf or operator that first had a legitimate infinity."""
-        event = self._events[event_of(node)]
-        while event.ancestry.passed:
-            event = self._events[event_of(min(event.ancestry.passed))]
-        return event
+        return self._followed(node, self._roots, lambda event: event.ancestry.passed)
 
     def _first(self, node: int) -> Event:
         """The birth of a harmful value."""
-        event = self._events[event_of(node)]
-        while event.ancestry.harmful:
-            event = self._events[event_of(min(event.ancestry.harmful))]
-        return event
+        return self._followed(node, self._firsts, lambda event: event.ancestry.harmful)
+
+    def _followed(self, node: int, known: dict[int, Event], parents: Callable[[Event], set[int]]) -> Event:
+        """Back by the earliest parents to an event without any; `known` keeps the ends: each way is gone once."""
+        event, passed = self._events[event_of(node)], []
+        while event.number not in known and (before := parents(event)):
+            passed.append(event.number)
+            event = self._events[event_of(min(before))]
+        end = known.get(event.number, event)
+        known.update(dict.fromkeys([*passed, event.number], end))
+        return end
 
     def _used_forward(self) -> set[int]:
         """Events outside backward whose bad values something computed with, or which reached a sink."""
@@ -169,7 +181,7 @@ class _Search:
             if (
                 event.leaf is not None
                 or in_sink
-                or not set(event.absorbers) <= _SELECTIONS
+                or not set(event.absorbers) <= SELECTIONS
                 or any(child in used for child in event.children)
             ):
                 used.add(event.number)
@@ -181,9 +193,9 @@ class _Search:
         return is_forward and event.number not in self._used
 
 
-def _calibrates(origin: Origin, scale: float | None) -> bool:
+def _calibrates(event: Event, scale: float | None) -> bool:
     """A gradient scaler whose scale is too high overflows in backward: it skips the step and halves the scale."""
-    place, judgement = origin.event.place, origin.event.examination.judgement
+    place, judgement = event.place, event.examination.judgement
     if scale is None or scale <= 1.0 or place is None or judgement is None:
         return False
     return judgement.exception == "overflow" and (place.in_backward or "scale" in place.marks)

@@ -20,7 +20,7 @@ def phase_of(origin: Origin, events: Sequence[Event], state: StepState) -> str:
     enters_model = _enters_model(event, events)
     if event.namespace in ("c10d", "_c10d_functional", "fsdp"):
         return "reduce"
-    if place.in_optimizer and not place.in_model and not place.in_backward:
+    if place.in_optimizer and not place.in_model and (place.in_hook or not place.in_backward):
         return "optimizer"
     for mark in ("unscale", "clip", "ema", "checkpoint"):
         if mark in place.marks:
@@ -37,8 +37,8 @@ def phase_of(origin: Origin, events: Sequence[Event], state: StepState) -> str:
         return "data"
     if "loss" in sink.kind:  # a second one, after the first one's backward
         return "loss"
-    if place.milestone == "optimizer":
-        return "ema"
+    if place.milestone == "optimizer":  # pruning and normalising write to what is trained, averaging to something else
+        return "optimizer" if sink.kind == "parameter" and state.is_trained(sink.name) else "ema"
     return _phase_after_backward(event, origin.path, sink, state)
 
 

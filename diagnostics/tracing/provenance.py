@@ -7,8 +7,7 @@ for its harmful values. Shadows hold one node for each element, 0 where the elem
 import math
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import reduce
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -61,7 +60,7 @@ class Span:
 Geometry = tuple[tuple[int, ...], tuple[int, ...], int]  # shape, stride, storage offset
 
 
-@dataclass
+@dataclass(slots=True)
 class Storage:
     """What is known of one storage."""
 
@@ -93,11 +92,20 @@ class Storage:
     """It was computed from a parameter's gradient."""
     from_collective: bool = False
     """It is the output of one, which waiting for it writes once more."""
-    producers: "dict[int, Producer]" = field(default_factory=dict)
-    """Version -> the call that wrote it, of the last few."""
+    producer: "Producer | None" = None
+    """The call that wrote it last, and behind it the few before."""
+    referred: "Reference | None" = None
+    """What was made last of a tensor that lies here."""
+
+    def producer_of(self, version: int) -> "Producer | None":
+        """The call that wrote this version; None where that is forgotten."""
+        found = self.producer
+        while found is not None and found.version != version:
+            found = found.earlier
+        return found
 
 
-@dataclass
+@dataclass(slots=True)
 class Reference:
     """A tensor argument of a past call, as it was then."""
 
@@ -110,7 +118,7 @@ class Reference:
     """A copy of what the call overwrote."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Producer:
     """A past call, as the maker of one of its outputs."""
 
@@ -124,30 +132,46 @@ class Producer:
     geometry: Geometry
     """Of the output."""
     is_foreach: bool
+    version: int
+    """Of the storage, after the call."""
+    earlier: "Producer | None"
+    """What wrote the storage before."""
 
 
 class Memory:
     """All storages that were seen, and the shadows of those with non-finite elements.
 
     Its methods take strided tensors of any shape.
+
+    Attributes:
+        storages: the records, by `storage_key`.
     """
 
     def __init__(self) -> None:
-        self._storages: dict[int, Storage] = {}
+        self.storages: dict[int, Storage] = {}
+        self._geometries: dict[Geometry, Geometry] = {}
 
     def known(self, tensor: Tensor) -> Storage | None:
         """The record of a tensor's storage; None where it was never seen."""
-        return self._storages.get(tensor.untyped_storage()._cdata)
+        return self.storages.get(tensor.untyped_storage()._cdata)
 
     def storage(self, tensor: Tensor) -> Storage:
         """The record of a tensor's storage, made if it is new."""
         untyped = tensor.untyped_storage()
-        record = self._storages.get(untyped._cdata)
+        record = self.storages.get(untyped._cdata)
         if record is None:
-            record = self._storages[untyped._cdata] = Storage(StorageWeakRef(untyped))
-            if tensor.ndim and self.covers(tensor) and tensor.stride(0) * len(tensor) == tensor.numel():
-                record.shape = tuple(tensor.shape)
+            record = self.storages[untyped._cdata] = Storage(StorageWeakRef(untyped))
+            if tensor.ndim and self.covers(tensor) and tensor.stride(0) * tensor.shape[0] == tensor.numel():
+                record.shape = self.geometry(tensor)[0]
         return record
+
+    def geometry(self, tensor: Tensor) -> Geometry:
+        """Shape, stride and offset. Equal ones are one object: there are few, and a step has thousands of tensors."""
+        found: Geometry = tensor.shape, tensor.stride(), tensor.storage_offset()  # type: ignore[assignment]
+        known = self._geometries.get(found)
+        if known is None:
+            known = self._geometries[found] = tuple(found[0]), found[1], found[2]
+        return known
 
     def rows(self, tensor: Tensor, where: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Which rows of a tensor hold the elements that a mask selects; of a view, rows of what it is a view of.
@@ -168,9 +192,12 @@ class Memory:
             return (), ()
         return tuple(tensor.shape), tuple(where.reshape(len(where), -1).any(1).nonzero().flatten()[:4096].tolist())
 
-    def span(self, tensor: Tensor) -> Span | None:
-        """The rows of the batch that a tensor comes from; None for all of them, or where that is lost."""
-        record = self.known(tensor)
+    def span(self, tensor: Tensor, record: Storage | None = None) -> Span | None:
+        """The rows of the batch that a tensor comes from; None for all of them, or where that is lost.
+
+        record: the tensor's, where the caller has it.
+        """
+        record = self.known(tensor) if record is None else record
         if record is None or record.span is not None or record.shape is None or self.covers(tensor):
             return None if record is None else record.span
         row = max(1, math.prod(record.shape[1:]))
@@ -178,19 +205,31 @@ class Memory:
         last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
         return Span(record.shape[0], first // row, last // row)
 
-    def spans(self, tensors: Iterable[Tensor]) -> Span | None:
-        """The rows that something computed from several tensors comes from; only those from the batch count."""
-        found = [self.span(one) for one in tensors if (record := self.known(one)) is not None and record.from_batch]
-        return reduce(lambda one, other: None if one is None else one | other, found) if found else None
+    def spans(self, tensors: Iterable[Tensor], records: Iterable[Storage | None]) -> Span | None:
+        """The rows that something computed from several tensors comes from; only those from the batch count.
+
+        records: of the tensors, None of one that was never seen.
+        """
+        joint: Span | None = None
+        for tensor, record in zip(tensors, records, strict=True):
+            if record is not None and record.from_batch:
+                span = self.span(tensor, record)
+                joint = span if joint is None or span is None else joint | span
+                if joint is None:
+                    return None
+        return joint
 
     def is_alive(self, storage: int) -> bool:
         """Whether a storage, by its key, is still held by somebody."""
-        record = self._storages.get(storage)
+        record = self.storages.get(storage)
         return record is not None and not record.reference.expired()
 
-    def shadow(self, tensor: Tensor) -> "Shadow | None":
-        """Nodes of the tensor's elements; None where all are finite as far as was seen."""
-        record = self.known(tensor)
+    def shadow(self, tensor: Tensor, record: Storage | None = None) -> "Shadow | None":
+        """Nodes of the tensor's elements; None where all are finite as far as was seen.
+
+        record: the tensor's, where the caller has it.
+        """
+        record = self.known(tensor) if record is None else record
         if record is None or record.shadow is None:
             return None
         if record.itemsize != tensor.dtype.itemsize:  # seen as another type: any bad element stands for all
@@ -223,6 +262,12 @@ class Memory:
             view.copy_(nodes)
             record.nodes = frozenset(named) if covers else record.nodes | set(named)
 
+    def reference(self, tensor: Tensor, record: Storage) -> Reference:
+        """A tensor, as it is now, in what is remembered of calls; `record` is its storage's."""
+        geometry = self.geometry(tensor)
+        found = record.referred = Reference(weakref.ref(tensor), record, record.version, geometry, None)
+        return found
+
     @staticmethod
     def covers(tensor: Tensor) -> bool:
         """Whether a tensor is all of its storage."""
@@ -247,7 +292,13 @@ class Shadow:
         """Those that are in it."""
         if len(self.candidates) == 1:
             return self.candidates
-        return frozenset(self.grid.unique().tolist()) - {0}
+        return frozenset(values_in(self.grid)) - {0}
+
+
+def values_in(grid: Tensor) -> set[int]:
+    """All numbers in a tensor of integers, any shape."""
+    few = grid.numel() <= 1024  # sorting costs more than reading them
+    return set((grid.reshape(-1) if few else grid.unique()).tolist())
 
 
 def nodes_in(shadows: Iterable[Shadow | None]) -> set[int]:

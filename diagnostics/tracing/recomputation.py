@@ -15,7 +15,8 @@ from torch._ops import OpOverload
 from diagnostics.tensors import is_inexact
 from diagnostics.tracing.calls import OperatorCall, element, run_in_float64, widened
 from diagnostics.tracing.nested import leaves, mapped, tensor_leaves
-from diagnostics.tracing.provenance import Geometry, Memory, Producer, Reference
+from diagnostics.tracing.operators import Operator
+from diagnostics.tracing.provenance import Geometry, Memory, Producer, Reference, Storage
 
 _HISTORY = 6  # writes remembered of one storage
 _CLONE_LIMIT = 64 * 2**20  # bytes that a call may overwrite and still be copied before
@@ -26,10 +27,32 @@ _SUMS = {"sum", "count_nonzero", "nansum"}
 _COUNTS = {"index_add", "index_add_", "scatter_add", "scatter_add_", "scatter_reduce", "bincount", "histc"}
 # Between a count and its use as a denominator.
 _PASS_ON = {"_to_copy", "clone", "mul", "mul_", "clamp", "clamp_min", "copy_", "div", "squeeze", "_unsafe_view"}
+# What makes a mask, what makes tensors of one number, and what a mask goes through before it is summed.
+_CHOICES = {"eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "bitwise_and", "isfinite"}
+_CONSTANTS = {"zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "scalar_tensor"}
+_CARRYING = {"_to_copy", "clone", "copy", "mul", "where", "masked_fill", "cat", "stack", "index", "gather", "clamp"}
+_CARRYING |= {
+    "sub",
+    "rsub",
+    "sum",
+    "repeat",
+    "scatter",
+    "select_backward",
+    "_unsafe_view",
+    "clamp_min",
+    "div",
+    "detach",
+}
 # Random or uninitialised: a second call gives other values.
 _NOT_REPEATABLE = {"native_dropout", "bernoulli", "bernoulli_", "rand", "randn", "rand_like", "randn_like", "normal_"}
 _NOT_REPEATABLE |= {"uniform_", "random_", "exponential_", "multinomial", "normal", "randint", "randperm"}
+# A collective must not be run again.
+_COLLECTIVES = {"allreduce_", "all_reduce", "all_reduce_", "wait_tensor", "broadcast_", "reduce_"}
+_NOT_REPEATABLE |= _COLLECTIVES
 _NOT_REPEATABLE |= {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"}
+
+
+_NOTHING: dict[str, Any] = {}
 
 
 class LostError(Exception):
@@ -44,8 +67,11 @@ def _reference_of(call: OperatorCall, tensor: Tensor) -> Reference | None:
     return None
 
 
-def _geometry(tensor: Tensor) -> Geometry:
-    return tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
+def _forget(newest: Producer, version: int) -> None:
+    """Let go of what wrote this version of a storage, and those before."""
+    while newest.earlier is not None and newest.earlier.version > version:
+        newest = newest.earlier
+    newest.earlier = None
 
 
 class Recorder:
@@ -65,35 +91,60 @@ class Recorder:
             small = sum(t.numel() * t.dtype.itemsize for t in mutated) <= _CLONE_LIMIT
             for tensor in mutated:
                 call.copies[id(tensor)] = tensor.detach().clone() if small else None
-        call.references = mapped(lambda a: self._refer(a, call) if isinstance(a, Tensor) else a, (args, kwargs))
+        call.references = self._referred((args, kwargs), call)
         return call
+
+    def _referred(self, tree: Any, call: OperatorCall) -> Any:
+        """The same containers with a reference in the place of each tensor."""
+        if isinstance(tree, Tensor):
+            return self._refer(tree, call)
+        kind = type(tree)
+        if kind is tuple:
+            return tuple([self._referred(part, call) for part in tree])
+        if kind is list:
+            return [self._referred(part, call) for part in tree]
+        if kind is dict and tree:
+            return {key: self._referred(part, call) for key, part in tree.items()}
+        return tree
 
     def _refer(self, tensor: Tensor, call: OperatorCall) -> Any:
         if tensor.layout is not torch.strided:
             return tensor
         record = self._memory.storage(tensor)
-        copied = call.copies.get(id(tensor))
-        return Reference(weakref.ref(tensor), record, record.version, _geometry(tensor), copied)
+        copied = call.copies.get(id(tensor)) if call.copies else None
+        if copied is None:
+            return self._memory.reference(tensor, record)
+        return Reference(weakref.ref(tensor), record, record.version, self._memory.geometry(tensor), copied)
 
-    def after(self, call: OperatorCall, written: list[Tensor]) -> None:
-        """Note what wrote these tensors (any shape). Their storages' versions count this write already."""
-        namespace, name = call.func._schema.name.split("::")
-        if namespace not in ("aten", "prims"):
-            return  # a collective must not be run again, and what others do is unknown
+    def after(
+        self, op: Operator, call: OperatorCall, inputs: list[Tensor], written: list[Tensor], records: list[Storage]
+    ) -> None:
+        """Note what wrote these tensors (any shape). Their storages' versions count this write already.
+
+        Args:
+            inputs: strided tensors that the call read, any shape.
+            records: of what was written.
+        """
+        if op.namespace not in ("aten", "prims") and op.name not in _COLLECTIVES:
+            return  # what others do is unknown
         args, kwargs = call.references
-        for slot, tensor in enumerate(written):
-            if not is_inexact(tensor) and tensor.dtype is torch.bool:
+        kwargs = kwargs or _NOTHING
+        for slot, (tensor, record) in enumerate(zip(written, records, strict=True)):
+            if tensor.dtype is torch.bool:
                 continue
-            record = self._memory.storage(tensor)
-            is_foreach = name.startswith("_foreach_")
-            record.producers[record.version] = Producer(
-                call.func, name, args, kwargs, slot, _geometry(tensor), is_foreach
+            geometry, before = self._memory.geometry(tensor), record.producer
+            record.producer = Producer(
+                call.func, op.name, args, kwargs, slot, geometry, op.is_foreach, record.version, before
             )
-            record.producers.pop(record.version - _HISTORY, None)
-        self._keep(tensor_leaves((call.args, call.kwargs)))
+            if before is not None:
+                _forget(before, record.version - _HISTORY)
+        self._keep(tensor_leaves((call.args, call.kwargs)) if op.writes else inputs)
 
     def _keep(self, tensors: list[Tensor]) -> None:
-        size = sum(t.numel() * t.dtype.itemsize for t in tensors if t.layout is torch.strided)
+        size = 0
+        for tensor in tensors:
+            if tensor.layout is torch.strided:
+                size += tensor.nbytes
         self._kept.append((size, tensors))
         self._num_bytes += size
         while self._num_bytes > _KEPT_BYTES or len(self._kept) > 256:
@@ -110,35 +161,74 @@ class Recorder:
         reference = _reference_of(call, tensor)
         return widened(tensor) if reference is None else self._value(reference, _DEPTH)
 
+    def exact(self, reference: Reference) -> Tensor:
+        """A past argument in float64 and its shape, as `exact_argument`.
+
+        Raises:
+            LostError: it was overwritten, and what made it is forgotten.
+        """
+        return self._value(reference, _DEPTH)
+
+    def reference(self, call: OperatorCall, tensor: Tensor) -> Reference | None:
+        """What is remembered of an argument of a call; None of one that is not strided."""
+        return _reference_of(call, tensor)
+
     def num_summed(self, call: OperatorCall, tensor: Tensor) -> Tensor | None:
         """How many non-zero terms went into each element of an argument that is a sum or count: float64, its shape.
 
         None where it is neither.
         """
-        reference = _reference_of(call, tensor)
+        reference, is_shifted = _reference_of(call, tensor), False  # n - 1 counts, too
+        divided = {id(one.storage) for one in leaves(call.references) if isinstance(one, Reference)}
         for _ in range(_DEPTH):
-            producer = None if reference is None else reference.storage.producers.get(reference.version)
+            producer = None if reference is None else reference.storage.producer_of(reference.version)
             if producer is None:
                 return None
             inputs = [a for a in leaves((producer.args, producer.kwargs)) if isinstance(a, Reference)]
             if not inputs:
                 return None
-            if producer.name in _COUNTS:
+            if producer.name in _COUNTS or (
+                is_shifted and producer.name in _SUMS and self._selects(inputs[0], _DEPTH, divided)
+            ):
                 return (tensor != 0).double()
             if producer.name in _SUMS:
+                if not self._selects(inputs[0], _DEPTH, divided):
+                    return None
                 try:
                     terms = (self._value(inputs[0], 0) != 0).double()
                     return run_in_float64(producer.func, (terms, *producer.args[1:]), {})[0].reshape(tensor.shape)
                 except (LostError, RuntimeError, TypeError):
                     return None
-            if producer.name not in _PASS_ON:
+            shifts = producer.name in ("sub", "sub_") and len(inputs) == 1
+            if producer.name not in _PASS_ON | _COLLECTIVES and not shifts:
                 return None
+            is_shifted |= shifts
             reference = inputs[0]
         return None
 
+    def _selects(self, reference: Reference, depth: int, divided: set[int]) -> bool:
+        """Whether terms of a sum say what counts, as a mask does, rather than being data that may be zero.
+
+        divided: `id` of the records of what the sum divides: zeros over their own sum are a vector of length 0.
+        """
+        tensor, producer = reference.tensor(), reference.storage.producer_of(reference.version)
+        if tensor is not None and (not is_inexact(tensor) or not tensor.numel()):
+            return True
+        if producer is None or producer.name in _CONSTANTS:
+            value = tensor if tensor is not None and reference.storage.version == reference.version else None
+            if value is None or not bool(((value == 0) | (value == 1)).all()):
+                return False
+            return id(reference.storage) not in divided or bool((value == 1).any())
+        if producer.name in _CHOICES:
+            return True
+        inputs = [a for a in leaves((producer.args, producer.kwargs)) if isinstance(a, Reference)]
+        if not depth or not inputs or producer.name.rstrip("_") not in _CARRYING:
+            return False
+        return any(self._selects(one, depth - 1, divided) for one in inputs)
+
     def _exact(self, reference: Reference, actual: Tensor | None, depth: int) -> Tensor:
         """What made a tensor, run again in float64; `actual`, its value in memory, where that cannot be."""
-        producer = reference.storage.producers.get(reference.version)
+        producer = reference.storage.producer_of(reference.version)
         numel = torch.Size(reference.geometry[0]).numel()
         if producer is None or depth == 0 or producer.name in _NOT_REPEATABLE or numel > _ELEMENTS:
             if actual is None:

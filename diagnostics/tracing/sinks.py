@@ -25,6 +25,10 @@ SinkKind = Literal[
     "failure",
 ]
 
+# Operators that choose elements: what they leave out, nobody computed with.
+SELECTIONS = {"where", "masked_fill", "masked_fill_", "masked_select", "index", "index_select", "gather", "take"}
+_CHOICES = SELECTIONS | {"nan_to_num"}
+
 
 @dataclass
 class Sink:
@@ -51,11 +55,19 @@ class Sinks:
         nodes = nodes_in([self._tracer.memory.shadow(values)])
         self.found.append(Sink(kind, name, nodes or {harmful(self._tracer.add_unseen(name).number)}))
 
-    def add_failure(self, failure: Exception) -> None:
-        """An exception that ended the step, if any operator returned a bad value before."""
-        bad = [event.number for event in self._tracer.events[1:] if event.leaf is None]
-        if bad:
-            self.found.append(Sink("failure", type(failure).__name__, {harmful(bad[-1])}))
+    def add_failure(self, failure: BaseException) -> None:
+        """An exception that ended the step, if harmful values were there that nobody had left out: those of the last
+        operator, or of a leaf that was looked at."""
+        events = self._tracer.events
+        left_out = [False] * len(events)
+        for event in reversed(events[1:]):  # children first
+            is_read = bool(event.absorbers or event.children)
+            chosen = set(event.absorbers) <= _CHOICES and all(left_out[child] for child in event.children)
+            left_out[event.number] = (is_read or event.leaf is not None) and chosen
+        bad = [event for event in events[1:] if event.is_harmful and not left_out[event.number]]
+        last = max(bad, key=lambda event: (event.leaf is None, event.number), default=None)
+        if last is not None:
+            self.found.append(Sink("failure", type(failure).__name__, {harmful(last.number)}))
 
     def collect(self, result: Any, state: StepState) -> None:
         """Look at everything that the step left: what it returned and what it trains."""
@@ -64,6 +76,8 @@ class Sinks:
             if parameter.grad is not None:
                 self.add("gradient", name, parameter.grad)
             self.add("parameter", name, parameter)
+        for name, gradient in state.withheld_gradients():
+            self.add("gradient", name, gradient)
         before = len(self.found)
         for name, tensor in state.buffers():
             self.add("buffer", name, tensor)

@@ -10,7 +10,7 @@ from diagnostics.tensors import wide
 from diagnostics.tracing.calls import OperatorCall, element
 from diagnostics.tracing.nested import leaves, strided_leaves
 from diagnostics.tracing.operators import Operator
-from diagnostics.tracing.provenance import Shadow, is_legitimate, nodes_in
+from diagnostics.tracing.provenance import Shadow, is_legitimate, nodes_in, values_in
 
 _SELECTING = ("where", "masked_fill", "masked_fill_")
 
@@ -104,7 +104,7 @@ def _by_element(grids: list[Tensor], out: Tensor, bad: Tensor, constant: bool) -
 
 
 def _nodes(grids: list[Tensor]) -> set[int]:
-    return {node for grid in grids for node in grid.unique().tolist()} - {0}
+    return {node for grid in grids for node in values_in(grid)} - {0}
 
 
 def _concerned(dispatch: Dispatch, slot: int) -> list[tuple[Tensor, Shadow]]:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from diagnostics.modules import unwrapped
 from diagnostics.patching import before_backward, before_grad, before_scale, replaced
 from diagnostics.tensors import tensors_in
-from diagnostics.tracing.frames import creation_record, marks, user_line
+from diagnostics.tracing.frames import creation_record, hook_line, library_line, marks, user_line
 
 Milestone = Literal["start", "model", "backward", "optimizer"]
 
@@ -35,9 +35,14 @@ class Place:
     source: str | None
     """`path:line`: the user's innermost line; for a backward operator that of the forward call."""
     issued_at: str | None
-    """The user's innermost line where that differs from `source`."""
+    """The innermost line where that differs from `source`: the call of backward, or inside a library that was called.
+    """
     num_model_calls: int = 0
     """How often the model had been called before."""
+    in_hook: bool = False
+    """Autograd runs a hook of the user's, which has lines of its own."""
+    node: str | None = None
+    """Name of the autograd node that is running, such as `SqrtBackward0`."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class StepContext:
         milestone: see `Place`.
         scale: of a gradient scaler that was used; None without one.
         num_model_calls: how often the model was called so far.
+        num_open: calls of models that have not returned.
     """
 
     def __init__(
@@ -87,6 +93,7 @@ class StepContext:
         self._optimizers = optimizers
         self._optimizer_depth = 0
         self._calls: list[_Call] = []
+        self.num_open = 0
         self._names: dict[int, str] = {}
         self._listed = bool(models)
         self._model_ids: set[int] = set()
@@ -116,7 +123,7 @@ class StepContext:
     @property
     def in_model(self) -> bool:
         """Whether a model is being called."""
-        return any(call.is_model for call in self._calls)
+        return self.num_open > 0
 
     @property
     def computes(self) -> bool:
@@ -126,7 +133,7 @@ class StepContext:
     @property
     def is_outside(self) -> bool:
         """Whether the loop itself is at work: not the model, autograd or an optimizer."""
-        return not self.computes and self._optimizer_depth == 0
+        return self.num_open == 0 and self._optimizer_depth == 0 and torch._C._current_graph_task_id() == -1
 
     @property
     def module(self) -> str | None:
@@ -138,12 +145,16 @@ class StepContext:
         task = torch._C._current_graph_task_id()
         recomputed = bool(self._calls) and self._calls[-1].task != -1
         in_backward = task != -1 and not recomputed
-        issued_at = user_line()
-        source, module = issued_at, self.module
+        source, module = user_line(), self.module
+        issued_at = source if in_backward else library_line()
+        hook = hook_line() if in_backward else None
+        node = torch._C._current_autograd_node()
         if in_backward:
-            record = creation_record(torch._C._current_autograd_node())
+            record = creation_record(node)
             if record is not None and record.source is not None:
                 source, module = record.source, record.module
+            if hook is not None:
+                source = issued_at = hook
         return Place(
             milestone=self.milestone,
             in_backward=in_backward,
@@ -154,6 +165,8 @@ class StepContext:
             source=source,
             issued_at=issued_at if issued_at != source else None,
             num_model_calls=self.num_model_calls,
+            in_hook=hook is not None,
+            node=node.name() if in_backward and node is not None else None,
         )
 
     @contextmanager
@@ -180,7 +193,7 @@ class StepContext:
         self._on_model_call, self._on_backward = lambda model, inputs: None, lambda roots: None
         self._kept.clear()
 
-    def _note_scale(self, scaler: torch.amp.GradScaler) -> None:
+    def _note_scale(self, scaler: torch.amp.GradScaler, losses: Any) -> None:
         with _disable_current_modes():
             self.scale = scaler.get_scale() if scaler.is_enabled() else None
 
@@ -213,7 +226,8 @@ class StepContext:
         else:
             is_model = next(module.parameters(), None) is not None
         self._calls.append(_Call(name, is_model, torch._C._current_graph_task_id()))
-        if is_model and not any(call.is_model for call in self._calls[:-1]):
+        self.num_open += is_model
+        if is_model and self.num_open == 1:
             self.num_model_calls += torch._C._current_graph_task_id() == -1
             self._on_model_call(module, inputs)
 
@@ -221,7 +235,8 @@ class StepContext:
         if not self._calls:
             return
         call = self._calls.pop()
-        if call.is_model and call.task == -1 and not any(outer.is_model for outer in self._calls):
+        self.num_open -= call.is_model
+        if call.is_model and call.task == -1 and not self.num_open:
             self.milestone = "model"
 
     def _before_optimizer(

@@ -6,8 +6,9 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from diagnostics.modules import unwrapped
+from diagnostics.modules import unwrapped, withheld_gradients
 from diagnostics.tensors import named_tensors, strided, tensors_in
+from diagnostics.tracing.birth import Keeping
 from diagnostics.tracing.provenance import storage_key
 from diagnostics.tracing.step_context import prefixes
 
@@ -58,6 +59,13 @@ class StepState:
         """Of a parameter (any shape) in `parameters`."""
         return self._names[id(parameter)]
 
+    def is_trained(self, name: str | None) -> bool:
+        """Whether an optimizer holds the parameter of this name and trains it."""
+        parameter = None if name is None else self.parameters.get(name)
+        groups = (group for one in self._optimizers for group in getattr(one, "param_groups", []))
+        held = any(parameter is one for group in groups for one in group["params"])
+        return held and parameter is not None and parameter.requires_grad
+
     def adopt(self, model: nn.Module, prefix: str) -> list[tuple[str, nn.Parameter]]:
         """Add the parameters of a model that the caller did not list, as `<prefix>.<name>`.
 
@@ -104,6 +112,36 @@ class StepState:
                 taken.add(unique)
                 yield unique, buffer
 
+    def withheld_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """(parameter's name, gradient) pairs of those that FSDP2 keeps to itself now."""
+        for withheld in withheld_gradients(self._models):
+            gradient = withheld.grad
+            if gradient is not None:
+                yield withheld.name, gradient
+
+    def keeping(self, name: str) -> Keeping:
+        """How the models keep a parameter, buffer or attribute."""
+        if name in self.parameters:
+            parameter = self.parameters[name]
+            rate, eps = self._number("lr", parameter), self._number("eps", parameter)
+            return Keeping(is_trained=parameter.requires_grad, is_saved=True, rate=rate, eps=eps)
+        for model, prefix in zip(self._models, prefixes(self._models), strict=True):
+            modules = dict(_bare(model.named_modules()))
+            for full in (name, name.removeprefix(prefix)):
+                path, _, own = full.rpartition(".")
+                owner = modules.get(path)
+                if owner is not None and own in owner._buffers:
+                    is_saved = own not in owner._non_persistent_buffers_set
+                    return Keeping(is_saved=is_saved, is_running=own.startswith("running_"))
+        return Keeping()
+
+    def _number(self, option: str, parameter: Tensor) -> float | None:
+        """An option with which an optimizer steps a parameter (any shape), where it is a number."""
+        groups = (group for one in self._optimizers for group in getattr(one, "param_groups", []))
+        group: dict[str, Any] = next((one for one in groups if any(p is parameter for p in one["params"])), {})
+        value = group.get(option)
+        return float(value) if isinstance(value, (int, float)) else None
+
     def attributes(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) pairs of tensors that are plain attributes of modules, or lie in containers that are."""
         for model in self._models:
@@ -114,10 +152,16 @@ class StepState:
                             yield f"{path}.{key}".lstrip("."), tensor
 
     def optimizer_states(self) -> Iterator[tuple[str, Tensor]]:
-        """(`<parameter>.<state>`, tensor) pairs, as they are now; see `named_tensors` for what lies deeper."""
+        """(`<parameter>.<state>`, tensor) pairs, as they are now, and numbers of groups that are held as tensors
+        (`param_groups[0].lr`); see `named_tensors` for what lies deeper."""
         states = [item for one in self._optimizers for item in getattr(one, "state", {}).items()]
         for i, (parameter, state) in enumerate(states):
             yield from named_tensors(str(self._names.get(id(parameter), i)), state)
+        for optimizer in self._optimizers:
+            for g, group in enumerate(getattr(optimizer, "param_groups", [])):
+                for key, value in group.items():
+                    if key != "params":
+                        yield from named_tensors(f"param_groups[{g}].{key}", value)
 
 
 def _bare(pairs: Iterable[tuple[str, Held]]) -> Iterator[tuple[str, Held]]:

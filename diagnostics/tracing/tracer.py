@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -10,16 +9,20 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diagnostics.tensors import bad_flags, is_inexact, is_rehearsal, strided, wide
+from diagnostics.tensors import bad_flags, is_inexact, strided, wide
+from diagnostics.tracing.arguments import Arguments, read_and_written, results_of
 from diagnostics.tracing.bad_values import UNSEEN, BadValues, look_at, value_name
+from diagnostics.tracing.calls import OperatorCall
 from diagnostics.tracing.events import Event, Leaf, LeafKind
 from diagnostics.tracing.examination import Examiner
+from diagnostics.tracing.garbage import RareCollection
 from diagnostics.tracing.lineage import Lineage
-from diagnostics.tracing.nested import leaves, strided_leaves
-from diagnostics.tracing.operators import Operator, is_arithmetic, operator
+from diagnostics.tracing.nested import own_attributes, strided_leaves
+from diagnostics.tracing.operators import Operator, is_arithmetic, operator, wait_for
 from diagnostics.tracing.provenance import (
     Memory,
     Shadow,
+    Storage,
     event_of,
     harmful,
     is_legitimate,
@@ -31,6 +34,8 @@ from diagnostics.tracing.recomputation import Recorder
 from diagnostics.tracing.spread import Dispatch, Spread, spread_of
 from diagnostics.tracing.step_context import Place, StepContext
 
+_get_mode, _FAKE = torch._C._get_dispatch_mode, torch._C._TorchDispatchModeKey.FAKE
+
 
 class Tracer(TorchDispatchMode):
     """Runs every operator as it is and keeps the provenance of what is not finite.
@@ -41,6 +46,7 @@ class Tracer(TorchDispatchMode):
         bad_reads: (value as text, its nodes) of what the host read.
         first_harm: number of the first event with harmful values, leaves included.
         is_finished: the origin is known: the rest of the step runs as it is.
+        generators: of random numbers, that operators were given; by id.
     """
 
     def __init__(self, context: StepContext) -> None:
@@ -51,11 +57,11 @@ class Tracer(TorchDispatchMode):
         self.bad_reads: list[tuple[str, frozenset[int]]] = []
         self.first_harm: int | None = None
         self.is_finished = False
+        self.generators: dict[int, torch.Generator] = {}
         self._recorder = Recorder(self.memory)
         self._examiner = Examiner(self._recorder)
         self._lineage = Lineage(self.memory)
-
-    # Leaves
+        self._operators: dict[int, tuple[Operator, OpOverload]] = {}  # by id, which is held: a hash takes long
 
     def add_leaf(
         self,
@@ -94,7 +100,19 @@ class Tracer(TorchDispatchMode):
         self._mark(event.number, values, harm, bad)
         event.written.storages.append(storage_key(values))
         if has_harm:
+            event.is_harmful = True
             self._note_harm(event)
+
+    def note_input(self, tensor: Tensor) -> None:
+        """A strided tensor of any shape enters the model: the rows of its bad values are known from here on."""
+        self.memory.storage(tensor).from_batch = True
+        shadow = self.memory.shadow(tensor)
+        for node in nodes_in([shadow]) if shadow is not None else ():
+            event = self.events[event_of(node)]
+            event.enters_model |= event.leaf is None
+            if shadow is not None and event.enters_model and not event.values.rows:
+                whole, rows = self.memory.rows(tensor, shadow.grid != 0)
+                event.values = replace(event.values, whole=whole, rows=rows)
 
     def add_unseen(self, name: str | None) -> Event:
         """Bad values that nothing dispatched has written, found after the step."""
@@ -113,66 +131,91 @@ class Tracer(TorchDispatchMode):
 
     # Dispatch
 
+    def __enter__(self) -> "Tracer":
+        self._garbage = RareCollection()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        super().__exit__(*failure)  # type: ignore[no-untyped-call]
+        self._garbage.end()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Not to be wrapped once more for the compiler, which is off meanwhile: each operator would pay for that."""
+        return False
+
     def __torch_dispatch__(
         self, func: OpOverload, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if is_rehearsal():
+        if kwargs and kwargs.get("generator") is not None:
+            self.generators[id(kwargs["generator"])] = kwargs["generator"]
+        if _get_mode(_FAKE) is not None:  # DTensor tries each new operator without memory first
             return func(*args, **kwargs)
-        if any("__torch_dispatch__" in _own_attributes(t) for t in types):
+        if types and any("__torch_dispatch__" in own_attributes(t) for t in types):
             return NotImplemented  # DTensor and others first come down to plain tensors
         if self.is_finished:
             return func(*args, **kwargs)
-        op = operator(func)
+        op = self._operator(func)
         if op.name == "lift_fresh":  # what torch.tensor() made from Python numbers
-            self._meet(op, strided_leaves(args))
+            self._met(op, strided_leaves(args))
         if op.is_view:
             return func(*args, **kwargs)
         if op.name == "copy_" and self._is_wait(*args[:2]):
             return func(*args, **kwargs)
-        inputs, mutated = self._inputs(op, args, kwargs)
-        self._meet(op, inputs)
-        shadows = [self.memory.shadow(t) for t in inputs]
-        call = self._recorder.before(func, args, kwargs, mutated)
+        if op.writes:
+            inputs, mutated = read_and_written(op, args, kwargs)
+            sources = self._met(op, inputs)
+            call = self._recorder.before(func, args, kwargs, mutated)
+        else:
+            given, mutated = Arguments(self.memory, self._meet), []
+            references = given.read(args), given.read(kwargs) if kwargs else kwargs
+            inputs, sources = given.inputs, given.sources
+            call = OperatorCall(func, args, kwargs, {}, references)
+        shadows: list[Shadow | None] = []
+        for tensor, source in zip(inputs, sources, strict=True):
+            shadows.append(None if source.shadow is None else self.memory.shadow(tensor, source))
         out = func(*args, **kwargs)
         if op.is_collective:
-            _wait(out)
-        written = self._outputs(op, out, mutated)
-        self._lineage.carry_over(inputs, written, in_model=self.context.in_model)
-        if self.context.is_outside:
+            wait_for(out)
+        written = results_of(out, mutated)
+        records = self._lineage.carry_over(inputs, sources, written, in_model=self.context.num_open > 0)
+        is_outside = self.context.is_outside
+        if is_outside:
             for number in self._lineage.follow(op, call, inputs, written):
                 self.events[number].scales_gradients = True
         if op.is_collective:
-            for tensor in written:
-                self.memory.storage(tensor).from_collective = True
-        flags = bad_flags(written)
-        self._recorder.after(call, written)
+            for record in records:
+                record.from_collective = True
+        flags = bad_flags(written) if written else []
+        self._recorder.after(op, call, inputs, written, records)
+        reads_bad = any(shadows)
         if op.name == "_local_scalar_dense":
-            if any(shadow is not None for shadow in shadows):
+            if reads_bad:
                 self.bad_reads.append((value_name(inputs[0]), frozenset(nodes_in(shadows))))
-            if self.context.is_outside:
+            if is_outside:
                 self._lineage.note_read(inputs)
             return out
         if any(flags):
             self._record(Dispatch(op, call, inputs, shadows, written, flags))
-        elif any(shadow is not None for shadow in shadows):
-            for node in nodes_in(shadows):
-                if not is_legitimate(node):
-                    self.events[event_of(node)].absorbers.append(op.name)
-        for tensor, flag in zip(written, flags, strict=True):
-            if not flag and is_inexact(tensor):
+        elif reads_bad:
+            self._note_absorber(op, shadows)
+        for tensor, record, flag in zip(written, records, flags, strict=True):
+            if not flag and record.shadow is not None and is_inexact(tensor):
                 self.memory.mark(tensor, None)
         return out
 
-    def _inputs(self, op: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
-        """Tensors that are read, and tensors that are written, by a call."""
-        mutated: list[Tensor] = []
-        for key in op.writes:
-            mutated += strided_leaves(_argument(key, args, kwargs))
-        outputs = [kwargs.get(key) for key in op.writes if isinstance(key, str)]  # each is an `out=`
-        skipped = {id(t) for t in (mutated if op.overwrites else strided_leaves(outputs))}
-        read = [t for t in strided_leaves((args, kwargs)) if id(t) not in skipped]
-        return read, mutated
+    def _operator(self, func: OpOverload) -> Operator:
+        if id(func) not in self._operators:
+            self._operators[id(func)] = operator(func), func
+        return self._operators[id(func)][0]
+
+    def _note_absorber(self, op: Operator, shadows: list[Shadow | None]) -> None:
+        """An operator read bad values and returned finite ones."""
+        for node in nodes_in(shadows):
+            if not is_legitimate(node):
+                self.events[event_of(node)].absorbers.append(op.name)
 
     def _is_wait(self, target: Tensor, source: Tensor) -> bool:
         """Whether gloo's `Work.wait` copies a result out of its own buffer, as it did in `_wait` before."""
@@ -180,20 +223,17 @@ class Tracer(TorchDispatchMode):
         record = None if values is None else self.memory.known(values)
         return record is not None and record.from_collective and self.memory.known(source) is None
 
-    def _outputs(self, op: Operator, out: Any, mutated: list[Tensor]) -> list[Tensor]:
-        seen: dict[int, Tensor] = {}
-        for tensor in [*strided_leaves(out), *mutated]:
-            seen.setdefault(id(tensor), tensor)
-        return list(seen.values())
-
-    def _meet(self, op: Operator, inputs: list[Tensor]) -> None:
-        """Look once at tensors that no traced operator made."""
+    def _met(self, op: Operator, inputs: list[Tensor]) -> list[Storage]:
+        """The records of what an operator reads, after a look at tensors that no traced operator made."""
         is_lifted = op.name == "lift_fresh"
-        for tensor in inputs:
-            if is_inexact(tensor) and self.memory.known(tensor) is None:
-                kind = self._kind_of(tensor, is_lifted)
-                is_number = is_lifted and tensor.ndim == 0
-                self.add_leaf(kind, None, tensor, infinity_is_harm=False, is_number=is_number, is_met=True)
+        return [self.memory.known(tensor) or self._meet(tensor, is_lifted=is_lifted) for tensor in inputs]
+
+    def _meet(self, tensor: Tensor, *, is_lifted: bool = False) -> Storage:
+        """Look once at a tensor that no traced operator made; is_lifted: made from Python numbers."""
+        if is_inexact(tensor):
+            kind, is_number = self._kind_of(tensor, is_lifted), is_lifted and tensor.ndim == 0
+            self.add_leaf(kind, None, tensor, infinity_is_harm=False, is_number=is_number, is_met=True)
+        return self.memory.storage(tensor)
 
     def _kind_of(self, tensor: Tensor, is_lifted: bool) -> LeafKind:
         """What a tensor is that is first met now; is_lifted: made from Python numbers."""
@@ -249,6 +289,7 @@ class Tracer(TorchDispatchMode):
             self.events[event_of(node)].children.append(event.number)
         self._note_written(event, dispatch.written)
         if harm is not None:
+            event.is_harmful = True
             self._note_harmful(event, dispatch, place, *harm)
 
     def _note_written(self, event: Event, written: list[Tensor]) -> None:
@@ -263,7 +304,8 @@ class Tracer(TorchDispatchMode):
         """Look closer at the first harmful output, if this event may be an origin."""
         tensor = dispatch.written[slot]
         if not self._may_be_origin(event):
-            event.values = replace(event.values, shape=tuple(tensor.shape))
+            whole, rows = self.memory.rows(tensor, spread.harm) if self._meets_batch(event) else ((), ())
+            event.values = replace(event.values, shape=tuple(tensor.shape), whole=whole, rows=rows)
             return
         event.values = look_at(tensor, spread.harm, self.memory, slot)
         is_birth = not event.ancestry.harmful
@@ -284,6 +326,11 @@ class Tracer(TorchDispatchMode):
             return False
         return any(parent.place is not None and not parent.place.in_backward for parent in parents)
 
+    def _meets_batch(self, event: Event) -> bool:
+        """Whether bad values of something else, a leaf or what the loop drew and computed, first meet the batch."""
+        parents = (self.events[event_of(node)] for node in event.ancestry.harmful)
+        return event.ancestry.from_batch and any(not parent.ancestry.from_batch for parent in parents)
+
     def _unseen_writes(self, dispatch: Dispatch, place: Place) -> list[Shadow | None]:
         """Inputs that turned bad where nothing was dispatched, by NumPy or an extension."""
         values = [dispatch.call.value(tensor) for tensor in dispatch.inputs]
@@ -300,26 +347,3 @@ class Tracer(TorchDispatchMode):
             own = harmful(leaf.number)
             shadows.append(Shadow(bad.to(torch.int32) * own, frozenset((own,))))
         return shadows
-
-
-def _argument(key: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """By position or by name; None where it is not given."""
-    if isinstance(key, str):
-        return kwargs.get(key)
-    return args[key] if key < len(args) else None
-
-
-@cache
-def _own_attributes(cls: type) -> frozenset[str]:
-    skipped = (Tensor, torch.nn.Parameter, torch.nn.Buffer, object)
-    return frozenset(name for base in cls.__mro__ if base not in skipped for name in vars(base))
-
-
-def _wait(out: Any) -> None:
-    """A collective's result is there only once its work is done."""
-    flat = leaves(out)
-    for item in flat:
-        if isinstance(item, torch.ScriptObject) and item._type().name() == "Work":  # type: ignore[attr-defined]
-            item = torch.distributed.Work.unbox(item)
-        if not isinstance(item, Tensor) and hasattr(item, "wait"):
-            item.wait()

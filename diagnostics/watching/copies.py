@@ -13,6 +13,28 @@ from diagnostics.tensors import inner_tensors
 _ATOMS = (bool, int, float, str, type(None))
 
 
+@torch.no_grad()
+def put_back(tensor: Tensor, copy: Tensor) -> None:
+    """Give a tensor of any shape and layout the content of its copy, in the memory it has, where that still fits."""
+    held, kept = _stored(tensor.detach()), _stored(copy)  # detached: autograd minds where a leaf is written to
+    if tensor.dtype is copy.dtype and tensor.shape == copy.shape and [h.shape for h in held] == [k.shape for k in kept]:
+        for own, other in zip(held, kept, strict=True):
+            own.copy_(other)
+    else:  # `model.half()` in the step, a state that grew
+        tensor.data = copy.clone()
+
+
+def _stored(tensor: Tensor) -> list[Tensor]:
+    """Where the content lies: a sparse tensor's `copy_` gives it other memory, which aliases do not see."""
+    if tensor.layout is torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    return [tensor]
+
+
 class Copies:
     """Copies of tensors and of what holds them, one for each object however often it occurs.
 
@@ -80,10 +102,7 @@ class Copies:
                 if getattr(holder, name, None) is not value:
                     setattr(holder, name, value)
         for tensor, copy in self._tensors.values():
-            if tensor.dtype is copy.dtype and tensor.shape == copy.shape:
-                tensor.detach().copy_(copy)  # detached: autograd minds where a leaf is written to
-            else:  # `model.half()` in the step, a state that grew
-                tensor.data = copy.clone()
+            put_back(tensor, copy)
 
     def _add_tensor(self, tensor: Tensor, ahead: list[Any]) -> None:
         if id(tensor) in self._met:

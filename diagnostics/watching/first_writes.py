@@ -1,6 +1,6 @@
 """Copies that are made only where a step turns out to write."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,18 +18,31 @@ class FirstWrites(TorchDispatchMode):
     that torch.compile would compile while it looks runs eagerly.
     """
 
-    def __init__(self, parameters: Collection[nn.Parameter], copied: Collection[int] = ()) -> None:
-        """`copied`: ids of parameters that have a copy already; a write to them is only noted."""
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], has_copy: Callable[[nn.Parameter], bool] = lambda _: False
+    ) -> None:
+        """`has_copy`: whether somebody else keeps a copy of a parameter; a write to it is then only noted."""
         super().__init__()  # type: ignore[no-untyped-call]
-        # A parameter that is given other memory (`p.data = ...`) still has the old one under its alias.
-        self._aliases = {id(p): (p, p.detach(), _memory(p)) for p in parameters}
-        self._at = {place: number for number, (_, _, places) in self._aliases.items() for place in places}
-        self._holders = {id(part): p for p in parameters for part in parts(p)}
-        self._copied = set(copied)
+        self._aliases: dict[int, tuple[nn.Parameter, Tensor, tuple[int, ...]]] = {}
+        self._at: dict[int, int] = {}
+        self._holders: dict[int, nn.Parameter] = {}
+        self._has_copy = has_copy
+        self.add(parameters)
         self._copies = Copies()
         self._written: set[int] = set()
         self._num_outer = len(_get_current_dispatch_mode_stack())
         self._looks = False
+
+    def add(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Look at these, too, from now on."""
+        for p in parameters:
+            if id(p) in self._aliases:
+                continue
+            # A parameter that is given other memory (`p.data = ...`) still has the old one under its alias.
+            places = _memory(p)
+            self._aliases[id(p)] = p, p.detach(), places
+            self._at |= dict.fromkeys(places, id(p))
+            self._holders |= {id(part): p for part in parts(p)}
 
     def resume(self) -> None:
         """Look from here on, unless the caller's code is inside a mode of its own, whose end would be confused."""
@@ -86,8 +99,9 @@ class FirstWrites(TorchDispatchMode):
     def _before_write(self, tensor: Tensor) -> None:
         for number in {self._at[place] for place in _memory(tensor) if place in self._at} - self._written:
             self._written.add(number)
-            if number not in self._copied:
-                self._copies.add(self._aliases[number][1])
+            parameter, alias, _ = self._aliases[number]
+            if not self._has_copy(parameter):
+                self._copies.add(alias)
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:

@@ -1,7 +1,10 @@
 """What a running step shows of itself, noted without reading anything on the host."""
 
+import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -10,7 +13,10 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from diagnostics.patching import before_backward, before_scale, before_scaler_step, replaced
+from diagnostics.ranks import placed
 from diagnostics.tensors import tensors_in, values_of
+
+_VERSION = attrgetter("_version")
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Check = Callable[[Any, list[Any]], None]
@@ -20,11 +26,25 @@ Check = Callable[[Any, list[Any]], None]
 class Observation:
     """Of one step: losses, the norm of its gradients, which optimizers step, what a gradient scaler does."""
 
+    loss: float | None
+    """Sum of the scalars that were differentiated, the mean over processes, without a gradient scaler's factor; None
+    before it was read."""
+
+    grad_norm: float | None
+    """L2 norm of all gradients before clipping, likewise."""
+
     def __init__(self) -> None:
+        self.loss = self.grad_norm = None
+        self._values: list[Tensor] = []  # () each: scalars that were differentiated
+        self._is_euclidean = True  # the norm
         self._losses: list[Tensor] = []  # () bool each: whether it is finite
         self._norm: float | Tensor | None = None  # a tensor until it is read
-        self._covered: dict[int, int] = {}  # id and version of the gradients that the norm is of
+        self._covered: list[int] = []  # ids of the gradients that the norm is of
+        self._covered_versions: list[int] = []
         self._scaler: torch.amp.GradScaler | None = None
+        self.unscaled: list[Tensor] = []
+        """() each: whether a loss that a gradient scaler was given is finite; no scale can be blamed for one that is
+        not."""
         self._scaler_was_asked = False  # to step or to update
         self._is_skipped = False
         self._any_stepped = False  # of torch's optimizers, known or not
@@ -44,10 +64,12 @@ class Observation:
                 after it. on_scaler: gets the gradient scaler in use, before it scales for the first time.
         """
 
-        def note_scaler(scaler: torch.amp.GradScaler) -> None:
+        def note_scaler(scaler: torch.amp.GradScaler, losses: Any) -> None:
             if self._scaler is None and scaler.is_enabled():
                 self._scaler = scaler
                 on_scaler(scaler)
+            if scaler.is_enabled():
+                self.unscaled += [torch.isfinite(loss.detach()).all() for loss in values_of(tensors_in(losses))]
 
         def note_optimizer(optimizer: Any, args: Any, kwargs: Any) -> Any:
             self._any_stepped = True
@@ -55,7 +77,7 @@ class Observation:
 
         clip = torch.nn.utils.clip_grad
         with ExitStack() as stack:
-            stack.enter_context(before_backward(self.note_losses))
+            stack.enter_context(before_backward(self._note_roots))
             stack.enter_context(before_scale(note_scaler))
             stack.enter_context(before_scaler_step(self._note_scaler_step))
             stack.enter_context(replaced(clip, "_get_total_norm", self._seen_norm))
@@ -69,6 +91,44 @@ class Observation:
     def note_losses(self, tensors: Any) -> None:
         """Tensors of any shape, nested."""
         self._losses += [torch.isfinite(tensor.detach()).all() for tensor in tensors_in(tensors)]
+
+    def _note_roots(self, tensors: Any) -> None:
+        self.note_losses(tensors)
+        self.note_values(tensors)
+
+    def note_values(self, tensors: Any) -> None:
+        """Scalars among these are losses of the step."""
+        scale = None if self._scaler is None else self._scaler._scale
+        scalars = [t for t in tensors_in(tensors) if t.numel() == 1 and t.is_floating_point()]
+        for value in values_of(scalars):
+            self._values.append(value.reshape(()) if scale is None else value.reshape(()) / scale.to(value.device))
+
+    @property
+    def has_values(self) -> bool:
+        """Whether a scalar was differentiated."""
+        return bool(self._values)
+
+    def forget_values(self) -> None:
+        """The loss is computed once more."""
+        self._values = []
+
+    def values(self, like: Tensor) -> list[Tensor]:
+        """Of the dtype and on the device of `like`: (ranks,), the loss in this rank's place; empty without one."""
+        return [placed(torch.stack([value.to(like) for value in self._values]).sum())] if self._values else []
+
+    def note_read(self, losses: list[float], norm: float | None, *, again: bool) -> None:
+        """They were read on the host.
+
+        Args:
+            losses: of each rank. norm: of the gradients of one optimizer, several add up; None where it is not known.
+            again: they take the place of what was read before.
+        """
+        known = [loss for loss in losses if loss > -sys.float_info.max]
+        self.loss = math.fsum(known) / len(known) if known else self.loss
+        if norm is None or not self._is_euclidean:
+            self.grad_norm = None
+        else:
+            self.grad_norm = norm if again or self.grad_norm is None else math.hypot(self.grad_norm, norm)
 
     def num_bad_losses(self, like: Tensor) -> Tensor:
         """() of the dtype and on the device of `like`: how many of the noted tensors hold NaN or Inf."""
@@ -97,13 +157,20 @@ class Observation:
         return values_of([self._norm])[0].double()
 
     def _covers(self, gradients: list[Tensor]) -> bool:
-        return isinstance(self._norm, Tensor) and all(self._covered.get(id(g)) == g._version for g in gradients)
+        if not isinstance(self._norm, Tensor):
+            return False
+        ids, versions = _identities(gradients)
+        if ids == self._covered:  # as a rule
+            return versions == self._covered_versions
+        known = dict(zip(self._covered, self._covered_versions, strict=True))
+        return all(known.get(one) == version for one, version in zip(ids, versions, strict=True))
 
     def _seen_norm(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def total_norm(tensors: Any, *args: Any, **kwargs: Any) -> Any:
             listed = [tensors] if isinstance(tensors, Tensor) else list(tensors)
             self._norm = original(listed, *args, **kwargs)
-            self._covered = {id(tensor): tensor._version for tensor in listed}
+            self._is_euclidean = float((args or [kwargs.get("norm_type", 2.0)])[0]) == 2.0
+            self._covered, self._covered_versions = _identities(listed)
             return self._norm
 
         return total_norm
@@ -111,14 +178,27 @@ class Observation:
     def _seen_clipping(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def clip(parameters: Any, *args: Any, **kwargs: Any) -> Any:
             listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-            gradients = [p.grad for p in listed if p.grad is not None]
-            covered = self._covers(gradients)
+            gradients = [gradient for p in listed if (gradient := p.grad) is not None]
+            before = gradients[0]._version if gradients else 0
             result = original(listed, *args, **kwargs)
-            if covered:  # finite times finite: nothing new to see
-                self._covered |= {id(gradient): gradient._version for gradient in gradients}
+            if gradients:  # finite times finite: nothing new to see
+                self._move_cover(gradients, gradients[0]._version - before)
             return result
 
         return clip
+
+    def _move_cover(self, gradients: list[Tensor], num_writes: int) -> None:
+        """Cover these gradients as they are now, if they were covered before so many writes to each."""
+        ids, versions = _identities(gradients)
+        if ids == self._covered:
+            if versions == [version + num_writes for version in self._covered_versions]:
+                self._covered_versions = versions
+            return
+        known = dict(zip(self._covered, self._covered_versions, strict=True))
+        now = dict(zip(ids, versions, strict=True))
+        if all(known.get(one, -1) + num_writes == version for one, version in now.items()):
+            known |= now
+            self._covered, self._covered_versions = list(known), list(known.values())
 
     # Steps
 
@@ -132,6 +212,11 @@ class Observation:
 
     def has_stepped(self, optimizer: Any) -> bool:
         return optimizer in self._stepped
+
+    @property
+    def num_stepped(self) -> int:
+        """How often guarded optimizers have."""
+        return len(self._stepped)
 
     @property
     def any_has_stepped(self) -> bool:
@@ -189,3 +274,8 @@ def checked_arguments(check: Check, optimizer: Any, args: tuple[Any, ...], kwarg
     check(optimizer, values)
     given = values[: len(args) - 1]
     return (args[0], *given), dict(zip(kwargs, values[len(given) :], strict=True))
+
+
+def _identities(tensors: list[Tensor]) -> tuple[list[int], list[int]]:
+    """Ids and versions; of thousands, several times a step."""
+    return list(map(id, tensors)), list(map(_VERSION, tensors))

@@ -36,7 +36,12 @@ class Policy:
             return "averages are updated by the loop"
         if any(average.dtype is torch.float16 for average in self._guarded.safe_averages):
             return "averages are float16"
-        return self._learned or why_unsafe(self._guarded.optimizers[0])
+        return self._learned or self.why_unsafe
+
+    @property
+    def why_unsafe(self) -> str | None:
+        """Why the step of an optimizer could make non-finite values of finite gradients, as things are now."""
+        return next(filter(None, map(why_unsafe, self._guarded.optimizers)), None)
 
     def learn(self, reason: str) -> None:
         """A step has shown why copies are needed."""

@@ -1,7 +1,7 @@
 """A step that tripped is repeated from the state before it, under tracing; its origin becomes the error to raise."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,19 +12,17 @@ import torch
 from diagnostics.errors import NonFiniteError
 from diagnostics.incidents import write_incident
 from diagnostics.ranks import agreed, on_any, rank
+from diagnostics.statistics import TensorStatistics, recorded_layers
 from diagnostics.tracing import Explanation
 from diagnostics.verdict import Verdict
-from diagnostics.watching.boundary import BufferTrip, Trip
+from diagnostics.watching.aftermath import Aftermath
+from diagnostics.watching.buffers import has_nan
 from diagnostics.watching.guarded import Guarded
 from diagnostics.watching.observation import before_each_step
+from diagnostics.watching.outside import with_optimizer
+from diagnostics.watching.trip import BufferTrip, ExceptionTrip, SkipTrip, Trip
 from diagnostics.watching.undo import Undo
-
-_SUSPECTS = (
-    "the same step was finite when it was repeated: suspect a race (an asynchronous copy), memory that is "
-    "read before it is written, a batch that the step takes from an iterator, gradients that were there before "
-    "the step, a nondeterministic kernel, a compiled one (it was repeated eagerly: try without torch.compile), "
-    "or the hardware (torchtitan#951)"
-)
+from diagnostics.watching.unexplained import Clues, not_repeated, not_reproduced
 
 
 class StopReplay(BaseException):
@@ -33,6 +31,15 @@ class StopReplay(BaseException):
 
 class Replay:
     """Of one step. The caller runs the step again inside `repeating`, in whatever form it has it."""
+
+    result: Any
+    """What the repeated step returned."""
+
+    known: Verdict | None
+    """What to say where the repetition shows nothing; None: what the trip showed."""
+
+    is_repeatable: bool
+    """Whether the repetition came to its end, where it showed no fault."""
 
     def __init__(self, trip: Trip, guarded: Guarded, undo: Undo, *, is_undoable: bool, batch: Any) -> None:
         """Puts back the state before the step.
@@ -43,12 +50,20 @@ class Replay:
         self._trip, self._guarded, self._undo = trip, guarded, undo
         self._is_undoable, self._batch = is_undoable, batch
         self._bad_buffers = guarded.buffers.bad()
+        self._aftermath = Aftermath(guarded, undo) if isinstance(trip, ExceptionTrip) else None
         if not is_undoable:
             undo.copy()  # the repetition starts from here, and comes back
         undo.restore()
-        undo.restore_bad_gradients()
         self._explanation = Explanation(guarded.models, guarded.optimizers, batch)
-        self._failure = ""
+        self._found: Verdict | None = None
+        self._failure: BaseException | None = None
+        self._optimizer_was_asked = False
+        self.result, self.known, self.is_repeatable = None, None, True
+
+    @property
+    def scale(self) -> float:
+        """The gradient scaler's before the step; 1 without one."""
+        return self._undo.scale
 
     def note(self, loss: float, grad_norm: float) -> None:
         """The loop has read its loss and gradient norm; after one that is not finite it has nothing more to show."""
@@ -56,10 +71,10 @@ class Replay:
             raise StopReplay
 
     @contextmanager
-    def repeating(self, *, tolerates_scaler: bool) -> Iterator[Explanation]:
-        """Run the step inside, by what is yielded. Afterwards everything is as before the step once more.
+    def repeating(self, *, tolerates_scaler: bool) -> Iterator[None]:
+        """Run the step inside, and draw the conclusion. Afterwards everything is as before the step once more.
 
-        An exception of the step is kept for the error's text: the finding must not be lost to it.
+        An exception of the step ends here: the finding must not be lost to it.
 
         Args:
             tolerates_scaler: whether a gradient scaler's overflows are how it finds its scale.
@@ -68,51 +83,123 @@ class Replay:
         guard = self._undo.first_writes()
         try:
             with ExitStack() as stack:
-                if not self._undo.has_copies:  # what the optimizer does could not be undone
-                    stack.enter_context(before_each_step(self._guarded.bare_optimizers(), _stop))
+                stack.enter_context(before_each_step(self._guarded.bare_optimizers(), self._before_optimizer))
                 stack.callback(guard.stop)
                 guard.resume()
-                yield self._explanation
-        except Exception as error:
-            text = str(error).partition("\n")[0]
-            self._failure = f"; the replay ended with {type(error).__name__}: {text}"
+                try:
+                    with self._explanation.tracing(StopReplay):
+                        yield
+                except (Exception, SystemExit) as error:
+                    self._failure = error
+            self._found = self._explanation.verdict(self.result, self._failure)
         finally:
             self._undo.restore()
 
-    def error(self, found: Verdict | None, index: int, incidents: Path | None) -> NonFiniteError | None:
+    def _before_optimizer(self, optimizer: Any, arguments: list[Any]) -> None:
+        self._optimizer_was_asked = True
+        if not self._undo.has_copies:  # what it does could not be undone
+            _stop(optimizer, arguments)
+
+    # Afterwards
+
+    @property
+    def unknown_generators(self) -> list[torch.Generator]:
+        """Those that operators took and nobody had put back."""
+        known = {id(generator) for generator in self._undo.surroundings.generators}
+        shared = (torch.default_generator, *torch.cuda.default_generators)
+        known |= {id(generator) for generator in shared}
+        return [generator for generator in self._explanation.generators if id(generator) not in known]
+
+    @property
+    def cause(self) -> BaseException | None:
+        """The step's own exception, where that was the trip."""
+        return self._trip.cause if isinstance(self._trip, ExceptionTrip) else None
+
+    def passes(self) -> bool:
+        """Whether the step's own exception has nothing to do with a non-finite value. Then all is as it left it."""
+        if self._aftermath is None or self._found is not None:
+            return False
+        self._aftermath.restore()
+        self._explanation.forget()
+        return True
+
+    def error(
+        self, index: int, incidents: Path | None, layers: Mapping[str, Mapping[str, TensorStatistics]]
+    ) -> NonFiniteError | None:
         """The error to raise, its incident written; None where a buffer's infinity turned out to be meant.
 
         Args:
-            found: what the repetition has shown. index: 0-based number of the step. incidents: where to write.
+            index: 0-based number of the step. incidents: where to write. layers: their statistics in the repetition.
         """
-        if self._shows_meant_infinity(found):
+        if self._shows_meant_infinity() or self._shows_calibration():
             return None
-        own = None if found is None else replace(found, reproducible=True)
-        verdict = replace(agreed(own) or self._unexplained(), step=index)
-        folder, note = self._evidence(verdict, incidents)
-        self._explanation.forget()
-        return NonFiniteError(verdict, folder, is_restored=self._is_undoable, note=note)
+        own = None if self._found is None else replace(self._with_optimizer(self._found), reproducible=True)
+        return self._error(agreed(own) or self._unexplained(), index, incidents, layers)
 
-    def _shows_meant_infinity(self, found: Verdict | None) -> bool:
-        if not isinstance(self._trip, BufferTrip) or on_any(found is not None or bool(self._failure)):
+    def _with_optimizer(self, found: Verdict) -> Verdict:
+        """What an optimizer outside of the watched step has to do with it."""
+        if not self._guarded.steps_outside:
+            return found
+        return with_optimizer(found, self._explanation.parameters, self._guarded.optimizers)
+
+    def left_alone(self, index: int, incidents: Path | None) -> NonFiniteError:
+        """The error to raise where the step was not repeated, for its body was left."""
+        verdict = self.known or not_repeated(self._trip.phase, self._trip.text)
+        return self._error(verdict, index, incidents, {})
+
+    def _error(
+        self,
+        verdict: Verdict,
+        index: int,
+        incidents: Path | None,
+        layers: Mapping[str, Mapping[str, TensorStatistics]],
+    ) -> NonFiniteError:
+        verdict = replace(verdict, step=index)
+        folder, note = self._evidence(verdict, incidents, layers)
+        self._explanation.forget()
+        error = NonFiniteError(
+            verdict,
+            folder,
+            is_restored=self._is_undoable,
+            has_gradients=self._undo.gradients.are_kept,
+            note=note,
+        )
+        error.__cause__ = self.cause
+        return error
+
+    def _shows_calibration(self) -> bool:
+        """Whether a gradient scaler left the step out for an overflow that a smaller scale cures."""
+        if not isinstance(self._trip, SkipTrip) or on_any(self._found is not None):
             return False
-        has_nan = any(bool(torch.isnan(tensor).any()) for tensor in self._bad_buffers.values())
-        is_meant = on_any(bool(self._bad_buffers)) and not on_any(has_nan)
+        self.is_repeatable = not on_any(self._failure is not None)
+        self._explanation.forget()
+        return True
+
+    def _shows_meant_infinity(self) -> bool:
+        if not isinstance(self._trip, BufferTrip) or on_any(bool(self._found or self._failure)):
+            return False
+        is_undefined = any(bool(has_nan(tensor)) for tensor in self._bad_buffers.values())
+        is_meant = on_any(bool(self._bad_buffers)) and not on_any(is_undefined)
         if is_meant:
             self._guarded.buffers.tolerate_infinity(set(self._bad_buffers))
         return is_meant
 
     def _unexplained(self) -> Verdict:
-        return Verdict(
-            phase=self._trip.phase,
-            exception=None,
-            cause="unknown",
-            witness={"seen": self._trip.text + self._failure},
-            fix="let the step be callable twice: it must not consume its batch" if self._failure else _SUSPECTS,
-            reproducible=None if self._failure else False,
+        if self.known is not None:
+            return self.known
+        undo = self._undo
+        clues = Clues(
+            iterators=undo.surroundings.iterators,
+            generators=self.unknown_generators,
+            optimizer_was_asked=(undo.optimizer_was_asked, self._optimizer_was_asked),
+            gradients_were_changed=undo.gradients.were_changed,
+            models=self._guarded.models,
         )
+        return not_reproduced(self._trip.phase, self._trip.text, self._failure, clues)
 
-    def _evidence(self, verdict: Verdict, incidents: Path | None) -> tuple[Path | None, str]:
+    def _evidence(
+        self, verdict: Verdict, incidents: Path | None, layers: Mapping[str, Mapping[str, TensorStatistics]]
+    ) -> tuple[Path | None, str]:
         """Folder with the evidence; without one, why it could not be written, "" where none was asked for."""
         if incidents is None or verdict.rank not in (None, rank()):
             return None, ""
@@ -123,6 +210,7 @@ class Replay:
                 culprit=self._explanation.culprit,
                 batch=self._batch,
                 randomness=self._undo.randomness.tensors(),
+                layers=recorded_layers(layers, self._undo.scale),
             )
         except OSError as error:
             return None, f"{incidents}: no evidence could be written ({error.strerror or error})"

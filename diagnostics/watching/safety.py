@@ -4,12 +4,15 @@ Where it provably cannot, nothing has to be copied before the step and nothing c
 """
 
 import math
+import sys
+import warnings
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 
-from diagnostics.tensors import any_bad, values_of
+from diagnostics.tensors import extremes, read_any, values_of
 from diagnostics.watching.snapshot import bare
 
 LARGEST_GRADIENT = 1e15  # its square, summed over a run, is far from float32's limit
@@ -20,6 +23,8 @@ _NOT_NEGATIVE = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "step")
 _WIDE = (torch.float32, torch.float64, torch.bfloat16)  # bfloat16 has float32's range
 _DIVIDING = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop)
 _KNOWN = (*_DIVIDING, torch.optim.SGD)
+# Packages whose optimizers compute in float32 on parameters of any dtype.
+_COMPUTE_WIDE = ("apex", "bitsandbytes", "deepspeed", "torchao", "transformer_engine")
 
 
 def why_unsafe(optimizer: Any) -> str | None:
@@ -63,11 +68,10 @@ def states_are_sound(optimizer: Any) -> bool:
     """Whether all states are finite and averages of squares and step counts not negative. Reads on the host."""
     states = [state for state in getattr(optimizer, "state", {}).values() if isinstance(state, Mapping)]
     named = [(key, value) for state in states for key, value in state.items() if isinstance(value, torch.Tensor)]
-    if any_bad(values_of(value for _, value in named)):
-        return False
-    negative = [(value < 0).any() for value in values_of(value for key, value in named if key in _NOT_NEGATIVE)]
-    by_device = {flag.device: [one for one in negative if one.device == flag.device] for flag in negative}
-    return not any(bool(torch.stack(flags).any()) for flags in by_device.values())
+    signed = extremes(values_of(value for key, value in named if key not in _NOT_NEGATIVE))
+    squares = extremes(values_of(value for key, value in named if key in _NOT_NEGATIVE))
+    bad = [(low - low) + (high - high) for low, high in [*signed, *squares]]
+    return not read_any([*bad, *(low < 0 for low, _ in squares)])
 
 
 def known_kernel_fault(device: torch.device) -> str | None:
@@ -92,8 +96,44 @@ def eps_finding(optimizer: Any) -> str | None:
         eps = group.get("eps")
         if not isinstance(eps, float) or eps <= 0:
             continue
-        for parameter in group["params"]:
-            if parameter.dtype.is_floating_point and float(torch.tensor(eps, dtype=parameter.dtype)) == 0.0:
-                dtype = str(parameter.dtype).removeprefix("torch.")
-                return f"eps {eps:g} of {type(inner).__name__} is 0 in {dtype}, the dtype of its parameters"
+        for dtype in {parameter.dtype for parameter in group["params"]}:
+            if eps_vanishes(eps, dtype):
+                return f"{eps_text(eps, dtype, type(inner).__name__)}, the dtype of its parameters"
     return None
+
+
+@lru_cache  # asked again and again, of the same few: no read on the host for each
+def eps_vanishes(eps: float, dtype: torch.dtype) -> bool:
+    """Whether a floating dtype rounds a positive eps to zero; an eps that is 0 does not vanish."""
+    return eps > 0 and dtype.is_floating_point and float(torch.tensor(eps, dtype=dtype)) == 0.0
+
+
+def eps_text(eps: float, dtype: torch.dtype, of: str = "") -> str:
+    """That `eps_vanishes`, in words. `of`: the optimizer's name."""
+    return f"eps {eps:g}{of and ' of '}{of} is 0 in {str(dtype).removeprefix('torch.')}"
+
+
+def warn_of_eps(optimizer: Any, warned: set[tuple[int, str]]) -> None:
+    """Warn of what `eps_finding` finds, once for each optimizer.
+
+    Not of kernels that compute in float32 whatever the parameters are: torch's fused ones, and those of libraries.
+
+    warned: (id of the optimizer, finding) of earlier warnings, which grows.
+    """
+    inner = bare(optimizer)
+    is_fused = any(group.get("fused") for group in getattr(inner, "param_groups", []))
+    if is_fused or type(inner).__module__.partition(".")[0] in _COMPUTE_WIDE:
+        return
+    finding = eps_finding(inner)
+    if finding is not None and (id(inner), finding) not in warned:
+        warned.add((id(inner), finding))
+        text = f"{finding}: it divides by 0 where gradients are small; give it eps=1e-4 or more, or keep the weights"
+        warnings.warn(f"{text} in float32 (pytorch#8860)", RuntimeWarning, stacklevel=_stacklevel())
+
+
+def _stacklevel() -> int:
+    """Of the first caller outside of this package, counted from `warn_of_eps`."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("diagnostics."):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -1,24 +1,37 @@
 """What is kept of the moment before one step, so that the step can be repeated and undone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diagnostics.tensors import any_bad, values_of
+from diagnostics.watching.bookkeeping import Bookkeeping
 from diagnostics.watching.first_writes import FirstWrites
+from diagnostics.watching.gradients import Gradients
 from diagnostics.watching.guarded import Guarded
 from diagnostics.watching.snapshot import OptimizerState, Randomness, ScalerState
+from diagnostics.watching.surroundings import Surroundings
 
 
 class Undo:
     """Buffers, randomness and the gradient scaler are always kept; what an optimizer changes where `copy` was asked."""
 
-    def __init__(self, guarded: Guarded) -> None:
-        self.randomness = Randomness()
+    optimizer_was_asked: bool
+    """Whether an optimizer was asked to step."""
+
+    def __init__(self, guarded: Guarded, surroundings: Surroundings) -> None:
+        self.surroundings = surroundings
+        self.optimizer_was_asked = False
+        self.randomness = Randomness(surroundings.generators)
+        self._bookkeeping = Bookkeeping(surroundings.accelerators)
         self._guarded = guarded
-        self._versions = guarded.versions()
+        self.versions = guarded.versions()
         self._state: OptimizerState | None = None
+        self._others: OptimizerState | None = None
         self._scaler: ScalerState | None = None
-        self._bad_gradients: list[tuple[nn.Parameter, Tensor]] = []
+        self.gradients = Gradients(guarded)
         self._first_writes: list[FirstWrites] = []
         guarded.buffers.take()
 
@@ -34,20 +47,40 @@ class Undo:
         if again:
             self._state = None  # before the next one takes as much memory
         if self._state is None:
-            self._state = self._guarded.copy()
+            self._state = self._guarded.copy(others=self._others is None)
+
+    def copy_others(self) -> None:
+        """Keep copies of what a step is known to write to other than by an optimizer, and of nothing else. At the
+        step's beginning: it may write to it long before an optimizer moves."""
+        if self._guarded.others:
+            self._others = OptimizerState([], self._guarded.others)
 
     def keep_scaler(self, scaler: torch.amp.GradScaler) -> None:
         """As it is now; the step has not used it yet."""
         self._scaler = ScalerState(scaler)
 
-    def keep_bad_gradients(self) -> None:
-        """Gradients that are not finite now; the step may add to them. Reads on the host."""
-        self._bad_gradients = self._guarded.bad_gradients()
+    def scaler_now(self) -> ScalerState | None:
+        """The gradient scaler that was kept, as it is now; None without one."""
+        return None if self._scaler is None else ScalerState(self._scaler.scaler)
+
+    def bookkeeping_now(self) -> Bookkeeping:
+        """What trainers have counted until now, of all that was kept."""
+        return self._bookkeeping.again()
+
+    @property
+    def scale(self) -> float:
+        """Of the gradient scaler before the step; 1 without one, and before it has one."""
+        return 1.0 if self._scaler is None else self._scaler.scale
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Keep gradients and schedulers right before the step that runs inside changes them."""
+        with self.gradients.before_changes(), self._bookkeeping.before_changes():
+            yield
 
     def first_writes(self) -> FirstWrites:
         """A guard of the parameters that no copy is kept of, to be switched on where the step may write to them."""
-        unguarded = self._guarded.unguarded()
-        guard = FirstWrites(unguarded, copied=[id(p) for p in unguarded if self._has_copy(p)])
+        guard = FirstWrites(self._guarded.unguarded(), self._in_copies)
         self._first_writes.append(guard)
         return guard
 
@@ -55,7 +88,7 @@ class Undo:
 
     def written(self, among: list[nn.Parameter]) -> list[nn.Parameter]:
         """Those of these parameters that operators wrote to since the step began."""
-        return [p for p in among if p._version != self._versions.get(id(p), p._version)]
+        return self._guarded.written_since(self.versions, among)
 
     def written_first(self) -> list[nn.Parameter]:
         """Parameters that a guard of first writes saw change."""
@@ -73,24 +106,24 @@ class Undo:
         return not self.written(unkept) and not (moved and any_bad(values_of(unkept)))
 
     def _has_copy(self, parameter: nn.Parameter) -> bool:
-        in_state = self._state is not None and self._state.holds(parameter)
-        return in_state or any(guard.guards(parameter) for guard in self._first_writes)
+        return self._in_copies(parameter) or any(guard.guards(parameter) for guard in self._first_writes)
+
+    def _in_copies(self, parameter: nn.Parameter) -> bool:
+        return any(kept is not None and kept.holds(parameter) for kept in (self._others, self._state))
 
     # Putting back
 
     def restore(self) -> None:
-        """Put back all that is kept. Gradients are dropped."""
+        """Put back all that is kept, gradients from before the step included; other gradients are dropped."""
         self.randomness.restore()
+        self._bookkeeping.restore()
         self._guarded.buffers.restore()
         for guard in self._first_writes:  # first: a parameter gets its own memory back, then its values
             guard.restore()
         if self._state is not None:
             self._state.restore()
+        if self._others is not None:  # last: these copies are older
+            self._others.restore()
         if self._scaler is not None:
             self._scaler.restore()
-        self._guarded.clear_gradients()
-
-    def restore_bad_gradients(self) -> None:
-        """Put back what `keep_bad_gradients` found."""
-        for parameter, gradient in self._bad_gradients:
-            parameter.grad = gradient
+        self.gradients.restore()

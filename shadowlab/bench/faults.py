@@ -1,59 +1,52 @@
-"""Score `explain`, and whatever else names origins, on the corpus of faults with known origins."""
+"""Score `explain`, `Watch`, and whatever else names origins, on the corpus of faults with known origins."""
 
 import difflib
-import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
-from diagnostics import Verdict, explain
+from diagnostics import Verdict
+from shadowlab.bench.case_trial import Trial, explained, quiet, watched
 from shadowlab.bench.corpus import FAULTS, Fault
-from shadowlab.bench.peer_score import Peer, PeerReport, PeerResult, place_of, run_peer, summarise
+from shadowlab.bench.peer_score import Peer, PeerReport, PeerResult, run_peer, summarise
 from shadowlab.bench.peers import PEERS
+from shadowlab.bench.scoring import Count, Wrong, score, totals
 from shadowlab.errors import UserError
 
-# alarm: of a benign case, right where none is raised
-FIELDS = ("phase", "exception", "cause", "place", "samples", "alarm")
+__all__ = ["CaseResult", "FaultReport", "WatchedResult", "format_report", "run_faults", "score"]
 
 
 @dataclass(frozen=True)
-class Wrong:
-    """A field in which the verdict is not what the case states."""
+class WatchedResult:
+    """What became of one case's loop under `Watch`."""
 
-    field: str
-    expected: str
-    seen: str
+    right: Mapping[str, bool | None]
+    """Field -> whether it is right; None where the case does not state it."""
+    wrong: tuple[Wrong, ...]
+    error: str | None
+    """What the loop raised and should not have."""
+    verdict: dict[str, Any] | None
+    seconds: float
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """What became of one case."""
+    """What became of one case: its step under `explain`, its loop under `Watch`, and the other tools."""
 
     name: str
     reference: str
     benign: bool
     right: Mapping[str, bool | None]
-    """Field -> whether it is right; None where the case does not state it."""
+    """Field -> whether `explain` has it right; None where the case does not state it."""
     wrong: tuple[Wrong, ...]
     error: str | None
     """What the case raised."""
     verdict: dict[str, Any] | None
     seconds: float
     peers: Mapping[str, PeerResult]
+    watched: WatchedResult
     module_right: bool | None = None
     """None where the case states no module."""
-
-
-@dataclass(frozen=True)
-class Count:
-    """Cases that are right, of those that state what is right."""
-
-    right: int
-    stated: int
 
 
 @dataclass(frozen=True)
@@ -65,9 +58,13 @@ class FaultReport:
 
     @property
     def totals(self) -> dict[str, Count]:
-        """Field -> cases that are right of those that state it."""
-        answers = {field: [c.right[field] for c in self.cases if c.right[field] is not None] for field in FIELDS}
-        return {field: Count(sum(map(bool, values)), len(values)) for field, values in answers.items()}
+        """Field -> cases that are right under `explain`, of those that state it."""
+        return totals([case.right for case in self.cases])
+
+    @property
+    def totals_watched(self) -> dict[str, Count]:
+        """Field -> cases that are right under `Watch`, of those that state it."""
+        return totals([case.watched.right for case in self.cases])
 
     @property
     def num_benign(self) -> int:
@@ -79,58 +76,31 @@ class FaultReport:
         return tuple(case.name for case in self.cases if case.benign and case.verdict is not None)
 
     @property
+    def false_alarms_watched(self) -> tuple[str, ...]:
+        """Benign cases in which `Watch` found something."""
+        return tuple(case.name for case in self.cases if case.benign and case.watched.verdict is not None)
+
+    @property
     def wrong(self) -> tuple[CaseResult, ...]:
-        return tuple(case for case in self.cases if case.wrong)
+        return tuple(case for case in self.cases if case.wrong or case.watched.wrong)
 
     @property
     def passed(self) -> bool:
-        """Every case right in all the fields that it states, and no false alarm."""
+        """Every case right in all the fields that it states, under both, and no false alarm."""
         return bool(self.cases) and not self.wrong
 
     def to_json(self) -> dict[str, Any]:
         return {
             "passed": self.passed,
             "totals": {field: asdict(count) for field, count in self.totals.items()},
+            "totals_watched": {field: asdict(count) for field, count in self.totals_watched.items()},
             "num_cases": len(self.cases),
             "num_benign": self.num_benign,
             "false_alarms": list(self.false_alarms),
+            "false_alarms_watched": list(self.false_alarms_watched),
             "cases": [asdict(case) for case in self.cases],
             "peers": [asdict(peer) for peer in self.peers],
         }
-
-
-def score(fault: Fault, verdict: Verdict | None) -> dict[str, bool | None]:
-    """Field -> whether the verdict has it right; None where the case does not state it."""
-    right: dict[str, bool | None] = dict.fromkeys(FIELDS)
-    if fault.expected is None:
-        return {**right, "alarm": verdict is None}
-    for field, stated in _stated(fault).items():
-        right[field] = verdict is not None and all(_agree(key, stated[key], getattr(verdict, key)) for key in stated)
-    return right
-
-
-def _stated(fault: Fault) -> dict[str, dict[str, Any]]:
-    """Field -> the parts of it that the case states."""
-    expected = fault.expected
-    if expected is None:
-        return {}
-    place = {key: getattr(expected, key) for key in ("op", "module", "parameter")}
-    if expected.at_origin:
-        if fault.origin is None:
-            raise ValueError(f"{fault.name}: says `at_origin`, but marks no line")
-        place["source"] = fault.origin
-    fields = {key: {key: getattr(expected, key)} for key in ("phase", "exception", "cause", "samples")}
-    fields["place"] = place
-    stated = {field: {k: v for k, v in parts.items() if v is not ...} for field, parts in fields.items()}
-    return {field: parts for field, parts in stated.items() if parts}
-
-
-def _agree(key: str, expected: Any, seen: Any) -> bool:
-    if key == "source":
-        return seen is not None and place_of(expected) == place_of(seen)
-    if key == "samples":
-        return tuple(expected) == tuple(seen)
-    return expected == seen
 
 
 def run_faults(
@@ -174,34 +144,25 @@ def _chosen(faults: Sequence[Fault], names: Sequence[str] | None) -> list[Fault]
 
 
 def _run_case(fault: Fault, peers: Iterable[Peer]) -> CaseResult:
-    verdict, error, start = None, None, time.perf_counter()
-    try:
-        with _quiet():
-            scene = fault.build()
-            verdict = explain(scene.step, model=scene.model, optimizer=scene.optimizer, batch=scene.batch)
-    except Exception as caught:  # one broken case must not hide the others
-        error = f"{type(caught).__name__}: {caught}".splitlines()[0]
-    seconds = time.perf_counter() - start
-    try:
-        right = score(fault, verdict)
-        wrong = tuple(_wrongs(fault, verdict, right))
-    except ValueError as caught:  # the case itself is wrong
-        right, wrong, error = dict.fromkeys(FIELDS), (), error or str(caught)
-    if error is not None:
-        right = {field: None if answer is None else False for field, answer in right.items()}
-        wrong = (Wrong("error", "no exception", error), *wrong)
+    found, seen = explained(fault), watched(fault)
+    known = found.verdict if found.right["place"] else None
     return CaseResult(
         name=fault.name,
         reference=fault.reference,
         benign=fault.expected is None,
-        right=right,
-        wrong=wrong,
-        error=error,
-        verdict=None if verdict is None else verdict.to_json(),
-        seconds=seconds,
-        peers={peer.name: _run_peer(peer, fault, verdict if right["place"] else None) for peer in peers},
-        module_right=_module_right(fault, verdict),
+        right=found.right,
+        wrong=found.wrong,
+        error=found.error,
+        verdict=_json(found),
+        seconds=found.seconds,
+        peers={peer.name: _run_peer(peer, fault, known) for peer in peers},
+        watched=WatchedResult(seen.right, seen.wrong, seen.error, _json(seen), seen.seconds),
+        module_right=_module_right(fault, found.verdict),
     )
+
+
+def _json(trial: Trial) -> dict[str, Any] | None:
+    return None if trial.verdict is None else trial.verdict.to_json()
 
 
 def _module_right(fault: Fault, verdict: Verdict | None) -> bool | None:
@@ -211,42 +172,41 @@ def _module_right(fault: Fault, verdict: Verdict | None) -> bool | None:
 
 
 def _run_peer(peer: Peer, fault: Fault, known: Verdict | None) -> PeerResult:
-    with _quiet():
+    with quiet():
         return run_peer(peer, fault, known)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The same randomness for everyone; nothing that a case does to it, or warns of, is left behind."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(0)
-        yield
-
-
-def _wrongs(fault: Fault, verdict: Verdict | None, right: Mapping[str, bool | None]) -> Iterator[Wrong]:
-    if right["alarm"] is False and verdict is not None:
-        yield Wrong("alarm", "none", f"{verdict.headline()}; {verdict.exception}, {verdict.cause}, {verdict.source}")
-    for field, stated in _stated(fault).items():
-        for key, value in stated.items():
-            seen = "no finding" if verdict is None else getattr(verdict, key)
-            if verdict is None or not _agree(key, value, seen):
-                yield Wrong(field if field == key else f"{field}: {key}", str(value), str(seen))
 
 
 def format_report(report: FaultReport) -> str:
     """Plain text: wrong cases, totals, and the peers' table if they ran."""
     parts = []
     if report.wrong:
-        rows = [(case.name, w.field, w.expected, w.seen) for case in report.wrong for w in case.wrong]
-        parts.append(_table(("case", "field", "expected", "seen"), rows))
-    totals = [(field, f"{c.right} of {c.stated}") for field, c in report.totals.items() if field != "alarm"]
-    totals.append(("false alarms", f"{len(report.false_alarms)} of {report.num_benign}"))
-    totals.append(("cases all right", f"{len(report.cases) - len(report.wrong)} of {len(report.cases)}"))
-    parts.append(_table(("explain", "right"), totals))
+        rows = [
+            (case.name, tool, wrong.field, wrong.expected, wrong.seen)
+            for case in report.wrong
+            for tool, result in (("explain", case), ("Watch", case.watched))
+            for wrong in result.wrong
+        ]
+        parts.append(_table(("case", "under", "field", "expected", "seen"), rows))
+    parts.append(_totals_table(report))
     if report.peers:
         parts.append(_peers_table(report))
     return "\n\n".join(parts)
+
+
+def _totals_table(report: FaultReport) -> str:
+    columns = (report.totals, report.totals_watched)
+    rows = []
+    for field in report.totals:
+        if field != "alarm":
+            name = {"state": "state as before"}.get(field, field)
+            rows.append(
+                (name, *(f"{c[field].right} of {c[field].stated}" if c[field].stated else "-" for c in columns))
+            )
+    alarms = (report.false_alarms, report.false_alarms_watched)
+    rows.append(("false alarms", *(f"{len(names)} of {report.num_benign}" for names in alarms)))
+    right = (sum(not case.wrong for case in report.cases), sum(not case.watched.wrong for case in report.cases))
+    rows.append(("cases all right", *(f"{count} of {len(report.cases)}" for count in right)))
+    return _table(("right", "explain", "Watch"), rows)
 
 
 def _peers_table(report: FaultReport) -> str:

@@ -107,7 +107,7 @@ def run_peer(peer: Peer, fault: Fault, known: Verdict | None = None) -> PeerResu
     named, error = None, None
     try:
         with _restored():
-            named = peer.name_origin(fault.build())
+            named = peer.name_origin(fault.build().start())
     except Exception as caught:  # a tool that breaks the step is counted, not forgiven
         error = f"{type(caught).__name__}: {caught}".splitlines()[0]
     if fault.expected is None:

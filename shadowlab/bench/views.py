@@ -22,6 +22,9 @@ from shadowlab.bench.trial import narrowed_sdxl
 from shadowlab.settings import load_config
 from shadowlab.views.tensorboard import Board
 
+NUM_SAMPLES = 257_612
+"""Of the data set that the records say they are trained on."""
+
 
 @dataclass(frozen=True)
 class ViewsRow:
@@ -82,11 +85,16 @@ def records(
     every: int,
     histogram_parameters: Sequence[str] = (),
     histograms_every: int = 1000,
+    *,
+    first: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    """Training records with the layers' statistics in every `every`-th and the first. Seeded."""
-    random = torch.Generator().manual_seed(0)
+    """Training records of steps from `first` on, with the layers' statistics in every `every`-th and in step 1.
+
+    Seeded.
+    """
+    random = torch.Generator().manual_seed(first - 1)
     bins = asdict(histogram(torch.randn(10_000, generator=random)))
-    for step in range(1, num_records + 1):
+    for step in range(first, first + num_records):
         run = torch.rand(12, generator=random).tolist()
         record: dict[str, Any] = {
             "kind": "train",
@@ -99,7 +107,7 @@ def records(
             "step_seconds": run[8],
             "data_wait_seconds": run[9],
             "data_wait_share": run[10],
-            "samples": [f"obj_{step:04d}_light_{i}" for i in range(8)],
+            "samples": [_sample(8 * (step - 1) + i) for i in range(8)],
             "skipped": False,
             "num_skipped": 0,
             "memory_gib": run[11],
@@ -126,21 +134,17 @@ def records(
         yield record
 
 
-class _CountingBoard(Board):
-    """Knows how many bytes its pictures have."""
-
-    picture_bytes = 0
-
-    def png(self, tag: str, content: bytes, size: tuple[int, int], step: int) -> None:
-        self.picture_bytes += len(content)
-        super().png(tag, content, size, step)
+def _sample(position: int) -> str:
+    """Id of the sample at a position of the stream: the data set over and over."""
+    place = position % NUM_SAMPLES
+    return f"obj_{place // 18:05d}_light_{place % 18:02d}"
 
 
 def _measure(name: str, content: Iterator[dict[str, Any]]) -> ViewsRow:
     json_seconds, view_seconds, cpu = [], [], 0.0
     with tempfile.TemporaryDirectory() as folder:
         writer = RecordWriter(Path(folder) / "metrics.jsonl")
-        board = _CountingBoard(Path(folder) / "board")
+        board = Board(Path(folder) / "board")
         for record in content:
             started = time.perf_counter()
             writer.write(record)
@@ -154,7 +158,7 @@ def _measure(name: str, content: Iterator[dict[str, Any]]) -> ViewsRow:
         started_cpu = time.process_time()
         board.close()
         cpu += time.process_time() - started_cpu
-        files = list((Path(folder) / "board").iterdir())
+        files = [file for file in (Path(folder) / "board").rglob("*") if file.is_file()]
         return ViewsRow(
             name,
             num_records=len(json_seconds),

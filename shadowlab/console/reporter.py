@@ -1,20 +1,26 @@
 """What a person reads while a stage runs: a live view on a terminal, plain lines elsewhere, log.txt always."""
 
+import io
 import json
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
 from diagnostics.records import encode
+from shadowlab.console.fitted_text import fitted_text
 from shadowlab.console.live_view import LiveView, shown
+from shadowlab.console.log_file import LogFile
+from shadowlab.console.pace import Pace
+from shadowlab.console.plain_console import PlainConsole
+from shadowlab.interruption import signals
+from shadowlab.plain_text import plain_text
+from shadowlab.standard_streams import when_lost
 
-_PLAIN_WIDTH = 140
+_PLAIN_WIDTH = 80  # of what is not read on a terminal
 
 
 class Reporter:
@@ -30,19 +36,19 @@ class Reporter:
         self.as_json, self.quiet = as_json, quiet
         self._active = active
         self._concludes = active
-        self.console = Console(stderr=as_json, quiet=not active, highlight=False, soft_wrap=True, emoji=False)
+        self.console = PlainConsole(stderr=as_json, quiet=not active, soft_wrap=True)
         if not self.console.is_terminal:
-            self.console.width = _PLAIN_WIDTH  # tables in a log file need not fit 80 columns
-        self._log: TextIO | None = None
+            self.console.width = _PLAIN_WIDTH
+        self._log: LogFile | None = None
         self._view: LiveView | None = None
-        self._started, self._noun = time.monotonic(), "step"
+        self._pace, self._noun = Pace(0, 0), "step"
 
     def log_to(self, file: Path) -> None:
-        """From now on also append every line to `file`."""
+        """From now on also append every line to `file`, and there what became of stdout and stderr."""
         if self._active:
-            if self._log is not None:
-                self._log.close()
-            self._log = file.open("a", encoding="utf-8")
+            self._log = LogFile(file, lambda text: self._print(f"warning: {text}", "yellow"))
+            if self._concludes:
+                when_lost(self._say_lost)
 
     def say(self, text: str, style: str | None = None) -> None:
         if not self.quiet:
@@ -72,15 +78,18 @@ class Reporter:
         other._concludes = False
         return other
 
-    def table(self, table: Table) -> None:
-        if not self.quiet:
+    def table(self, table: RenderableType, *, is_detail: bool = False) -> None:
+        """Print a table. is_detail: to log.txt alone."""
+        if not self.quiet and not is_detail:
             self.console.print(table)
         if self._log is not None:
-            Console(file=self._log, width=_PLAIN_WIDTH, highlight=False, emoji=False).print(table)
+            text = io.StringIO()
+            PlainConsole(file=text, width=_PLAIN_WIDTH).print(table)
+            self._log.write(text.getvalue())
 
     def start(self, title: str, total: int, done: int = 0, *, noun: str = "step") -> Self:
         """Begin a progress display that counts `noun`s; use as a context manager."""
-        self._started, self._noun = time.monotonic(), noun
+        self._pace, self._noun = Pace(total, done), noun
         # Not on a dumb terminal: it cannot move its cursor back.
         if self.console.is_interactive and self._active and not self.quiet and total > 0:
             self._view = LiveView(self.console, title, total, done, noun=noun, owns_stdout=not self.as_json)
@@ -106,19 +115,21 @@ class Reporter:
         live: Mapping[str, float | str] | None = None,
         line: str | None = None,
     ) -> None:
-        """Show step `step` of `total`. Without a live view, and in log.txt, a line where `log` says so.
+        """Show step `step` of `total`. Without a live view, and in log.txt, a line where `log` says so, or none came
+        for long.
 
         Args:
-            log: whether the line is printed.
+            log: whether the line is printed at this step in any case.
             live: what the live view shows next to `numbers`.
             line: the line, in place of the usual one.
         """
+        signals.stop_if_asked()  # every stage comes here often
         if self._view is not None:
             self._view.update(step, total, {**numbers, **(live or {})})
-        if log:
+        if log or self._pace.is_overdue():
             texts = [f"{name} {shown(value)}" for name, value in numbers.items()]
-            seconds = f"{time.monotonic() - self._started:.0f} s"
-            line = line or "  ".join([f"{self._noun} {step}/{total}", *texts, seconds])
+            pace = self._pace.words(step, self._noun)  # in any case: it notes when the last line came
+            line = line or "  ".join([f"{self._noun} {step}/{total}", *texts, *pace])
             if self._view is None and not self.quiet:
                 self._print(line)
             self._to_log(line)
@@ -139,20 +150,21 @@ class Reporter:
         return gives_result
 
     def close(self) -> None:
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        if self._log is not None and self._concludes:
+            when_lost(None)
+        self._log = None
 
     def _print(self, text: str, style: str | None = None) -> None:
+        shown = fitted_text(text, self.console.width) if self.console.is_terminal else text
         # Text with a style, not print(style=...): that would colour the live view, too.
-        self.console.print(Text(text, style=style or ""))
+        self.console.print(Text(shown, style=style or ""))
 
     def _to_log(self, text: str) -> None:
-        if self._log is None:
-            return
-        try:
-            self._log.write(text + "\n")
-            self._log.flush()
-        except OSError as error:
-            self._log = None
-            self.console.print(f"warning: log.txt ends here: {error.strerror}", markup=False)
+        if self._log is not None:
+            self._log.write(plain_text(text) + "\n")
+
+    def _say_lost(self, what: str) -> None:
+        text = f"warning: {what}; this goes on, and what it says is in log.txt"
+        self._to_log(text)
+        if what.startswith("stdout"):
+            sys.stderr.write(f"{text}\n")

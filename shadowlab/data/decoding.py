@@ -7,7 +7,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -146,22 +146,50 @@ def read_mask(data: bytes, where: str) -> Tensor:
     An empty mask shows no object. A full one takes no background away, so that the object image would show its own
     shadow. Both are refused.
     """
+    return _read_mask(decode(data, where), where, lambda coverage: coverage >= MASK_THRESHOLD).float()
+
+
+def read_matte(data: bytes, where: str) -> Tensor:
+    """The mask as it was before the threshold, (1, H, W) float32 in [0, 1]; judged and refused as in `read_mask`."""
+    return matte_of(decode(data, where), where)
+
+
+def matte_of(image: Image.Image, where: str) -> Tensor:
+    """`read_matte`, (1, H, W) float32 in [0, 1], of a picture that is decoded and upright."""
+    return _read_mask(image, where, lambda coverage: coverage)
+
+
+def alpha_of(image: Image.Image) -> Tensor | None:
+    """The alpha of a decoded picture, (1, H, W) float32 in [0, 1]; None where it has none."""
+    alphas = [_channels(strip)[1] for strip in _strips(image)]
+    return None if any(alpha is None for alpha in alphas) else torch.cat(alphas, dim=1)  # type: ignore[arg-type]
+
+
+def colour_levels(image: Image.Image) -> Tensor:
+    """The colours of a decoded picture, (3, H, W) uint8, also where it is transparent; 16 bits become 8."""
+    levels = [(_channels(strip)[0] * 255).round().to(torch.uint8) for strip in _strips(image)]
+    return torch.cat(levels, dim=1).expand(3, -1, -1)
+
+
+def _read_mask(image: Image.Image, where: str, keep: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `keep` makes of the coverage (1, some rows, W) in [0, 1], strip by strip, of the channel that has it."""
     by_grey, by_alpha, brightest = [], [], []  # the mask that each shows, strip by strip; (grey, alpha) at their most
     shown, least_alpha = [], 1.0  # grey values of visible pixels: least and greatest of each strip
-    for strip in _strips(decode(data, where)):
+    for strip in _strips(image):
         colour, alpha = _channels(strip)
         if alpha is None:
             alpha = torch.ones_like(colour[:1])
         else:
             colour = torch.where(alpha > 0, colour, 0.0)  # the colour of an invisible pixel means nothing
         grey = _grey(colour, where, "mask")
-        by_grey.append(grey >= MASK_THRESHOLD)
-        by_alpha.append(alpha >= MASK_THRESHOLD)
+        by_grey.append(keep(grey))
+        by_alpha.append(keep(alpha))
         brightest.append((grey.max().item(), alpha.max().item()))
         least_alpha = min(least_alpha, alpha.min().item())
         visible = grey[alpha > 0]
         shown += [visible.min().item(), visible.max().item()] if visible.numel() else []
-    grey_mask, alpha_mask = torch.cat(by_grey, dim=1), torch.cat(by_alpha, dim=1)
+    kept_grey, kept_alpha = torch.cat(by_grey, dim=1), torch.cat(by_alpha, dim=1)
+    grey_mask, alpha_mask = kept_grey >= MASK_THRESHOLD, kept_alpha >= MASK_THRESHOLD
     alpha_decides = least_alpha < 1 and len(set(shown)) <= 1
     if least_alpha < 1 and not alpha_decides and not torch.equal(grey_mask, alpha_mask):
         raise UserError(
@@ -178,7 +206,7 @@ def read_mask(data: bytes, where: str) -> Tensor:
         )
     if mask.all():
         raise UserError(f"{where}: full mask: it marks every pixel as object; save the background as black")
-    return mask.float()
+    return kept_alpha if alpha_decides else kept_grey
 
 
 def read_shadow(data: bytes, where: str) -> Tensor:

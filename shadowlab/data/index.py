@@ -1,148 +1,33 @@
-"""What a reader finds before it decodes a picture: entries, and everything that is wrong with them."""
+"""A data set before any picture of it is decoded: its entries, and everything that is wrong with them."""
 
 import hashlib
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
 
-from shadowlab.errors import UserError
-
-Role = str
-"""What a picture is to its task: `object`, `mask`."""
-
-MAX_FILE_BYTES = 1 << 30  # the largest picture that is decoded has 0.7 GiB of pixels, uncompressed
-
-
-def one_line(text: str) -> str:
-    """`text` with line breaks, control characters and undecodable bytes written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One fault of a data set. `str()` is one line."""
-
-    sample: str
-    """The sample id; where no sample can be blamed, the file or folder."""
-    message: str
-    """The file or key, what is wrong and the fix."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sample", one_line(self.sample))
-        object.__setattr__(self, "message", one_line(self.message))
-
-    def __str__(self) -> str:
-        return f"{self.sample}: {self.message}"
-
-
-class Source(Protocol):
-    """Encoded bytes that can be read at any time, from any process."""
-
-    @property
-    def path(self) -> Path:
-        """The file they lie in."""
-
-    @property
-    def name(self) -> str:
-        """Name inside the data set, as messages show it."""
-
-    @property
-    def size(self) -> int:
-        """Length in bytes."""
-
-    def read(self) -> bytes:
-        """All bytes. Raises UserError naming the file."""
-
-
-@dataclass(frozen=True)
-class FileSource:
-    """A file of its own."""
-
-    path: Path
-    name: str
-    size: int
-
-    def read(self) -> bytes:
-        try:
-            _check_bytes(self.name, self.path.stat().st_size)
-            return self.path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{self.name}: cannot be read ({error.strerror}); check the file") from error
-
-
-def read_file(path: Path) -> bytes:
-    """All bytes of a file that a user names. Raises UserError that names it; pipes and devices are refused."""
-    where = one_line(str(path))
-    try:
-        if not path.is_file():  # also refuses pipes and devices, which would block
-            raise UserError(f"{where}: no such file" if not path.exists() else f"{where}: not a file")
-        return FileSource(path, where, path.stat().st_size).read()
-    except OSError as error:  # a name too long for the file system, a folder that may not be entered
-        raise UserError(f"{where}: cannot be read ({error.strerror}); check the path") from error
-
-
-@dataclass(frozen=True)
-class SliceSource:
-    """A range of bytes of a larger file. Opens it on every read: no handle is shared by processes."""
-
-    path: Path
-    name: str
-    size: int
-    offset: int
-
-    def read(self) -> bytes:
-        _check_bytes(self.name, self.size)
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.offset)
-                data = file.read(self.size)
-        except OSError as error:
-            raise UserError(f"{self.name}: {self.path.name} cannot be read ({error.strerror})") from error
-        if len(data) != self.size:
-            raise UserError(f"{self.name}: {self.path.name} ends inside this member; fetch it again")
-        return data
-
-
-def _check_bytes(name: str, size: int) -> None:
-    """Raise UserError before memory is asked for what cannot be a picture or its metadata."""
-    if size > MAX_FILE_BYTES:
-        raise UserError(
-            f"{name}: {size / 2**30:,.1f} GiB, at most {MAX_FILE_BYTES / 2**30:g} are read; replace it by the picture"
-        )
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A sample as its metadata describe it. In an index without problems all that its task asks for is there."""
-
-    id: str
-    object_id: str
-    """Samples of one object share it; a split never separates them."""
-    values: tuple[float, ...] | None
-    """The numbers of its metadata, in the task's order; None where they are faulty."""
-    track: str | None
-    sources: dict[Role, Source]
+from shadowlab.data.entries import Entries, no_entries
+from shadowlab.data.sources import Problem
 
 
 @dataclass
 class Index:
     """All entries of a data set, sorted by id, with its faults and remarks."""
 
-    entries: list[Entry] = field(default_factory=list)
+    entries: Entries = field(default_factory=no_entries)
     problems: list[Problem] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    """Of how the index came about, which says nothing of the data set."""
+    digest: str = ""
+    """What `fingerprint` came to, where it is known."""
 
     def fingerprint(self) -> str:
         """SHA-256 of ids, objects, numbers, tracks, file names and file sizes; the same wherever the data lie."""
-        rows = [
-            [
-                entry.id,
-                entry.object_id,
-                entry.values,
-                entry.track,
-                sorted((s.name, s.size) for s in entry.sources.values()),
-            ]
-            for entry in self.entries
-        ]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        if not self.digest:
+            digest = hashlib.sha256(b"[")
+            for i, entry in enumerate(self.entries):
+                pictures = sorted((source.name, source.size) for source in entry.sources.values())
+                row = [entry.id, entry.object_id, entry.values, entry.track, pictures]
+                digest.update((", " * (i > 0) + json.dumps(row)).encode())
+            digest.update(b"]")
+            self.digest = digest.hexdigest()
+        return self.digest

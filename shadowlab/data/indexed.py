@@ -1,11 +1,12 @@
 """A data set over an index without problems: entries are decoded when they are asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from shadowlab.data.index import Entry, Index, Problem, one_line
+from shadowlab.data.index import Index
 from shadowlab.data.resizing import check_image_size
+from shadowlab.data.sources import Entry, Problem, one_line
 from shadowlab.errors import UserError
 
 S = TypeVar("S")
@@ -33,9 +34,9 @@ class IndexedDataset(Generic[S]):
         self.name = name
         self.path = path
         self.image_size = image_size
-        self.ids = [entry.id for entry in index.entries]
-        self.object_ids = [entry.object_id for entry in index.entries]
-        self.notices = list(index.notices)
+        self.ids: Sequence[str] = index.entries.ids
+        self.object_ids: Sequence[str] = index.entries.object_ids
+        self.notices = [*index.notices, *index.remarks]
         self._index, self._read = index, read
 
     def __len__(self) -> int:

@@ -1,7 +1,10 @@
 """Batches by position: which samples a process reads in a step is arithmetic, not state."""
 
+import atexit
+import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -47,26 +50,60 @@ class _Subset(Dataset[Any]):
             return error
 
 
+class _Stream(Dataset[Any]):
+    """Samples by (index among `indices`, position in the stream); an error is a value as in `_Subset`."""
+
+    def __init__(self, read: Callable[[int, int], Any], indices: Sequence[int]) -> None:
+        self._read, self._indices = read, list(indices)
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        index, position = place
+        try:
+            return self._read(self._indices[index], position)
+        except UserError as error:
+            return error
+
+
+@dataclass(frozen=True)
+class _AsTheyAre:
+    dataset: Readable
+
+    def __call__(self, i: int, position: int) -> Any:
+        return self.dataset[i]
+
+
 def _collate_unless_bad(collate: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> Any:
     return next((item for item in items if isinstance(item, UserError)), None) or collate(items)
 
 
 def _leave_interrupts_to_the_loop(_: int) -> None:
-    """Ctrl-C and a launcher's SIGTERM reach the workers, too; the step that is finished first needs their samples."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Signals of the terminal and of launchers reach the workers, too; the step that is finished first needs them."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
-class _EndlessSampler(Sampler[list[int]]):
+@atexit.register
+def _end_workers() -> None:
+    """Those of a loader that an error still refers to: Python would end them by SIGTERM, which they leave to the loop,
+    and wait forever."""
+    for worker in multiprocessing.active_children():
+        if worker.daemon:
+            worker.kill()
+
+
+class _EndlessSampler(Sampler[list[tuple[int, int]]]):
+    """(index, position) of each sample of a micro-batch."""
+
     def __init__(self, length: int, seed: int, first: int, batch_size: int, accumulation: int, rank: int, count: int):
         self._length, self._seed = length, seed
         self._arguments = (first, batch_size, accumulation, rank, count)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         first, batch_size, accumulation, rank, count = self._arguments
         while True:
             for positions in micro_batch_positions(first, batch_size, accumulation, rank, count):
-                yield sample_indices(positions[0], batch_size, self._length, self._seed)
+                indices = sample_indices(positions[0], batch_size, self._length, self._seed)
+                yield list(zip(indices, positions, strict=True))
             first += batch_size * accumulation * count
 
 
@@ -82,19 +119,23 @@ def endless_batches(
     rank: int,
     num_processes: int,
     num_workers: int,
-) -> Iterator[Any]:
-    """This process's micro-batches, from `first_position` on, forever. Workers do not change the order.
+    read: Callable[[int, int], Any] | None = None,
+) -> Generator[Any]:
+    """This process's micro-batches, from `first_position` on, forever. Workers do not change the order; `close` ends
+    them.
 
     Args:
         collate: makes a micro-batch from its samples.
+        read: (number of a sample, its position in the stream) -> the sample as it is there; workers get copies of it.
+            None: samples are the same wherever they come.
 
     Raises:
         UserError: a sample cannot be read; names it.
     """
     sampler = _EndlessSampler(len(indices), seed, first_position, batch_size, accumulation, rank, num_processes)
-    subset = _Subset(dataset, indices)
+    stream = _Stream(read or _AsTheyAre(dataset), indices)
     loader = DataLoader(
-        subset,
+        stream,
         batch_sampler=sampler,
         collate_fn=partial(_collate_unless_bad, collate),
         num_workers=num_workers,

@@ -4,6 +4,7 @@ import difflib
 import json
 from collections.abc import Sequence
 
+from diagnostics.files import parse_json
 from shadowlab.errors import UserError
 
 
@@ -18,14 +19,14 @@ def parse_object(data: bytes, where: str) -> JsonObject:
         UserError: not UTF-8, not JSON, or not an object.
     """
     try:
-        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=JsonObject)
+        value = parse_json(data, object_pairs_hook=JsonObject)
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
     except json.JSONDecodeError as error:
         raise UserError(
             f"{where}: not JSON: {error.msg} at line {error.lineno} column {error.colno}; correct the file"
         ) from error
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of nested lists
+    except ValueError as error:  # numbers of thousands of digits, thousands of nested lists
         raise UserError(f"{where}: not readable as JSON: {error}; correct the file") from error
     if not isinstance(value, JsonObject):
         raise UserError(f"{where}: holds {describe(value)}, expected a JSON object {{...}}")

@@ -46,14 +46,30 @@ def fit_square(image: Tensor, image_size: int, fill: float) -> Tensor:
     return _fit_strips([image], height, width, image_size, fill)
 
 
+def unfit_square(square: Tensor, height: int, width: int) -> Tensor:
+    """(C, S, S) -> (C, H, W): what `fit_square` made of a picture of this size, less its borders, at its size again.
+
+    Bilinear, antialiased where it becomes smaller: values stay within those of the square.
+    """
+    new_height, new_width = _fitted(height, width, square.shape[-1])
+    top, left = (square.shape[-1] - new_height) // 2, (square.shape[-1] - new_width) // 2
+    inner = square[..., top : top + new_height, left : left + new_width]
+    low, high = inner.aminmax()
+    return _resize(inner, height, width).clamp(low, high)
+
+
+def _fitted(height: int, width: int, image_size: int) -> tuple[int, int]:
+    """Rows and columns that a picture takes of its square."""
+    longer = max(height, width)
+    return max(round(height * image_size / longer), 1), max(round(width * image_size / longer), 1)
+
+
 def _fit_strips(strips: Iterable[Tensor], height: int, width: int, image_size: int, fill: float) -> Tensor:
     """`fit_square` of an image that comes from top to bottom in strips (C, some rows, W).
 
     Columns are resized strip by strip and rows at last, as torch does it within one call: the same numbers.
     """
-    longer = max(height, width)
-    new_height = max(round(height * image_size / longer), 1)
-    new_width = max(round(width * image_size / longer), 1)
+    new_height, new_width = _fitted(height, width, image_size)
     narrow: list[Tensor] = []
     lows, highs = [], []
     for strip in strips:

@@ -1,8 +1,9 @@
 """What training, evaluation and the stages need of a data set, whatever its samples are."""
 
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
-from shadowlab.data.index import Entry
+from shadowlab.data.sources import Entry
 
 S_co = TypeVar("S_co", covariant=True)
 
@@ -15,11 +16,11 @@ class SampleSet(Protocol[S_co]):
         """For people."""
 
     @property
-    def ids(self) -> list[str]:
+    def ids(self) -> Sequence[str]:
         """Sample ids, unique, sorted."""
 
     @property
-    def object_ids(self) -> list[str]:
+    def object_ids(self) -> Sequence[str]:
         """Object id of each sample, in the order of `ids`; a split never separates samples of one object."""
 
     @property

@@ -6,11 +6,17 @@ import re
 import torch
 
 from shadowlab.errors import MissingDependencyError, UserError
+from shadowlab.launched import LAUNCHER
 
 
 def launched_processes() -> int | None:
     """How many processes a launcher (torchrun, `accelerate launch`, `--processes`) started; None without one."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else None
+
+
+def launched_by_us() -> bool:
+    """Whether `--processes` of another process started this one; that one reports what became of it."""
+    return LAUNCHER in os.environ and "RANK" in os.environ
 
 
 def launched_first() -> bool:

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import psutil
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -19,7 +17,9 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from shadowlab.distributed.liveness import REPORTED
 from shadowlab.errors import InterruptedRunError, LostProcessError
+from shadowlab.interruption import signals
 from shadowlab.launched import LAUNCHER
+from shadowlab.standard_streams import outlived
 
 _SHUTDOWN_SECONDS = 10  # for processes that outlive one that was lost
 _SAME_MOMENT_SECONDS = 3
@@ -28,12 +28,13 @@ _SAME_MOMENT_SECONDS = 3
 def launch_processes(num_processes: int, module: str, words: Sequence[str]) -> int:
     """Run `python -m module *words` in `num_processes` processes of this machine; returns their exit code.
 
-    SIGINT and SIGTERM are passed on, so that the processes end after their running step, for as long as that takes.
+    SIGINT, SIGTERM and SIGHUP are passed on; the processes end after their running step, for as long as that takes.
 
     Raises:
         LostProcessError: one was killed; names it. The others are ended within seconds.
-        InterruptedRunError: stopped before there was anything to save.
+        InterruptedRunError: a signal ended them before they could hear it themselves.
     """
+    outlived()
     os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN_SECONDS))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
@@ -64,14 +65,15 @@ def launch_processes(num_processes: int, module: str, words: Sequence[str]) -> i
 
     # In a thread the launcher leaves signals to us: it would give the processes seconds to save, then kill them.
     thread = threading.Thread(target=run, name="launcher")
-    with _PassedOn() as passed_on:
+    with signals.passed_on() as heard:
+        delivery = _Delivery(heard)
         thread.start()
         while thread.is_alive():
             thread.join(0.2)
-            passed_on.deliver()
+            delivery.make()
     if problem:
         raise LostProcessError(f"the processes could not be started ({problem[0]})") from problem[0]
-    return _conclude(failures, interrupted=bool(passed_on.heard))
+    return _conclude(failures, interrupted=bool(heard))
 
 
 def _conclude(failures: Mapping[int, ProcessFailure], *, interrupted: bool) -> int:
@@ -85,8 +87,8 @@ def _conclude(failures: Mapping[int, ProcessFailure], *, interrupted: bool) -> i
     first = first_failure(failures)
     if first[1].exitcode >= 0:
         return first[1].exitcode
-    if interrupted and -first[1].exitcode in (signal.SIGINT, signal.SIGTERM):
-        raise InterruptedRunError("interrupted before there was anything to save")
+    if interrupted and -first[1].exitcode in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        raise InterruptedRunError("interrupted")
     rank, failure = first
     name = signal.Signals(-failure.exitcode).name
     hint = " (the kernel does that where memory runs out: see dmesg)" if name == "SIGKILL" else ""
@@ -119,33 +121,20 @@ def _search_path(module: str) -> str:
     return given if not folder or "site-packages" in folder else os.pathsep.join(filter(None, [folder, given]))
 
 
-class _PassedOn:
-    """Inside, SIGINT and SIGTERM go to the processes, including those that start later; they decide when to end."""
+class _Delivery:
+    """Hands what the launcher heard to its processes, including those that start later; they decide when to end."""
 
-    def __init__(self) -> None:
-        self.heard: list[int] = []
+    def __init__(self, heard: Sequence[int]) -> None:
+        self._heard = heard
         self._delivered: dict[int, int] = {}  # process id -> how many of them it got
-        self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "_PassedOn":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._hear)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def deliver(self) -> None:
-        if not self.heard:
+    def make(self) -> None:
+        if not self._heard:
             return
         for child in psutil.Process().children():
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 if "RANK" not in child.environ():
                     continue
-                for number in self.heard[self._delivered.get(child.pid, 0) :]:
+                for number in self._heard[self._delivered.get(child.pid, 0) :]:
                     child.send_signal(number)
-                self._delivered[child.pid] = len(self.heard)
-
-    def _hear(self, number: int, _frame: FrameType | None) -> None:
-        self.heard.append(number)
+                self._delivered[child.pid] = len(self._heard)

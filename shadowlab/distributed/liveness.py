@@ -21,6 +21,10 @@ from typing import Any
 from torch.distributed import DistError
 from torch.distributed.distributed_c10d import _get_default_store
 
+from diagnostics.files import append_to
+from shadowlab.launched import launcher_is_gone
+from shadowlab.standard_streams import shout
+
 REPORTED = 103  # exit code of a process that has named a lost one, or leaves that to another
 _PERIOD_SECONDS = 1.0
 _SUSPENDED_SECONDS = 5.0  # a period that took longer: the whole machine, or this process, stood still
@@ -106,6 +110,7 @@ class Liveness:
         self.rank, self.count = rank, count
         self.log: Path | None = None
         self.go_on = ""
+        self.saved: Callable[[], str] | None = None
         self.delay_seconds = 0.0
         self._hang_seconds = hang_seconds
         self._known_places: set[str] = set()
@@ -141,12 +146,20 @@ class Liveness:
         if silence_seconds:
             self._publish()
 
+    def move(self) -> None:
+        """The main thread is still at its place, and has not stood still there."""
+        with self._lock:
+            self._came_at = time.monotonic()
+
     def close(self) -> None:
         """Stop watching; the others are informed, so that none takes it for lost."""
         if not self._closed.is_set():
             self._closed.set()
-            with suppress(DistError):  # after a loss the store is gone, and so are its readers
-                self.at("done", _FIRST_SECONDS, _FIRST_SECONDS)
+            if not launcher_is_gone():  # and the store with it
+                with suppress(DistError):  # after a loss the store is gone, and so are its readers
+                    self.at("done", _FIRST_SECONDS, _FIRST_SECONDS)
+            # A thread that comes back from the store's C++ while Python shuts down aborts the process.
+            self._thread.join(_GRACE_SECONDS)
 
     def _run(self) -> None:
         while not self._closed.wait(_PERIOD_SECONDS):
@@ -227,11 +240,12 @@ class Liveness:
 
     def _say_and_end(self, message: str) -> None:
         if message:
-            line = f"error: {message}" + (f"; go on with: {self.go_on}" if self.go_on else "")
-            os.write(2, f"\n{line}\n".encode())
+            saved = f"; {self.saved()}" if self.saved is not None else ""
+            line = f"error: {message}{saved}" + (f"; go on with: {self.go_on}" if self.go_on else "")
+            shout(f"\n{line}\n")
             if self.log is not None:
-                with self.log.open("a", encoding="utf-8") as log:
-                    log.write(line + "\n")
+                with suppress(OSError), append_to(self.log) as log:
+                    log.write(f"{line}\n".encode())
         os._exit(REPORTED)  # the main thread sits in a collective that nothing can end
 
 

@@ -1,8 +1,8 @@
 """The processes of a run, through accelerate: which rank this is, its device, and what ranks exchange."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from shadowlab.distributed.devices import launched_processes, pick_device, requi
 from shadowlab.distributed.liveness import Liveness
 from shadowlab.distributed.sharding import shard
 from shadowlab.errors import UserError
+from shadowlab.interruption import signals
 from shadowlab.settings import DistributedConfig
 
 _COLLECTIVE_TIMEOUT = timedelta(hours=2)  # of last resort: Liveness tells a lost process from a slow one long before
@@ -41,7 +42,8 @@ class Processes:
         # PartialState is a process-wide singleton; a second command in one process starts afresh.
         PartialState._reset_state()
         several = {"timeout": _COLLECTIVE_TIMEOUT} if (launched_processes() or 1) > 1 else {}
-        self._state = PartialState(cpu=chosen.type == "cpu", **several)
+        with signals.fatal() if several else nullcontext():  # it may wait for one that will never come
+            self._state = PartialState(cpu=chosen.type == "cpu", **several)
         if ":" in device and self.count > 1:
             raise UserError(f"device {device}: {self.count} processes cannot share one GPU; use --device cuda")
         self.device = chosen if ":" in device else self._state.device
@@ -65,6 +67,15 @@ class Processes:
     def is_main(self) -> bool:
         return self._state.is_main_process
 
+    @property
+    def is_first_here(self) -> bool:
+        """Of the processes of its machine."""
+        return self._state.is_local_main_process
+
+    def num_cores(self) -> int:
+        """This process's share of the cores of its machine, at least 1."""
+        return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
     def require_single(self, command: str) -> None:
         """Raise UserError where `command` was launched with several processes."""
         if self.count > 1:
@@ -83,18 +94,27 @@ class Processes:
         patience_seconds: the others wait at least this long. silence_seconds: its threads may have no turn for this
         long.
         """
+        signals.stop_if_asked()
         if self.liveness is not None:
             self.liveness.at(place, patience_seconds, silence_seconds)
+
+    def move(self) -> None:
+        """This process is still at the place that it named, and not stuck there."""
+        if self.liveness is not None:
+            self.liveness.move()
 
     def expect_delay(self, seconds: float) -> None:
         """From here on every place may take this long: a step is examined, operator by operator. 0 ends it."""
         if self.liveness is not None:
             self.liveness.delay_seconds = seconds
 
-    def report_losses_to(self, log: Path, *, go_on: str) -> None:
-        """Set where the message about a lost process is kept, and the command that it ends with."""
+    def report_losses_to(self, log: Path | None, *, go_on: str, saved: Callable[[], str] | None = None) -> None:
+        """Set where the message about a lost process is kept, if anywhere, and the command that it ends with.
+
+        saved: says what was saved by then.
+        """
         if self.liveness is not None:
-            self.liveness.log, self.liveness.go_on = log, go_on
+            self.liveness.log, self.liveness.go_on, self.liveness.saved = log, go_on, saved
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model for forward and backward; its parameters are those that an optimizer may have from now on.
@@ -134,12 +154,18 @@ class Processes:
         torch.distributed.all_reduce(value)
         return value / self.count
 
-    def gather(self, items: list[Any]) -> list[Any]:
-        """Every rank's list of plain values or CPU tensors, joined in rank order, on every rank."""
+    def gather(self, items: list[Any], *, first_only: bool = False) -> list[Any]:
+        """Every rank's list of plain values or CPU tensors, joined in rank order, on every rank.
+
+        first_only: on the first rank alone; empty on the others.
+        """
         if self.count == 1:
             return items
         lists: list[list[Any]] = [[]] * self.count
-        torch.distributed.all_gather_object(lists, items, group=self._cpu_group)
+        if first_only:
+            torch.distributed.gather_object(items, lists if self.is_main else None, group=self._cpu_group)
+        else:
+            torch.distributed.all_gather_object(lists, items, group=self._cpu_group)
         return [item for one in lists for item in one]
 
     def share(self, value: Any) -> Any:
@@ -205,6 +231,10 @@ class SingleProcess(Processes):
 
     @property
     def is_main(self) -> bool:
+        return True
+
+    @property
+    def is_first_here(self) -> bool:
         return True
 
     def wait(self) -> None:

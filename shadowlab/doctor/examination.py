@@ -31,7 +31,13 @@ class Examination:
         }
 
 
-def examine(config: Config, *, self_test: bool = True, on_item: Callable[[Item], None] = lambda _: None) -> Examination:
+def examine(
+    config: Config,
+    *,
+    self_test: bool = True,
+    on_item: Callable[[Item], None] = lambda _: None,
+    on_wait: Callable[[str], None] = lambda _: None,
+) -> Examination:
     """Look at packages, devices, memory, threads and disk, then train the tiny model a little.
 
     torch is imported on the way: a broken installation is reported like everything else, and ends the examination.
@@ -40,16 +46,18 @@ def examine(config: Config, *, self_test: bool = True, on_item: Callable[[Item],
         config: whose device, precision, processes and output_dir are looked at.
         self_test: also run the self-test, half a minute on two cores.
         on_item: is handed each item as soon as it is known.
+        on_wait: is told what comes next, where that takes longer than a moment.
     """
     started, items = time.monotonic(), []
-    for item in _items(config, self_test=self_test):
+    for item in _items(config, self_test=self_test, on_wait=on_wait):
         items.append(item)
         on_item(item)
     return Examination(tuple(items), time.monotonic() - started)
 
 
-def _items(config: Config, *, self_test: bool) -> Iterator[Item]:
+def _items(config: Config, *, self_test: bool, on_wait: Callable[[str], None]) -> Iterator[Item]:
     sound = True
+    on_wait("importing the packages ...")
     for item in packages():
         sound = sound and item.state != "failed"
         yield item
@@ -65,6 +73,7 @@ def _items(config: Config, *, self_test: bool) -> Iterator[Item]:
     if not sound:
         yield Item("self-test", "note", "not tried: fix what failed above first")
         return
+    on_wait("training the tiny model a little: half a minute on two cores; --no-self-test leaves it out ...")
     from shadowlab.doctor.self_test import self_test as parts
 
     yield from parts(config.device)

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from diagnostics.files import read_text
 from shadowlab.doctor.item import Item
 from shadowlab.errors import UserError
 from shadowlab.settings import Config
@@ -167,6 +168,6 @@ def _writable(what: str, folder: Path, fix: str, *, needed: bool = True, least_g
 def _read(file: Path) -> str:
     """Content of a file of the system; empty where this system has none."""
     try:
-        return file.read_text(encoding="utf-8")
+        return read_text(file)
     except OSError:
         return ""

@@ -16,6 +16,7 @@ from torch import Tensor
 from diagnostics import eagerly
 from shadowlab.distributed import Processes
 from shadowlab.encoded_batch import EncodedBatch, joined
+from shadowlab.interruption import signals
 from shadowlab.metrics import r_squared
 from shadowlab.models import Objective, Precision, Predict, predict
 from shadowlab.seeding import normal
@@ -203,6 +204,7 @@ class FixedGrid:
         return processes.gather(own)
 
     def _part(self, number: int, noise: Tensor, rows: Tensor, unet: torch.nn.Module, precision: Precision) -> "_Part":
+        signals.stop_if_asked()
         encoded, eps = self.encoded.select(rows), noise[rows]
         objective = self.task.objective
         predicted_at = _predict(unet, objective, encoded, precision)
@@ -226,7 +228,11 @@ def _predict(unet: torch.nn.Module, objective: Objective, encoded: EncodedBatch,
 
 
 def _encode_in_chunks(task: Task[Any], batch: TaskBatch, chunk: int) -> EncodedBatch:
-    return joined([task.encode(batch.select(rows), rows) for rows in torch.arange(len(batch)).split(chunk)])
+    encoded = []
+    for rows in torch.arange(len(batch)).split(chunk):
+        signals.stop_if_asked()
+        encoded.append(task.encode(batch.select(rows), rows))
+    return joined(encoded)
 
 
 def _mean_metrics(results: list[dict[str, Tensor]]) -> dict[str, float]:

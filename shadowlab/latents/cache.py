@@ -3,16 +3,16 @@
     DIR/index.json               the recipe, and of each picture its size, modification time and SHA-256
     DIR/3f/3f62...e1.safetensors one tensor, (C, h, w) float32, named by its part; the file's name is its key
 
-A key is the digest of the recipe and of the pictures' bytes. What was made from other pictures, with another VAE,
-at another size or in another dtype has another key: it is not found, so it cannot be used. Samples that show the same
-object share its latent.
+A key is the digest of the recipe, of the part with its variant, and of the pictures' bytes. What was made from other
+pictures, with another VAE, at another size or in another dtype has another key: it is not found, so it cannot be used.
+Samples that show the same object share its latent. The latents of mirrored pictures (`data.augment.flip`) are encoded
+from these, never mirrored themselves: the mirror image of a latent is not the latent of the mirror image.
 
 Legend: C channels, h w latents (an eighth of the pictures' side).
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,12 +23,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from diagnostics.files import read_json, reason_of, replace, require_file
 from shadowlab.data import Source
 from shadowlab.errors import UserError
 from shadowlab.tasks import Task
 
 ENCODING_VERSION = 1  # one more whenever decoding, compositing, resizing or encoding comes to give other numbers
 INDEX_NAME = "index.json"
+_INDEX_BYTES = 2**31  # a line a picture
 
 
 @dataclass(frozen=True)
@@ -93,27 +95,36 @@ class LatentIndex:
     recipe: Recipe
     files: dict[str, PictureFile]
     """Name inside the data set -> picture."""
+    variants: tuple[str, ...] = ()
+    """Of the pictures, those that are encoded next to the plain ones."""
 
     @classmethod
     def read(cls, folder: Path, fix: str) -> Self:
         """The index of a cache; UserError, which ends with `fix`, where there is none that can be read."""
         path = folder / INDEX_NAME
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path, limit=_INDEX_BYTES)
             recipe = Recipe(**content["recipe"])
-            return cls(recipe, {name: PictureFile(*values) for name, values in content["files"].items()})
+            files = {name: PictureFile(*values) for name, values in content["files"].items()}
+            return cls(recipe, files, tuple(map(str, content.get("variants", ()))))
         except FileNotFoundError:
             what = "no such file: no latent cache, or its encoding did not come to its end"
         except OSError as error:
-            what = f"cannot be read ({error.strerror})"
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            what = f"cannot be read ({reason_of(error)})"
+        except (ValueError, KeyError, TypeError, AttributeError):
             what = "damaged"
         raise UserError(f"{path}: {what}; {fix}")
 
     def write(self, folder: Path) -> None:
         files = {name: [file.size, file.mtime_ns, file.sha256] for name, file in self.files.items()}
-        content = {"recipe": asdict(self.recipe), "files": files}
-        _replace(folder / INDEX_NAME, json.dumps(content, indent=0).encode())
+        content: dict[str, Any] = {"recipe": asdict(self.recipe), "files": files}
+        content |= {"variants": list(self.variants)} if self.variants else {}
+        replace(folder / INDEX_NAME, json.dumps(content, indent=0).encode())
+
+
+def named(part: str, variant: str) -> str:
+    """What a latent is called: its part, and what became of the pictures, where they are not as in the files."""
+    return f"{part} {variant}" if variant else part
 
 
 class DamagedEntryError(UserError):
@@ -137,7 +148,7 @@ def write_entry(folder: Path, key: str, part: str, latent: Tensor) -> None:
     latent = latent.contiguous()
     path = entry_path(folder, key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, save({part: latent}, metadata={"sha256": _digest(key, part, latent)}))
+    replace(path, save({part: latent}, metadata={"sha256": _digest(key, part, latent)}))
 
 
 def read_entry(folder: Path, key: str, part: str) -> Tensor:
@@ -148,6 +159,7 @@ def read_entry(folder: Path, key: str, part: str) -> Tensor:
     """
     path = entry_path(folder, key)
     try:
+        require_file(path)
         with safe_open(path, framework="pt") as file:
             noted = (file.metadata() or {}).get("sha256")
             latent = file.get_tensor(part).clone()  # out of the mapped file: what is checked is what is used
@@ -166,14 +178,3 @@ def _digest(key: str, part: str, latent: Tensor) -> str:
     digest = hashlib.sha256(f"{key} {part} {latent.dtype} {tuple(latent.shape)} ".encode())
     digest.update(latent.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write aside and rename: the name never stands for half a file."""
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

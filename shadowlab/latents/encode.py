@@ -1,16 +1,18 @@
 """`shadowlab data encode`: fill the latent cache, or go on where an earlier call stopped."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from shadowlab.console import Reporter
 from shadowlab.data import SampleSet, Source, in_order, one_line
+from shadowlab.distributed import Processes, share_out
 from shadowlab.errors import StageFailedError, UserError
 from shadowlab.latents.cache import (
     DamagedEntryError,
@@ -19,14 +21,17 @@ from shadowlab.latents.cache import (
     Recipe,
     entry_path,
     kept_keys,
+    named,
     read_entry,
     write_entry,
 )
-from shadowlab.settings import Config
+from shadowlab.settings import Config, uncached
 from shadowlab.tasks import Task, open_task
+from shadowlab.workers import require_few_workers
 
-_NUM_LINES = 4  # of progress, where there is no bar
+_AHEAD = 1024  # files that are asked for at once
 _T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -49,27 +54,131 @@ class EncodeReport:
     """Size of the latents on disk."""
 
 
-def encode_dataset(config: Config, folder: Path, device: torch.device, reporter: Reporter) -> EncodeReport:
+def encode_dataset(config: Config, folder: Path, processes: Processes, reporter: Reporter) -> EncodeReport:
     """Encode every sample of `data.path` with the configured VAE at the configured size.
 
     Every sample passes the VAE by itself, so that its latent depends on no other. Latents that are there already are
-    read and checked; they are kept where they are whole. The index is written last: a cache without it is not used.
+    read and checked; they are kept where they are whole. With `data.augment.flip` mirrored pictures are encoded, too.
+    The index is written last: a cache without it is not used.
+    A collective: processes share the samples, and the first has the whole report.
 
     Raises:
-        UserError: data, VAE or folder cannot be read or written.
+        UserError: data, VAE or folder cannot be read or written, or pictures would be changed without end.
         StageFailedError: a latent is not finite; names the sample, of which nothing is kept.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file, not a folder; choose another --out")
-    task = open_task(config)
-    dataset = task.open_data()
-    for notice in dataset.notices:
-        reporter.warn(notice)
-    task.load_vae(device)
-    recipe = Recipe.of(task, config.data.image_size)
+    with processes.together():
+        require_few_workers(config)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file, not a folder; choose another --out")
+        if changed := config.data.augment.needs_pictures:
+            raise UserError(f"{uncached(changed)}, or train without data.latents")
+        task = open_task(config)
+        dataset = task.open_data()
+        for notice in dataset.notices:
+            reporter.warn(notice)
+        task.load_vae(processes.device)
+        recipe = Recipe.of(task, config.data.image_size)
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    filling = _Filling(folder, dataset, task, recipe, config.data.num_workers, processes, reporter)
+    return filling.run()
+
+
+@dataclass(frozen=True)
+class _Filling:
+    """A cache that is being filled: with what, and by whom."""
+
+    folder: Path
+    dataset: SampleSet[Any]
+    task: Task[Any]
+    recipe: Recipe
+    num_workers: int
+    processes: Processes
+    reporter: Reporter
+
+    def run(self) -> EncodeReport:
+        """Every process has the same lists, whatever the others write meanwhile: all that was found is exchanged."""
+        folder, dataset = self.folder, self.dataset
+        files = self._digest_pictures()
+        variants = () if self.task.augmentation is None else self.task.augmentation.variants
+        keys = [_keys(dataset, i, self.task, self.recipe, files, variants) for i in range(len(dataset))]
+        parts = {key: part for of_sample in keys for part, key in of_sample.items()}
+        whole, damaged = self._check_entries(parts)
+        work = _missing(keys, whole)
+
+        def encode(share: Sequence[int]) -> Iterator[None]:
+            samples = in_order(dataset, share, num_workers=self.num_workers)
+            for i, sample in zip(share, samples, strict=True):
+                latents = _encode(self.task, sample, dataset.ids[i], work[i])
+                _require_unchanged(dataset, i, files)
+                with _writing(folder):
+                    for part, latent in latents.items():
+                        write_entry(folder, keys[i][part], part, latent)
+                yield
+
+        self._share(list(work), encode, "sample")
+        num_unused, num_bytes = 0, 0
+        with self.processes.together(), _writing(folder):
+            if self.processes.is_main:
+                LatentIndex(self.recipe, files, variants).write(folder)
+                num_unused = len(kept_keys(folder)) - len(parts)
+                num_bytes = sum(entry_path(folder, key).stat().st_size for key in parts)
+        return EncodeReport(
+            num_samples=len(dataset),
+            num_latents=len(parts),
+            num_encoded=len(parts) - len(whole),
+            num_kept=len(whole),
+            num_damaged=damaged,
+            num_unused=num_unused,
+            mib=num_bytes / 2**20,
+        )
+
+    def _share(self, items: Sequence[_T], work: Callable[[Sequence[_T]], Iterable[_R]], noun: str) -> list[_R]:
+        return share_out(self.processes, items, work, self.reporter, noun=noun)
+
+    def _digest_pictures(self) -> dict[str, PictureFile]:
+        """Name to content of every picture that a latent is made from."""
+        roles = [role for of_part in self.task.latent_parts.values() for role in of_part]
+        entries = [self.dataset.entry(i) for i in range(len(self.dataset))]
+        for entry in entries:
+            absent = next((role for role in roles if role not in entry.sources), None)
+            if absent is not None:
+                raise UserError(
+                    f"sample {one_line(entry.id)}: its {absent} picture is no file, and latents are kept by what a "
+                    "file holds; train without data.latents"
+                )
+        sources = [entry.sources[role] for entry in entries for role in roles]
+        found = self._share(sources, partial(self._read, PictureFile.of), "picture")
+        return {source.name: file for source, file in zip(sources, found, strict=True)}
+
+    def _check_entries(self, parts: Mapping[str, str]) -> tuple[set[str], int]:
+        """Keys of the entries that are whole, and the number of those that are there but damaged."""
+        there = sorted(kept_keys(self.folder) & parts.keys()) if self.processes.is_main else []
+        there = self.processes.share(there)
+
+        def fault(key: str) -> str:
+            try:
+                read_entry(self.folder, key, parts[key])
+            except DamagedEntryError as error:
+                return str(error)
+            return ""
+
+        faults = self._share(there, partial(self._read, fault), "latent")
+        for message in filter(None, faults):
+            self.reporter.warn(f"{message}; it is encoded again")
+        return {key for key, message in zip(there, faults, strict=True) if not message}, sum(map(bool, faults))
+
+    def _read(self, read: Callable[[_T], _R], items: Sequence[_T]) -> Iterator[_R]:
+        """In several threads: reading and hashing let go of the interpreter."""
+        with ThreadPoolExecutor(max(1, self.num_workers)) as pool:
+            for first in range(0, len(items), _AHEAD):
+                yield from pool.map(read, items[first : first + _AHEAD])
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return _fill(folder, dataset, task, recipe, config.data.num_workers, reporter)
+        yield
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror or error}); free some space or choose another --out; what "
@@ -77,79 +186,21 @@ def encode_dataset(config: Config, folder: Path, device: torch.device, reporter:
         ) from error
 
 
-def _fill(
-    folder: Path, dataset: SampleSet[Any], task: Task[Any], recipe: Recipe, num_workers: int, reporter: Reporter
-) -> EncodeReport:
-    files = _digest_pictures(dataset, task, num_workers, reporter)
-    keys = [_keys(dataset, i, task, recipe, files) for i in range(len(dataset))]
-    parts = {key: part for of_sample in keys for part, key in of_sample.items()}
-    whole, damaged = _check_entries(folder, parts, num_workers, reporter)
-    work = _missing(keys, whole)
-    samples = in_order(dataset, list(work), num_workers=num_workers)
-    for sample, (i, missing) in zip(_counted(samples, len(work), "sample", reporter), work.items(), strict=True):
-        latents = _encode(task, sample, dataset.ids[i], missing)
-        _require_unchanged(dataset, i, files)
-        for part, latent in latents.items():
-            write_entry(folder, keys[i][part], part, latent)
-    LatentIndex(recipe, files).write(folder)
-    return EncodeReport(
-        num_samples=len(dataset),
-        num_latents=len(parts),
-        num_encoded=len(parts) - len(whole),
-        num_kept=len(whole),
-        num_damaged=damaged,
-        num_unused=len(kept_keys(folder)) - len(parts),
-        mib=sum(entry_path(folder, key).stat().st_size for key in parts) / 2**20,
-    )
-
-
-def _digest_pictures(
-    dataset: SampleSet[Any], task: Task[Any], num_workers: int, reporter: Reporter
-) -> dict[str, PictureFile]:
-    """Name to content of every picture that a latent is made from."""
-    roles = [role for of_part in task.latent_parts.values() for role in of_part]
-    entries = [dataset.entry(i) for i in range(len(dataset))]
-    for entry in entries:
-        absent = next((role for role in roles if role not in entry.sources), None)
-        if absent is not None:
-            raise UserError(
-                f"sample {one_line(entry.id)}: its {absent} picture is no file, and latents are kept by what a file "
-                "holds; train without data.latents"
-            )
-    sources = [entry.sources[role] for entry in entries for role in roles]
-    with ThreadPoolExecutor(max(1, num_workers)) as pool:  # reading and hashing let go of the interpreter
-        found = list(_counted(pool.map(PictureFile.of, sources), len(sources), "picture", reporter))
-    return {source.name: file for source, file in zip(sources, found, strict=True)}
-
-
 def _keys(
-    dataset: SampleSet[Any], i: int, task: Task[Any], recipe: Recipe, files: Mapping[str, PictureFile]
+    dataset: SampleSet[Any],
+    i: int,
+    task: Task[Any],
+    recipe: Recipe,
+    files: Mapping[str, PictureFile],
+    variants: Sequence[str],
 ) -> dict[str, str]:
+    """Name of a part with its variant -> key."""
     sources = dataset.entry(i).sources
     return {
-        part: recipe.key(part, [files[sources[role].name].sha256 for role in roles])
+        named(part, variant): recipe.key(named(part, variant), [files[sources[role].name].sha256 for role in roles])
         for part, roles in task.latent_parts.items()
+        for variant in ("", *variants)
     }
-
-
-def _check_entries(
-    folder: Path, parts: Mapping[str, str], num_workers: int, reporter: Reporter
-) -> tuple[set[str], int]:
-    """Keys of the entries that are whole, and the number of those that are there but damaged."""
-    there = sorted(kept_keys(folder) & parts.keys())
-
-    def fault(key: str) -> str:
-        try:
-            read_entry(folder, key, parts[key])
-        except DamagedEntryError as error:
-            return str(error)
-        return ""
-
-    with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        faults = list(_counted(pool.map(fault, there), len(there), "latent", reporter))
-    for message in filter(None, faults):
-        reporter.warn(f"{message}; it is encoded again")
-    return {key for key, message in zip(there, faults, strict=True) if not message}, sum(map(bool, faults))
 
 
 def _missing(keys: Sequence[Mapping[str, str]], whole: Iterable[str]) -> dict[int, list[str]]:
@@ -165,13 +216,16 @@ def _missing(keys: Sequence[Mapping[str, str]], whole: Iterable[str]) -> dict[in
 
 
 def _encode(task: Task[Any], sample: Any, name: str, parts: Sequence[str]) -> dict[str, Tensor]:
-    """Each part (C, h, w) on the CPU, finite."""
-    batch = task.collate([sample]).to(task.vae.device)
-    latents = {part: task.encode_part(part, batch)[0].cpu() for part in parts}
-    for part, latent in latents.items():
+    """Each part with its variant, (C, h, w) on the CPU, finite."""
+    latents: dict[str, Tensor] = {}
+    for part in parts:
+        plain, _, variant = part.partition(" ")
+        given = task.augmentation.as_variant(sample, variant) if variant and task.augmentation else sample
+        latent = task.encode_part(plain, task.collate([given]).to(task.vae.device))[0].cpu()
+        latents[part] = latent
         bad = latent.numel() - int(latent.isfinite().sum())
         if bad:
-            pictures = " and ".join(task.latent_parts[part])
+            pictures = " and ".join(task.latent_parts[plain])
             raise StageFailedError(
                 f"sample {one_line(name)}: {bad} of {latent.numel()} values of its {part} latent are not finite, "
                 f"and nothing of the sample was kept; look at its {pictures} picture (shadowlab data check) and at "
@@ -189,11 +243,3 @@ def _require_unchanged(dataset: SampleSet[Any], i: int, files: Mapping[str, Pict
             f"sample {one_line(entry.id)}: {one_line(changed[0].name)} changed while the data were being encoded; "
             "run the command again when nobody writes to them"
         )
-
-
-def _counted(items: Iterable[_T], total: int, noun: str, reporter: Reporter) -> Iterator[_T]:
-    """The items, with their progress shown."""
-    with reporter.start(f"{noun}s", total, noun=noun):
-        for number, item in enumerate(items, start=1):
-            yield item
-            reporter.advance(number, total, {}, log=number == total or number % max(1, total // _NUM_LINES) == 0)

@@ -22,10 +22,11 @@ from shadowlab.latents.cache import (
     Recipe,
     entry_path,
     kept_keys,
+    named,
     read_entry,
 )
 from shadowlab.settings import Config
-from shadowlab.tasks import Task
+from shadowlab.tasks import Augmentation, Task
 
 _RACY = "their bytes were compared instead, as they will be at each start until the data are encoded again"
 
@@ -35,12 +36,23 @@ def encode_command(config: Config, folder: str | Path | None = None) -> str:
     words = ["shadowlab", "data", "encode", "--data", config.data.path, "--out", str(folder or config.data.latents)]
     words += ["--set", f"data.image_size={config.data.image_size}", "--set", f"model.vae={config.model.vae_source}"]
     words += ["--set", f"task={config.task}"] if config.task != Config().task else []
+    words += ["--set", f"data.augment.flip={config.data.augment.flip:g}"] if config.data.augment.flip else []
     return shlex.join([*words, *(["--seed", str(config.seed)] if config.model.vae_source == "random" else [])])
 
 
 def require_index(config: Config) -> None:
-    """Raise UserError where `data.latents` names no latent cache, or one of pictures of another size."""
-    _read_index(config)
+    """Raise UserError where `data.latents` names no latent cache, one of pictures of another size, or one without the
+    mirrored ones that `data.augment` needs."""
+    index = _read_index(config)
+    if config.data.augment.flip and not index.variants:
+        raise UserError(_unmirrored(config))
+
+
+def _unmirrored(config: Config) -> str:
+    return (
+        f"{config.data.latents}: holds no latents of mirrored pictures, which data.augment.flip "
+        f"{config.data.augment.flip:g} needs; run: {encode_command(config)}"
+    )
 
 
 def _read_index(config: Config) -> LatentIndex:
@@ -104,6 +116,7 @@ class LatentDataset:
     Args:
         config: names the cache, and in messages how to fill it.
         indices: samples of `dataset` that will be read; only these need to be in the cache.
+        augmentation: of samples that are read with `augmented`; the cache must hold all variants of their pictures.
 
     Attributes:
         notices: remarks that the caller should print.
@@ -113,7 +126,14 @@ class LatentDataset:
             as they are now; names the sample.
     """
 
-    def __init__(self, config: Config, dataset: SampleSet[Any], task: Task[Any], indices: Iterable[int]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        dataset: SampleSet[Any],
+        task: Task[Any],
+        indices: Iterable[int],
+        augmentation: Augmentation | None = None,
+    ) -> None:
         assert config.data.latents is not None, "asked for where there is a cache"
         self.folder = Path(config.data.latents).expanduser()
         self._dataset, self._fix = dataset, f"run: {encode_command(config)}"
@@ -122,6 +142,10 @@ class LatentDataset:
         index = _read_index(config)
         if differences := index.recipe.differences(self._recipe):
             raise UserError(f"{self.folder}: not this run's latents ({'; '.join(differences)}); {self._fix}")
+        self._augmentation = augmentation
+        self._variants = () if augmentation is None else augmentation.variants
+        if not set(self._variants) <= set(index.variants):
+            raise UserError(_unmirrored(config))
         self._touched: list[str] = []
         kept = kept_keys(self.folder)
         self._keys = {i: self._find(dataset.entry(i), index, kept) for i in indices}
@@ -138,16 +162,30 @@ class LatentDataset:
     def __getitem__(self, i: int) -> LatentSample:
         """Sample i, if it is one of `indices`. Raises UserError naming sample and file if an entry is damaged."""
         entry = self._dataset.entry(i)
+        return LatentSample(entry.id, self._latents(i, entry, ""), self._numbers(entry))
+
+    def augmented(self, i: int, position: int) -> LatentSample:
+        """Sample i as it is at this position of the stream. Raises as `__getitem__`."""
+        assert self._augmentation is not None, "asked for where there is one"
+        entry = self._dataset.entry(i)
+        latents = self._latents(i, entry, self._augmentation.variant(position))
+        return LatentSample(entry.id, latents, self._augmentation.numbers(self._numbers(entry), position))
+
+    def _latents(self, i: int, entry: Entry, variant: str) -> dict[str, Tensor]:
+        names = {part: named(part, variant) for part in self._parts}
         try:
-            latents = {part: read_entry(self.folder, key, part) for part, key in self._keys[i].items()}
+            return {part: read_entry(self.folder, self._keys[i][name], name) for part, name in names.items()}
         except DamagedEntryError as error:
             raise UserError(f"sample {one_line(entry.id)}: {error}; {self._fix}") from None
-        return LatentSample(entry.id, latents, self._numbers(entry))
 
     def _find(self, entry: Entry, index: LatentIndex, kept: Container[str]) -> dict[str, str]:
-        """Keys of the sample's latents, all of which are there."""
+        """Name of a part with its variant -> key of its latent; all of them are there."""
         digests = {role: self._digest(entry, role, index) for roles in self._parts.values() for role in roles}
-        keys = {part: self._recipe.key(part, [digests[role] for role in roles]) for part, roles in self._parts.items()}
+        keys = {
+            named(part, variant): self._recipe.key(named(part, variant), [digests[role] for role in roles])
+            for part, roles in self._parts.items()
+            for variant in ("", *self._variants)
+        }
         for part, key in keys.items():
             if key not in kept:
                 path = entry_path(self.folder, key)

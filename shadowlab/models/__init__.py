@@ -3,7 +3,7 @@
 from shadowlab.models.adapter import predict
 from shadowlab.models.flow import RectifiedFlow, interpolate, stratified_times, velocity
 from shadowlab.models.objective import ForwardSeen, Objective, Predict
-from shadowlab.models.precision import POLICIES, Precision
+from shadowlab.models.precision import POLICIES, Precision, true_float32
 from shadowlab.models.spec import ModelSpec, Widening
 from shadowlab.models.surgery import (
     adapt,
@@ -45,5 +45,6 @@ __all__ = [
     "RectifiedFlow",
     "interpolate",
     "stratified_times",
+    "true_float32",
     "velocity",
 ]

@@ -27,15 +27,21 @@ def loss_per_sample(predicted: Tensor, target: Tensor) -> Tensor:
     return (predicted.float() - target.float()).square().flatten(1).mean(dim=1)
 
 
-def stratified_times(count: int, offset: float, position: int = 0, stride: int | None = None) -> Tensor:
+def stratified_times(
+    count: int, offset: float, position: int = 0, stride: int | None = None, noise_share: float = 0.0
+) -> Tensor:
     """t of `count` samples that stand at `position` in a batch of `stride`, float32 (count,) in [0, 1).
 
     Systematic sampling: one uniform `offset` in [0, 1) per batch and equal gaps between its samples. Every t is
-    uniform on [0, 1); the batch covers the interval evenly, which lowers the variance of the loss.
+    uniform on [0, 1); the batch covers the interval evenly, which lowers the variance of the loss. With a
+    `noise_share` in [0, 1] that share of them is 0, and the others are spread over [0, 1) in its place.
     """
     stride = stride or count
     index = torch.arange(position, position + count, dtype=torch.float64)
-    t = torch.remainder(offset + index / stride, 1.0).float()
+    t = torch.remainder(offset + index / stride, 1.0)
+    if noise_share > 0:
+        t = torch.where(t < noise_share, 0.0, (t - noise_share) / max(1.0 - noise_share, 1e-12))
+    t = t.float()
     return torch.where(t < 1.0, t, torch.zeros_like(t))  # rounding to float32 can reach 1
 
 

@@ -1,6 +1,5 @@
 """The UNet as a task wants it, from random weights, a folder in diffusers' layout, or the hub."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -9,7 +8,9 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 
 import shadowlab
+from diagnostics.files import read_json
 from shadowlab.errors import MissingDependencyError, UserError
+from shadowlab.interruption import signals
 from shadowlab.models.spec import ModelSpec
 from shadowlab.models.surgery import adapt, remove_cross_attention
 from shadowlab.seeding import derive_seed
@@ -17,13 +18,16 @@ from shadowlab.seeding import derive_seed
 _CONFIGS = Path(shadowlab.__file__).parent / "assets" / "unet"
 
 
-def load_unet(weights: str, architecture: str, spec: ModelSpec, *, seed: int) -> UNet2DConditionModel:
+def load_unet(
+    weights: str, architecture: str, spec: ModelSpec, *, seed: int, downloads: bool = True
+) -> UNet2DConditionModel:
     """A float32 UNet on the CPU in training mode, changed as `spec` says; nothing is frozen yet.
 
     Args:
         weights: `random`, a folder in diffusers' layout (itself or its `unet/`), or a hub id.
         architecture: `tiny` or `sdxl`; read for random weights only.
         seed: of the random weights and of the parts that loaded weights lack.
+        downloads: whether a hub id may be fetched; if not, it must lie in the hub's cache on this machine.
 
     Raises:
         UserError: the folder is not a UNet, a file is damaged or a tensor is absent.
@@ -32,7 +36,8 @@ def load_unet(weights: str, architecture: str, spec: ModelSpec, *, seed: int) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "unet"))
         keeps = spec.keeps_cross_attention
-        unet = _random(architecture, keeps) if weights == "random" else _pretrained(weights, keeps)
+        unet = _random(architecture, keeps) if weights == "random" else _pretrained(weights, keeps, downloads)
+        signals.stop_if_asked()
         adapt(unet, spec)
     return unet.train()
 
@@ -51,7 +56,7 @@ def unwritten_unet(config: dict, spec: ModelSpec) -> UNet2DConditionModel:
 
 def architecture_config(architecture: str) -> dict:
     """The UNet configuration of an architecture as the hub has it, before any change."""
-    config = json.loads((_CONFIGS / f"{architecture}.json").read_text())
+    config = read_json(_CONFIGS / f"{architecture}.json")
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
@@ -68,9 +73,11 @@ def architecture_of(weights: str, architecture: str) -> dict:
     if file is None:
         raise UserError(f"{weights}: no config.json here or in unet/; give a folder in diffusers' layout")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_json(file)
     except (ValueError, OSError) as error:
         raise UserError(f"{file}: not readable JSON ({error}); copy it again") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: expected a JSON object; copy it again")
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
@@ -83,12 +90,13 @@ def _random(architecture: str, keeps_cross_attention: bool) -> UNet2DConditionMo
     unet.add_embedding = None
     unet.to_empty(device="cpu")
     for module in unet.modules():
+        signals.stop_if_asked()
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)):
             module.reset_parameters()
     return unet
 
 
-def _pretrained(weights: str, keeps_cross_attention: bool) -> UNet2DConditionModel:
+def _pretrained(weights: str, keeps_cross_attention: bool, downloads: bool) -> UNet2DConditionModel:
     folder = Path(weights).expanduser()
     arguments: dict = {"use_safetensors": True, "output_loading_info": True, "torch_dtype": torch.float32}
     if folder.exists():
@@ -99,7 +107,7 @@ def _pretrained(weights: str, keeps_cross_attention: bool) -> UNet2DConditionMod
     elif weights.startswith((".", "/", "~")) or weights.count("/") != 1:
         raise UserError(f"{weights}: no such folder, and not a hub id (owner/name); correct model.weights")
     else:
-        arguments["subfolder"] = "unet"
+        arguments |= {"subfolder": "unet", "local_files_only": not downloads}
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()  # absent cross-attention is expected; checked below
     try:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import shadowlab
+from diagnostics.files import read_json, require_file
 from shadowlab.encoded_batch import DOWNSCALE, LATENT_CHANNELS
 from shadowlab.errors import MissingDependencyError, StageFailedError, UserError
 from shadowlab.models.precision import true_float32
@@ -57,6 +58,7 @@ _DECIDES_LATENTS = (
     "shift_factor",
     "use_quant_conv",
 )
+_MOST_CHANNELS = 2**14  # SDXL's has 512
 _MAX_PIXELS = 2 * 1024 * 1024  # a larger batch goes through in pieces: memory stays flat, results are the same
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -171,7 +173,7 @@ def mask_to_latent(mask: Tensor) -> Tensor:
     return F.avg_pool2d(mask.float(), DOWNSCALE)
 
 
-def load_vae(source: str, *, seed: int = 0) -> ImageVae:
+def load_vae(source: str, *, seed: int = 0, downloads: bool = True) -> ImageVae:
     """The VAE named by `source`, on the CPU.
 
     Args:
@@ -179,6 +181,7 @@ def load_vae(source: str, *, seed: int = 0) -> ImageVae:
             in diffusers' layout (or a pipeline folder with `vae/` inside), or a hub id such as `stabilityai/sdxl-vae`
             or `stabilityai/stable-diffusion-xl-base-1.0/vae`. Weights are read from safetensors only.
         seed: for `random` only; the global random state is left alone.
+        downloads: whether a hub id may be fetched; if not, it must lie in the hub's cache on this machine.
 
     Raises:
         UserError: the folder or a file in it is absent, damaged, or does not fit; the message names the file.
@@ -200,7 +203,7 @@ def load_vae(source: str, *, seed: int = 0) -> ImageVae:
         raise UserError(f"{source}: a VAE is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}; give the folder")
     if not _HUB_ID.fullmatch(source):
         raise UserError(f"VAE {source!r}: no such folder; give embedded, random, a folder or a hub id")
-    return _from_hub(source)
+    return _from_hub(source, downloads)
 
 
 def unwritten_vae(source: str) -> ImageVae:
@@ -214,22 +217,28 @@ def unwritten_vae(source: str) -> ImageVae:
         return ImageVae(AutoencoderKL(**SDXL_CONFIG))
     config_path = (folder if (folder / CONFIG_NAME).is_file() else folder / "vae") / CONFIG_NAME
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+        config = read_json(config_path)
     except (ValueError, OSError) as error:
         raise UserError(f"{config_path}: not readable JSON ({_brief(error)}); copy it again") from error
-    return ImageVae(AutoencoderKL.from_config(config))
+    if not isinstance(config, dict):
+        raise UserError(f"{config_path}: expected a JSON object; copy it again")
+    _check_config(config, str(config_path))
+    try:
+        return ImageVae(AutoencoderKL.from_config(config))
+    except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
+        raise UserError(f"{config_path}: describes no VAE ({_brief(error)}); copy it again") from error
 
 
 def embedded_parameters() -> int:
     """Number of parameters of the embedded VAE, as its training reported it."""
-    return json.loads((EMBEDDED_FOLDER / "report.json").read_text(encoding="utf-8"))["num_parameters"]
+    return int(read_json(EMBEDDED_FOLDER / "report.json")["num_parameters"])
 
 
-def _from_hub(source: str) -> ImageVae:
+def _from_hub(source: str, downloads: bool) -> ImageVae:
     owner, name, *inner = source.split("/")
     try:
         subfolder = inner[0] if inner else None
-        autoencoder, info = _from_pretrained(f"{owner}/{name}", subfolder=subfolder)
+        autoencoder, info = _from_pretrained(f"{owner}/{name}", subfolder=subfolder, local_files_only=not downloads)
     except OSError as error:
         raise MissingDependencyError(
             f"VAE {source!r}: no local folder has this name and the hub did not give it (offline, or no such model); "
@@ -246,20 +255,21 @@ def _from_folder(folder: Path) -> ImageVae:
         if not path.is_file():
             raise UserError(f"{path}: no such file; a VAE folder needs {CONFIG_NAME} and {WEIGHTS_NAME} (never pickle)")
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+        config = read_json(config_path)
     except (ValueError, OSError) as error:
         raise UserError(f"{config_path}: not readable JSON ({_brief(error)}); copy it again") from error
     if not isinstance(config, dict):
         raise UserError(f"{config_path}: expected a JSON object; copy it again")
     _check_config(config, str(config_path))
     try:
+        require_file(weights_path)
         with safe_open(weights_path, framework="pt") as file:
             file.keys()
     except (SafetensorError, OSError) as error:
         raise UserError(f"{weights_path}: truncated or no safetensors ({_brief(error)}); copy it again") from error
     try:
         autoencoder, info = _from_pretrained(str(folder), local_files_only=True)
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
+    except (ValueError, TypeError, RuntimeError, OSError, LookupError, AttributeError) as error:
         raise UserError(
             f"{weights_path}: does not fit {CONFIG_NAME} next to it ({_brief(error)}); copy both from one model"
         ) from error
@@ -308,6 +318,12 @@ def _check_config(config: dict[str, Any], where: str) -> None:
         raise UserError(
             f"{where}: block_out_channels is {blocks}, expected 4 entries: latents {DOWNSCALE} times smaller"
         )
+    groups = config.get("norm_num_groups", SDXL_CONFIG["norm_num_groups"])
+    numbers = [*blocks, groups, config.get("layers_per_block", 1)]
+    if any(type(number) is not int or not 0 < number <= _MOST_CHANNELS for number in numbers):
+        raise UserError(f"{where}: block_out_channels, norm_num_groups or layers_per_block is no positive number")
+    if any(channels % groups for channels in blocks):
+        raise UserError(f"{where}: norm_num_groups {groups} does not divide block_out_channels {list(blocks)}")
     scaling, shift = config.get("scaling_factor"), config.get("shift_factor")
     if not isinstance(scaling, int | float) or not 0.0 < scaling < math.inf:
         raise UserError(f"{where}: scaling_factor is {scaling}, expected a positive number (SDXL's is 0.13025)")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from diagnostics.files import read_text
 from shadowlab.distributed import SingleProcess, pick_device
 from shadowlab.errors import StageFailedError, UserError
 from shadowlab.models import ModelSpec
@@ -71,7 +72,7 @@ class _CudaPeaks:
 
 
 def _status_bytes(key: str) -> int:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{key}:"))
+    line = next(line for line in read_text(_STATUS).splitlines() if line.startswith(f"{key}:"))
     return int(line.split()[1]) * 1024
 
 

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shadowlab.console import wrapped_text
 from shadowlab.models import POLICIES
 from shadowlab.planning.kernels import kernel_of
 from shadowlab.planning.live_bytes import ACTIVATIONS, ITEMS
 from shadowlab.planning.plan import GB, MemoryPlan
 from shadowlab.planning.rehearsal import ALL_MOMENTS, BACKWARD, EMA_STEP, ENCODE, FORWARD, OPTIMIZER, VALIDATION
 
-_WIDTH = 42  # of the first column
+_WIDTH, _CELL = 42, 12  # of the first column, and of each other
+_NARROW_CELL = 9  # where a line has less room
+_RULE = "---"  # a label that fills its column
 _ACTIVATIONS_OF = {
     ENCODE: "VAE encoding",
     FORWARD: "activations in forward",
@@ -21,26 +24,34 @@ _ACTIVATIONS_OF = {
 }
 
 
-def format_plan(plan: MemoryPlan, gpu_bytes: int) -> str:
-    """A table with a column for each strategy, and what its figures rest on."""
+def format_plan(plan: MemoryPlan, gpu_bytes: int, *, width: int | None = None) -> str:
+    """A table with a column for each strategy, and what its figures rest on.
+
+    Args:
+        width: columns that no line exceeds, at least 50; None for lines as long as they come.
+    """
     shown = plan.strategies
-    rule = _row("-" * (_WIDTH - 2), ["-" * 8 for _ in shown])
-    lines = [_headline(plan), _row("GB of 10^9 bytes, per process", [one.strategy for one in shown]), rule]
+    rule = (_RULE, ["-" * 8 for _ in shown])
+    rows: list[tuple[str, list[str]]] = [("GB of 10^9 bytes, per process", [str(one.strategy) for one in shown]), rule]
     for item in ITEMS:
         if item == ACTIVATIONS:
             for moment in ALL_MOMENTS:
                 held = [one.peak(moment).items.get(ACTIVATIONS, 0) for one in shown]
-                lines.append(_row(_ACTIVATIONS_OF[moment], [_gb(size) for size in held]))
+                rows.append((_ACTIVATIONS_OF[moment], [_gb(size) for size in held]))
         elif any(one.most(item) for one in shown):
-            lines.append(_row(item, [_gb(one.most(item)) for one in shown]))
-    lines += [rule, *(_row(f"peak in {m}", [_gb(one.peak(m).total) for one in shown]) for m in ALL_MOMENTS), rule]
-    lines.append(_row("highest peak", [_gb(one.highest.total) for one in shown]))
+            rows.append((item, [_gb(one.most(item)) for one in shown]))
+    rows += [rule, *((f"peak in {m}", [_gb(one.peak(m).total) for one in shown]) for m in ALL_MOMENTS), rule]
+    rows.append(("highest peak", [_gb(one.highest.total) for one in shown]))
     for name in dict.fromkeys(name for one in reversed(shown) for name in one.assumed):
-        lines.append(_row(f"{name} (assumed)", [_gb(one.assumed.get(name, 0)) for one in shown]))
-    lines += [_row("needed", [_gb(one.needed) for one in shown])]
+        rows.append((f"{name} (assumed)", [_gb(one.assumed.get(name, 0)) for one in shown]))
+    rows.append(("needed", [_gb(one.needed) for one in shown]))
     if plan.device == "cuda":
-        lines.append(_row(f"fits {gpu_bytes / GB:g} GB", ["yes" if one.needed <= gpu_bytes else "NO" for one in shown]))
-    return "\n".join([*lines, "", *_grounds(plan)])
+        rows.append((f"fits {gpu_bytes / GB:g} GB", ["yes" if one.needed <= gpu_bytes else "NO" for one in shown]))
+    lines = [_row(label, values, width) for label, values in rows]
+    if width is None:
+        return "\n".join([_headline(plan), *lines, "", *_grounds(plan)])
+    grounds = wrapped_text(" ".join(_grounds(plan)), width)
+    return "\n".join([wrapped_text(_headline(plan), width), *lines, "", grounds])
 
 
 def plan_document(plan: MemoryPlan, gpu_bytes: int) -> dict[str, Any]:
@@ -62,25 +73,26 @@ def plan_document(plan: MemoryPlan, gpu_bytes: int) -> dict[str, Any]:
     }
 
 
-def format_measured(plan: MemoryPlan, measured: dict[str, int]) -> str:
+def format_measured(plan: MemoryPlan, measured: dict[str, int], *, width: int | None = None) -> str:
     """Plan and measurement of one process, moment by moment."""
     [one] = plan.strategies
-    lines = [_row("GB of 10^9 bytes", ["plan", "measured", "ratio"])]
+    lines = [_row("GB of 10^9 bytes", ["plan", "measured", "ratio"], width)]
     for moment, size in measured.items():
         planned = one.peak(moment).total
-        lines.append(_row(f"peak in {moment}", [_gb(planned), _gb(size), f"{planned / size:.3f}"]))
+        lines.append(_row(f"peak in {moment}", [_gb(planned), _gb(size), f"{planned / size:.3f}"], width))
     planned, size = one.highest.total, max(measured.values())
-    lines.append(_row("the highest", [_gb(planned), _gb(size), f"{planned / size:.3f}"]))
+    lines.append(_row("the highest", [_gb(planned), _gb(size), f"{planned / size:.3f}"], width))
     return "\n".join(lines)
 
 
 def _headline(plan: MemoryPlan) -> str:
     config = plan.config
     checkpointing = "with" if config.model.gradient_checkpointing else "without"
+    augmented = f"augmented ({config.data.augment.text}), " if config.data.augment.is_on else ""
     return (
         f"{plan.num_parameters / 1e6:,.0f} M parameters, {config.data.image_size} x {config.data.image_size}, batch "
-        f"{config.train.batch_size} per process, {config.precision}, {checkpointing} gradient checkpointing; "
-        f"ddp and fsdp2: {plan.processes} processes"
+        f"{config.train.batch_size} per process, {config.precision}, {augmented}{checkpointing} gradient "
+        f"checkpointing; ddp and fsdp2: {plan.processes} processes"
     )
 
 
@@ -101,8 +113,16 @@ def _grounds(plan: MemoryPlan) -> list[str]:
     return lines
 
 
-def _row(label: str, values: Sequence[str]) -> str:
-    return f"{label:<{_WIDTH}}" + "".join(f"{value:>12}" for value in values)
+def _row(label: str, values: Sequence[str], width: int | None = None) -> str:
+    """One line; a label that is too long for `width` takes several, and the values stand in the last."""
+    first, cell = _WIDTH, _CELL
+    if width is not None and width < _WIDTH + _CELL * len(values):
+        cell = _NARROW_CELL
+        first = min(_WIDTH, width - cell * len(values))
+    if label == _RULE:
+        label = "-" * (first - 2)
+    *above, last = wrapped_text(label, first - 1, hang="  ").split("\n")
+    return "\n".join([*above, f"{last:<{first}}" + "".join(f"{value:>{cell}}" for value in values)])
 
 
 def _gb(size: int) -> str:

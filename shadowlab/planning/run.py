@@ -9,6 +9,8 @@ from shadowlab.planning.plan import GB, STRATEGIES, DeviceKind, Strategy, plan_m
 from shadowlab.planning.report import format_measured, format_plan, plan_document
 from shadowlab.settings import Config
 
+_LEAST_WIDTH, _MOST_WIDTH = 50, 110  # columns
+
 
 def run_plan(
     config: Config,
@@ -25,16 +27,16 @@ def run_plan(
     """
     device: DeviceKind = "cpu" if config.device == "cpu" else "cuda"
     gpu_bytes = round(gpu_memory_gb * GB)
-    shown = strategies or STRATEGIES
+    shown, width = strategies or STRATEGIES, max(_LEAST_WIDTH, min(_MOST_WIDTH, reporter.console.width))
     reporter.say(f"tracing a round of training, {', '.join(shown)}: a minute or two for sdxl")
     plan = plan_memory(config, device=device, processes=processes, strategies=shown)
-    reporter.say(format_plan(plan, gpu_bytes))
+    reporter.say(format_plan(plan, gpu_bytes, width=width))
     document = plan_document(plan, gpu_bytes)
     if measure:
         here = pick_device(config.device).type
         alone = plan_memory(config, device="cpu" if here == "cpu" else "cuda", strategies=("single",))
         measured = measured_peaks(config)
-        reporter.say(f"\none process on {here}:\n{format_measured(alone, measured)}")
+        reporter.say(f"\none process on {here}:\n{format_measured(alone, measured, width=width)}")
         document["measured"] = {
             "device": here,
             "peaks": measured,
@@ -42,6 +44,14 @@ def run_plan(
         }
     fits = device == "cpu" or any(one.needed <= gpu_bytes for one in plan.strategies)
     if not fits:
-        reporter.say("nothing shown fits: try --checkpointing, a smaller --batch, or fsdp2 with more --processes")
+        reporter.say(_what_to_try(config))
     reporter.result({"fits": fits, **document})
     return fits
+
+
+def _what_to_try(config: Config) -> str:
+    """Of what plan has options for; not what the configuration has already."""
+    found = [] if config.model.gradient_checkpointing else ["--checkpointing"]
+    found += ["a smaller --batch"] if config.train.batch_size > 1 else []
+    found += ["a smaller --set data.image_size=N"] if not found else []
+    return f"nothing shown fits: try {', '.join(found)}, or fsdp2 with more --processes"

@@ -1,29 +1,35 @@
 """The folder of a run: what is in it, when it may be used again, and what its stages proved.
 
 runs/NAME/{config.yaml, environment.json, stages.json, metrics.jsonl, log.txt,
-           tensorboard/, checkpoints/, samples/, incidents/, reports/}
+           tensorboard/, checkpoints/, samples/, incidents/, reports/,
+           required/STAGE/: of a training, the stages that it ran before, each a run folder}
 """
 
-import errno
 import fcntl
 import json
 import re
+import shutil
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
-from diagnostics.records import encode
+from diagnostics.files import lock_file, open_file, read_json, reason_of, replace_text, require_inside
+from diagnostics.records import encode, read_records
 from shadowlab import __version__
 from shadowlab.errors import UserError
 from shadowlab.runs.environment import environment
-from shadowlab.settings import Config, dump_config, load_config
+from shadowlab.settings import Config, dump_config, load_kept_config
 
 SUBFOLDERS = ("tensorboard", "checkpoints", "samples", "incidents", "reports")
-MAX_NAME = 150  # characters; file systems take 255, and required stages append theirs
+MAX_NAME = 150  # characters; file systems take 255, and a number may be appended
 _MAX_LABEL = 100
 LOCK = ".lock"
+_HALF_WRITTEN = re.compile(r"\..+\.[0-9]+\.tmp")  # what a killed process left of a file
+REQUIRED = "required"
+"""Folder, in that of a training, of the stages that it ran before."""
 LATEST = "latest"
 """What a user calls the newest run by."""
 
@@ -36,6 +42,8 @@ class RunFolder:
     """Paths of one run. Made by `create` or `reopen`."""
 
     path: Path
+    made: Path | None = field(default=None, compare=False)
+    """The outermost folder that `create` made for it; None where the run's own was there before."""
 
     @property
     def metrics(self) -> Path:
@@ -69,31 +77,71 @@ class RunFolder:
         """
         if name == LATEST:
             raise UserError(f"--run {name}: means the newest run; choose another name, or go on with it by --resume")
-        path = Path(config.output_dir) / _checked(name)
-        try:
-            if path.exists() and (not path.is_dir() or _has_results(path)):
-                raise UserError(
-                    f"{path} holds results already; choose another --run, or continue training with --resume"
-                )
-            for folder in SUBFOLDERS:
-                (path / folder).mkdir(parents=True, exist_ok=True)
-            cls(path).save_config(config)
-            created = datetime.now(UTC).isoformat(timespec="seconds")
-            _write_json(path / "environment.json", {"source": source, "created": created, **environment(config)})
-        except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror}); choose another --set output_dir=DIR"
-            ) from None
-        return cls(path)
+        return cls._make(Path(config.output_dir) / _checked(name), config, source)
 
     @classmethod
     def create_beside(cls, config: Config, name: str, source: str = "") -> "RunFolder":
         """`create`, under `name` or the first of `name-2`, `name-3` ... that is free."""
-        number, candidate = 1, name
-        while (path := Path(config.output_dir) / candidate).exists() and _has_results(path):
-            number += 1
-            candidate = f"{name}-{number}"
-        return cls.create(config, candidate, source)
+        return cls._make(_free(Path(config.output_dir) / _checked(name)), config, source)
+
+    def create_required(self, config: Config, stage: str) -> "RunFolder":
+        """A new folder inside this one, for a stage that must pass first. One that came to no result is replaced,
+        unless it holds evidence: a kill may come between an incident and the stage's result."""
+        path = self.path / REQUIRED / stage
+        has_evidence = any((path / "incidents").glob("*"))
+        if path.is_dir() and not path.is_symlink() and not (path / "stages.json").exists() and not has_evidence:
+            shutil.rmtree(path, ignore_errors=True)
+        return RunFolder._make(_free(path), config, "")
+
+    @classmethod
+    def _make(cls, path: Path, config: Config, source: str) -> "RunFolder":
+        made = None if path.exists() else next(one for one in [*path.parents[::-1], path] if not one.exists())
+        run = cls(path, made)
+        try:
+            if path.exists() and (not path.is_dir() or _has_results(path)):
+                go_on = ", or continue training with --resume" if _is_training(path) else ""
+                raise UserError(f"{path} holds results already; choose another --run{go_on}")
+            run.require_own_folders()
+            if run.is_claimed:  # it has recorded nothing yet, and its configuration is its own
+                raise UserError(_busy(path))
+            for folder in SUBFOLDERS:
+                (path / folder).mkdir(parents=True, exist_ok=True)
+            run.save_config(config)
+            created = datetime.now(UTC).isoformat(timespec="seconds")
+            _write_json(path / "environment.json", {"source": source, "created": created, **environment(config)})
+        except OSError as error:
+            run.discard()
+            raise UserError(
+                f"{path}: cannot be written ({reason_of(error)}); choose another --set output_dir=DIR"
+            ) from None
+        return run
+
+    def discard(self) -> bool:
+        """Remove the folder if `create` made it and nothing was done in it: no step, no result, no evidence.
+
+        One that is claimed stays: another process may have made it in the same moment.
+
+        Returns:
+            Whether it is gone.
+        """
+        if self.made is None or self.is_claimed or self._did_something():
+            return False
+        shutil.rmtree(self.path, ignore_errors=True)
+        for parent in self.path.parents:
+            if not parent.is_relative_to(self.made):
+                break
+            with suppress(OSError):  # somebody else's run is there by now
+                parent.rmdir()
+        return not self.path.exists()
+
+    def _did_something(self) -> bool:
+        kept = [self.checkpoints, self.path / "incidents", self.path / REQUIRED]
+        if (self.path / "stages.json").exists() or any(one.is_dir() and any(one.iterdir()) for one in kept):
+            return True
+        try:
+            return self.metrics.exists() and any("step" in record for record in read_records(self.metrics))
+        except (OSError, ValueError):  # what cannot be read is not thrown away
+            return True
 
     @classmethod
     def reopen(cls, config: Config, name: str) -> "RunFolder":
@@ -106,16 +154,34 @@ class RunFolder:
         if not (path / "config.yaml").is_file():
             raise UserError(f"{path} is not a run folder; `shadowlab runs {config.output_dir}` shows those there are")
         run = cls(path)
+        try:
+            run.require_own_folders()
+        except OSError as error:
+            raise UserError(f"{error.filename}: {reason_of(error)}; nothing is written or removed there") from None
         run.stages()
         return run
 
-    def claim(self) -> TextIO:
+    def require_own_folders(self) -> None:
+        """Refuse a folder of the run that is a link out of it: what is written or removed there is somebody else's.
+
+        The run's folder itself may be a link.
+
+        Raises:
+            RefusedFileError: names it.
+        """
+        for folder in SUBFOLDERS:
+            require_inside(self.path / folder, self.path)
+
+    def claim(self) -> BinaryIO:
         """Keep other processes out until the returned file is closed, or this process ends, however that comes.
 
         Raises:
-            UserError: another one works on this run.
+            UserError: another one works on this run, or its lock is no file.
         """
-        lock = (self.path / LOCK).open("w")
+        try:
+            lock = lock_file(self.path / LOCK)
+        except OSError as error:
+            raise UserError(f"{self.path / LOCK}: cannot be locked ({reason_of(error)}); remove it") from None
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,9 +190,7 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
-            raise UserError(
-                f"{self.path}: another process works on this run; wait for it, or choose another --run"
-            ) from None
+            raise UserError(_busy(self.path)) from None
         except OSError:  # a file system without locks: nobody can be kept out
             pass
         return lock
@@ -135,8 +199,7 @@ class RunFolder:
     def is_claimed(self) -> bool:
         """Whether a process works on this run now; False where the file system has no locks."""
         try:
-            refuse_pipe(self.path / LOCK)
-            with (self.path / LOCK).open("r") as lock:
+            with open_file(self.path / LOCK, inside=self.path) as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -146,9 +209,7 @@ class RunFolder:
 
     def save_config(self, config: Config) -> None:
         """Replace config.yaml: what a resumed run continues with."""
-        temporary = self.path / "config.tmp"
-        temporary.write_text(dump_config(config), encoding="utf-8")
-        temporary.replace(self.path / "config.yaml")
+        replace_text(self.path / "config.yaml", dump_config(config))
 
     @property
     def source(self) -> str:
@@ -163,8 +224,13 @@ class RunFolder:
             raise UserError(f"{file}: `source` is no text; leave --preset and --config out to resume without it")
         return source
 
+    @property
+    def command(self) -> list[str]:
+        """Words of the command that made it, behind `shadowlab`; empty where they are not known."""
+        return _command(self.path)
+
     def saved_config(self) -> Config:
-        return load_config(file=self.path / "config.yaml")
+        return load_kept_config(self.path / "config.yaml")
 
     def record_stage(self, name: str, *, passed: bool, config: Config, summary: dict[str, Any]) -> None:
         """Add or replace a stage's result in stages.json."""
@@ -214,11 +280,36 @@ def _checked(name: str) -> str:
     return name
 
 
+def _busy(path: Path) -> str:
+    return f"{path}: another process works on this run; wait for it, or choose another --run"
+
+
+def _free(path: Path) -> Path:
+    """`path`, or the first of `path-2`, `path-3` ... that holds no results and that nobody works on."""
+    number, candidate = 1, path
+    while candidate.exists() and (_has_results(candidate) or RunFolder(candidate).is_claimed):
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def _command(path: Path) -> list[str]:
+    with suppress(OSError, ValueError):
+        content = read_json(path / "environment.json", inside=path)
+        words = content.get("command") if isinstance(content, dict) else None
+        return [str(word) for word in words] if isinstance(words, list) else []
+    return []
+
+
+def _is_training(path: Path) -> bool:
+    return _command(path)[:1] == ["train"] or any((path / "checkpoints").glob("step-*"))
+
+
 def _has_results(path: Path) -> bool:
     """Whether a run folder holds more than the beginning of a run that came to nothing."""
     beginning = {"config.yaml", "environment.json", "log.txt", "required-stages.json", LOCK, *SUBFOLDERS}
     return any(
-        item.name not in beginning or (item.is_dir() and any(item.iterdir()))
+        item.is_dir() and any(item.iterdir()) if item.name in beginning else not _HALF_WRITTEN.fullmatch(item.name)
         for item in (path.iterdir() if path.is_dir() else ())
     )
 
@@ -226,24 +317,15 @@ def _has_results(path: Path) -> bool:
 def _read_json(file: Path, fix: str) -> dict[str, Any]:
     """The JSON object in `file`; raises UserError that ends with `fix`."""
     try:
-        refuse_pipe(file)
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file, inside=file.parent)
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); {fix}") from None
-    except (ValueError, RecursionError):  # neither JSON nor UTF-8, or nested thousandfold
+        raise UserError(f"{file}: cannot be read ({reason_of(error)}); {fix}") from None
+    except ValueError:  # neither JSON nor UTF-8, or nested thousandfold
         raise UserError(f"{file}: not JSON; {fix}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file}: not a JSON object; {fix}")
     return content
 
 
-def refuse_pipe(file: Path) -> None:
-    """Raise OSError where `file` is a pipe, a socket or a device, whose reader would wait."""
-    if file.exists() and not (file.is_file() or file.is_dir()):
-        raise OSError(errno.EINVAL, "not a file", str(file))
-
-
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(encode(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    replace_text(path, json.dumps(encode(content), indent=2, allow_nan=False) + "\n")

@@ -2,15 +2,19 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diagnostics.files import reason_of
 from diagnostics.records import WORDS, Kinds
 from shadowlab.errors import UserError
-from shadowlab.runs.folder import RunFolder, refuse_pipe
-from shadowlab.runs.lookup import last_activity
+from shadowlab.runs.folder import REQUIRED, RunFolder
+from shadowlab.runs.lookup import last_activity, required_runs
 from shadowlab.runs.tail import first_header, last_records
+
+_CUT_LINE = 2**16  # bytes
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class RunSummary:
 def list_runs(output_dir: Path) -> list[RunSummary]:
     """Every folder below `output_dir`, the one that was worked at last first; what is no run comes last.
 
+    The stages that a training ran before, which lie inside its folder, follow it.
+
     Raises:
         UserError: it is no folder, or a run itself, or cannot be looked at.
     """
@@ -51,8 +57,21 @@ def list_runs(output_dir: Path) -> list[RunSummary]:
         raise UserError(
             f"{output_dir}: no folder of runs ({error.strerror}); `shadowlab overfit` makes a first run in runs/"
         ) from None
-    found = [_summarize(place) for place in places]
-    return sorted(found, key=lambda one: (-(one.last_activity or 0.0), one.path.name))
+    found = sorted(
+        (_summarize(place) for place in places), key=lambda one: (-(one.last_activity or 0.0), one.path.name)
+    )
+    return [one for run in found for one in (run, *_before(run))]
+
+
+def _before(run: RunSummary) -> list[RunSummary]:
+    """The stages inside its folder, in the order in which they ran."""
+    if run.last_activity is None:
+        return []
+    try:
+        found = [_summarize(place) for place in required_runs(run.path)]
+    except OSError:  # its own line says what cannot be looked at
+        return []
+    return sorted(found, key=lambda one: (one.last_activity or 0.0, one.path.name))
 
 
 def _summarize(place: Path) -> RunSummary:
@@ -68,17 +87,23 @@ def _summarize(place: Path) -> RunSummary:
     try:
         stages = run.stages()
         if run.metrics.exists():
-            refuse_pipe(run.metrics)
             header = first_header(run.metrics)
             tail.read(run.metrics, header)
     except OSError as error:
-        problem = f"{error.filename or run.metrics}: cannot be read ({error.strerror or error})"
+        problem = f"{error.filename or run.metrics}: cannot be read ({reason_of(error)})"
     except (UserError, ValueError) as error:
         problem = str(error)
     name, state = _outcome(run, tail, header, stages)
-    if problem and state == "empty":
-        state = "damaged"
+    if state == "empty" and not problem and tail.num_records == 0 and _more_than_a_cut_line(run.metrics):
+        problem = f"{run.metrics}: holds no record that can be read"
+    if state == "empty" and (problem or any((place / REQUIRED).glob("*"))):
+        state = "damaged" if problem else "interrupted"  # the latter in a stage that it ran before
     return RunSummary(place, state, name, tail.step, header, tail.evaluation, active, size, problem)
+
+
+def _more_than_a_cut_line(metrics: Path) -> bool:
+    """Of which nothing could be read: a kill leaves half a line, a power cut any number of zeros."""
+    return metrics.exists() and metrics.stat().st_size > _CUT_LINE
 
 
 class _Tail:
@@ -89,6 +114,7 @@ class _Tail:
         self.ending: Mapping[str, Any] = {}  # the last record that is a step, a stage's result or an incident
         self.incident: Mapping[str, Any] | None = None  # no step came after it
         self.evaluation: Mapping[str, Any] = {}
+        self.num_records = 0
 
     def read(self, metrics: Path, header: Mapping[str, Any]) -> None:
         """As far back as it has to. header: the first, which says what the training steps are called."""
@@ -96,6 +122,7 @@ class _Tail:
         kinds.learn(header)
         for record in last_records(metrics):
             kind = kinds.learn(record)
+            self.num_records += 1
             if self.step is None and isinstance(record.get("step"), int):
                 self.step = record["step"]
             is_evaluation = kinds.is_evaluation(kind)
@@ -134,17 +161,19 @@ def _outcome(
 
 
 def _size(place: Path) -> int:
-    """Bytes of all files below a folder; links are not followed.
+    """Bytes of all files below a folder; links are not followed. What goes meanwhile, as an old checkpoint of a run at
+    work does, has none.
 
     Raises:
         OSError: a folder cannot be looked at.
     """
     total, folders = 0, [os.fspath(place)]
     while folders:
-        with os.scandir(folders.pop()) as entries:
+        with suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
-                else:
+                    continue
+                with suppress(FileNotFoundError):
                     total += entry.stat(follow_symlinks=False).st_size
     return total

@@ -43,26 +43,32 @@ def resumed_config(
     base = run.path / "config.yaml" if own or file is None else file
     given = load_config(file=base, options=options, assignments=assignments)
     before, after = values(saved), values(given)
-    kept = _kept(given)
+    kept = _kept()
     for key, value in after.items():
         if before.get(key) != value and any(key == name or key.startswith(f"{name}.") for name in kept):
             fix = "take the option back" if own else f"take it back in {file}, or give it as an option"
             raise UserError(
                 f"--resume: {key} was {before.get(key)!r} in {run.path} and is {value!r} now, which would make it "
-                f"another run; {fix}, or start anew with another --run"
+                f"another run (its learning rate may change, its {_what(key)} may not); {fix}, or start anew with "
+                "another --run"
             )
     return _shared_among(given, saved, num_processes or given.distributed.processes)
 
 
-def _kept(config: Config) -> list[str]:
+def _kept() -> list[str]:
     """Keys that decide weights or data order; all others may change on resume.
 
+    Those that decide the learning rate may: it is a function of the step alone, so that no state remembers another.
     Batch size, accumulation and the number of processes may be exchanged for one another: their product is compared
     with the checkpoint's. So may data.latents: the cache holds the same samples' latents, of the same VAE, up to the
     last bits (batches of one).
     """
-    decisive = {"model", "numbers", *(["cosine_end"] if config.optimizer.schedule == "cosine" else [])}
-    return [key.name for key in describe_keys() if key.marks.decides in decisive]
+    return [key.name for key in describe_keys() if key.marks.decides in ("model", "numbers")]
+
+
+def _what(key: str) -> str:
+    section = key.partition(".")[0]
+    return section if section in ("model", "data", "optimizer") else key
 
 
 def effective_batch(config: Config) -> int:

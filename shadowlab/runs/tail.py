@@ -1,11 +1,11 @@
 """The last records of a run, read from the end of its file: a long run is looked at as fast as a short one."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from diagnostics.files import open_file, parse_json
 from diagnostics.records import decode
 
 _MOST_BYTES = 16 * 2**20  # statistics of a thousand layers take 0.7 MB a record
@@ -23,7 +23,7 @@ def last_records(metrics: Path) -> Iterator[dict[str, Any]]:
         ValueError: a line is damaged.
         OSError: the file cannot be read.
     """
-    with metrics.open("rb") as file:
+    with open_file(metrics, inside=metrics.parent) as file:
         lines = _last_lines(file)
         unfinished = _record(metrics, next(lines, b""), is_cut=True)
         if unfinished is not None:
@@ -36,6 +36,15 @@ def last_records(metrics: Path) -> Iterator[dict[str, Any]]:
                 yield record
 
 
+def last_step(metrics: Path) -> int:
+    """The step of the last record that has one, which is the largest; 0 where there is none.
+
+    Raises:
+        ValueError, OSError: as `last_records`.
+    """
+    return next((record["step"] for record in last_records(metrics) if type(record.get("step")) is int), 0)
+
+
 def first_header(metrics: Path) -> dict[str, Any]:
     """The header that a run's records begin with; empty where they begin with none.
 
@@ -43,7 +52,7 @@ def first_header(metrics: Path) -> dict[str, Any]:
         ValueError: the first line is damaged.
         OSError: the file cannot be read.
     """
-    with metrics.open("rb") as file:
+    with open_file(metrics, inside=metrics.parent) as file:
         line = file.readline(_HEAD_BYTES)
     record = _record(metrics, line, is_cut=not line.endswith(b"\n"))
     return record if record is not None and record.get("kind") == "header" else {}
@@ -69,10 +78,10 @@ def _record(metrics: Path, line: bytes, *, is_cut: bool = False) -> dict[str, An
     if not line.strip():
         return None
     try:
-        record = json.loads(line)
+        record = parse_json(line)
         if isinstance(record, dict):
             return decode(record)
-    except (ValueError, RecursionError):  # neither JSON nor UTF-8, or nested thousandfold
+    except ValueError:  # neither JSON nor UTF-8, or nested thousandfold
         pass
     if is_cut:
         return None

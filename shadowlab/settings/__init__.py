@@ -1,5 +1,6 @@
 """The configuration: its schema, how files and options become one, and all that is known of its keys."""
 
+from shadowlab.settings.augment import AugmentConfig, uncached
 from shadowlab.settings.description import (
     KeyDescription,
     describe_key,
@@ -13,6 +14,7 @@ from shadowlab.settings.files import (
     checked_section,
     dump_config,
     load_config,
+    load_kept_config,
     preset_names,
     resolve_config,
 )
@@ -26,16 +28,21 @@ from shadowlab.settings.schema import (
     DistributedConfig,
     OptimizerConfig,
     PrecisionName,
+    TrainConfig,
 )
+from shadowlab.settings.yaml_text import parse_yaml
 
 __all__ = [
     # One configuration
+    "AugmentConfig",
     "Config",
     "DiagnosticsConfig",
     "DistributedConfig",
     "OptimizerConfig",
     "PrecisionName",
+    "TrainConfig",
     "MAX_IMAGE_SIZE",
+    "uncached",
     "values",
     # From presets, files and options, and back
     "DEFAULT_PRESET",
@@ -44,6 +51,8 @@ __all__ = [
     "dump_config",
     "format_origins",
     "load_config",
+    "load_kept_config",
+    "parse_yaml",
     "preset_names",
     "resolve_config",
     # A section that is described elsewhere

@@ -76,10 +76,17 @@ def describe_key(name: str) -> KeyDescription:
 
 
 def describe_sections() -> dict[str, str]:
-    """Name of every section to what it holds."""
-    return {
-        name: _properties(json_schema())[name].get("description", "") for name in Config.model_fields if _holds(name)
-    }
+    """Dotted name of every section to what it holds; a section inside another follows it."""
+    return dict(_described_sections(Config, json_schema()))
+
+
+def _described_sections(model: type[Section], schema: JsonSchema, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, field in model.model_fields.items():
+        section = section_of(field)
+        if section is not None:
+            found = _properties(schema)[name]
+            yield f"{prefix}{name}", found.get("description", "")
+            yield from _described_sections(section, found, f"{prefix}{name}.")
 
 
 @cache

@@ -5,51 +5,27 @@ Every key remembers where it came from, so that an error names the file or the o
 """
 
 import difflib
-import re
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 import shadowlab
+from diagnostics.files import reason_of, require_inside
 from shadowlab.errors import TaskOptionError, UserError
+from shadowlab.settings.augment import REFUSED
 from shadowlab.settings.keys import Section, leaves, marks_of, section_of, values
 from shadowlab.settings.schema import Config
+from shadowlab.settings.yaml_text import dump_yaml, parse_yaml, read_mapping
 
 DEFAULT_PRESET = "tiny"
 S = TypeVar("S", bound=Section)
 
-_TOO_DEEP = "nested too deeply, or an alias holds itself (`&a {key: *a}`); write the values out"
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number (YAML 1.2) and refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, (str, int, float)):  # also None and dates; lists could not even be compared
-                raise yaml.constructor.ConstructorError(None, None, f"`{key}` is no name", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"`{key}` is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the texts that `_Loader` would read as numbers: a folder may be called 1e4."""
-
-
-for _yaml in (_Loader, _Dumper):
-    _yaml.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
-        list("-+0123456789."),
-    )
+_MOST_FILES = 64  # of one configuration; presets have a base or two
+_SHOWN = 60  # characters of a value in a message
 
 
 def presets_folder() -> Path:
@@ -114,17 +90,46 @@ def resolve_config(
     """`load_config`, with where each value came from."""
     if preset is not None and file is not None:
         raise UserError("--preset and --config exclude each other: put `base: [PRESET]` into the file instead")
-    merged: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    _merge_file(_find(str(file) if file is not None else preset or DEFAULT_PRESET), merged, origins, ())
+    found = _find(str(file) if file is not None else preset or DEFAULT_PRESET)
+    is_kept = _is_of_run(found)
+    if is_kept:
+        _require_own(found)
+    merging = _Merging(follows_bases=not is_kept)
+    merging.add_file(found)
     for key, value in (options or {}).items():
-        _assign(merged, origins, key, value, _option(key))
+        merging.assign(key, value, _option(key))
     for text in assignments:
         for key, value in _assigned(text):
-            _assign(merged, origins, key, value, f"--set {text}")
+            merging.assign(key, value, f"--set {text}")
+    merged, origins = merging.merged, merging.origins
     presets = {str((presets_folder() / f"{name}.yaml").resolve()): f"preset {name}" for name in preset_names()}
     config = _validate(merged, origins)
     return ResolvedConfig(config, {key: presets.get(origin, origin) for key, origin in origins.items()})
+
+
+def load_kept_config(file: Path) -> Config:
+    """The configuration that a run or an incident keeps in its folder; it is whole, so no other file is read.
+
+    Raises:
+        UserError: it cannot be read, is a link out of its folder, or names a `base`.
+    """
+    _require_own(file)
+    merging = _Merging(follows_bases=False)
+    merging.add_file(file)
+    return _validate(merging.merged, merging.origins)
+
+
+def _is_of_run(file: Path) -> bool:
+    """Whether a file is what a run keeps: the run may be somebody else's."""
+    names = ("environment.json", "metrics.jsonl", "stages.json", "verdict.json")
+    return file.name == "config.yaml" and any(os.path.lexists(file.parent / name) for name in names)
+
+
+def _require_own(file: Path) -> None:
+    try:
+        require_inside(file, file.parent)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({reason_of(error)})") from None
 
 
 def _option(key: str) -> str:
@@ -139,22 +144,14 @@ def _assigned(text: str) -> list[tuple[str, Any]]:
     if not equals or not key:
         raise UserError(f"--set {text}: write it as section.key=value, for example --set optimizer.eps=1e-6")
     try:
-        return list(_leaves({key.strip(): yaml.load(value, _Loader)}))
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"--set {text}: the value is not YAML ({_one_line(error)})") from None
-    except RecursionError:
-        raise UserError(f"--set {text}: {_TOO_DEEP}") from None
+        return list(_leaves({key.strip(): parse_yaml(value)}))
+    except ValueError as error:
+        raise UserError(f"--set {text}: the value is not YAML ({error})") from None
 
 
 def dump_config(config: Config) -> str:
     """YAML text that `load_config(file=...)` reads back to an equal Config."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
-
-
-def as_yaml(value: Any) -> str:
-    """A value on one line, as it may stand in a configuration file."""
-    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**9)
-    return text.removesuffix("\n").removesuffix("\n...")
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def _find(name: str) -> Path:
@@ -171,42 +168,56 @@ def _find(name: str) -> Path:
     raise UserError(f"{name}: neither a file nor a preset ({', '.join(preset_names())}){hint}")
 
 
-def _merge_file(path: Path, merged: dict[str, Any], origins: dict[str, str], chain: tuple[Path, ...]) -> None:
-    path = path.resolve()
-    if path in chain:
-        raise UserError(f"{path}: `base` leads back to this file; remove it from the chain")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({_one_line(error)})") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-01
-        raise UserError(f"{path}: not readable as YAML ({_one_line(error)})") from None
-    except RecursionError:
-        raise UserError(f"{path}: {_TOO_DEEP}") from None
-    if content is None or content == {}:
-        raise UserError(f"{path}: no settings in it; write some, for example `base: [tiny]`, or leave the file out")
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must be a mapping of sections, for example `train: {{max_steps: 100}}`")
-    bases = content.pop("base", [])
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise UserError(f"{path}: `base` must be a list of presets or files, for example [sdxl]")
-    for base in bases:
-        neighbour = path.parent / base
+class _Merging:
+    """Files that become one tree: each over its bases, and what comes later over what came before.
+
+    Args:
+        follows_bases: whether `base` may name other files; what a run keeps is whole, and names none.
+    """
+
+    def __init__(self, *, follows_bases: bool) -> None:
+        self.merged: dict[str, Any] = {}
+        self.origins: dict[str, str] = {}
+        self._follows_bases = follows_bases
+        self._num_files = 0
+
+    def add_file(self, path: Path, chain: tuple[Path, ...] = ()) -> None:
+        """A file with its bases. chain: the files that name it."""
         try:
-            found = neighbour if neighbour.is_file() else _find(base)
-        except UserError as error:
-            raise UserError(f"{path}: base {error}") from None
-        _merge_file(found, merged, origins, (*chain, path))
-    try:
+            path = path.resolve()
+        except (OSError, RuntimeError) as error:  # a loop of links
+            raise UserError(f"{path}: cannot be read ({_one_line(error)})") from None
+        if path in chain:
+            raise UserError(f"{path}: `base` leads back to this file; remove it from the chain")
+        self._num_files += 1
+        if self._num_files > _MOST_FILES:
+            raise UserError(f"{path}: `base` leads to more than {_MOST_FILES} files; name fewer")
+        content = read_mapping(path)
+        self._add_bases(path, content.pop("base", []), chain)
         leaves = list(_leaves(content))
-    except RecursionError:
-        raise UserError(f"{path}: {_TOO_DEEP}") from None
-    given = dict(leaves)
-    for old, new in _MOVED.items():
-        if old in given and new in given and given[old] != given[new]:
-            raise UserError(f"{path}: {old} is {new} now, and both are given with other values; remove {old}")
-    for key, value in leaves:
-        _assign(merged, origins, key, value, str(path))
+        given = dict(leaves)
+        for old, new in _MOVED.items():
+            if old in given and new in given and given[old] != given[new]:
+                raise UserError(f"{path}: {old} is {new} now, and both are given with other values; remove {old}")
+        for key, value in leaves:
+            self.assign(key, value, str(path))
+
+    def assign(self, key: str, value: Any, origin: str) -> None:
+        """One value, under its dotted key."""
+        _assign(self.merged, self.origins, key, value, origin)
+
+    def _add_bases(self, path: Path, bases: Any, chain: tuple[Path, ...]) -> None:
+        if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+            raise UserError(f"{path}: `base` must be a list of presets or files, for example [sdxl]")
+        if bases and not self._follows_bases:
+            raise UserError(f"{path}: `base` is not followed here: a run keeps its whole configuration; remove the key")
+        for base in bases:
+            neighbour = path.parent / base
+            try:
+                found = neighbour if neighbour.is_file() else _find(base)
+            except (UserError, OSError, ValueError) as error:
+                raise UserError(f"{path}: base {_one_line(error)}") from None
+            self.add_file(found, (*chain, path))
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -227,7 +238,7 @@ def _assign(merged: dict[str, Any], origins: dict[str, str], key: str, value: An
     section = _section(key)
     if section is not None and not isinstance(value, Mapping):
         example = next(iter(section.model_fields))
-        got = "" if origin.startswith("--set") else f"; got {value!r}"
+        got = "" if origin.startswith("--set") else f"; got {_shown(value)}"
         raise UserError(f"{origin}: {key} is a section; set one of its keys, e.g. {key}.{example}=...{got}")
     node = merged
     for name in sections:
@@ -254,10 +265,11 @@ def _validate(merged: dict[str, Any], origins: dict[str, str]) -> Config:
             raise UserError(f"{origin}: {_unknown_key(key)}") from None
         message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         if first["type"] in ("tuple_type", "list_type"):
-            message = f"must be a list: write [{first['input']}]"
+            given = first["input"]
+            message = f"must be a list: write [{given[:_SHOWN] if isinstance(given, str) else _shown(given)}]"
         if not key:
             raise UserError(message) from None
-        got = "" if isinstance(first["input"], dict) else f"; got {first['input']!r}"
+        got = "" if isinstance(first["input"], dict) else f"; got {_shown(first['input'])}"
         is_option = origin.startswith("--") and not origin.startswith("--set ")
         place = origin if is_option else f"{origin}: {key}"  # --samples says it all
         raise UserError(f"{place}: {message}{got}") from None
@@ -283,16 +295,21 @@ def checked_section(model: type[S], values: Mapping[str, Any], name: str) -> S:
             )
             raise TaskOptionError(key, f"`{key}` is not an option. {hint}") from None
         message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        raise TaskOptionError(key, f"{key}: {message}; got {first['input']!r}") from None
+        raise TaskOptionError(key, f"{key}: {message}; got {_shown(first['input'])}") from None
 
 
 def _section(key: str) -> type[Section] | None:
     """The section that `key` names, if it names one and no value."""
-    return section_of(Config.model_fields.get(key))
+    section: type[Section] | None = Config
+    for name in key.split("."):
+        section = section_of(section.model_fields.get(name)) if section is not None else None
+    return section
 
 
 def _unknown_key(key: str) -> str:
-    """What was meant, as far as can be guessed; else all that its section has."""
+    """What was meant, as far as can be guessed; else all that its section has. Or why there is no such key."""
+    if key in REFUSED:
+        return f"there is no `{key}`: {REFUSED[key]}."
     *sections, last = key.split(".")
     model: type[Section] = Config
     for section in sections:
@@ -314,6 +331,15 @@ def _unknown_key(key: str) -> str:
     ]
     hint = f"Did you mean `{meant[0]}`?" if meant else f"It has: {', '.join(model.model_fields)}."
     return f"`{key}` is not an option. {hint}"
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, however large it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return f"a {type(value).__name__} that is too large to be shown"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def _one_line(error: Exception) -> str:

@@ -8,6 +8,7 @@ from operator import getitem
 from pathlib import Path
 from typing import Any
 
+from diagnostics.files import reason_of, sha256_of
 from shadowlab.errors import UserError
 from shadowlab.settings.keys import Section, leaves, marks_of
 
@@ -55,7 +56,7 @@ def _digest(source: str) -> str:
             status = file.stat()
             content = _file_digest(file, status.st_mtime_ns, status.st_size)
         except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror}); repair the file or take it out") from None
+            raise UserError(f"{file}: cannot be read ({reason_of(error)}); repair the file or take it out") from None
         digest.update(f"{file.relative_to(root)} {content} ".encode())
     return digest.hexdigest()[:12]
 
@@ -63,5 +64,4 @@ def _digest(source: str) -> str:
 @cache
 def _file_digest(file: Path, mtime_ns: int, size: int) -> str:
     """SHA-256 of the whole file, read once in a process for as long as its time and size stay."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return sha256_of(file)

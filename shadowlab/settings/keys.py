@@ -2,7 +2,7 @@
 
 A key stands in a `Section` with its default, what it decides, its command-line option, and its text below it:
 
-    learning_rate: LearningRate = key(1e-5, decides="numbers")
+    learning_rate: LearningRate = key(1e-5, decides="rate")
     \"\"\"Step size of AdamW after warm-up.\"\"\"
 
 What may change on resume, what enters the model hash, the options of the commands, the JSON schema and the pages of
@@ -16,13 +16,14 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-Decides = Literal["model", "numbers", "cosine_end", "batch", "nothing"]
+Decides = Literal["model", "numbers", "rate", "cosine_end", "batch", "nothing"]
 """What another value of a key would change.
 
 - `model`: which model it is. The key enters the model hash, so that stages have to pass again, and a resumed run must
   keep it.
 - `numbers`: the weights that come out. A resumed run must keep it.
-- `cosine_end`: the same as `numbers` where the learning rate falls along a cosine, which ends there; else nothing.
+- `rate`: the learning rate of the steps to come. A resumed run may take another one, which is said and recorded.
+- `cosine_end`: the same as `rate` where the learning rate falls along a cosine, which ends there; else nothing.
 - `batch`: one factor of the effective batch. A resumed run must keep the product.
 - `nothing`: at most the last bits; it may change at any time.
 """

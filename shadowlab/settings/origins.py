@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from shadowlab.settings.files import ResolvedConfig, as_yaml
+from shadowlab.settings.files import ResolvedConfig
+from shadowlab.settings.yaml_text import as_yaml
 
 _COLUMN = 44  # where the comments begin, unless a value reaches further
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from shadowlab.settings.augment import AugmentConfig, uncached
 from shadowlab.settings.identity import hash_of
 from shadowlab.settings.keys import Section, key
 
@@ -25,7 +26,7 @@ MAX_IMAGE_SIZE = 4096
 class ModelConfig(Section):
     """The UNet and the VAE: where their weights come from, and how they are computed."""
 
-    architecture: Literal["tiny", "sdxl"] = key("tiny", decides="model")
+    architecture: Literal["tiny", "small", "sdxl"] = key("tiny", decides="model")
     """UNet configuration for random weights; loaded weights bring their own."""
     weights: str = key(
         "random", decides="model", option="--weights", examples=["stabilityai/stable-diffusion-xl-base-1.0", "my-unet/"]
@@ -75,6 +76,7 @@ class DataConfig(Section):
     """Share of the objects, not of the images, kept for validation."""
     num_workers: Count = key(0, decides="nothing")
     """Loader processes; the order of samples does not depend on it."""
+    augment: AugmentConfig = AugmentConfig()
 
     @field_validator("latents")
     @classmethod
@@ -103,7 +105,7 @@ class DataConfig(Section):
 class OptimizerConfig(Section):
     """AdamW (Loshchilov and Hutter, 2019) and its learning rate."""
 
-    learning_rate: LearningRate = key(1e-5, decides="numbers")
+    learning_rate: LearningRate = key(1e-5, decides="rate")
     """Learning rate after warm-up: AdamW moves every weight by about this much at each step."""
     beta1: Fraction = key(0.9, decides="numbers")
     """Decay of the mean of the gradients."""
@@ -115,9 +117,9 @@ class OptimizerConfig(Section):
     """Decoupled from the gradients: each step takes learning_rate x weight_decay of every weight off it."""
     max_grad_norm: PositiveFloat | None = key(1.0, decides="numbers")
     """Global gradient norm above which gradients are scaled down; null leaves them alone."""
-    schedule: Literal["constant", "cosine"] = key("constant", decides="numbers")
+    schedule: Literal["constant", "cosine"] = key("constant", decides="rate")
     """The learning rate after warm-up; cosine falls to zero at train.max_steps."""
-    warmup_steps: Count = key(0, decides="numbers")
+    warmup_steps: Count = key(0, decides="rate")
     """Steps over which the learning rate rises linearly."""
     fused: bool | None = key(None, decides="nothing")
     """AdamW's whole update in one kernel: a third of the time and no temporaries; null: where weights are float32.
@@ -133,6 +135,9 @@ class TrainConfig(Section):
     """Samples per process and micro-batch; effective = this x accumulation x processes."""
     gradient_accumulation_steps: PositiveInt = key(1, decides="batch")
     """Micro-batches whose gradients are averaged for one optimizer step."""
+    noise_share: Annotated[float, Field(ge=0, le=1)] = key(0.0, decides="numbers", examples=[0.5])
+    """Share of each step's samples that train at t = 0, pure noise, which is all that one-step generation asks of the
+    model; t of the others is uniform. 0: all are uniform, as rectified flow has it."""
     ema_decay: Fraction | None = key(0.999, decides="numbers")
     """Ceiling of diffusers' warmed-up EMA decay; null keeps no EMA."""
     log_every: PositiveInt = key(10, decides="nothing")
@@ -262,6 +267,15 @@ class Config(Section):
             raise ValueError(
                 "precision fp16-pure keeps weights and AdamW states in float16, where eps = 1e-8 rounds to 0; "
                 "use fp16 (float32 master weights) or add --allow-unsafe"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _latents_can_be_kept(self) -> "Config":  # here, where a check across keys names no file that said one of them
+        data = self.data
+        if data.latents is not None and (changed := data.augment.needs_pictures):
+            raise ValueError(
+                f"data.latents: {uncached(changed)}, or leave data.latents out (data.augment.flip can be kept)"
             )
         return self
 

@@ -60,6 +60,7 @@ def _open(session: Session) -> _Opened:
     config, processes, reporter = session.config, session.processes, session.reporter
     task, settings = session.task, config.overfit
     POLICIES[config.precision].apply_to_backend(processes.device)  # before the VAE computes anything
+    reporter.say(f"overfit: opening {config.data.path}, building the model ...", style="dim")
     dataset = task.open_data()
     for notice in dataset.notices:
         reporter.warn(notice)
@@ -85,7 +86,9 @@ def _open(session: Session) -> _Opened:
         memorised = source.read(chosen)
     trainee, telemetry = _build(session)
     num_parameters = sum(p.numel() for p in trainee.unet.parameters())
-    telemetry.write_header(num_samples=settings.num_samples, num_parameters=num_parameters, charts=task.charts)
+    telemetry.write_header(
+        num_samples=settings.num_samples, num_parameters=num_parameters, charts=task.charts, metrics=task.metrics
+    )
     reporter.say(
         f"overfit: {settings.num_samples} sample{'s' if settings.num_samples > 1 else ''} of {dataset.name}, "
         f"{num_parameters:,} parameters, {config.precision}, until {task.criterion.text()}"
@@ -119,6 +122,7 @@ def _loop(session: Session, opened: _Opened) -> tuple[GridResult, int]:
     settings, trainee, telemetry = config.overfit, opened.trainee, opened.telemetry
     size = settings.batch_size  # fewer samples come several times in a step, each time with other noise and t
     step = 0
+    reporter.say("judging the untrained model on the fixed grid ...", style="dim")
     result = opened.grid.evaluate(trainee.unet, trainee.precision)
     with reporter.start("overfit", settings.max_steps):
         for step in range(1, settings.max_steps + 1):
@@ -151,7 +155,7 @@ def _conclude(result: GridResult, step: int, session: Session) -> StageResult:
     if not passed:
         message = (
             f"overfit failed: after {step} steps {task.criterion.missed_text(numbers)}. Look at: whether the loss "
-            "still falls (raise --set overfit.max_steps), gradient norms near zero or growing in TensorBoard (lower or "
+            "still falls (raise --max-steps), gradient norms near zero or growing in TensorBoard (lower or "
             "raise --set overfit.learning_rate), layers without gradient (shadowlab check-forward), and the pictures "
             "(a blurred prediction: the conditions do not reach the model; a sharp wrong one: pairs are mixed up)"
         )

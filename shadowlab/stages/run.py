@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from diagnostics import NonFiniteError
-from diagnostics.records import Stage, append_record, read_records
+from diagnostics.records import Stage, append_record
 from shadowlab.console import Reporter
 from shadowlab.distributed import Processes
 from shadowlab.errors import InterruptedRunError, StageFailedError, StageStoppedError, UserError
+from shadowlab.interruption import signals
 from shadowlab.models import POLICIES
-from shadowlab.runs import RunFolder, default_name
+from shadowlab.runs import RunFolder, default_name, last_step
 from shadowlab.session import Session
 from shadowlab.settings import Config, Request
 from shadowlab.stages.result import StageResult
+from shadowlab.standard_streams import outlived
 from shadowlab.tasks import open_task
 from shadowlab.views.tensorboard import Board
 
@@ -29,6 +31,7 @@ def open_processes(config: Config, request: Request, resumed: RunFolder | None =
     Raises:
         UserError: the device, or the precision on it, is impossible.
     """
+    outlived()
     processes = Processes(config.device, config.distributed)
     POLICIES[config.precision].apply_to_backend(processes.device)  # an impossible one fails before any work
     reporter = Reporter(as_json=request.as_json, active=processes.is_main, quiet=request.quiet)
@@ -47,11 +50,14 @@ def run_stage(name: str, request: Request, stage: Callable[[Session], StageResul
     """Run a stage of one process in a run folder of its own.
 
     Raises:
-        UserError: wrong configuration, several processes, or a folder that has results; and as `finish_stage`.
+        UserError: wrong configuration, several processes, or a folder that has results; and as `finish_stage`. Where
+            nothing was done, no folder is left.
+        InterruptedRunError: a signal ended it in the middle.
     """
     config = request.config()
     task = open_task(config)  # an option that it does not have fails before any work
     processes, reporter = open_processes(config, request)
+    run = None
     try:
         processes.require_single(name)
         if request.run is None:
@@ -60,6 +66,20 @@ def run_stage(name: str, request: Request, stage: Callable[[Session], StageResul
             run = RunFolder.create(config, request.run, source=request.label)
         with run.claim():
             return finish_stage(name, Session(config, run, processes, reporter, task), stage)
+    except KeyboardInterrupt:
+        reporter.close()
+        if run is None or run.discard():
+            raise
+        other = "" if request.run is None else " under another --run"
+        raise InterruptedRunError(
+            f"interrupted: {name} keeps no checkpoint to go on from; start it again{other} (what it recorded stays in "
+            f"{run.path})"
+        ) from None
+    except Exception:
+        reporter.close()
+        if run is not None:
+            run.discard()  # a command that is refused leaves nothing
+        raise
     finally:
         reporter.close()
         processes.close()
@@ -80,10 +100,16 @@ def finish_stage(
     config, run, reporter = session.config, session.run, session.reporter
     if write:
         reporter.log_to(run.log)
+    signals.stop_if_asked()
     try:
-        result = stage(session)
+        with signals.unmasked():
+            result = stage(session)
     except InterruptedRunError:
         raise  # no failure: nothing is recorded
+    except KeyboardInterrupt:
+        if write:
+            reporter.note(f"{name} interrupted: {signals.name or 'Ctrl-C'}")
+        raise
     except OSError as error:  # data that cannot be read has errors of its own
         stopped = _refused(run, error)
         if write:
@@ -156,18 +182,14 @@ def _show(
         "summary": summary or {},
     }
     append_record(run.metrics, record)
-    board = Board(run.tensorboard)
+    board = Board(run.tensorboard, adds=True)
     board.write(record)
     board.close()
 
 
 def _last_step(metrics: Path) -> int:
-    """The largest of the records, up to a damaged one; 0 where there is none."""
-    last = 0
+    """Of the records; 0 where they cannot be read: that is said elsewhere, here the stage's own result counts."""
     try:
-        for record in read_records(metrics) if metrics.is_file() else ():
-            step = record.get("step")
-            last = max(last, step) if isinstance(step, int) else last
-    except ValueError:  # it is reported where the records are read; here the stage's own result is what counts
-        pass
-    return last
+        return last_step(metrics) if metrics.is_file() else 0
+    except (OSError, ValueError):
+        return 0

@@ -6,7 +6,9 @@ import torch
 
 from shadowlab.errors import UserError
 from shadowlab.settings import Config, checked_section, describe_keys
-from shadowlab.tasks.task import R2, Baseline, Criterion, Metric, Probe, Task, TaskBatch
+from shadowlab.tasks.evaluation import TRUTH, Evaluation, Tracks
+from shadowlab.tasks.exported import Exported, PipelineCode, ProgramInput, Trial
+from shadowlab.tasks.task import R2, Augmentation, Baseline, Criterion, Metric, Probe, Task, TaskBatch
 from shadowlab.tasks.vae_checks import vae_is_frozen
 
 if TYPE_CHECKING:
@@ -14,12 +16,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "R2",
+    "Augmentation",
+    "TRUTH",
     "Baseline",
     "Criterion",
+    "Evaluation",
+    "Exported",
     "Metric",
+    "PipelineCode",
     "Probe",
+    "ProgramInput",
     "Task",
     "TaskBatch",
+    "Tracks",
+    "Trial",
     "open_task",
     "task_class",
     "vae_is_frozen",
@@ -48,7 +58,7 @@ def open_task(config: Config, device: torch.device | None = None, *, vae: "Image
         vae: use this one instead.
 
     Raises:
-        UserError: no such task, an option that it does not have, or a VAE that cannot be read.
+        UserError: no such task, an option or an augmentation that it does not have, or a VAE that cannot be read.
         TypeError: the task declares an option that decides the model or its numbers.
     """
     kind = task_class(config.task)
@@ -56,6 +66,10 @@ def open_task(config: Config, device: torch.device | None = None, *, vae: "Image
         if option.marks.decides != "nothing":
             raise TypeError(f"{option.name}: neither the model hash nor a resume looks at a task's options yet")
     task: Task[Any] = kind(config, checked_section(kind.options(), config.task_options, "task_options"))
+    if config.data.augment.is_on and task.augmentation is None:
+        raise UserError(
+            f"data.augment ({config.data.augment.text}): the task {config.task} has no augmentation; set it to 0"
+        )
     if vae is not None:
         task.vae = vae
     elif device is not None:

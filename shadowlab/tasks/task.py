@@ -6,19 +6,23 @@ what an embedding means, what the target is, what passing means and what is draw
 Legend: B batch, C channels, H W pixels, h w latents (H/8).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from shadowlab.charts import Chart
+from shadowlab.charts import R2, Chart, Metric
 from shadowlab.checks import Check, PathTable
-from shadowlab.data import Entry, SampleSet
+from shadowlab.data import Entry, Examination, SampleSet
 from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.models import ImageVae, ModelSpec, Objective
 from shadowlab.settings import Section
+from shadowlab.tasks.evaluation import Evaluation
+from shadowlab.tasks.exported import Exported
+
+__all__ = ["R2", "Augmentation", "Baseline", "Criterion", "Metric", "Probe", "Reach", "Task", "TaskBatch"]
 
 Reach = Literal["near", "far"]
 
@@ -40,23 +44,6 @@ class TaskBatch(Protocol):
 
 
 B = TypeVar("B", bound=TaskBatch)
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One number that a task judges a picture by."""
-
-    name: str
-    """Its key in `Task.judge` and in records."""
-    text: str
-    """For people."""
-    higher_is_better: bool = True
-    form: str = ".3f"
-    """How it is printed."""
-
-
-R2 = Metric("r2", "R^2")
-"""Of every task: variance of the target's latents that one-step generation explains."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +109,29 @@ class Probe:
     differ."""
 
 
+class Augmentation(Protocol):
+    """How training samples are changed: a function of the run's seed and of a sample's position in the stream alone.
+    Copies go to the loader's processes."""
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Names of what may become of a sample's pictures, where that is one of a few other pictures: their latents
+        can be kept. What has no end of variants, `AugmentConfig` refuses together with a cache."""
+
+    def sample(self, sample: Any, position: int) -> Any:
+        """A sample of the data set as it is at this position."""
+
+    def variant(self, position: int) -> str:
+        """Which of `variants` the pictures are at this position; empty: as they are."""
+
+    def as_variant(self, sample: Any, variant: str) -> Any:
+        """The sample with its pictures as one of `variants`, to be encoded."""
+
+    def numbers(self, numbers: Mapping[str, Tensor], position: int) -> dict[str, Tensor]:
+        """What `Task.numbers` gave, tensors (...) without a batch dimension, as it is at this position: what `sample`
+        makes of the same."""
+
+
 class Task(Protocol[B]):
     """One task. `encode`, `decode` and what calls them need `load_vae` first, all else needs no weights."""
 
@@ -141,6 +151,8 @@ class Task(Protocol[B]):
     """What `comparison_figure` shows of a sample, from left to right, for people: `object / target / error`."""
     sweep_name: str
     """Of `sweep`, for people and files: `light-sweep`."""
+    augmentation: Augmentation | None
+    """What `data.augment` makes of training samples; None where it is off, or where the task has none."""
     vae: ImageVae
 
     @classmethod
@@ -168,6 +180,17 @@ class Task(Protocol[B]):
 
     def find_data(self) -> None:
         """Raise UserError where nothing that can be read lies at data.path. Cheap: samples are not looked at."""
+
+    def examine_data(self, path: str, image_size: int | None, *, renew: bool = False) -> Examination:
+        """The data set at `path`, opened to be examined for all that is wrong with it.
+
+        Args:
+            image_size: pixels; where given, samples must also survive being brought to this size.
+            renew: read all names and metadata, even where an index of them is kept.
+
+        Raises:
+            UserError: there is none.
+        """
 
     @staticmethod
     def collate(samples: Sequence[Any]) -> B:
@@ -208,6 +231,17 @@ class Task(Protocol[B]):
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 4, h, w) -> predicted pictures (B, C, H, W) float32 in [0, 1]."""
 
+    def generator(self, draw: Callable[[EncodedBatch, int, int], Tensor]) -> Any:
+        """What makes pictures of a user's own input, with a method `generate` whose arguments are the task's.
+
+        draw: (one encoded sample, steps, seed) -> (1, C, H, W) float32 in [0, 1] on the CPU; of the sample's latents
+        only the conditions are looked at.
+        """
+
+    @property
+    def exported(self) -> Exported | None:
+        """What an exported model of it carries; None where it cannot be exported. Needs the VAE."""
+
     # Judgement
 
     def target(self, batch: B) -> Tensor:
@@ -218,6 +252,10 @@ class Task(Protocol[B]):
 
     def baselines(self, batch: B) -> dict[str, Tensor]:
         """Name -> prediction (B, C, H, W) in [0, 1]."""
+
+    @property
+    def evaluation(self) -> Evaluation[B]:
+        """How `shadowlab evaluate` judges."""
 
     # Probes: what the model must answer to
 

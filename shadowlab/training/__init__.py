@@ -8,10 +8,18 @@ from shadowlab.training.capture import (
     state_tensors,
 )
 from shadowlab.training.checkpoint import load_checkpoint, save_checkpoint
-from shadowlab.training.checkpoint_files import complete_checkpoints, newest_sound_checkpoint, remove_unfinished
+from shadowlab.training.checkpoint_files import (
+    checkpoint_folders,
+    complete_checkpoints,
+    drop_old,
+    foreign_entries,
+    newest_sound_checkpoint,
+    remove_unfinished,
+    step_of,
+)
 from shadowlab.training.data_wait import DataWait
-from shadowlab.training.interruption import Interruption, ending_at_once
 from shadowlab.training.optimizer import adamw, learning_rate
+from shadowlab.training.sinks import Sink
 from shadowlab.training.source import BatchSource, open_source
 from shadowlab.training.step import (
     StepOutcome,
@@ -21,14 +29,13 @@ from shadowlab.training.step import (
     training_step,
     watched_step,
 )
-from shadowlab.training.telemetry import Sink, Telemetry
+from shadowlab.training.telemetry import Telemetry
 from shadowlab.training.trainee import Trainee, build_trainee, build_unet, prepare_unet
 
 __all__ = [
     "BatchSource",
     "CapturedStep",
     "DataWait",
-    "Interruption",
     "Sink",
     "StepOutcome",
     "StepPlace",
@@ -39,8 +46,10 @@ __all__ = [
     "build_unet",
     "captured_batches",
     "captured_state",
+    "checkpoint_folders",
     "complete_checkpoints",
-    "ending_at_once",
+    "drop_old",
+    "foreign_entries",
     "forward_backward",
     "learning_rate",
     "load_checkpoint",
@@ -52,6 +61,7 @@ __all__ = [
     "restore_bad_tensors",
     "save_checkpoint",
     "state_tensors",
+    "step_of",
     "training_step",
     "watched_step",
 ]

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diagnostics import all_finite
+from diagnostics.files import read_bytes, read_json, reason_of, replace, replace_text, require_file
 from diagnostics.incidents import load_evidence
 from shadowlab.distributed import is_sharded, local
 from shadowlab.encoded_batch import EncodedBatch
@@ -33,6 +34,7 @@ from shadowlab.training.step import StepPlace
 from shadowlab.training.trainee import Trainee
 
 STATE_LIMIT_BYTES = 2 * 2**30
+_VERDICT_ALONE = "--no-counterfactuals prints the verdict alone"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class CapturedStep:
         """Raises UserError where step.json is damaged or of another version."""
         file = incident / "step.json"
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = read_json(file, inside=incident)
             content["place"] = StepPlace(**content["place"])
             content["optimizer"] = OptimizerConfig(**content["optimizer"])
             content["bad_tensors"] = tuple(content["bad_tensors"])
@@ -109,10 +111,10 @@ def capture_step(
     )
     document = asdict(captured) | {"optimizer": captured.optimizer.model_dump()}
     try:
-        shutil.copyfile(run.path / "config.yaml", incident / "config.yaml")
-        (incident / "step.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        replace(incident / "config.yaml", read_bytes(run.path / "config.yaml", inside=run.path))
+        replace_text(incident / "step.json", json.dumps(document, indent=2) + "\n")
     except OSError as error:
-        return f"not kept: {error.strerror}"
+        return f"not kept: {reason_of(error)}"
     return note
 
 
@@ -123,10 +125,21 @@ def captured_state(incident: Path) -> Path | None:
 
 @torch.no_grad()
 def restore_bad_tensors(incident: Path, trainee: Trainee) -> None:
-    """Put the tensors that were not finite before the step back as they were."""
-    state = state_tensors(trainee)
-    for name, tensor in load_file(incident / "state" / "bad.safetensors").items():
-        state[name].copy_(tensor)
+    """Put the tensors that were not finite before the step back as they were.
+
+    Raises:
+        UserError: they cannot be read, or are none of this model.
+    """
+    state, file = state_tensors(trainee), incident / "state" / "bad.safetensors"
+    try:
+        require_file(file, inside=incident)
+        for name, tensor in load_file(file).items():
+            if name not in state or state[name].shape != tensor.shape:
+                raise UserError(f"{file}: {ascii(name)[:80]} is no tensor of this model's state; {_VERDICT_ALONE}")
+            state[name].copy_(tensor)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        said = reason_of(error) if isinstance(error, OSError) else " ".join(str(error).split())[:80]
+        raise UserError(f"{file}: cannot be read ({said}); {_VERDICT_ALONE}") from error
 
 
 def captured_batches(incident: Path, device: torch.device) -> list[EncodedBatch]:
@@ -139,7 +152,7 @@ def captured_batches(incident: Path, device: torch.device) -> list[EncodedBatch]
     try:
         content = load_evidence(file, device)
     except ValueError as error:
-        raise UserError(f"{error}; --no-counterfactuals prints the verdict alone") from error
+        raise UserError(f"{error}; {_VERDICT_ALONE}") from error
     named = content if isinstance(content, list) else [content]
     if not all(isinstance(one, Mapping) and isinstance(one.get("positions"), Tensor) for one in named):
         raise UserError(f"{file}: holds no batch of this harness (no `positions`)")

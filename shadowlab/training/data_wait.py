@@ -43,7 +43,7 @@ class DataWait:
 
     def _fix(self) -> str:
         data = self._config.data
-        workers = f"raise data.num_workers, now {data.num_workers}"
+        workers = f"raise --set data.num_workers=N, now {data.num_workers}"
         if data.latents is not None:
             return f"{workers}, or put {data.latents} on a faster disk"
         out = "LATENTS"

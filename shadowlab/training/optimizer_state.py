@@ -13,17 +13,17 @@ is not by torch's own `state_dict`.
 """
 
 import inspect
-import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shadowlab.errors import UserError
+from shadowlab.training.saved_file import damaged, read_object, read_tensors, shown
 from shadowlab.training.state_tree import FIX, TreeReader, TreeWriter
 
 TENSORS, DOCUMENT = "optimizer.safetensors", "optimizer.json"
@@ -34,6 +34,7 @@ _CONFIGURED = {
     *("fused", "foreach", "capturable", "differentiable"),
 }
 _SECTIONS = {"optimizer": str, "groups": list, "state": dict, "other_state": dict, "without_state": list}
+_GROUP = {"parameters": list, "options": dict}
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,16 @@ class SavedOptimizer:
 
     @classmethod
     def load(cls, folder: Path) -> "SavedOptimizer":
-        """Raises OSError, SafetensorError, ValueError or KeyError where the files are damaged."""
-        tensors = load_file(folder / TENSORS)
+        """Raises UserError where the files are damaged."""
+        tensors = read_tensors(folder / TENSORS)
         if not (folder / DOCUMENT).exists():
             state: dict[str, Any] = {}
             for key in tensors:
                 name, _, part = key.rpartition("/")
                 state.setdefault(name, {"dict": {}})["dict"][part] = {"tensor": key}
             return cls(folder, tensors, torch.optim.AdamW.__name__, None, state, {})
-        document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
-        _require_document(document)
+        document = read_object(folder / DOCUMENT)
+        _require_document(document, folder / DOCUMENT)
         kind, groups, state = document["optimizer"], document["groups"], document["state"]
         return cls(folder, tensors, kind, groups, state, document["other_state"])
 
@@ -148,7 +149,7 @@ def prepare_optimizer(
     strange = sorted(name for name in saved.state if name not in parameters or not parameters[name].requires_grad)
     if strange:
         raise UserError(
-            f"{saved.file}: holds a state of {strange[0]}, which is no trained parameter of the model; {FIX}"
+            f"{saved.file}: holds a state of {shown(strange[0])}, which is no trained parameter of the model; {FIX}"
         )
     if saved.groups is None and (saved.state or num_updates > 0):
         missing = [name for name, p in parameters.items() if p.requires_grad and name not in saved.state]
@@ -156,6 +157,9 @@ def prepare_optimizer(
             raise UserError(f"{saved.file}: has no state of {missing[0]}, which is trained; {FIX}")
     if any(not optimizer.state.get(parameters[name]) for name in saved.state):
         _make_state(optimizer)
+    if saved.kind == torch.optim.AdamW.__name__:
+        live = {name: optimizer.state.get(parameters[name], {}) for name in saved.state}
+        _check_adamw(saved, live, num_updates)
 
 
 def restore_optimizer(
@@ -178,33 +182,93 @@ def restore_optimizer(
         if name not in saved.state:
             optimizer.state.pop(parameter, None)
             continue
-        tree, live = saved.state[name], optimizer.state.get(parameter)
-        added = [] if saved.groups is not None else [key for key in tree["dict"] if key not in (live or {})]
-        if added:
-            raise UserError(f"{saved.file}: {name}/{added[0]} is unknown to the optimizer; {FIX}")
-        optimizer.state[parameter] = reader.read(tree, name, parameter.device, live)
+        live = optimizer.state.get(parameter)
+        optimizer.state[parameter] = reader.read(saved.state[name], name, parameter.device, live)
     device = next(iter(parameters.values())).device
     others: dict[Any, Any] = {key: value for key, value in optimizer.state.items() if isinstance(key, str)}
     others = reader.read({"dict": saved.other_state}, "other_state", device, others)
     optimizer.state.update(others)
     for i, (group, kept) in enumerate(zip(optimizer.param_groups, saved.groups or [], strict=False)):
         live = {key: group[key] for key in _kept_options(group)}
+        unknown = [key for key in kept["options"] if key not in live and saved.kind == torch.optim.AdamW.__name__]
+        if unknown:
+            raise damaged(saved.file, f"groups/{i}/options: AdamW has no {shown(unknown[0])}")
         group.update(reader.read({"dict": kept["options"]}, f"param_groups/{i}", device, live))
     if reader.unread():
         raise ValueError(f"{TENSORS} holds {reader.unread()[0]}, which {DOCUMENT} does not know")
 
 
-def _require_document(document: Any) -> None:
-    """Raise ValueError or KeyError where this is not the outline of optimizer.json."""
-    if not isinstance(document, dict) or any(type(document.get(key)) is not kind for key, kind in _SECTIONS.items()):
-        raise ValueError(f"{DOCUMENT} is not an optimizer's")
-    listed = set(map(str, document["without_state"])) | document["state"].keys()
-    for group in document["groups"]:
-        if not isinstance(group, dict) or [type(group.get(key)) for key in ("parameters", "options")] != [list, dict]:
-            raise ValueError(f"{DOCUMENT} holds a group that is none")
-        strange = [name for name in map(str, group["parameters"]) if name not in listed]
-        if strange:
-            raise ValueError(f"{DOCUMENT} does not say what state {strange[0]} has")
+def _require_document(document: dict[str, Any], file: Path) -> None:
+    """Raise UserError where this is not the outline of optimizer.json."""
+    problem = _keys_problem(document, _SECTIONS, "")
+    state, stateless = document.get("state"), document.get("without_state")
+    if problem is None and isinstance(state, dict) and isinstance(stateless, list):
+        entries = (f"state/{name}" for name, tree in state.items() if not isinstance(tree, dict))
+        problem = next((f"{entry} is no object" for entry in entries), None)
+        listed = [*map(str, stateless), *state]
+        twice = [name for name, count in Counter(listed).items() if count > 1]
+        problem = problem or (f"without_state: {twice[0]} is listed twice" if twice else None)
+        grouped: list[Any] = []
+        for i, group in enumerate(document["groups"]):
+            problem = problem or _keys_problem(group, _GROUP, f"groups/{i}")
+            grouped += group["parameters"] if problem is None else []
+        named = [*map(str, grouped)]
+        unsaid, strange = {*named} - {*listed}, {*map(str, stateless)} - {*named}
+        if problem is None and (unsaid or strange):
+            problem = f"groups, state and without_state do not agree on {min(unsaid or strange)}"
+    if problem is not None:
+        raise damaged(file, problem)
+
+
+def _keys_problem(section: Any, kinds: Mapping[str, type], name: str) -> str | None:
+    """What of the keys, or of the kinds of their values, is not as it must be."""
+    if not isinstance(section, dict):
+        return f"{name} is no object"
+    path = f"{name}/" if name else ""
+    for key, kind in kinds.items():
+        if type(section.get(key)) is not kind:
+            return f"{path}{key} is {'no ' + kind.__name__ if key in section else 'missing'}"
+    return next((f"{path}{key} is unknown" for key in section if key not in kinds), None)
+
+
+def _check_adamw(saved: SavedOptimizer, live: Mapping[str, Mapping[str, Any]], num_updates: int) -> None:
+    """What only AdamW's states promise: which there are, how many steps they saw, squares that are not negative.
+
+    Args:
+        live: parameter -> its state, as the optimizer makes it.
+
+    Raises:
+        UserError: one of them is otherwise.
+    """
+    if saved.other_state:
+        raise damaged(saved.file, f"other_state: AdamW has no {min(saved.other_state)}")
+    for name, tree in saved.state.items():
+        parts = tree.get("dict")
+        if tree.keys() != {"dict"} or not isinstance(parts, dict):
+            raise damaged(saved.file, f"{name} is no state of AdamW")
+        wanted = live.get(name) or {}
+        differing = [part for part in (*wanted, *parts) if (part in wanted) != (part in parts)]
+        if differing:
+            problem = "is missing, the optimizer has it" if differing[0] in wanted else "is unknown to the optimizer"
+            raise UserError(f"{saved.file}: {name}/{differing[0]} {problem}; {FIX}")
+        for part, one in parts.items():
+            is_tensor = isinstance(one, dict) and isinstance(one.get("tensor"), str) and one.keys() <= {"tensor", "cpu"}
+            if not is_tensor or one.get("cpu", True) is not True:
+                raise damaged(saved.file, f"{name}/{part} is no tensor")
+            tensor = saved.tensors.get(one["tensor"])
+            if tensor is None:
+                raise damaged(saved.file, f"{name}/{part} is in {DOCUMENT} and not in {TENSORS}")
+            _check_moment(f"{name}/{part}", part, tensor, saved.folder / TENSORS, num_updates)
+
+
+def _check_moment(name: str, part: str, tensor: Tensor, file: Path, num_updates: int) -> None:
+    """tensor: of any shape, finite."""
+    if part == "step" and tensor.numel() == 1:
+        steps = float(tensor)
+        if not (steps.is_integer() and 1 <= steps <= num_updates):
+            raise damaged(file, f"{name} is {steps:g}, and the checkpoint has {num_updates} updates")
+    elif part.endswith("exp_avg_sq") and tensor.is_floating_point() and bool((tensor < 0).any()):
+        raise damaged(file, f"{name} is negative, and a mean of squares never is")
 
 
 def _entries(optimizer: torch.optim.Optimizer) -> list[tuple[Any, Any]]:

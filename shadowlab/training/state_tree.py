@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from shadowlab.distributed import assign, local
 from shadowlab.errors import UserError
+from shadowlab.training.saved_file import HUGE, shown
 
 FIX = "resume with the model and the optimizer that the run had, or start anew with another --run"
 _ABSENT = object()  # the running optimizer has nothing in this place
@@ -153,9 +154,9 @@ class TreeReader:
         """
         match tree:
             case None | bool() | int() | float() | str():
-                fits, value = live is _ABSENT or isinstance(live, _SCALARS) or tree is None, tree
+                fits, value = _may_follow(live, tree), tree
             case {"float": "nan" | "inf" | "-inf" as text}:
-                fits, value = live is _ABSENT or isinstance(live, _SCALARS), float(text)
+                fits, value = _may_follow(live, float(text)), float(text)
             case {"tensor": str(name)} if name in self._tensors:
                 return self._tensor(name, path, torch.device("cpu") if tree.get("cpu") else device, live)
             case {"subclass": str(kind), "parts": dict(parts)}:
@@ -171,7 +172,7 @@ class TreeReader:
             case _:
                 raise ValueError(f"{path}: {str(tree)[:60]} describes no optimizer state")
         if not fits:
-            raise self._unfit(path, f"is {value!r}", live)
+            raise self._unfit(path, f"is {shown(value)}", live)
         return value
 
     def _tensor(self, name: str, path: str, device: torch.device, live: Any) -> Tensor:
@@ -245,6 +246,18 @@ class TreeReader:
 def _is_free(live: Any) -> bool:
     """Whether the running optimizer has nothing in a place yet."""
     return live is _ABSENT or live is None
+
+
+def _may_follow(live: Any, value: Any) -> bool:
+    """Whether an optimizer that has `live` may later have the scalar `value` in its place."""
+    if _is_free(live) or (value is None and not isinstance(live, _SCALARS)):
+        return True
+    if isinstance(live, float) and type(value) is int and abs(value) >= HUGE:  # no float
+        return False
+    if isinstance(live, bool) or isinstance(value, bool):  # to Python they are numbers
+        return isinstance(live, bool) and isinstance(value, bool)
+    kind = str if isinstance(live, str) else (int, float)
+    return isinstance(live, kind) and isinstance(value, kind)
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

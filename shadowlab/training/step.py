@@ -9,7 +9,7 @@ and t to the step, so the same step can be run again, to resume or to find out w
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -95,6 +95,23 @@ class Update:
     """This process's, as the loss functions gave them, one after the other."""
 
 
+@dataclass
+class StepNotes:
+    """What a step has read on the host before it may end in an error; filled by `training_step`."""
+
+    update: Update | None = None
+    """None where it did not come that far."""
+    gradient_norms: dict[str, Tensor] = field(default_factory=dict)
+    """Parameter -> norm of its gradient before clipping, a scalar on its device."""
+    times: tuple[float, ...] = ()
+    """t of this process's samples."""
+
+    @property
+    def sample_losses(self) -> tuple[tuple[float, float], ...]:
+        """(t, loss) of this process's samples; empty where the step did not come that far."""
+        return () if self.update is None else tuple(zip(self.times, self.update.losses, strict=True))
+
+
 @dataclass(frozen=True)
 class StepOutcome:
     """Host numbers of one finished step."""
@@ -116,12 +133,19 @@ def training_step(
     place: StepPlace,
     *,
     parameter_statistics: ParameterStatistics | None = None,
+    notes: StepNotes | None = None,
 ) -> StepOutcome:
     """The watched step of the objective's loss over the micro-batches of one step.
+
+    Args:
+        notes: filled, also where the step ends in an error.
 
     Raises:
         NonFiniteError: as `watched_step`.
     """
+    notes = StepNotes() if notes is None else notes
+    times = torch.cat([_times(trainee, batch, place) for batch in batches]).tolist()
+    notes.times = tuple(times)
     named = [batch.tensors() | {"ids": batch.ids, "positions": batch.positions} for batch in batches]
     update = watched_step(
         trainee,
@@ -129,10 +153,9 @@ def training_step(
         place.step,
         batch=named[0] if len(named) == 1 else named,
         parameter_statistics=parameter_statistics,
+        notes=notes,
     )
-    times = torch.cat([sample_times(trainee.seed, batch.positions, place) for batch in batches]).tolist()
-    sample_losses = tuple(zip(times, update.losses, strict=True))
-    return StepOutcome(update.loss, update.grad_norm, update.learning_rate, update.skipped, sample_losses)
+    return StepOutcome(update.loss, update.grad_norm, update.learning_rate, update.skipped, notes.sample_losses)
 
 
 def watched_step(
@@ -142,6 +165,7 @@ def watched_step(
     *,
     batch: Any = None,
     parameter_statistics: ParameterStatistics | None = None,
+    notes: StepNotes | None = None,
 ) -> Update:
     """Forward, backward, finite check, clip, optimizer, average over the micro-batches of one step, under watch.
 
@@ -152,13 +176,14 @@ def watched_step(
             may be called again, and must then compute the same.
         step: 0-based optimizer step.
         batch: named tensors, so that a bad sample can be named.
+        notes: filled, also where the step ends in an error.
 
     Raises:
         NonFiniteError: something is not finite on some rank, or the scaler has skipped too many steps in a row. It
             says where that was born; weights, optimizer and average are unchanged.
     """
     return learner.watch.step(
-        lambda: _step(learner, losses, step, parameter_statistics),
+        lambda: _step(learner, losses, step, parameter_statistics, StepNotes() if notes is None else notes),
         batch=batch,
         step_index=step,
     )
@@ -169,6 +194,7 @@ def _step(
     loss_functions: Sequence[Callable[[], Tensor]],
     step: int,
     parameter_statistics: ParameterStatistics | None,
+    notes: StepNotes,
 ) -> Update:
     optimizer, config, processes = learner.optimizer, learner.learning_rate_config, learner.processes
     optimizer.zero_grad(set_to_none=True)
@@ -184,11 +210,14 @@ def _step(
     flags = [loss.double(), grad_norm, finite_loss.double(), finite_gradients.double()]
     host = torch.cat([torch.stack(flags), losses.double()]).tolist()
     rate = learning_rate(config, step, learner.max_steps)
+    overflowed = learner.scaler is not None and not host[3] and bool(host[2])
+    update = notes.update = Update(host[0], host[1], rate, skipped=overflowed, losses=tuple(host[4:]))
+    notes.gradient_norms = norms
 
-    if not host[3] and host[2] and learner.scaler is not None:
+    if learner.scaler is not None and overflowed:
         # float16 gradients overflowed at this scale: the scaler halves it, nothing moves.
         learner.scaler.update()
-        return Update(host[0], host[1], rate, skipped=True, losses=tuple(host[4:]))
+        return update
     learner.watch.note(loss=host[0] if host[2] else math.nan, grad_norm=host[1] if host[3] else math.inf)
 
     if parameter_statistics is not None:
@@ -206,7 +235,7 @@ def _step(
     learner.update_average(parameters.values())
     if parameter_statistics is not None:
         parameter_statistics.after_step()
-    return Update(host[0], host[1], rate, skipped=False, losses=tuple(host[4:]))
+    return update
 
 
 def forward_backward(trainee: Trainee, model: nn.Module, batches: Sequence[EncodedBatch], place: StepPlace) -> Tensor:
@@ -243,7 +272,7 @@ def objective_loss(trainee: Trainee, model: nn.Module, batch: EncodedBatch, plac
     device, seed, objective = trainee.device, trainee.seed, trainee.objective
     shape = batch.data.shape[1:]
     noise = torch.stack([normal(shape, seed, "noise", position) for position in batch.positions.tolist()])
-    t = sample_times(seed, batch.positions, place).to(device, non_blocking=True)
+    t = _times(trainee, batch, place).to(device, non_blocking=True)
     noise = noise.to(device, non_blocking=True)
     x_t = objective.noised(noise, batch.data, t)
     with trainee.precision.autocast(device):
@@ -251,8 +280,12 @@ def objective_loss(trainee: Trainee, model: nn.Module, batch: EncodedBatch, plac
     return objective.loss(predicted, noise, batch.data, t)
 
 
-def sample_times(seed: int, positions: Tensor, place: StepPlace) -> Tensor:
+def sample_times(seed: int, positions: Tensor, place: StepPlace, noise_share: float = 0.0) -> Tensor:
     """t of the samples at `positions` (B,) of the data stream, (B,) float32 in [0, 1) on the CPU."""
     offset = torch.rand((), generator=generator(seed, "t", place.step), dtype=torch.float64).item()
-    in_step = positions - place.first_position
-    return torch.cat([stratified_times(1, offset, int(p), place.global_batch) for p in in_step.tolist()])
+    in_step, stride = positions - place.first_position, place.global_batch
+    return torch.cat([stratified_times(1, offset, int(p), stride, noise_share) for p in in_step.tolist()])
+
+
+def _times(trainee: Trainee, batch: EncodedBatch, place: StepPlace) -> Tensor:
+    return sample_times(trainee.seed, batch.positions, place, trainee.noise_share)

@@ -2,49 +2,36 @@
 
 import fnmatch
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 
-from diagnostics import NonFiniteError
+from diagnostics import NonFiniteError, Verdict
 from diagnostics.health import Finding, HealthWatch
 from diagnostics.records import Header, Health, Incident, RecordWriter, TrainingStep, read_records
 from diagnostics.statistics import ParameterStatistics, histogram, recorded_layers, recorded_parameters
-from shadowlab.charts import Chart
+from shadowlab.charts import Chart, Metric
 from shadowlab.distributed import whole
 from shadowlab.encoded_batch import EncodedBatch
-from shadowlab.runs import RunFolder
+from shadowlab.errors import UserError
+from shadowlab.runs import Remedy, RunFolder, write_remedy
 from shadowlab.settings import DiagnosticsConfig
 from shadowlab.training.capture import capture_step
-from shadowlab.training.step import StepOutcome, StepPlace, training_step
+from shadowlab.training.sinks import Sink, Sinks
+from shadowlab.training.step import StepNotes, StepOutcome, StepPlace, training_step
 from shadowlab.training.trainee import Trainee
 
 _INCIDENT_SECONDS = 3600.0  # a step that is looked into takes many times as long, and its evidence GiB
 _MAX_WARNINGS = 5  # of one step in words; the record has all
-
-
-class Sink(Protocol):
-    """Where the records and pictures of a run go besides metrics.jsonl: a view that is written while it trains."""
-
-    def remember(self, record: Mapping[str, Any]) -> None:
-        """A record that an earlier process wrote; all of them come before the first `write`."""
-        ...
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """A record, as metrics.jsonl has it."""
-        ...
-
-    def image(self, tag: str, picture: Tensor, step: int) -> None:
-        """A picture: (3, H, W) in [0, 1]."""
-        ...
-
-    def close(self) -> None: ...
 
 
 class Telemetry:
@@ -59,6 +46,7 @@ class Telemetry:
     Every rank measures (hooks must not differ between ranks); only the first writes.
 
     Attributes:
+        recorded: kinds of the records of step `resumed_at` that are there; empty on every rank but the first.
         live: what a live view shows of the last step next to loss and gradient norm; the headroom is that of the last
             step with statistics.
     """
@@ -75,18 +63,21 @@ class Telemetry:
         open_sinks: Callable[[], Sequence[Sink]] = tuple,
     ) -> None:
         self._run, self._trainee, self._config, self._kind = run, trainee, config, kind
+        self._resumed_at = resumed_at
         trainee.watch.incidents = run.path / "incidents"
         trainee.watch.on_trip = partial(trainee.processes.expect_delay, _INCIDENT_SECONDS)
         self._parameters = ParameterStatistics(trainee.unet)
         self.live: dict[str, float | str] = {}
+        self.recorded: set[str] = set()
         self._writer: RecordWriter | None = None
-        self._sinks: Sequence[Sink] = ()
+        again = f"shadowlab tensorboard {run.path} --rebuild draws all that metrics.jsonl has"
+        self._sinks = Sinks((), warn, again)
         self._health, self._warn = HealthWatch(kind), warn
         if trainee.processes.is_main:
             self._writer = RecordWriter(run.metrics, keep_until_step=resumed_at)
-            self._sinks = open_sinks()
+            self._sinks = Sinks(open_sinks(), warn, again)
             if resumed_at > 0:
-                self._remember()
+                self._remember(resumed_at)
 
     def step(
         self,
@@ -113,26 +104,14 @@ class Telemetry:
         started = time.perf_counter()
         self._trainee.processes.expect_delay(0.0)
         parameters = self._parameters if due else None
+        notes = StepNotes()
         try:
-            outcome = training_step(self._trainee, batches, place, parameter_statistics=parameters)
+            outcome = training_step(self._trainee, batches, place, parameter_statistics=parameters, notes=notes)
         except NonFiniteError as error:
-            self._record_incident(error, place)
+            self._record_incident(error, batches, place, notes)
             raise
-        seen = self._seen(batches, outcome)
-        record: TrainingStep = {
-            "kind": self._kind,
-            "step": number,
-            "loss": outcome.loss,
-            "grad_norm": outcome.grad_norm,
-            "loss_by_t": _by_quarter([(t, loss) for _, _, (t, loss) in seen]),
-            "learning_rate": outcome.learning_rate,
-            "step_seconds": time.perf_counter() - started,
-            "data_wait_seconds": waited_seconds,
-            "samples": [name for _, name, _ in seen],
-            "skipped": outcome.skipped,
-            "num_skipped": watch.num_skipped,
-            "memory_gib": _memory_gib(self._trainee.device),
-        }
+        record = self._record(number, batches, notes)
+        record["step_seconds"], record["data_wait_seconds"] = time.perf_counter() - started, waited_seconds
         if not outcome.skipped:  # nothing was clipped, nor applied
             record["grad_norm_clipped"] = self._clipped(outcome.grad_norm)
         if due and scaler is not None:
@@ -147,12 +126,37 @@ class Telemetry:
         self._publish(record)
         return outcome
 
-    def write_header(self, *, num_samples: int, num_parameters: int, charts: Sequence[Chart]) -> None:
+    def _record(self, number: int, batches: Sequence[EncodedBatch], notes: StepNotes) -> TrainingStep:
+        """What every step has read on the host; every process calls."""
+        seen, update = self._seen(batches, notes), notes.update
+        record: TrainingStep = {"kind": self._kind, "step": number}
+        if update is not None:
+            record |= {"loss": update.loss, "grad_norm": update.grad_norm}
+            record["loss_by_t"] = _by_quarter([own for _, _, own in seen if own is not None])
+            record |= {"learning_rate": update.learning_rate, "skipped": update.skipped}
+        record["samples"] = [name for _, name, _ in seen]
+        record["num_skipped"] = self._trainee.watch.num_skipped
+        record["memory_gib"] = _memory_gib(self._trainee.device)
+        return record
+
+    def write_header(
+        self,
+        *,
+        num_samples: int,
+        num_parameters: int,
+        charts: Sequence[Chart],
+        metrics: Sequence[Metric] = (),
+        changed: Sequence[str] = (),
+        augmentation: str = "",
+    ) -> None:
         """What the records that follow are about; it has no step.
 
         Args:
             num_samples: that are trained on.
             charts: what the views draw of the evaluations, in this order.
+            metrics: what the numbers of the evaluations mean.
+            changed: of a run that goes on, what is configured otherwise than before, in words.
+            augmentation: how samples are changed, in words.
         """
         header: Header = {
             "kind": "header",
@@ -162,28 +166,34 @@ class Telemetry:
             "precision": self._trainee.precision.name,
             "device": _device_name(self._trainee.device),
             "charts": [chart.to_json() for chart in charts],
+            "metrics": [metric.to_json() for metric in metrics],
+            "command": sys.argv[1:],
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+        if self._resumed_at > 0:
+            header["resumed_at"] = self._resumed_at
+        if changed:
+            header["changed"] = list(changed)
+        if augmentation:
+            header["augmentation"] = augmentation
         self.write(header)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Write a record with `kind`, and `step` but for headers, to metrics.jsonl and to every sink."""
         if self._writer is not None:
             self._writer.write(record)
-        for sink in self._sinks:
-            sink.write(record)
+        self._sinks.write(record)
 
     def image(self, tag: str, picture: Tensor, step: int) -> None:
         """Show a picture, (3, H, W) in [0, 1], in every sink."""
-        for sink in self._sinks:
-            sink.image(tag, picture, step)
+        self._sinks.image(tag, picture, step)
 
     def close(self) -> None:
         """Take the hooks off and close the files."""
         self._trainee.watch.detach()
         if self._writer is not None:
             self._writer.close()
-        for sink in self._sinks:
-            sink.close()
+        self._sinks.close()
 
     def _publish(self, record: TrainingStep) -> None:
         """To the files, to the live view, and to the health rules, whose findings are records of their own."""
@@ -201,12 +211,13 @@ class Telemetry:
             layer, bits = lowest
             self.live["lowest headroom"] = f"{bits:.1f} bits in {layer} at step {record['step']}"
 
-    def _remember(self) -> None:
+    def _remember(self, resumed_at: int) -> None:
         """The records that a resumed run goes on from."""
         for record in read_records(self._run.metrics):
+            if record.get("step") == resumed_at:
+                self.recorded.add(str(record.get("kind")))
             self._health.remember(record)
-            for sink in self._sinks:
-                sink.remember(record)
+            self._sinks.remember(record)
 
     def _warn_of(self, step: int, findings: Sequence[Finding]) -> None:
         if not findings:
@@ -219,30 +230,51 @@ class Telemetry:
         if len(findings) > _MAX_WARNINGS:
             self._warn(f"step {step}: and {len(findings) - _MAX_WARNINGS} more: shadowlab health {self._run.path}")
 
-    def _record_incident(self, error: NonFiniteError, place: StepPlace) -> None:
-        """Keep the state before the step, record the verdict, and note in the error where both are."""
+    def _record_incident(
+        self, error: NonFiniteError, batches: Sequence[EncodedBatch], place: StepPlace, notes: StepNotes
+    ) -> None:
+        """Keep the state before the step, record its numbers and the verdict, and note in the error where both are."""
         self._trainee.processes.at("writing the incident", patience_seconds=_INCIDENT_SECONDS)
         kept = None
         if error.incident is not None:  # on the rank that wrote it
             kept = capture_step(error.incident, self._run, self._trainee, place, kind=self._kind)
+            remedy = _remedy(error.incident, error.verdict, self._run)
             hint = f"state before the step: {kept}\nwhat would have helped: shadowlab why {error.incident}"
+            hint = f"to fix it: {remedy.command}\n{hint}" if remedy.command else hint
             error.args = (f"{error}\n{hint}",)
         self._trainee.processes.wait()  # every rank comes here; none may end the run while another writes
+        self.write(self._tripped(batches, place, notes))
         self.write(Incident(kind="incident", step=place.step + 1, verdict=error.verdict.to_json(), state=kept))
+
+    def _tripped(self, batches: Sequence[EncodedBatch], place: StepPlace, notes: StepNotes) -> TrainingStep:
+        """The record of a step that made no update. Its layers are those of the repetition."""
+        scaler, watch = self._trainee.scaler, self._trainee.watch
+        scale = 1.0 if scaler is None else scaler.get_scale()  # put back by the watch
+        record = self._record(place.step + 1, batches, notes)
+        record["tripped"], record["skipped"] = True, False
+        if scaler is not None:
+            record["loss_scale"] = scale
+        if watch.layers:
+            record["layers"] = recorded_layers(watch.layers, scale)
+        if notes.gradient_norms:
+            norms = zip(notes.gradient_norms, torch.stack([*notes.gradient_norms.values()]).tolist(), strict=True)
+            record["parameters"] = {name: {"gradient_norm": norm, "update_ratio": None} for name, norm in norms}
+        return record
 
     def _clipped(self, grad_norm: float) -> float:
         limit = self._trainee.learning_rate_config.max_grad_norm
         return grad_norm if limit is None else min(grad_norm, limit)
 
     def _seen(
-        self, batches: Sequence[EncodedBatch], outcome: StepOutcome
-    ) -> list[tuple[int, str, tuple[float, float]]]:
+        self, batches: Sequence[EncodedBatch], notes: StepNotes
+    ) -> list[tuple[int, str, tuple[float, float] | None]]:
         """Position, id, and (t, loss) of the samples that all processes really saw in this step, in the order of the
-        data stream."""
+        data stream; None for those that came to no loss."""
         positions = [position for batch in batches for position in batch.positions.tolist()]
         names = [name for batch in batches for name in batch.ids]
-        own = list(zip(positions, names, outcome.sample_losses, strict=True))
-        return sorted(self._trainee.processes.gather(own))
+        losses = notes.sample_losses or (None,) * len(names)
+        own = list(zip(positions, names, losses, strict=True))
+        return sorted(self._trainee.processes.gather(own), key=lambda one: one[0])
 
     def _histograms(self) -> dict[str, Any]:
         """Weights and the gradients that the optimizer saw (after clipping), of the configured parameters."""
@@ -254,6 +286,14 @@ class Telemetry:
                 if parameter.grad is not None:
                     content[f"histogram_gradient/{name}"] = asdict(histogram(whole(parameter.grad, like=parameter)))
         return content
+
+
+def _remedy(incident: Path, verdict: Verdict, run: RunFolder) -> Remedy:
+    """Written to the incident; an empty one where the disk or the run's files refuse: the finding must come through."""
+    try:
+        return write_remedy(incident, verdict, run)
+    except (OSError, UserError):
+        return Remedy()
 
 
 def lowest_headroom(layers: Mapping[str, Mapping[str, Mapping[str, float]]]) -> tuple[str, float] | None:

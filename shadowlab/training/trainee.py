@@ -1,5 +1,6 @@
 """What is trained: the UNet with its optimizer, EMA, precision and schedule."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from diagnostics.watching import Watch
 from shadowlab.distributed import Processes, local
+from shadowlab.interruption import signals
 from shadowlab.models import POLICIES, ModelSpec, Objective, Precision, freeze, load_unet
 from shadowlab.settings import Config, OptimizerConfig
 from shadowlab.training.compilation import compile_blocks
@@ -37,6 +39,8 @@ class Trainee:
     max_steps: int
     seed: int
     watch: Watch
+    noise_share: float = 0.0
+    """As `train.noise_share`."""
     compiles: bool = False
 
     @property
@@ -68,10 +72,17 @@ class Trainee:
             torch._foreach_copy_(parameters, own)
 
 
-def build_unet(config: Config, spec: ModelSpec, device: torch.device) -> UNet2DConditionModel:
-    """The UNet as configured and specified: weights, surgery, precision, device, what trains."""
+def build_unet(
+    config: Config, spec: ModelSpec, device: torch.device, *, downloads: bool = True
+) -> UNet2DConditionModel:
+    """The UNet as configured and specified: weights, surgery, precision, device, what trains.
+
+    Args:
+        downloads: whether weights that a hub id names may be fetched.
+    """
     POLICIES[config.precision].apply_to_backend(device)
-    unet = load_unet(config.model.weights, config.model.architecture, spec, seed=config.seed)
+    unet = load_unet(config.model.weights, config.model.architecture, spec, seed=config.seed, downloads=downloads)
+    signals.stop_if_asked()
     return prepare_unet(unet, config, spec, device)
 
 
@@ -111,6 +122,16 @@ def build_trainee(
         ema = EMAModel([local(parameter) for parameter in parameters], decay=ema_decay, foreach=True)
         ema.to(dtype=torch.float32)
     optimizer = adamw(parameters, optimizer_config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "eps ")  # a check of its own, before the first step
+        watch = Watch(
+            unet,
+            optimizer,
+            statistics_every=config.diagnostics.statistics_every,
+            incidents=None,
+            safe_averages=ema.shadow_params if ema is not None else (),  # float32, a decay below 1
+            max_consecutive_skips=config.train.max_consecutive_skips,
+        )
     return Trainee(
         unet=unet,
         model=model,
@@ -123,13 +144,7 @@ def build_trainee(
         learning_rate_config=optimizer_config,
         max_steps=max_steps,
         seed=config.seed,
-        watch=Watch(
-            unet,
-            optimizer,
-            statistics_every=config.diagnostics.statistics_every,
-            incidents=None,
-            safe_averages=ema.shadow_params if ema is not None else (),  # float32, a decay below 1
-            max_consecutive_skips=config.train.max_consecutive_skips,
-        ),
+        watch=watch,
+        noise_share=config.train.noise_share,
         compiles=config.model.compile,
     )

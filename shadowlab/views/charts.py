@@ -55,6 +55,8 @@ class Plot:
     unit: str = ""
     has_marks: bool = False
     """Whether skipped steps and incidents are marked in it."""
+    is_smoothed: bool = False
+    """Whether each line is drawn as its running mean, its points faintly behind: they are of few samples each."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def _of_steps(kind: str, evaluations: Sequence[str]) -> list[Plot]:
     clipping = (Line("before clipping", kind, "grad_norm"), Line("after clipping", kind, "grad_norm_clipped"))
     return [
         Plot("loss", "Loss", (Line("training", kind, "loss"), *judged), has_marks=True),
-        Plot("loss-by-t", "Loss by t (0 is noise, 1 is data)", (Line("t ", kind, "loss_by_t.*"),)),
+        Plot("loss-by-t", "Loss by t (0 is noise, 1 is data)", (Line("t ", kind, "loss_by_t.*"),), is_smoothed=True),
         *(
             Plot(f"loss-by-t-{number}", f"Loss by t on {_samples(one)}", (Line("t ", one, "loss_t*"),))
             for number, one in enumerate(evaluations, 1)
@@ -168,10 +170,7 @@ def charts_in(header: Mapping[str, Any]) -> tuple[Chart, ...] | None:
 
 def judged_keys(history: History) -> dict[str, list[str]]:
     """Kind of evaluations -> keys of all numbers that they have, in the order of their records."""
-    return {
-        kind: list(dict.fromkeys(key for record in history.records(kind) for key in number_keys(record)))
-        for kind in history.evaluations
-    }
+    return {kind: list(history.keys(kind)) for kind in history.evaluations}
 
 
 def number_keys(record: Mapping[str, Any]) -> list[str]:

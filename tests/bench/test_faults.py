@@ -73,6 +73,9 @@ def test_a_right_verdict_is_right_in_what_the_case_states_and_in_nothing_else() 
         "cause": True,
         "place": True,
         "samples": None,
+        "text": None,
+        "replayed": None,
+        "state": None,
         "alarm": None,
     }
 
@@ -122,13 +125,30 @@ def test_totals_are_exact_counts() -> None:
         "cause": (2, 2),
         "place": (2, 2),
         "samples": (0, 0),
+        "text": (0, 0),
+        "replayed": (0, 0),
+        "state": (0, 0),
+        "alarm": (1, 1),
+    }
+    counts = {field: (count.right, count.stated) for field, count in report.totals_watched.items()}
+    assert counts == {
+        "phase": (2, 3),
+        "exception": (3, 3),
+        "cause": (2, 2),
+        "place": (2, 2),
+        "samples": (0, 0),
+        "text": (0, 0),
+        "replayed": (3, 3),
+        "state": (4, 4),
         "alarm": (1, 1),
     }
     assert seen == ["log", "weight", "benign", "wrong"]
     assert not report.passed and not report.false_alarms
     text = format_report(report)
-    assert "wrong  phase  forward   loss" in text
-    assert "false alarms     0 of 1" in text
+    assert "wrong  explain  phase  forward   loss" in text
+    assert "wrong  Watch    phase  forward   loss" in text
+    assert "false alarms     0 of 1   0 of 1" in text
+    assert "state as before  -        4 of 4" in text
     json.dumps(report.to_json(), allow_nan=False)
 
 

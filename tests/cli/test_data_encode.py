@@ -67,7 +67,7 @@ def test_ctrl_c_says_what_is_kept(options: list[str], monkeypatch: pytest.Monkey
         patch.setattr(ImageVae, "encode_grey", interrupted)
         done = shadowlab("data", "encode", "--out", "latents", *options)
     assert done.exit_code == 130
-    assert done.stderr == "interrupted: what is encoded so far is kept in latents; go on with the same command\n"
+    assert done.stderr == "interrupted: what is done is kept; go on with the same command\n"
     assert "12 encoded, 4 kept" in shadowlab("data", "encode", "--out", "latents", *options).stdout
 
 

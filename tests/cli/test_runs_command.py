@@ -35,11 +35,10 @@ def test_a_piped_table_has_at_most_80_columns_and_loses_nothing() -> None:
     lines = runs().splitlines()
     table = [line for line in lines if not line.startswith("warning")]
     assert max(map(len, table)) <= 80 and "…" not in "".join(table)
-    assert table[0].split() == ["name", "stage", "state", "step", "quality", "age", "size"]
-    names = "".join(line[: table[0].index("stage")].strip() for line in table[1:])
-    assert "sdxl-4xh100-train-20261121T204446Z" in names and "tiny-check-precision-20261121T150838Z" in names
+    for name in ("sdxl-4xh100-train-20261121T204446Z", "tiny-check-precision-20261121T150838Z", "broken", "notes"):
+        assert name in table  # whole, at the head of what is said of it
     words = " ".join(" ".join(table).split())
-    for shown in ("NaN at step", "149412", "R² 0.952, soft", "IoU 0.871", "check-pre", "not a run", "damaged"):
+    for shown in ("NaN at step 149412", "R² 0.952, soft IoU 0.871", "check-precision", "not a run", "damaged"):
         assert shown in words, shown
     assert [line for line in lines if line.startswith("warning: broken: ")]
 

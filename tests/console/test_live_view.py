@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from shadowlab.console.reporter import Reporter
-from shadowlab.training.interruption import Interruption
+from shadowlab.interruption import Interruption
 from tests.screen import screen, terminal
 
 NUMBERS = {"loss": 0.25, "grad norm": 1.5, "lr": 1e-3, "data wait": "3 %"}
@@ -63,7 +63,7 @@ def test_what_is_said_meanwhile_stands_above_unbroken() -> None:
     lines = screen(reporter.console)
     top = next(i for i, line in enumerate(lines) if line.startswith("╭"))
     assert lines[0] + " " + lines[1] == message or lines[0] + lines[1] == message
-    assert lines[2] + lines[3] == "warning: 30 % of the time went into waiting for data"
+    assert f"{lines[2]} {lines[3]}" == "warning: 30 % of the time went into waiting for data"
     assert top == 4
     assert sum(line.startswith("╭") for line in lines) == sum(line.startswith("╰") for line in lines) == 1
     assert lines[lines.index(next(line for line in lines if line.startswith("╰"))) + 1] == "after it"
@@ -72,13 +72,13 @@ def test_what_is_said_meanwhile_stands_above_unbroken() -> None:
 def test_ctrl_c_is_answered_inside_the_view(capfd: pytest.CaptureFixture[str]) -> None:
     """A line written past the view would be drawn over."""
     reporter = reporter_on(60)
-    with reporter.start("train", 20), Interruption(speaks=True, show=reporter.notice) as interruption:
+    with reporter.start("train", 20), Interruption().after_step(speaks=True, show=reporter.notice) as interruption:
         reporter.advance(1, 20, NUMBERS, log=False)
         os.kill(os.getpid(), signal.SIGINT)
         assert interruption.asked
     assert "stopping: this step is finished, then saved" in "\n".join(screen(reporter.console))
     assert capfd.readouterr().err == ""
-    with Interruption(speaks=True, show=reporter.notice):  # the view is gone
+    with Interruption().after_step(speaks=True, show=reporter.notice):  # the view is gone
         os.kill(os.getpid(), signal.SIGINT)
     assert capfd.readouterr().err.startswith("\nstopping: this step is finished")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
+from shadowlab.console.pace import Pace
 from shadowlab.console.reporter import Reporter
 
 
@@ -49,3 +50,18 @@ def test_a_stage_within_a_command_has_no_last_line(tmp_path: Path, capsys: pytes
     written = capsys.readouterr()
     assert written.out == "" and written.err == "warning: careful\n"
     assert "train: passed" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_line_of_its_own_counts_as_the_last_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every step from the fifth second on is thought to be overdue."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(Pace.__init__, "__defaults__", (lambda: now[0],))
+    reporter = Reporter()
+    with reporter.start("samples", 100, noun="sample"):
+        for step in range(1, 101):
+            now[0] += 1.0
+            reporter.advance(step, 100, {}, log=step == 100, line=f"sample {step}")
+    assert capsys.readouterr().out.split("\n") == ["sample 5", "sample 35", "sample 65", "sample 95", "sample 100", ""]

@@ -147,7 +147,7 @@ def case_optimizer(folder: Path, switch: Switch, **options: Any) -> Loop:
         for state in loop.optimizer.state.values() if switch.on else ():
             state["exp_avg_sq"].zero_()
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, **options)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-2, **options)
     return loop_of(model, folder, optimizer, prepare=choose_eps, dtype=torch.float16)
 
 

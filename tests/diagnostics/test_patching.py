@@ -25,13 +25,13 @@ def test_two_observers_see_each_call_and_leave_no_trace():
         before_backward(lambda roots: seen.append(("backward", roots.item()))),
         before_backward(lambda roots: seen.append(("backward again", roots.item()))),
         before_grad(lambda outputs, inputs: seen.append(("grad", inputs is weight))),
-        before_scale(lambda one: seen.append(("scale", one is scaler))),
+        before_scale(lambda one, loss: seen.append(("scale", one is scaler, loss.item()))),
         before_scaler_step(lambda one: seen.append(("scaler step", one is scaler))),
     ):
         step()
     # The scaled loss is 8 * 2; `step` and `update` are both steps of a scaler.
     by_grad = [("grad", True), ("gradients", None)]
-    by_backward = [("scale", True), ("backward again", 16.0), ("backward", 16.0), ("gradients", None)]
+    by_backward = [("scale", True, 2.0), ("backward again", 16.0), ("backward", 16.0), ("gradients", None)]
     assert seen == [*by_grad, *by_backward, ("scaler step", True), ("scaler step", True)]
     assert [dict(vars(owner)) for owner in owners] == before
     step()

@@ -93,3 +93,14 @@ def test_tensors_are_named_wherever_they_lie() -> None:
 def test_a_norm_of_any_type_warns_of_nothing() -> None:
     mixed = [torch.tensor([3.0]).to(torch.float8_e4m3fn), torch.tensor([4j]), torch.tensor([12.0]).half()]
     assert magnitude(mixed) == 13
+
+
+@pytest.mark.parametrize("place", [0, 700, 1399])
+def test_one_bad_element_among_many_small_and_large_tensors_is_seen(place: int) -> None:
+    """Small tensors are looked at together, by dtype."""
+    dtypes = (torch.float32, torch.bfloat16, torch.complex64, torch.float8_e4m3fn)
+    tensors = [torch.ones(3 if i % 100 else 20_000).to(dtypes[i % 4]) for i in range(1400)]
+    assert not any_bad(tensors) and all_finite(tensors)
+    tensors[place] = tensors[place].float().index_fill(0, torch.tensor([2]), NAN).to(tensors[place].dtype)
+    assert any_bad(tensors) and not all_finite(tensors)
+    assert bad_flags(tensors) == [i == place for i in range(1400)]

@@ -1,6 +1,7 @@
 """Verdicts as files hold them: whatever is damaged, one is read or it is not; no reader falls over."""
 
 import json
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -99,13 +100,13 @@ def test_a_file_says_why_it_is_not_read(tmp_path: Path, monkeypatch: pytest.Monk
     assert trouble(None) == "missing"
     assert trouble(b"{") == "not a verdict (JSONDecodeError); the file is damaged"
     assert trouble(b"\xff") == "not a verdict (UnicodeDecodeError); the file is damaged"
-    assert trouble(b"[" * 200_000) == "not a verdict (RecursionError); the file is damaged"
+    assert trouble(b"[" * 200_000) == "not a verdict (nested deeper than 64 lists and objects); the file is damaged"
     assert trouble(b"[]") == "not a verdict; the file is damaged"
 
     def refuse(*_: object, **__: object) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     assert trouble(b"") == "cannot be read (Permission denied)"
     monkeypatch.undo()
     (tmp_path / "verdict.json").write_text(json.dumps(WHOLE.to_json()))

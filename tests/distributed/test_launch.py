@@ -46,5 +46,5 @@ def test_exit_codes() -> None:
         _conclude({0: failure(-signal.SIGSEGV)}, interrupted=False)
     with pytest.raises(LostProcessError, match="SIGKILL"):  # out of memory while it saved
         _conclude({0: failure(-signal.SIGKILL)}, interrupted=True)
-    with pytest.raises(InterruptedRunError, match="before there was anything to save"):
+    with pytest.raises(InterruptedRunError, match="interrupted"):
         _conclude({0: failure(-signal.SIGTERM)}, interrupted=True)

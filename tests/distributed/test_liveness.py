@@ -1,5 +1,7 @@
 """Which process is lost: the rule alone, and threads that tell each other through a real store."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -146,3 +148,32 @@ def test_one_that_moves_or_has_finished_is_left_alone(pair: tuple[list[Liveness]
     both[0].at("checkpoint", patience_seconds=60)
     time.sleep(2.5)
     assert said == []
+
+
+def test_no_thread_is_left_in_the_store_when_python_shuts_down() -> None:
+    """C++ that comes back to a Python that has shut down ends the process with SIGABRT, after all had gone well."""
+    code = """
+import sys, threading, time
+from datetime import timedelta
+from torch.distributed import TCPStore
+from shadowlab.distributed import liveness
+
+class SlowStore:
+    def __init__(self): self.inner = TCPStore("127.0.0.1", 0, 1, True, timedelta(seconds=5))
+    def clone(self): return self
+    def set(self, key, value):
+        if threading.current_thread() is threading.main_thread(): return
+        try: self.inner.wait(["never"], timedelta(seconds=0.4))
+        except RuntimeError: pass
+
+class SlowShutdown:
+    def __del__(self): time.sleep(1.0)
+
+sys.modules["slow"] = SlowShutdown()
+liveness._PERIOD_SECONDS = 0.01
+one = liveness.Liveness(0, 1, 60.0, store=SlowStore())
+time.sleep(0.2)
+one.close()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr

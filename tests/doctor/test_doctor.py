@@ -49,7 +49,8 @@ def test_where_all_is_well_it_says_so_and_leaves_nothing_behind(tmp_path: Path) 
     assert set(Path("/tmp").glob("shadowlab-doctor-*")) == before
 
 
-def test_what_fails_has_its_fix_and_exits_with_3() -> None:
+def test_what_fails_has_its_fix_and_exits_with_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     Path("file").write_text("no folder")
     result = shadowlab("doctor", "--device", "cuda:7", "--set", "output_dir=file/runs")
     assert result.exit_code == 3

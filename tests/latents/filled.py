@@ -8,6 +8,7 @@ import torch
 
 from shadowlab.console.reporter import Reporter
 from shadowlab.data.sample_set import SampleSet
+from shadowlab.distributed.processes import SingleProcess
 from shadowlab.latents.encode import EncodeReport, encode_dataset
 from shadowlab.settings.schema import Config
 from shadowlab.tasks import open_task
@@ -29,7 +30,7 @@ def cached_config(folders: dict[str, Path], root: Path, *assignments: str) -> Co
 
 def encode(config: Config) -> EncodeReport:
     assert config.data.latents is not None
-    return encode_dataset(config, Path(config.data.latents), torch.device("cpu"), Reporter(active=False))
+    return encode_dataset(config, Path(config.data.latents), SingleProcess(torch.device("cpu")), Reporter(active=False))
 
 
 def dataset_and_task(config: Config) -> tuple[SampleSet, ShadowTask]:

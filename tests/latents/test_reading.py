@@ -19,7 +19,7 @@ from shadowlab.tasks.shadow.light import embed_light
 from shadowlab.tasks.shadow.samples import collate
 from shadowlab.training.source import open_source
 from tests import tiny
-from tests.latents.filled import cached_config, copied, dataset_and_task, encode, source_of
+from tests.latents.filled import cached_config, content, copied, dataset_and_task, encode, source_of
 from tests.tasks.shadow.sound import encode as as_png
 from tests.tasks.shadow.sound import shadow_picture, sound_pictures
 
@@ -231,3 +231,50 @@ def test_only_what_is_read_has_to_be_there(mine: tuple[dict[str, Path], Path]) -
 def test_the_fix_is_a_whole_command(assignments: list[str], words: str) -> None:
     config: Config = tiny.config_of("x/y", "data.latents=latents", *assignments)
     assert words in encode_command(config)
+
+
+# --- mirrored pictures -----------------------------------------------------------------------------------------------
+
+
+def test_both_sides_are_kept_and_read_where_the_pictures_would_be_mirrored(mine: tuple[dict[str, Path], Path]) -> None:
+    """Encoded from mirrored pictures: the mirror image of a latent is another tensor."""
+    flip = "data.augment.flip=0.5"
+    plain = content(mine[1] / "latents")
+    report = encode(cached_config(*mine, flip))
+    assert report.num_kept == report.num_encoded == report.num_latents // 2
+    kept = content(mine[1] / "latents")
+    assert all(kept[name] == data for name, data in plain.items() if name != "index.json")
+    dataset, task = dataset_and_task(cached_config(*mine, flip))
+    from_latents = open_source(cached_config(*mine, flip), dataset, task, range(8), augmented=True)
+    pictures = open_source(tiny.stage_config(mine[0], mine[1], flip), dataset, task, range(8), augmented=True)
+    assert from_latents.augmented is not None and pictures.augmented is not None
+    sides = set()
+    for position in range(12):
+        place = torch.tensor([position])
+        one, other = (
+            source.encode(source.collate([source.augmented(3, position)]), place)  # type: ignore[misc]
+            for source in (pictures, from_latents)
+        )
+        for name, tensor in one.tensors().items():
+            assert torch.equal(other.tensors()[name], tensor), name
+        sides.add(one.data.numpy().tobytes())
+        mirrored_latent = source_of(cached_config(*mine)).read([3]).data.flip(-1)
+        assert not torch.allclose(one.data, mirrored_latent, atol=1e-3)
+    assert len(sides) == 2
+
+
+def test_a_cache_of_one_side_is_refused_for_a_flip_and_one_of_both_serves_all(
+    mine: tuple[dict[str, Path], Path],
+) -> None:
+    config = cached_config(*mine, "data.augment.flip=0.5")
+    dataset, task = dataset_and_task(config)
+    for ask in (lambda: require_index(config), lambda: open_source(config, dataset, task, [0], augmented=True)):
+        with pytest.raises(UserError, match="holds no latents of mirrored pictures") as caught:
+            ask()
+        assert str(caught.value).endswith(f"run: {encode_command(config)}")
+    assert "--set data.augment.flip=0.5" in encode_command(config)
+    open_source(config, dataset, task, [0])  # overfit reads samples as they are
+    encode(config)
+    require_index(config)
+    require_index(cached_config(*mine))
+    assert not source_of(cached_config(*mine)).notices

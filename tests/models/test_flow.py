@@ -121,6 +121,21 @@ def test_a_batch_in_pieces_has_the_times_of_the_whole() -> None:
     assert torch.equal(torch.cat(pieces), whole)
 
 
+@pytest.mark.parametrize(("share", "zeros"), [(0.25, 8), (0.5, 16), (1.0, 32)])
+def test_a_share_of_the_samples_trains_from_pure_noise(share: float, zeros: int) -> None:
+    """The others stay evenly spread over [0, 1), and a batch in pieces has the times of the whole."""
+    t = stratified_times(32, 0.3, noise_share=share)
+    assert int((t == 0).sum()) == zeros
+    rest = t[t > 0].double().sort().values
+    torch.testing.assert_close(
+        rest.diff(), torch.full((max(31 - zeros, 0),), 1 / (32 - zeros or 1), dtype=torch.float64), rtol=0, atol=1e-6
+    )
+    assert ((t >= 0) & (t < 1)).all()
+    pieces = [stratified_times(8, 0.3, position=p, stride=32, noise_share=share) for p in (0, 8, 16, 24)]
+    assert torch.equal(torch.cat(pieces), t)
+    assert torch.equal(stratified_times(32, 0.3, noise_share=0.0), stratified_times(32, 0.3))
+
+
 @pytest.mark.parametrize("offset", [0.0, 0.5, 1 - 2**-53, 1 - 2**-25, 0.999999999])
 def test_times_stay_below_one(offset: float) -> None:
     t = stratified_times(7, offset)

@@ -19,6 +19,7 @@ from shadowlab.models.vae import (
     ImageVae,
     load_vae,
     mask_to_latent,
+    unwritten_vae,
 )
 from shadowlab.stages.train_vae.quality import measure_vae
 from shadowlab.tasks.shadow.dataset import open_dataset
@@ -232,13 +233,27 @@ def test_configuration_that_is_no_json_object(folder: Path, text: str) -> None:
         load_vae(str(folder))
 
 
-@pytest.mark.parametrize(
-    "changes", [{"layers_per_block": 2}, {"norm_num_groups": 3}, {"block_out_channels": [4, 4, 4, 8]}]
-)
+@pytest.mark.parametrize("changes", [{"layers_per_block": 2}, {"block_out_channels": [4, 4, 4, 8]}])
 def test_weights_of_another_model(folder: Path, changes: dict[str, Any]) -> None:
     change_config(folder, **changes)
     with pytest.raises(UserError, match=f"{WEIGHTS_NAME}: .*from one model") as caught:
         load_vae(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"norm_num_groups": groups} for groups in (0, -2, 3, "x", 1.0, True, 2**70)),
+        *({"block_out_channels": [n] * 4} for n in (0, -1, "x", 2**40)),
+        {"layers_per_block": 0},
+    ],
+)
+@pytest.mark.parametrize("use", [load_vae, unwritten_vae])
+def test_sizes_that_no_vae_has_are_one_line(folder: Path, changes: dict[str, Any], use: Any) -> None:
+    change_config(folder, **changes)
+    with pytest.raises(UserError, match=f"{CONFIG_NAME}: .*(norm_num_groups|block_out_channels)") as caught:
+        use(str(folder))
     assert "\n" not in str(caught.value)
 
 

@@ -76,8 +76,8 @@ CACHED = ["train", *WORDS, "--run", "cached", "--set", "data.latents=latents", "
 CHECK = ["check-forward", *WORDS, "--json"]
 OWN = ["--object", "data/objects/obj_0002_light_0.png", "--mask", "data/masks/obj_0002_light_0.png"]
 OWN += ["--theta", "30", "--phi", "10", "--size", "4"]
-SHOWN = {"health": 1, "inspect": 0}
-"""Commands that answer from the records of `runs/fallen` alone, and their exit codes."""
+SHOWN = {"health": ([], 1), "inspect": (["--by", "activation.headroom_bits"], 0)}
+"""Commands that answer from the records of `runs/fallen` alone, with their options and exit codes."""
 WHY = {"fallen": ["why", "runs/fallen", "--json"], "half": ["why", "runs/half", "--json"]}
 
 LIGHTS = ((0.0, 0.0, 2.0), (30.0, 359.0, 4.0), (45.0, 123.4, 8.0))
@@ -220,11 +220,11 @@ def checks_of(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def bare_verdict(text: str) -> list[str]:
-    """A printed verdict less places, operands and what follows from the machine."""
+    """A printed verdict less places, operands, why one is zero, and what follows from the machine."""
     from scripts.compare_runs import without_places
 
     lines = without_places(text.removeprefix("-")).splitlines()  # inf as well as -inf
-    return [line for line in lines if not line.strip().startswith("operands")]
+    return [line for line in lines if not line.strip().startswith(("operands", "zero"))]
 
 
 # --- the rest needs the code of that commit --------------------------------------------------------------------------
@@ -301,7 +301,10 @@ def go_on(expected: dict[str, Tensor]) -> dict[str, Any]:
         copy = shutil.copytree(FOLDER, Path(place) / "folder")
         with contextlib.chdir(copy):
             why = {name: plain_why(json.loads(shadowlab(*words))) for name, words in WHY.items()}
-            shown = {name: json.loads(shadowlab(name, "runs/fallen", "--json", code=n)) for name, n in SHOWN.items()}
+            shown = {
+                name: json.loads(shadowlab(name, "runs/fallen", "--json", *words, code=code))
+                for name, (words, code) in SHOWN.items()
+            }
             with drawn() as texts:
                 shadowlab(*RESUME)
             write_records("resumed", records_of(Path("runs/fallen/metrics.jsonl"), after=3))

@@ -1,7 +1,9 @@
 """The runs at a glance: what each came to, read from its end; what is damaged or foreign is one line."""
 
+import contextlib
 import fcntl
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,11 @@ from typing import Any
 import pytest
 
 from diagnostics.records.lines import append_record
+from shadowlab.console import Reporter
 from shadowlab.errors import UserError
 from shadowlab.runs.folder import LOCK
 from shadowlab.runs.listing import RunSummary, list_runs
+from shadowlab.views.terminal.runs import run_runs
 from tests.views.page.run_folders import make_run, stage, step
 
 HEADER = {"kind": "header", "stage": "train"}
@@ -97,7 +101,7 @@ def test_what_is_damaged_or_foreign_is_a_line(tmp_path: Path, monkeypatch: pytes
         "stages": ("damaged", "stages/stages.json: not JSON; remove the file to run the stages again"),
         "metrics": ("damaged", "metrics/metrics.jsonl: a line is not a JSON record"),
         "late": ("damaged", "late/metrics.jsonl: a line is not a JSON record"),
-        "no file": ("damaged", "no file/metrics.jsonl: cannot be read (Is a directory)"),
+        "no file": ("damaged", "no file/metrics.jsonl: cannot be read (a folder, not a file)"),
         "notes": ("not a run", ""),
         "closed": ("damaged", "closed: cannot be looked at (Permission denied)"),
     }
@@ -124,6 +128,37 @@ def test_size_counts_every_file_once_and_follows_no_link(tmp_path: Path) -> None
     (tmp_path / "elsewhere").write_bytes(b"x" * 10_000)
     (run / "link").symlink_to(tmp_path / "elsewhere")
     assert before > 10_000 and before < only(tmp_path).num_bytes < before + 1000
+
+
+def test_what_goes_while_a_run_is_looked_at_does_not_make_it_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training at work removes its oldest checkpoint, folders and files."""
+    run = make_run(tmp_path / "run", STEPS)
+    (run / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (run / "checkpoints" / "step-00000001" / "state.json").write_text("{}")
+    (run / "going").write_text("x")
+    scandir = os.scandir
+
+    def going(place: Any) -> Any:
+        if isinstance(place, int):  # rmtree's own
+            return scandir(place)
+        if Path(place).name == "checkpoints":
+            with scandir(place) as entries:
+                found = list(entries)
+            shutil.rmtree(run / "checkpoints" / "step-00000001")
+            return contextlib.nullcontext(found)
+        if Path(place) == run:
+            with scandir(place) as entries:
+                found = list(entries)
+            (run / "going").unlink()
+            return contextlib.nullcontext(found)
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", going)
+    found = only(tmp_path)
+    assert not (run / "going").exists()
+    assert (found.state, found.problem) == ("interrupted", "") and found.num_bytes > 0
 
 
 def test_a_folder_that_holds_no_runs_is_said(tmp_path: Path) -> None:
@@ -165,7 +200,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
     (run / name).unlink(missing_ok=True)
     os.mkfifo(run / name)
     assert only(tmp_path).problem == (
-        f"{run / name}: cannot be read (not a file)" + FIXES[name] if name in FIXES else ""
+        f"{run / name}: cannot be read (a pipe, not a file)" + FIXES[name] if name in FIXES else ""
     )
 
 
@@ -182,3 +217,47 @@ def test_folders_may_be_nested_deeper_than_python_calls(tmp_path: Path) -> None:
         assert only(tmp_path).state == "interrupted"
     finally:
         subprocess.run(["rm", "-r", tmp_path / "run" / "d"], check=True)  # pytest would remove it by calls as deep
+
+
+def test_stages_that_a_training_ran_before_follow_it(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", STEPS)
+    for age, name in ((9, "check-forward"), (5, "overfit")):
+        inner = make_run(tmp_path / "a" / "required" / name, [{**ENDED, "stage": name}], stages={name: stage()})
+        for file in inner.iterdir():
+            os.utime(file, (1e9 - age, 1e9 - age))
+    (tmp_path / "a" / "required" / "notes").mkdir()
+    make_run(tmp_path / "b" / "required" / "overfit", STEPS)
+    make_run(tmp_path / "b2")
+    (tmp_path / "b2" / "config.yaml").rename(tmp_path / "b" / "config.yaml")
+    found = {one.path.relative_to(tmp_path).as_posix(): one.state for one in list_runs(tmp_path)}
+    assert [name for name in found if name.startswith("a")] == ["a", "a/required/check-forward", "a/required/overfit"]
+    assert found["a/required/overfit"] == "passed" and found["a"] == "interrupted"
+    assert found["b"] == "interrupted"  # in the stage before
+
+
+@pytest.mark.parametrize(
+    "tail", [b"\0" * 2**20, b"\0" * 17 * 2**20, b'{"kind": "train", "step": 9, "x": "' + b"x" * 2**20]
+)
+def test_a_damaged_or_sparse_end_is_not_called_empty(tmp_path: Path, tail: bytes) -> None:
+    """A power cut leaves zeros behind what was written, and a kill half a line."""
+    run = make_run(tmp_path / "run", STEPS)
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(tail)
+    state = only(tmp_path).state
+    assert state == ("damaged" if len(tail) > 16 * 2**20 else "interrupted"), state
+    if state == "damaged":
+        assert "holds no record that can be read" in only(tmp_path).problem
+
+
+def test_names_are_never_folded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are what other commands are given."""
+    long = "sdxl-4xh100-train-20261128T130000Z-with-a-lower-learning-rate"
+    for name in (long, "b"):
+        make_run(tmp_path / name, [*STEPS, ENDED], stages={"train": stage(steps=3)})
+    run_runs(tmp_path, Reporter())
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert long in lines and "b" in lines and max(map(len, lines)) <= 80
+    assert lines[lines.index(long) + 1].split()[:2] == ["train", "passed"]
+    run_runs(make_run(tmp_path / "few" / "b", STEPS).parent, Reporter())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["name", "stage", "state"] and lines[1].split()[:3] == ["b", "train", "interrupted"]

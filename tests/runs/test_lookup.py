@@ -1,6 +1,7 @@
 """What a user calls a run by: a path, a name, `latest`."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from cli.main import app
 from shadowlab.errors import UserError
 from shadowlab.runs.folder import RunFolder
 from shadowlab.runs.lookup import find_run, run_places, run_to_resume
+from shadowlab.runs.saved import resume_point
 from shadowlab.settings.files import load_config
 from shadowlab.stages.why.why import find_incident
 from tests.views.page.run_folders import add_incident
@@ -116,3 +118,65 @@ def test_no_run_can_be_called_latest() -> None:
     assert "--run latest: means the newest run; choose another name" in result.output
     with pytest.raises(UserError, match="latest: there is no run with a checkpoint in runs/"):
         run_to_resume(load_config(), "latest", "tiny")
+
+
+@pytest.mark.usefixtures("_runs")
+def test_stages_inside_a_training_are_found_from_outside() -> None:
+    """By their way, by `latest`, and by `why` on the training: the incident is theirs."""
+    place = run("z/required/overfit", 5)
+    write_run(Path("runs/z/required/check-forward"), [step(1, {"conv_in": 1.0})])
+    assert find_run("z/required/overfit").path == Path("runs/z/required/overfit")
+    assert find_run("latest").path == Path("runs/z")  # the command that was at work last
+    assert find_incident("latest").parents[1] == place
+    shutil.rmtree("runs/z/incidents")
+    assert find_incident("z").parents[1] == place
+
+
+def _checkpoint(run: RunFolder, name: str, age: int) -> None:
+    marker = run.checkpoints / name / "COMPLETE"
+    marker.parent.mkdir()
+    marker.write_text("{}")
+    for file in (*run.path.iterdir(), marker):
+        os.utime(file, (1e9 - age, 1e9 - age))
+
+
+@pytest.mark.parametrize("name", ["step-00000002-best", "step-2", "step-00000002 (copy)", "step-notes"])
+def test_a_copy_next_to_the_checkpoints_makes_no_run_the_one_to_resume(name: str) -> None:
+    config = load_config()
+    saved, other = RunFolder.create(config, "tiny-train-1"), RunFolder.create(config, "tiny-train-2")
+    _checkpoint(saved, "step-00000001", 9)
+    _checkpoint(other, name, 0)
+    assert run_to_resume(config, None, "tiny") == run_to_resume(config, "latest", "tiny") == "tiny-train-1"
+    assert resume_point(other.checkpoints) == "nothing is saved yet, a resume starts at step 0"
+    shutil.rmtree(saved.path)
+    for asked in (None, "latest"):
+        with pytest.raises(UserError, match="no run .*with a checkpoint"):
+            run_to_resume(config, asked, "tiny")
+
+
+@pytest.mark.usefixtures("_runs")
+def test_a_run_that_goes_meanwhile_is_not_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that is refused removes its folder; its names were there a moment before."""
+    exists, asked = Path.exists, []
+
+    def going(self: Path) -> bool:
+        was_there = exists(self)
+        if self.parts[:2] == ("runs", "m") and was_there and len(self.parts) > 2:
+            asked.append(self)
+            if len(asked) == 2:  # the first time, whether it is a run
+                shutil.rmtree("runs/m")
+        return was_there
+
+    monkeypatch.setattr(Path, "exists", going)
+    assert find_run("latest").path == Path("runs/z") and len(asked) == 2
+
+
+def test_evidence_of_a_stage_that_was_killed_outlives_the_next_try() -> None:
+    config = load_config()
+    run = RunFolder.create(config, "tiny-train-1")
+    first = run.create_required(config, "overfit")
+    assert run.create_required(config, "overfit").path == first.path  # it came to nothing
+    add_incident(first.path)
+    second = run.create_required(config, "overfit")
+    assert second.path.name == "overfit-2"
+    assert find_incident("tiny-train-1").parents[1] == first.path

@@ -5,7 +5,7 @@ Legend: B batch, H W pixels, h w latents (H/8), N tokens of width 16.
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from shadowlab.charts import Chart, Curve
 from shadowlab.checks import Check, PathTable
-from shadowlab.data import Entry
+from shadowlab.data import Entry, Examined, Problem, thumbnail
 from shadowlab.encoded_batch import Conditions, EncodedBatch
 from shadowlab.errors import UserError
 from shadowlab.models import ForwardSeen, ImageVae, ModelSpec, Objective, Predict, load_vae
 from shadowlab.seeding import normal
 from shadowlab.settings import Config, Section, key
-from shadowlab.tasks import R2, Baseline, Criterion, Metric, Probe
+from shadowlab.tasks import R2, Baseline, Criterion, Metric, Probe, Tracks
 
 TOKENS = (3, 16)
 MAE = Metric("mae", "mean absolute error", higher_is_better=False)
@@ -111,6 +111,31 @@ class Negatives:
         return hashlib.sha256(repr((self.ids, self._size)).encode()).hexdigest()
 
 
+class NegativeExamination:
+    """An `Examination` of pictures that are made: a negative that is brighter than its picture is marked."""
+
+    marks = ("bright",)
+
+    def __init__(self, negatives: Negatives) -> None:
+        self._negatives = negatives
+        self.ids, self.object_ids, self.notices = negatives.ids, negatives.object_ids, negatives.notices
+        self.problems, self.remarks = list[Problem](), list[str]()
+
+    def examine(self, i: int) -> Examined:
+        pair = self._negatives[i]
+        is_bright = bool(pair.target.mean() > pair.picture.mean())
+        return Examined(marks=frozenset(self.marks if is_bright else ()), thumbnail=thumbnail([pair.picture[0]]))
+
+    def basis(self, i: int) -> str:
+        return self.ids[i]
+
+    def together(self, num_read: int, marked: Mapping[str, Sequence[str]]) -> list[str]:
+        return [f"{len(marked['bright'])} of {num_read} negatives are bright"]
+
+    def fingerprint(self) -> str:
+        return self._negatives.fingerprint()
+
+
 class NegativeOptions(Section):
     """`task_options` of the task."""
 
@@ -118,8 +143,53 @@ class NegativeOptions(Section):
     """Mean absolute error that overfit must come below."""
 
 
+@dataclass(frozen=True)
+class NegativeGenerator:
+    """What the trained model makes of a picture."""
+
+    task: "NegativeTask"
+    draw: Callable[[EncodedBatch, int, int], Tensor]
+
+    def generate(self, picture: Tensor, steps: int = 1, seed: int = 0) -> Tensor:
+        """(3, H, W) in [0, 1], both."""
+        pair = Pair(["own"], picture[None], 1 - picture[None])
+        return self.draw(self.task.encode(pair), steps, seed)[0]
+
+
+class NegativeEvaluation:
+    """An `Evaluation` of a single track, without control or published figures."""
+
+    metrics, ranking, drawn, notes = (MAE,), "mae", ("mae",), ()
+    baselines = {"the picture itself": lambda batch: batch.picture}  # noqa: RUF012
+    settings: Mapping[str, Any] = {}
+    control_texts: Mapping[str, str] = {}
+
+    def tracks(self, data: Negatives) -> Tracks:
+        return Tracks(("all",), [0] * len(data))
+
+    def judge(self, prediction: Tensor, batch: Pair) -> dict[str, Tensor]:
+        return {"mae": (prediction - batch.target).abs().flatten(1).mean(dim=1)}
+
+    def control(self, batch: Pair, draw: Any) -> dict[str, float]:
+        return {}
+
+    def remarks(self, data: Negatives) -> list[str]:
+        return []
+
+    def published(self, data: Negatives, steps: int) -> dict[str, dict[str, float]]:
+        return {}
+
+    def shown(self, batch: Pair) -> dict[str, Tensor]:
+        return {"picture": batch.picture[0]}
+
+    def caption(self, batch: Pair) -> str:
+        return ""
+
+
 class NegativeTask:
     """A `Task`."""
+
+    evaluation = NegativeEvaluation()
 
     name, sweep_name, draws_sweep = "negative", "sweep", False
     comparison = "picture / negative / one step"
@@ -127,6 +197,7 @@ class NegativeTask:
     objective: Objective = VPrediction()
     metrics: tuple[Metric, ...] = (MAE,)
     baseline: Baseline | None = Baseline("itself", "the picture itself")
+    augmentation = None
     charts: tuple[Chart, ...] = (Chart("Error on {samples}", (Curve("model", "mae"), Curve("itself", "itself_mae"))),)
     vae: ImageVae
 
@@ -150,6 +221,9 @@ class NegativeTask:
         self.find_data()
         count = int(self._config.data.path.removesuffix(" pictures"))
         return Negatives(count, image_size or self._config.data.image_size)
+
+    def examine_data(self, path: str, image_size: int | None, *, renew: bool = False) -> NegativeExamination:
+        return NegativeExamination(Negatives(int(path.removesuffix(" pictures")), image_size or 16))
 
     @staticmethod
     def collate(samples: Sequence[Pair]) -> Pair:
@@ -187,6 +261,13 @@ class NegativeTask:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         return ((self.vae.decode(latents) + 1) / 2).clamp(0, 1)
+
+    def generator(self, draw: Callable[[EncodedBatch, int, int], Tensor]) -> "NegativeGenerator":
+        return NegativeGenerator(self, draw)
+
+    @property
+    def exported(self) -> None:
+        return None
 
     def target(self, batch: Pair) -> Tensor:
         return batch.target

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import shadowlab.tasks
 from cli.main import app
 from diagnostics import read_records
+from shadowlab.inference import load_generator
 from shadowlab.planning import measure
 from shadowlab.planning.rehearsal import ALL_MOMENTS
 from shadowlab.settings import load_config
@@ -105,6 +106,14 @@ def test_resumed_training_is_training_bit_for_bit(trained: Path) -> None:
     assert not [name for name in whole if not torch.equal(whole[name], parts[name])]
 
 
+def test_its_model_is_opened_and_generates(trained: Path) -> None:
+    generator = load_generator(trained, device="cpu")
+    picture = torch.rand(3, tiny.SIDE * 8, tiny.SIDE * 8)
+    made = generator.generate(picture, steps=2, seed=5)
+    assert made.shape == picture.shape and 0 <= float(made.min()) < float(made.max()) <= 1
+    assert torch.equal(made, generator.generate(picture, steps=2, seed=5))
+
+
 def test_only_its_own_parameters_train(trained: Path) -> None:
     first, last = weights(trained, 2), weights(trained, STEPS)
     own = [name for name in first if name.startswith("unet/")]
@@ -125,6 +134,17 @@ def test_its_records_and_views(trained: Path) -> None:
     assert "Error on held-out samples" in page and "soft IoU" not in page
 
 
+def test_it_is_judged_by_its_own_metric_and_baseline(trained: Path) -> None:
+    words = ("--steps", "1,2", "--seeds", "2", "--device", "cpu", "--out", "judged", "--json")
+    found = json.loads(shadowlab_says("evaluate", "whole", *words))
+    assert found["task"] == "negative" and found["control"] == {} and found["published"] == {}
+    assert found["tracks"].keys() == {"all", "all, trained objects"}
+    for track in found["tracks"].values():
+        assert track["methods"].keys() == {"model, 1 step", "model, 2 steps", "the picture itself"}
+        assert track["methods"]["model, 1 step"].keys() == {"mae"}
+    assert "soft IoU" not in Path("judged/evaluation.html").read_text()
+
+
 def test_its_memory_is_planned(place: Path) -> None:
     plan = json.loads(run("plan", "--strategy", "single", "--json"))
     items = plan["strategies"]["single"]["peaks"]["optimizer step"]["items"]
@@ -141,6 +161,12 @@ def test_its_memory_is_measured_at_its_own_width_of_tokens(place: Path) -> None:
 
 def test_latents_of_pictures_that_lie_in_no_file_are_refused_in_one_line(place: Path) -> None:
     assert "sample n00: its target picture is no file" in run("data encode", "--out", "latents", code=2)
+
+
+def test_its_data_are_checked_by_what_it_looks_for(place: Path) -> None:
+    report = json.loads(shadowlab_says("data", "check", "12 pictures", "--set", "task=negative", "--json"))
+    assert report["passed"] and (report["num_samples"], report["num_objects"]) == (12, 6)
+    assert report["notices"][0] == "made of random numbers" and "of 12 negatives are bright" in report["notices"][1]
 
 
 def test_a_nan_is_traced_and_explained(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

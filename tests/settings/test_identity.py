@@ -128,7 +128,7 @@ def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "model.safetensors").write_bytes(b"1")
     config = load_config(assignments=[f"model.weights={tmp_path}"])
     first = config.model_hash()
-    monkeypatch.setattr(Path, "open", lambda *_, **__: pytest.fail("read again"))
+    monkeypatch.setattr(os, "open", lambda *_, **__: pytest.fail("read again"))
     assert config.model_hash() == first
 
 

@@ -34,7 +34,7 @@ def test_two_steps_are_not_enough(stage_folder: dict[str, Path], tmp_path: Path)
         finished(config)
     message = str(caught.value)
     assert caught.value.exit_code == 1
-    for words in ("after 2 steps", "needs 0.95", "needs 0.8", "--set overfit.max_steps", "--set overfit.learning_rate"):
+    for words in ("after 2 steps", "needs 0.95", "needs 0.8", "--max-steps", "--set overfit.learning_rate"):
         assert words in message
     run = RunFolder(tmp_path / "overfit")
     entry = run.stages()["overfit"]

@@ -1,8 +1,12 @@
 """train as a stage: the gate before it, what a run leaves, and resuming bit for bit."""
 
+import gc
 import json
 import math
+import os
 import shutil
+import signal
+import weakref
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,27 +19,31 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from diagnostics.errors import NonFiniteError
-from diagnostics.records.lines import read_records
+from diagnostics.records.lines import append_record, read_records
 from shadowlab.console.reporter import Reporter
 from shadowlab.data.sample_set import SampleSet
 from shadowlab.data.split import split_by_object
 from shadowlab.distributed.processes import SingleProcess
-from shadowlab.errors import StageFailedError, StageStoppedError, UserError
+from shadowlab.errors import InterruptedRunError, StageFailedError, StageStoppedError, UserError
 from shadowlab.evaluation.fixed_grid import FixedGrid, GridResult
+from shadowlab.interruption import signals
 from shadowlab.models.precision import POLICIES
 from shadowlab.runs.folder import RunFolder
+from shadowlab.runs.listing import list_runs
+from shadowlab.runs.lookup import find_run, latest_run
 from shadowlab.runs.resume import resumed_config
 from shadowlab.session import Session
 from shadowlab.settings.schema import Config
 from shadowlab.stages.result import StageResult
 from shadowlab.stages.run import finish_stage
-from shadowlab.stages.train import required
+from shadowlab.stages.train import required, train
 from shadowlab.stages.train.required import prove_required_stages
 from shadowlab.stages.train.train import run_train
 from shadowlab.tasks import open_task
 from shadowlab.tasks.shadow import task as shadow_task
 from shadowlab.tasks.shadow.dataset import open_dataset
 from shadowlab.tasks.shadow.samples import Sample, collate
+from shadowlab.training.checkpoint_files import complete_checkpoints
 from shadowlab.training.step import StepOutcome
 from shadowlab.training.telemetry import Telemetry
 from tests import tiny
@@ -370,6 +378,118 @@ def test_a_validation_that_is_not_finite_fails(
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
+def test_a_validation_that_is_not_finite_costs_no_checkpoint(
+    stage_folder: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither that of its step nor the one before, which a user may have to go back to."""
+    original = FixedGrid.evaluate
+
+    def spoiled(self: FixedGrid, *arguments: Any) -> GridResult:
+        result = original(self, *arguments)
+        return replace(result, loss=math.nan, loss_by_t={0.5: math.nan}) if len(done) > 1 else result
+
+    done: list[int] = []
+    validate = train.validate
+    monkeypatch.setattr(train, "validate", lambda *words, **named: (done.append(1), validate(*words, **named))[1])
+    monkeypatch.setattr(FixedGrid, "evaluate", spoiled)
+    words = ("train.validate_every=4", "checkpoint.every_steps=2", "checkpoint.keep_last=1", "train.max_steps=6")
+    with pytest.raises(StageFailedError, match="validation at step 4: .* nan.*move the checkpoint of step 4 away"):
+        trained(tiny.stage_config(stage_folder, tmp_path, *words), "run")
+    run = RunFolder(tmp_path / "run")
+    assert [path.name for path in complete_checkpoints(run.checkpoints)] == ["step-00000002", "step-00000004"]
+    monkeypatch.undo()
+    shutil.rmtree(run.checkpoints / "step-00000004")
+    slower = resumed_config(run, source=None, options={"optimizer.learning_rate": 1e-6}, assignments=[])
+    trained(slower, "run", resume=True)
+    assert run.stages()["train"]["passed"] is True
+    assert [path.name for path in complete_checkpoints(run.checkpoints)] == ["step-00000006"]
+
+
+@pytest.mark.parametrize("killed_at", [3, 6])
+def test_a_validation_that_a_kill_prevented_is_made_up_for_once(
+    stage_folder: dict[str, Path], tmp_path: Path, whole: RunFolder, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    """The checkpoint of its step is there before it; at step 6, which is the last, nothing else is left to do."""
+    validate = train.validate
+
+    def killed(session: Any, grid: Any, trainee: Any, telemetry: Any, step: int, **named: Any) -> GridResult:
+        if step == killed_at:
+            raise KeyboardInterrupt
+        return validate(session, grid, trainee, telemetry, step, **named)
+
+    words = (*SHORT, "checkpoint.every_steps=1", "train.max_steps=6")
+    config = tiny.stage_config(stage_folder, tmp_path, *words)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "validate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained(config, "parts")
+    assert complete_checkpoints(tmp_path / "parts" / "checkpoints")[-1].name == f"step-0000000{killed_at}"
+    for _ in range(2):  # a second resume has nothing to do
+        parts = trained(config, "parts", resume=True)
+        assert numbers(parts) == numbers(whole)
+        assert parts.stages()["train"]["passed"] is True
+    wanted, got = saved_tensors(whole, 6), saved_tensors(parts, 6)
+    assert not [name for name in wanted if not torch.equal(wanted[name], got[name])]
+
+
+@pytest.mark.parametrize("asked_in", ["step", "validation"])
+def test_a_stop_at_the_step_of_a_validation(
+    stage_folder: dict[str, Path], tmp_path: Path, whole: RunFolder, monkeypatch: pytest.MonkeyPatch, asked_in: str
+) -> None:
+    """Nobody who asked to stop waits for a validation, and its record comes all the same."""
+    config = tiny.stage_config(stage_folder, tmp_path, *SHORT, "train.max_steps=6")
+    owner, name = (Telemetry, "step") if asked_in == "step" else (train, "validate")
+    original, calls = getattr(owner, name), []
+
+    def asking(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        result = original(*arguments, **named)
+        if len(calls) == (3 if asked_in == "step" else 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, asking)
+        with signals.heard(), pytest.raises(InterruptedRunError, match="interrupted after step 3: saved"):
+            trained(config, "parts")
+    assert complete_checkpoints(tmp_path / "parts" / "checkpoints")[-1].name == "step-00000003"
+    assert ("validation", 3) not in kinds(RunFolder(tmp_path / "parts")) or asked_in == "validation"
+    with signals.heard():  # a process of its own
+        parts = trained(config, "parts", resume=True)
+    assert numbers(parts) == numbers(whole)
+
+
+def kinds(run: RunFolder) -> list[tuple[Any, Any]]:
+    return [(record["kind"], record.get("step")) for record in read_records(run.metrics)]
+
+
+def test_another_learning_rate_on_resume_is_said_recorded_and_kept(
+    stage_folder: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny.stage_config(stage_folder, tmp_path, *SHORT, "train.max_steps=4", "optimizer.warmup_steps=0")
+    run = trained(config, "run")
+    slower = resumed_config(
+        run, source=None, options={"optimizer.learning_rate": 1e-7, "train.max_steps": 6}, assignments=[]
+    )
+    capsys.readouterr()
+    with closing(Reporter()) as reporter:
+        session = Session.open(slower, run, ALONE, reporter)
+        finish_stage("train", session, lambda session: run_train(session, resume=True))
+    said = capsys.readouterr().out.splitlines()
+    assert "changed on resume: optimizer.learning_rate 0.001 -> 1e-07" in said
+    assert "the learning rate of step 5 is 1e-07; it would have been 0.001" in said
+    records = list(read_records(run.metrics))
+    assert [r["learning_rate"] for r in records if r["kind"] == "train"] == [1e-3] * 4 + [1e-7] * 2
+    headers = [r for r in records if r["kind"] == "header"]
+    assert "changed" not in headers[0] and headers[1]["resumed_at"] == 4
+    assert "optimizer.learning_rate 0.001 -> 1e-07" in headers[1]["changed"]
+    assert run.saved_config().optimizer.learning_rate == 1e-7
+    before, after = (
+        saved_tensors(run, step)["unet/diffusion_pytorch_model.safetensors/conv_out.bias"] for step in (4, 6)
+    )
+    assert 0 < (after - before).abs().max() < 1e-6  # AdamW moves a weight by about the rate, in two steps
+
+
 def test_a_damaged_record_is_named_on_resume(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     run = trained(tiny.stage_config(stage_folder, tmp_path, *SHORT, "train.max_steps=2"), "run")
     lines = run.metrics.read_bytes().splitlines(keepends=True)
@@ -444,6 +564,86 @@ def test_missing_stages_run_once_per_model(
     assert stages["ran"] == ["check-forward", "overfit"] * 2
 
 
+def test_one_command_makes_one_folder(stage_folder: dict[str, Path], tmp_path: Path, stages: dict[str, Any]) -> None:
+    """What it ran before lies inside, and is found there: as a proof, by its name, and as a note of the training."""
+    run = prove(tiny.stage_config(stage_folder, tmp_path), "first")
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+    notes = json.loads((run.path / "required-stages.json").read_text())
+    assert notes == {name: str(run.path / "required" / name) for name in ("check-forward", "overfit")}
+    second = prove(tiny.stage_config(stage_folder, tmp_path), "second")
+    assert json.loads((second.path / "required-stages.json").read_text()) == notes
+    found = find_run("first/required/overfit", str(tmp_path), with_records=False)
+    assert found.path == run.path / "required" / "overfit"
+    listed = [(one.path.relative_to(tmp_path).as_posix(), one.state) for one in list_runs(tmp_path)]
+    assert ("first/required/overfit", "passed") in listed
+    assert listed.index(("first/required/check-forward", "passed")) == [name for name, _ in listed].index("first") + 1
+    assert latest_run(tmp_path) in (run.path, second.path)
+
+
+def test_the_layout_of_before_still_proves(
+    stage_folder: dict[str, Path], tmp_path: Path, stages: dict[str, Any]
+) -> None:
+    run = prove(tiny.stage_config(stage_folder, tmp_path), "first")
+    for name in ("check-forward", "overfit"):
+        (run.path / "required" / name).rename(tmp_path / f"first-{name}")
+    second = prove(tiny.stage_config(stage_folder, tmp_path), "second")
+    assert stages["ran"] == ["check-forward", "overfit"]
+    notes = json.loads((second.path / "required-stages.json").read_text())
+    assert notes["overfit"] == str(tmp_path / "first-overfit")
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_check_of_a_users_own_picture_is_no_proof(
+    stage_folder: dict[str, Path], tmp_path: Path, stages: dict[str, Any], noted: bool
+) -> None:
+    """Earlier versions noted the command alone."""
+    config = tiny.stage_config(stage_folder, tmp_path)
+    run = RunFolder.create(config, "photo")
+    summary = {"sample": "chair", "own_input": True} if noted else {"sample": "chair"}
+    run.record_stage("check-forward", passed=True, config=config, summary=summary)
+    environment = json.loads((run.path / "environment.json").read_text())
+    environment["command"] = ["check-forward", "--object", "chair.png"]
+    (run.path / "environment.json").write_text(json.dumps(environment))
+    prove(config, "first")
+    assert stages["ran"] == ["check-forward", "overfit"]
+    run.record_stage("check-forward", passed=True, config=config, summary={"sample": "img_0", "own_input": False})
+    shutil.rmtree(tmp_path / "first" / "required" / "check-forward")
+    prove(config, "second")
+    assert stages["ran"] == ["check-forward", "overfit"]
+
+
+def test_a_stage_that_was_interrupted_is_replaced(
+    stage_folder: dict[str, Path], tmp_path: Path, stages: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny.stage_config(stage_folder, tmp_path)
+
+    def interrupted(session: Session) -> StageResult:
+        append_record(session.run.metrics, {"kind": "overfit", "step": 3, "loss": 1.0})
+        raise KeyboardInterrupt
+
+    good = dict(required.REQUIRED_STAGES)
+    monkeypatch.setattr(required, "REQUIRED_STAGES", {**good, "overfit": interrupted})
+    with pytest.raises(KeyboardInterrupt):
+        prove(config, "run")
+    monkeypatch.setattr(required, "REQUIRED_STAGES", good)
+    run = RunFolder.reopen(config, "run")
+    prove_required_stages(Session.open(config, run, ALONE, Reporter(active=False)), skip=False)
+    assert sorted(path.name for path in (run.path / "required").iterdir()) == ["check-forward", "overfit"]
+    assert stages["ran"] == ["check-forward", "overfit"]
+
+
+def test_a_required_stage_takes_its_vae_with_it(stage_folder: dict[str, Path], tmp_path: Path) -> None:
+    config = tiny.stage_config(stage_folder, tmp_path)
+    run, reporter = RunFolder.create(config, "run"), Reporter(active=False)
+    session = Session.open(config, run, ALONE, reporter)
+    inner = session.alone(run, reporter)
+    inner.task.load_vae(torch.device("cpu"))
+    vae = weakref.ref(inner.task.vae)
+    del inner
+    gc.collect()
+    assert vae() is None
+
+
 def test_a_weaker_proof_is_none(stage_folder: dict[str, Path], tmp_path: Path, stages: dict[str, Any]) -> None:
     prove(tiny.stage_config(stage_folder, tmp_path), "first")
     prove(tiny.stage_config(stage_folder, tmp_path, "overfit.num_samples=1", "overfit.min_r2=0.5"), "easier")
@@ -458,7 +658,7 @@ def test_a_proof_without_its_criterion_is_none(
     """Written by an earlier version: the stage runs again, without a traceback."""
     config = tiny.stage_config(stage_folder, tmp_path)
     prove(config, "first")
-    file = tmp_path / "first-overfit" / "stages.json"
+    file = tmp_path / "first" / "required" / "overfit" / "stages.json"
     old = json.loads(file.read_text())
     del old["overfit"]["summary"]["criterion"]
     file.write_text(json.dumps(old))
@@ -483,8 +683,9 @@ def test_the_first_failing_stage_stops(stage_folder: dict[str, Path], tmp_path: 
 def test_the_real_first_stage_stops_a_vae_that_was_never_trained(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(StageFailedError, match="VAE gives the shadow map back: expected PSNR >= 20 dB"):
         prove(tiny.stage_config(stage_folder, tmp_path), "run")
-    assert RunFolder(tmp_path / "run-check-forward").stages()["check-forward"]["passed"] is False
-    assert not (tmp_path / "run-overfit").exists()
+    required = tmp_path / "run" / "required"
+    assert RunFolder(required / "check-forward").stages()["check-forward"]["passed"] is False
+    assert not (required / "overfit").exists()
 
 
 def test_skipping_is_loud(
@@ -517,12 +718,15 @@ def test_a_damaged_neighbour_proves_nothing_and_blocks_nothing(
 ) -> None:
     config = tiny.stage_config(stage_folder, tmp_path)
     prove(config, "first")
-    damaged(tmp_path / "first-overfit" / "stages.json", damage)
+    damaged(tmp_path / "first" / "required" / "overfit" / "stages.json", damage)
     prove_required_stages(Session.open(config, RunFolder.create(config, "second"), ALONE, Reporter()), skip=False)
     assert stages["ran"] == ["check-forward", "overfit", "overfit"]
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 1  # not once a stage
-    assert "proves nothing" in warnings[0] and str(tmp_path / "first-overfit" / "stages.json") in warnings[0]
+    assert (
+        "proves nothing" in warnings[0]
+        and str(tmp_path / "first" / "required" / "overfit" / "stages.json") in warnings[0]
+    )
 
 
 @pytest.mark.parametrize("criterion", [[], {"r2": "0.99", "soft_iou": 1, "num_samples": 99}])
@@ -531,7 +735,7 @@ def test_a_criterion_of_a_wrong_type_proves_nothing(
 ) -> None:
     config = tiny.stage_config(stage_folder, tmp_path)
     prove(config, "first")
-    file = tmp_path / "first-overfit" / "stages.json"
+    file = tmp_path / "first" / "required" / "overfit" / "stages.json"
     old = json.loads(file.read_text())
     old["overfit"]["summary"]["criterion"] = criterion
     file.write_text(json.dumps(old))

@@ -224,14 +224,14 @@ def test_a_place_that_cannot_be_written_is_reported_before_training(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("victim", ["save_pretrained", "write_text", "replace"])
+@pytest.mark.parametrize("victim", ["save_pretrained", "replace_text", "replace"])
 def test_a_disk_that_fills_up_in_the_end(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    owner: Any = {"save_pretrained": AutoencoderKL, "write_text": Path, "replace": module.os}[victim]
+    owner: Any = {"save_pretrained": AutoencoderKL, "replace_text": module, "replace": module.os}[victim]
     monkeypatch.setattr(owner, victim, full)
     with pytest.raises(UserError, match=r"--out .*No space left on device.*free the disk"):
         train(data, tmp_path / "vae", steps=1)

@@ -1,6 +1,7 @@
 """why: the captured step, its counterfactuals, and the error lines, through the command line."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -368,13 +369,13 @@ def test_a_verdict_that_is_refused_is_not_called_damaged(tmp_path: Path, monkeyp
     incident = tmp_path / "step-00000004"
     incident.mkdir()
     (incident / "verdict.json").write_text("[" * 200_000)
-    assert "not a verdict (RecursionError); the file is damaged" in error_line(str(incident))
-    read = Path.read_text
+    assert "not a verdict (nested deeper than 64 lists and objects)" in error_line(str(incident))
+    opened = os.open
 
-    def refuse(file: Path, *arguments: Any, **options: Any) -> str:
-        if file.name == "verdict.json":
+    def refuse(file: Any, *arguments: Any, **options: Any) -> int:
+        if Path(file).name == "verdict.json":
             raise PermissionError(13, "Permission denied", str(file))
-        return read(file, *arguments, **options)
+        return opened(file, *arguments, **options)
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     assert "verdict.json: cannot be read (Permission denied)" in error_line(str(incident))

@@ -41,7 +41,7 @@ def test_it_warns_once_and_says_what_to_do(warnings: list[str]) -> None:
         wait.add(0.5, 2.0)
         wait.end_window()
     [text] = warnings
-    assert text.startswith("25 % of the time went into waiting for data: raise data.num_workers, now 2, or ")
+    assert text.startswith("25 % of the time went into waiting for data: raise --set data.num_workers=N, now 2, or ")
     assert "shadowlab data encode --data renders --out LATENTS " in text
     assert text.endswith("--set data.latents=LATENTS")
 
@@ -51,5 +51,6 @@ def test_with_latents_the_disk_is_left(warnings: list[str]) -> None:
     wait.add(1.0, 2.0)
     wait.end_window()
     assert warnings == [
-        "50 % of the time went into waiting for data: raise data.num_workers, now 0, or put folder on a faster disk"
+        "50 % of the time went into waiting for data: raise --set data.num_workers=N, now 0, or put folder on a faster "
+        "disk"
     ]

@@ -168,20 +168,20 @@ def test_the_usual_optimizer_has_the_usual_file(hub_folder: Path, tmp_path: Path
 
 def test_a_state_of_before_the_first_step_is_empty(hub_folder: Path, tmp_path: Path) -> None:
     for step, total in ((0, 0), (2, 2)):  # at step 2 the scaler has skipped both
-        trainee = tiny.trainee_of(hub_folder)
+        trainee = tiny.trainee_of(hub_folder, "precision=fp16")
         trainee.watch.num_skipped = total
-        again = tiny.trainee_of(hub_folder)
+        again = tiny.trainee_of(hub_folder, "precision=fp16")
         load_checkpoint(save(tmp_path, trainee, step), again)
         assert not again.optimizer.state
 
 
 def test_a_parameter_that_no_step_reached_has_no_state_again(hub_folder: Path, tmp_path: Path) -> None:
-    trainee = tiny.trainee_of(hub_folder)
+    trainee = tiny.trainee_of(hub_folder, "train.ema_decay=null")
     reached = dict(list(trainee.parameters().items())[:-2])
     take_gradient_steps(trainee.optimizer, reached, range(2))
     path = save(tmp_path, trainee)
     assert len(json.loads((path / "optimizer.json").read_text())["without_state"]) == 2
-    again = tiny.trainee_of(hub_folder)
+    again = tiny.trainee_of(hub_folder, "train.ema_decay=null")
     load_checkpoint(path, again)
     assert alike(state_of(again.optimizer), state_of(trainee.optimizer))
 
@@ -354,11 +354,11 @@ def test_the_usual_state_is_no_other_optimizers(hub_folder: Path, tmp_path: Path
     path = save(tmp_path, trainee)
     with pytest.raises(UserError, match="the state of AdamW, the run has Adam8bit"):
         load_checkpoint(path, small(hub_folder, Adam8bit))
-    with pytest.raises(UserError, match=r"conv_in\.weight/max_exp_avg_sq is missing"):
+    with pytest.raises(UserError, match=r"conv_in\.\w+/max_exp_avg_sq is missing"):
         load_checkpoint(path, small(hub_folder, OPTIMIZERS["AdamW amsgrad"]))
     trainee = small(hub_folder, OPTIMIZERS["AdamW amsgrad"])
     take_gradient_steps(trainee.optimizer, trainee.parameters(), range(2))
-    with pytest.raises(UserError, match=r"conv_in\.weight/max_exp_avg_sq is unknown to the optimizer"):
+    with pytest.raises(UserError, match=r"conv_in\.\w+/max_exp_avg_sq is unknown to the optimizer"):
         load_checkpoint(save(tmp_path, trainee), small(hub_folder, torch.optim.AdamW))
 
 

@@ -1,6 +1,7 @@
 """What is recorded of a step, what a live view is given, and what a resumed run knows of its past."""
 
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,20 @@ from shadowlab.session import Session
 from shadowlab.stages.overfit import run_overfit
 from shadowlab.tasks.shadow.charts import CHARTS
 from shadowlab.training import telemetry
-from shadowlab.training.step import StepOutcome, StepPlace
-from shadowlab.training.telemetry import Sink, Telemetry, lowest_headroom
+from shadowlab.training.sinks import Sink
+from shadowlab.training.step import StepNotes, StepOutcome, StepPlace, Update
+from shadowlab.training.telemetry import Telemetry, lowest_headroom
 from shadowlab.views.charts import plots_of
 from shadowlab.views.page.curves import draw, panels
+from shadowlab.views.tensorboard.board import Board
 from tests import tiny
 from tests.screen import screen, terminal
 
 
 class Heard:
     """A sink that keeps what it is given, in order."""
+
+    name = "Heard"
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
@@ -102,8 +107,13 @@ def resumed_after_nine_skips(weights: Path, folder: Path, *sinks: Sink) -> tuple
 
 @pytest.fixture
 def _skips(monkeypatch: pytest.MonkeyPatch) -> None:
-    outcome = StepOutcome(1.0, math.inf, 1e-3, skipped=True, sample_losses=((0.1, 1.0), (0.6, 1.0)))
-    monkeypatch.setattr(telemetry, "training_step", lambda *args, **named: outcome)
+    update = Update(1.0, math.inf, 1e-3, skipped=True, losses=(1.0, 1.0))
+
+    def step(*_: Any, notes: StepNotes, **__: Any) -> StepOutcome:
+        notes.times, notes.update = (0.1, 0.6), update
+        return StepOutcome(1.0, math.inf, 1e-3, skipped=True, sample_losses=notes.sample_losses)
+
+    monkeypatch.setattr(telemetry, "training_step", step)
 
 
 @pytest.mark.usefixtures("_skips")
@@ -145,3 +155,34 @@ def test_an_applied_step_says_what_was_applied(hub_folder: Path, tmp_path: Path)
     observed.close()
     [record] = History.read(run.metrics).records()
     assert record["grad_norm"] > 0.01 == record["grad_norm_clipped"]
+
+
+# The command leaves out what the thread says: the error comes up here, too.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.usefixtures("_skips")
+def test_a_view_whose_files_vanish_is_left_and_the_run_goes_on(hub_folder: Path, tmp_path: Path) -> None:
+    """TensorBoard opens its file anew for each flush."""
+    config = tiny.config_of(hub_folder, f"output_dir={tmp_path}")
+    run, reported, heard = RunFolder.create(config, "run"), [], Heard()
+    trainee = tiny.trainee_of(hub_folder, "diagnostics.statistics_every=0")
+    observed = Telemetry(
+        run,
+        trainee,
+        config.diagnostics,
+        kind="train",
+        warn=reported.append,
+        open_sinks=lambda: [Board(run.tensorboard), heard],
+    )
+    observed.write_header(num_samples=2, num_parameters=3, charts=CHARTS)
+    for step in range(3):
+        observed.step([tiny.encoded_batch(range(2 * step, 2 * step + 2))], StepPlace(step, 2 * step, 2))
+        shutil.rmtree(run.tensorboard, ignore_errors=True)
+        observed.image("validation/comparison", torch.zeros(3, 8, 8), step + 1)
+    observed.close()
+    [lost] = [line for line in reported if line.startswith("TensorBoard")]
+    assert lost == (
+        "TensorBoard: cannot be written any more (No such file or directory); the run goes on without it; "
+        f"shadowlab tensorboard {run.path} --rebuild draws all that metrics.jsonl has"
+    )
+    assert [step for kind, step in heard.calls if kind == "train"] == [1, 2, 3]
+    assert len([record for record in read_records(run.metrics) if record["kind"] == "train"]) == 3

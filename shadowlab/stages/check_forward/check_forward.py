@@ -6,18 +6,19 @@ most 16 x 16 and the VAE decodes the central 64 x 64, which is what lets full SD
 """
 
 from dataclasses import asdict
+from typing import Any
 
 from shadowlab.checks import Check, PathTable
-from shadowlab.console import Reporter
 from shadowlab.distributed import SingleProcess
 from shadowlab.drawing import save_picture
 from shadowlab.errors import UserError
+from shadowlab.interruption import signals
 from shadowlab.models import POLICIES
 from shadowlab.seeding import normal, permutation
 from shadowlab.session import Session
 from shadowlab.stages.check_forward import model_checks, structure_checks
 from shadowlab.stages.check_forward.preflight import preflight
-from shadowlab.stages.check_forward.report import checks_table, path_table
+from shadowlab.stages.check_forward.report import checks_table, counts, failures, path_table
 from shadowlab.stages.result import StageResult
 from shadowlab.tasks import TaskBatch, vae_is_frozen
 from shadowlab.training import build_trainee, build_unet
@@ -26,12 +27,17 @@ _MANY_PIXELS = 512 * 512
 
 
 def run_check_forward(
-    session: Session, *, sample: str | None = None, own: tuple[TaskBatch, str] | None = None
+    session: Session,
+    *,
+    sample: str | None = None,
+    own: tuple[TaskBatch, str] | None = None,
+    verbose: bool = False,
 ) -> StageResult:
     """Build the model as configured and check it on a sample of the data set, or on the user's own input.
 
     Args:
         sample: id of one. own: as `Task.own_input` gives it.
+        verbose: print every check and every tensor; log.txt has them in any case.
 
     Raises:
         UserError: data or weights cannot be read, or there is no sample of that id.
@@ -48,9 +54,10 @@ def run_check_forward(
     task.load_vae(processes.device)
     checks.append(vae_is_frozen(task.vae))
     if not checks[-1].passed:  # nothing that it encodes would mean anything
-        return _conclude(about, checks, path, reporter)
+        return _conclude(about, checks, path, session, own=own is not None, verbose=verbose)
     encoded = task.encode(batch)
     checks += task.check_encoding(batch, encoded, path)
+    signals.stop_if_asked()
     noise = normal(encoded.data.shape, config.seed, "check").to(encoded.data.device)
     checks.append(task.objective.check_ends(noise, encoded.data))
 
@@ -63,26 +70,39 @@ def run_check_forward(
         config.eager(), unet, task.objective, alone, config.optimizer, settings.max_steps, ema_decay=None
     )
     trainee.watch.detach()
-    checks += preflight(trainee, config)
-    checks += model_checks.forward(trainee, task.spec, encoded, path)
-    checks += model_checks.gradients(trainee, encoded)
-    checks += model_checks.responses(trainee, task, batch, encoded)
+    for check in (
+        lambda: preflight(trainee, config),
+        lambda: model_checks.forward(trainee, task.spec, encoded, path),
+        lambda: model_checks.gradients(trainee, encoded),
+        lambda: model_checks.responses(trainee, task, batch, encoded),
+    ):
+        signals.stop_if_asked()
+        checks += check()
     checks.append(path.check())
     reporter.say("what training needs in memory: shadowlab plan, with the same options", style="dim")
-    return _conclude(about, checks, path, reporter)
+    return _conclude(about, checks, path, session, own=own is not None, verbose=verbose)
 
 
-def _conclude(about: str, checks: list[Check], path: PathTable, reporter: Reporter) -> StageResult:
-    reporter.table(path_table(path))
-    reporter.table(checks_table(checks))
+def _conclude(
+    about: str, checks: list[Check], path: PathTable, session: Session, *, own: bool, verbose: bool
+) -> StageResult:
+    """own: whether it was checked on the user's own input, which proves nothing for a data set."""
+    reporter = session.reporter
+    reporter.table(path_table(path), is_detail=not verbose)
+    reporter.table(checks_table(checks), is_detail=not verbose)
+    unproved = failures(checks)
+    if unproved is not None and not verbose:
+        reporter.table(unproved)
     failed = [check for check in checks if not check.passed and not check.tolerated]
     for check in checks:
         if check.tolerated and not check.passed:
             reporter.warn(f"{check.seen}; {check.mend}")
     message = "; ".join(f"{check.name}: expected {check.expected}, saw {check.seen}; {check.mend}" for check in failed)
-    if not failed:
-        reporter.say(f"check-forward passed: {len(checks)} checks", style="green")
-    summary = {"sample": about, "path": path.rows_as_dicts(), "checks": [asdict(check) for check in checks]}
+    style = "red" if failed else "yellow" if unproved is not None else "green"
+    where = "" if verbose else f"; each of them: --verbose, or {session.run.log}"
+    reporter.say(f"check-forward: {counts(checks)}{where}", style=style)
+    summary: dict[str, Any] = {"sample": about, "own_input": own, "path": path.rows_as_dicts()}
+    summary["checks"] = [asdict(check) for check in checks]
     return StageResult("check-forward", not failed, summary, message)
 
 

@@ -32,9 +32,16 @@ def _eps_survives(trainee: Trainee, allowed: bool) -> Check:
         finding is None,
         "eps > 0 after rounding to the parameters' dtype",
         finding or f"eps {eps:g} in {dtype}",
-        "the first optimizer.step() will divide by zero: use --precision fp16 or bf16 (float32 master weights) or fp32",
+        f"the first optimizer.step() will divide by zero: {_eps_fix(eps)}",
         tolerated=allowed,
     )
+
+
+def _eps_fix(eps: float) -> str:
+    """Another precision helps where float32 can hold it."""
+    if float(torch.tensor(eps, dtype=torch.float32)) == 0.0:
+        return "use --set optimizer.eps=1e-8: this one is 0 in float32, too"
+    return "use --precision fp16 or bf16 (float32 master weights) or fp32"
 
 
 def _scaler_has_float32(trainee: Trainee) -> Check:

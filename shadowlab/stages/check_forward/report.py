@@ -1,38 +1,60 @@
-"""The two tables of check-forward: tensors along the path, and checks."""
+"""The two tables of check-forward, tensors along the path and checks, and its summary."""
 
-from rich.markup import escape
-from rich.table import Table
+from collections.abc import Sequence
+
+from rich.text import Text
 
 from shadowlab.checks import Check, PathTable
+from shadowlab.console import Column, FittedTable
 
 
-def path_table(path: PathTable) -> Table:
+def path_table(path: PathTable) -> FittedTable:
     """One row a tensor."""
-    table = Table(title="path of a sample through the model, measured")
-    for column in ("stage", "tensor", "form", "shape", "dtype", "range", ""):
-        table.add_column(column)
+    names = ("stage", "tensor", "form", "shape", "dtype", "range", "")
+    table = FittedTable(
+        [Column(name, is_head=name in ("stage", "tensor")) for name in names],
+        title="path of a sample through the model, measured",
+    )
     for row in path.rows:
         shape = "x".join(map(str, row.shape)) or "scalar"
-        verdict = "[red]FAIL[/]" if row.faults else "[green]ok[/]"
-        table.add_row(
-            row.stage,
-            escape(row.tensor),
-            row.form,
-            shape,
-            row.dtype,
-            escape(f"[{row.low:.3g}, {row.high:.3g}]"),
-            verdict,
-        )
+        verdict = Text("FAIL", "red") if row.faults else Text("ok", "green")
+        table.add_row(row.stage, row.tensor, row.form, shape, row.dtype, f"[{row.low:.3g}, {row.high:.3g}]", verdict)
     return table
 
 
-def checks_table(checks: list[Check]) -> Table:
-    table = Table(title="checks")
-    for column in ("", "check", "expected", "saw"):
-        table.add_column(column, overflow="fold")
+def checks_table(checks: Sequence[Check]) -> FittedTable:
+    table = FittedTable(
+        (
+            Column("", is_head=True),
+            Column("check", is_head=True, wraps=True),
+            Column("expected", wraps=True),
+            Column("saw", wraps=True),
+            Column("what to do", wraps=True),
+        ),
+        title="checks",
+    )
     for check in checks:
-        word = "[green]pass[/]" if check.passed else "[yellow]WARN[/]" if check.tolerated else "[red]FAIL[/]"
-        table.add_row(word, check.name, escape(check.expected), escape(check.seen))
-        if not check.passed:
-            table.add_row("", "[bold]what to do[/]", check.mend, "")
+        word = Text("pass", "green") if check.passed else _verdict(check)
+        table.add_row(word, check.name, check.expected, check.seen, "" if check.passed else check.mend)
     return table
+
+
+def failures(checks: Sequence[Check]) -> FittedTable | None:
+    """The checks that failed, tolerated or not; None where all passed."""
+    failed = [check for check in checks if not check.passed]
+    return checks_table(failed) if failed else None
+
+
+def counts(checks: Sequence[Check]) -> str:
+    """`24 of 26 checks passed, 1 warning, 1 failed`."""
+    passed = sum(check.passed for check in checks)
+    warned = sum(check.tolerated and not check.passed for check in checks)
+    failed = len(checks) - passed - warned
+    found = [f"{passed} of {len(checks)} checks passed"]
+    found += [f"{warned} warning{'s' if warned > 1 else ''}"] if warned else []
+    found += [f"{failed} failed"] if failed else []
+    return ", ".join(found)
+
+
+def _verdict(check: Check) -> Text:
+    return Text("WARN", "yellow") if check.tolerated else Text("FAIL", "red")

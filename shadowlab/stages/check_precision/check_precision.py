@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from diagnostics.files import replace_text
 from diagnostics.statistics import LayerTrace, deviation
 from shadowlab.console import Reporter
 from shadowlab.distributed import SingleProcess
 from shadowlab.encoded_batch import DOWNSCALE, EncodedBatch
+from shadowlab.interruption import signals
 from shadowlab.models import POLICIES
 from shadowlab.runs import RunFolder
 from shadowlab.seeding import permutation
@@ -89,8 +91,7 @@ def _conclude(
     document = {"reference": _name(width), "holds": holding, "policies": [asdict(report) for report in reports]}
     folder = run.path / "reports"
     folder.mkdir(exist_ok=True)
-    text = json.dumps(_plain(document), indent=1, allow_nan=False)
-    (folder / "precision.json").write_text(text + "\n", encoding="utf-8")
+    replace_text(folder / "precision.json", json.dumps(_plain(document), indent=1, allow_nan=False) + "\n")
     chosen = next(report for report in reports if report.policy == config.precision)
     message = "; ".join(f"{place}: {problem}" for place, problem in list(chosen.problems.items())[:3])
     if message:
@@ -130,6 +131,7 @@ def _measured(session: Session, policy: str, batch: EncodedBatch) -> _Measured:
 @contextmanager
 def _one_model(session: Session, policy: str) -> Iterator[Trainee]:
     """Its weights are gone afterwards, whatever cycles of references it was part of: two of SDXL would not fit."""
+    signals.stop_if_asked()
     trainee = _trainee(session, policy)
     try:
         yield trainee

@@ -5,10 +5,10 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from diagnostics.statistics import Deviation
+from shadowlab.console import Column, FittedTable
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,20 @@ class PolicyReport:
     """Layer or parameter -> what is wrong, the worst first."""
 
 
-def layers_table(report: PolicyReport, num_layers: int) -> Table:
+def layers_table(report: PolicyReport, num_layers: int) -> FittedTable:
     """The layers that a policy is hardest on, those that decide against it first."""
     scaled = f", loss times {report.gradient_scale:g}" if report.gradient_scale != 1.0 else ""
-    table = Table(title=f"{report.policy}{scaled}: the {min(num_layers, len(report.layers))} layers it is hardest on")
-    for column in ("layer", "activation error", "bits left", "gradient error", "bits left", "underflow", "update lost"):
-        table.add_column(column, overflow="fold", justify="left" if column == "layer" else "right")
+    numbers = ("activation error", "bits left", "gradient error", "bits left", "underflow", "update lost")
+    table = FittedTable(
+        [Column("layer", is_head=True), *(Column(title, is_right=True) for title in numbers)],
+        title=f"{report.policy}{scaled}: the {min(num_layers, len(report.layers))} layers it is hardest on",
+    )
     order = sorted(report.layers, key=lambda name: (name not in report.problems, -_error(report.layers[name])))
     for name in order[:num_layers]:
         row, gradient = report.layers[name], report.layers[name].gradient
         lost = [u.lost for p, u in report.updates.items() if p.rpartition(".")[0] == name]
         table.add_row(
-            escape(name),
+            name,
             f"{row.activation.relative_error:.1e}",
             _bits(row.activation),
             "zero" if gradient is None else f"{gradient.relative_error:.1e}",
@@ -67,11 +69,10 @@ def layers_table(report: PolicyReport, num_layers: int) -> Table:
     return table
 
 
-def summary_table(reports: Iterable[PolicyReport]) -> Table:
+def summary_table(reports: Iterable[PolicyReport]) -> FittedTable:
     """A row a policy."""
-    table = Table(title="policies")
-    for column in ("policy", "activation error", "gradient error", "least headroom", "underflow", "update", "verdict"):
-        table.add_column(column, overflow="fold")
+    numbers = ("activation error", "gradient error", "least headroom", "underflow", "update", "verdict")
+    table = FittedTable([Column("policy", is_head=True), *map(Column, numbers)], title="policies")
     for report in reports:
         gradients = [row.gradient for row in report.layers.values() if row.gradient is not None]
         bits = [one.headroom_bits for row in report.layers.values() for one in (row.activation, row.gradient) if one]
@@ -84,7 +85,7 @@ def summary_table(reports: Iterable[PolicyReport]) -> Table:
             f"{min(bits, default=math.inf):.1f} bits",
             f"up to {max((one.underflow for one in gradients), default=0.0):.1%}",
             f"{bad} tensors NaN or Inf" if bad else f"up to {lost:.1%} lost",
-            "[green]holds[/]" if not report.problems else "[red]does not hold[/]",
+            Text("does not hold", "red") if report.problems else Text("holds", "green"),
         )
     return table
 

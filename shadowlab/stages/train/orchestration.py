@@ -6,14 +6,26 @@ At once only what a launcher needs is imported: it waits for its processes, and 
 import os
 import shlex
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadowlab.distributed import crowded, launch_processes, launched_first, launched_processes, require_gpus
+from diagnostics.files import append_to
+from shadowlab.distributed import (
+    crowded,
+    launch_processes,
+    launched_by_us,
+    launched_first,
+    launched_processes,
+    require_gpus,
+)
 from shadowlab.errors import InterruptedRunError, LostProcessError
-from shadowlab.runs import RunFolder, default_name, resumed_config, run_to_resume, with_processes
+from shadowlab.interruption import signals
+from shadowlab.runs import RunFolder, default_name, resume_point, resumed_config, run_to_resume, with_processes
 from shadowlab.settings import Config, Request
+from shadowlab.workers import require_few_workers
 
 if TYPE_CHECKING:
     from shadowlab.distributed import Processes
@@ -92,12 +104,13 @@ def _asked_for(request: Request, *, resume: bool, skip_stages: bool) -> _Trainin
 
 
 def _find_data(config: Config, *, in_launcher: bool) -> None:
-    """Raise UserError where there are none: a wrong path must not wait for processes or stages.
+    """Raise UserError where there are none, or too many loader processes: a wrong word must not wait for stages.
 
     Of several processes the first one says it; the launcher ends the others.
     """
     if not launched_first():
         return
+    require_few_workers(config)
     place = config.data.path
     if not (in_launcher and (os.path.exists(place) or place == type(config.data)().path)):
         from shadowlab.tasks import open_task  # takes seconds, which a launcher need not spend
@@ -114,19 +127,19 @@ def _train_here(training: _Training) -> None:
     from shadowlab.session import Session
     from shadowlab.stages.run import finish_stage, open_processes
     from shadowlab.stages.train.required import prove_required_stages
-    from shadowlab.training import ending_at_once
 
     run, lock = training.run, None
     processes, reporter = open_processes(training.config, training.request, resumed=training.run)
     config = with_processes(training.config, processes.count)
     try:
-        with ending_at_once():  # until the loop, which finishes its step
+        with signals.unmasked():
             run = run or _new_run(training, config, processes)
             with processes.together():
                 if processes.is_main:
                     lock = run.claim()
                     reporter.log_to(run.log)
-            processes.report_losses_to(run.log, go_on=training.resuming(run.path.name))
+            saved = partial(resume_point, run.checkpoints)
+            processes.report_losses_to(run.log, go_on=training.resuming(run.path.name), saved=saved)
             session = Session.open(config, run, processes, reporter)
             prove_required_stages(session, skip=training.skip_stages)
             finish_stage(
@@ -139,11 +152,19 @@ def _train_here(training: _Training) -> None:
     except (KeyboardInterrupt, InterruptedRunError) as stop:
         if run is None:
             raise
-        stopped = str(stop) or "interrupted"
+        stopped = str(stop) or f"interrupted; {resume_point(run.checkpoints)}"
         reporter.note(stopped)
-        raise InterruptedRunError(
-            f"{stopped}; go on with: {training.resuming(run.path.name)}", saved=getattr(stop, "saved", False)
-        ) from None
+        is_saved = getattr(stop, "saved", False)
+        error = InterruptedRunError(f"{stopped}; go on with: {training.resuming(run.path.name)}", saved=is_saved)
+        error.printed = launched_by_us() and not is_saved  # the launcher knows whether it was asked, or lost one
+        raise error from None
+    except Exception:
+        reporter.close()
+        if lock is not None:
+            lock.close()
+        if run is not None and processes.is_main:
+            run.discard()  # a command that is refused leaves nothing
+        raise
     finally:
         if lock is not None:
             lock.close()
@@ -154,10 +175,11 @@ def _train_here(training: _Training) -> None:
 def _new_run(training: _Training, config: Config, processes: "Processes") -> RunFolder:
     """Its folder, which the first process makes and all of them open."""
     name = training.request.run or processes.share(default_name(training.request.label, "train"))
+    made = None
     with processes.together():
         if processes.is_main:
-            RunFolder.create(config, name, source=training.request.label)
-    return RunFolder.reopen(config, name)
+            made = RunFolder.create(config, name, source=training.request.label)
+    return made or RunFolder.reopen(config, name)
 
 
 def _train_in_processes(training: _Training, module: str) -> int:
@@ -168,13 +190,21 @@ def _train_in_processes(training: _Training, module: str) -> int:
     words = ["train", *request.words(), "--run", name]
     words += ["--resume"] if training.run is not None else []
     words += ["--skip-stages"] if training.skip_stages else []
-    go_on = training.resuming(name)
+    run = RunFolder(Path(training.config.output_dir) / name)
+    begun = (run.path / "config.yaml").exists
     try:
-        return launch_processes(training.config.distributed.processes, module, words)
+        code = launch_processes(training.config.distributed.processes, module, words)
     except LostProcessError as lost:
-        error = LostProcessError(f"{lost}; go on with: {go_on}")
+        saved = resume_point(run.checkpoints)
+        error = LostProcessError(f"{lost}; {saved}; go on with: {training.resuming(name)}")
         error.printed = lost.printed
+        if begun() and not lost.printed:
+            with suppress(OSError), append_to(run.log) as log:
+                log.write(f"error: {error}\n".encode())
         raise error from None
-    except InterruptedRunError as stop:
-        begun = (Path(training.config.output_dir) / name / "config.yaml").exists()
-        raise InterruptedRunError(f"{stop}; " + (f"go on with: {go_on}" if begun else "start it again")) from None
+    except InterruptedRunError:
+        code = InterruptedRunError.exit_code
+    if code == InterruptedRunError.exit_code:
+        going_on = f"{resume_point(run.checkpoints)}; go on with: {training.resuming(name)}"
+        raise InterruptedRunError(f"interrupted; {going_on if begun() else 'start it again'}")
+    return code

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from diagnostics.files import replace_text
 from shadowlab.errors import InterruptedRunError
 from shadowlab.runs import RunFolder, stage_passed
 from shadowlab.session import Session
@@ -26,7 +27,7 @@ _PROOF_SECONDS = 7 * 24 * 3600.0  # overfit may take days
 def prove_required_stages(session: Session, *, skip: bool) -> None:
     """See that check-forward and overfit passed for this model configuration; run those that are missing.
 
-    Each missing stage runs on the first process, in a folder of its own next to `run`; the other processes wait for
+    Each missing stage runs on the first process, in a folder of its own inside the run's; the other processes wait for
     its entry in a file, outside any collective, so that no timeout can strike.
 
     Raises:
@@ -51,14 +52,11 @@ def prove_required_stages(session: Session, *, skip: bool) -> None:
     for name, stage in REQUIRED_STAGES.items():
         passed_in = _passed_in(name, session, warn)
         if passed_in is None:
-            reporter.say(f"train needs {name} first; running it")
             passed_in = _run_required(name, stage, session)
         else:
             reporter.say(f"{name}: passed before ({passed_in})")
         proofs[name] = str(passed_in)
-    temporary = marker.with_suffix(".tmp")
-    temporary.write_text(json.dumps(proofs, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(marker)
+    replace_text(marker, json.dumps(proofs, indent=2) + "\n")
     processes.wait()
 
 
@@ -66,10 +64,10 @@ def _passed_in(name: str, session: Session, warn: Callable[[str], None]) -> Path
     """The newest run below output_dir in which the stage passed for this model, with as strict a criterion."""
     least = session.config.overfit.num_samples
 
-    def as_strict(summary: dict[str, Any]) -> bool:
+    def as_strict(summary: dict[str, Any], run: RunFolder) -> bool:
         recorded = summary.get("criterion")
-        if name != "overfit":
-            return True
+        if name == "check-forward":  # a picture of the user's own says nothing of the data
+            return not summary.get("own_input", "--object" in run.command)  # earlier versions did not note it
         # An earlier version may have written less: then it proves nothing.
         if not isinstance(recorded, dict) or not isinstance(recorded.get("num_samples"), int | float):
             return False
@@ -80,7 +78,8 @@ def _passed_in(name: str, session: Session, warn: Callable[[str], None]) -> Path
 
 def _run_required(name: str, stage: Callable[[Session], StageResult], session: Session) -> Path:
     config, run, reporter = session.config, session.run, session.reporter
-    folder = RunFolder.create_beside(config, f"{run.path.name}-{name}")
+    folder = run.create_required(config, name)
+    reporter.say(f"train needs {name} first; running it in {folder.path}")
     quiet = reporter.without_result()
     try:
         with folder.claim():
@@ -88,7 +87,9 @@ def _run_required(name: str, stage: Callable[[Session], StageResult], session: S
     except InterruptedRunError:
         raise
     except Exception as error:
-        message = f"{name} did not pass, so training did not begin; see {folder.path}"
+        quiet.close()
+        message = f"{name} did not pass, so training did not begin"
+        message += "" if folder.discard() else f"; see {folder.path}"
         reporter.note(message)
         if isinstance(error, FAILURES):
             record_failure("train", message, config, run, reporter)

@@ -1,8 +1,8 @@
 """Everything that a run trains with, opened in the order in which it can fail."""
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shadowlab.console import Reporter
@@ -13,13 +13,16 @@ from shadowlab.models import POLICIES
 from shadowlab.runs import RunFolder, changes
 from shadowlab.session import Session
 from shadowlab.settings import Config
-from shadowlab.stages.train.validation import validation_grid
+from shadowlab.stages.train.validation import is_due, validation_grid
 from shadowlab.training import (
     BatchSource,
     Telemetry,
     Trainee,
     build_trainee,
     build_unet,
+    checkpoint_folders,
+    foreign_entries,
+    learning_rate,
     load_checkpoint,
     newest_sound_checkpoint,
     open_source,
@@ -42,6 +45,8 @@ class Start:
     """Samples drawn by all processes."""
     fresh: bool
     """Nothing was trained before."""
+    judged: bool
+    """The records hold the validation of this step, or want none."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,8 @@ class Opened:
 
     grid: FixedGrid
     source: BatchSource
-    batches: Iterator[Any]
-    """This process's micro-batches, forever."""
+    batches: Generator[Any]
+    """This process's micro-batches, forever; to be closed."""
     trainee: Trainee
     telemetry: Telemetry
     start: Start
@@ -74,7 +79,7 @@ def open_training(session: Session, *, resume: bool) -> Opened | Start:
     global_batch = settings.batch_size * settings.gradient_accumulation_steps * processes.count
     identity = {"data": dataset.fingerprint(), "effective batch": global_batch, "model": config.model_hash()}
     start = _start(session, trainee, identity, resume=resume)
-    if start.step >= settings.max_steps:
+    if start.step >= settings.max_steps and _has_result(run, start.step):
         reporter.say(f"{run.path} is complete at step {start.step}; give a larger --max-steps to train on")
         return start
     batches = endless_batches(
@@ -88,23 +93,50 @@ def open_training(session: Session, *, resume: bool) -> Opened | Start:
         rank=processes.rank,
         num_processes=processes.count,
         num_workers=config.data.num_workers,
+        read=source.augmented,
     )
     with processes.together():
         telemetry = _telemetry(config, run, trainee, reporter, resumed_at=-1 if start.fresh else start.step)
+    recorded = processes.share("validation" in telemetry.recorded)
+    start = replace(start, judged=not start.fresh and (recorded or not is_due(settings, start.step)))
     num_parameters = sum(p.numel() for p in trainee.unet.parameters())
-    telemetry.write_header(num_samples=len(split.train), num_parameters=num_parameters, charts=session.task.charts)
-    if resume and processes.is_main:
-        for change in changes(run.saved_config(), config):
-            reporter.say(f"changed on resume: {change}")
-        run.save_config(config)
+    takes_over = resume and processes.is_main
+    telemetry.write_header(
+        num_samples=len(split.train),
+        num_parameters=num_parameters,
+        charts=session.task.charts,
+        metrics=session.task.metrics,
+        changed=changes(run.saved_config(), config) if takes_over else (),
+        augmentation=config.data.augment.text,
+    )
+    if takes_over:
+        _take_over(run, config, start.step, reporter)
     reporter.say(
         f"train: {len(split.train)} samples ({len(split.validation)} held out), "
         f"{num_parameters:,} parameters{_frozen(trainee)}, "
         f"{config.precision}{' (TF32 off)' if config.precision == 'fp32' else ''}, effective batch {global_batch} = "
         f"{settings.batch_size} x {settings.gradient_accumulation_steps} x {processes.count}, "
         f"steps {start.step} to {settings.max_steps}{'' if config.data.latents is None else ', no VAE in the step'}"
+        f"{f', augmented: {config.data.augment.text}' if config.data.augment.is_on else ''}"
     )
     return Opened(grid, source, batches, trainee, telemetry, start, global_batch, identity)
+
+
+def _has_result(run: RunFolder, step: int) -> bool:
+    """Whether the stage passed at this step. A process that was killed in the last validation left none."""
+    result = run.stages().get("train")
+    return result is not None and result["passed"] is True and result["summary"].get("steps") == step
+
+
+def _take_over(run: RunFolder, config: Config, step: int, reporter: Reporter) -> None:
+    """Say what is configured otherwise than before, and keep it for the next resume."""
+    before = run.saved_config()
+    for change in changes(before, config):
+        reporter.say(f"changed on resume: {change}")
+    rates = [learning_rate(one.optimizer, step, one.train.max_steps) for one in (before, config)]
+    if rates[0] != rates[1]:
+        reporter.say(f"the learning rate of step {step + 1} is {rates[1]:.3g}; it would have been {rates[0]:.3g}")
+    run.save_config(config)
 
 
 def _open_data(session: Session) -> tuple[SampleSet[Any], Split, FixedGrid, BatchSource]:
@@ -113,13 +145,16 @@ def _open_data(session: Session) -> tuple[SampleSet[Any], Split, FixedGrid, Batc
     POLICIES[config.precision].apply_to_backend(processes.device)  # before the VAE computes anything
     processes.at("opening the data", patience_seconds=_OPENING_SECONDS)
     with processes.together():
-        dataset = task.open_data()
+        first = task.open_data() if processes.is_first_here else None
+    with processes.together():
+        # A large set's index is kept by now: the others need not read all names and metadata, too.
+        dataset = task.open_data() if first is None else first
         for notice in dataset.notices:
             reporter.warn(notice)
         split = split_by_object(dataset.object_ids, config.data.validation_fraction, config.seed)
         task.load_vae(processes.device)
         grid = validation_grid(session, dataset, split)
-        source = open_source(config, dataset, task, split.train)
+        source = open_source(config, dataset, task, split.train, augmented=True)
         for notice in source.notices:
             reporter.warn(notice)
     return dataset, split, grid, source
@@ -139,11 +174,11 @@ def _build(session: Session) -> Trainee:
 
 def _start(session: Session, trainee: Trainee, identity: dict[str, Any], *, resume: bool) -> Start:
     run = session.run
-    fresh = not resume or not any(run.checkpoints.glob("step-*"))  # a resumed run, too, may have come to nothing
+    fresh = not resume or not checkpoint_folders(run.checkpoints)  # a resumed run, too, may have come to nothing
     if resume and fresh:
         session.reporter.say(f"{run.path} has no checkpoint yet: it starts from the beginning")
     step, position = (0, 0) if fresh else _restore(run, trainee, identity, session.reporter)
-    return Start(step, position, fresh)
+    return Start(step, position, fresh, judged=not fresh)
 
 
 def _frozen(trainee: Trainee) -> str:
@@ -174,19 +209,18 @@ def _restore(run: RunFolder, trainee: Trainee, identity: dict[str, Any], reporte
     if processes.is_main:
         for path in remove_unfinished(run.checkpoints):
             reporter.say(f"removed {path}: a process was ended while it wrote this")
+        foreign = [name for name in foreign_entries(run.checkpoints) if name.startswith("step-")]
+        if foreign:
+            reporter.say(f"{run.checkpoints}: {', '.join(foreign[:5])}: no checkpoint of this run, left alone")
         checkpoint = newest_sound_checkpoint(run.checkpoints, reporter.warn)
     checkpoint = processes.share(checkpoint)
     if checkpoint is None:
         raise _on_all(f"{run.path}: has no complete checkpoint to resume from; start it again under another --run")
-    state = load_checkpoint(checkpoint, trainee)
-    saved = state.get("identity", {})
-    for name, value in identity.items():
-        if saved.get(name) != value:
-            raise _on_all(
-                f"--resume: {name} was {saved.get(name, 'not noted')} in {checkpoint} and is {value} now; take "
-                "the change back (effective batch = train.batch_size x train.gradient_accumulation_steps x processes), "
-                "or start anew with another --run"
-            )
+    try:
+        state = load_checkpoint(checkpoint, trainee, identity=identity)
+    except UserError as error:
+        error.shared = processes.count > 1  # every process reads the same files
+        raise
     return state["step"], state["position"]
 
 

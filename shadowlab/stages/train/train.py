@@ -12,19 +12,21 @@ from shadowlab.distributed import Processes
 from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.errors import InterruptedRunError, StageStoppedError, UserError
 from shadowlab.evaluation import GridResult
+from shadowlab.interruption import signals
 from shadowlab.runs import RunFolder
 from shadowlab.session import Session
 from shadowlab.settings import Config
 from shadowlab.stages.result import StageResult
 from shadowlab.stages.train.setup import Opened, Start, open_training
-from shadowlab.stages.train.validation import validate
-from shadowlab.training import BatchSource, DataWait, Interruption, StepPlace, Trainee, save_checkpoint
+from shadowlab.stages.train.validation import is_due, validate
+from shadowlab.training import BatchSource, DataWait, StepPlace, Trainee, drop_old, save_checkpoint
 
 
 def run_train(session: Session, *, resume: bool = False) -> StageResult:
     """Train to `train.max_steps`, with `resume` from the newest complete checkpoint of the run, if it came to one.
 
     The first SIGINT or SIGTERM ends the loop after the running step, on every process after the same one, and saves.
+    A checkpoint is written before the validation of its step; a resume makes up for a validation that did not happen.
 
     Raises:
         UserError: data, weights or checkpoint cannot be read, or every checkpoint of the run is damaged.
@@ -40,6 +42,7 @@ def run_train(session: Session, *, resume: bool = False) -> StageResult:
         first, last, step = _loop(session, opened)
     finally:
         opened.telemetry.close()
+        opened.batches.close()
     return _conclude(opened.start.step, first, last, step, session.run, session.reporter)
 
 
@@ -49,10 +52,12 @@ def _loop(session: Session, opened: Opened) -> tuple[GridResult, GridResult, int
     settings, trainee, telemetry = config.train, opened.trainee, opened.telemetry
     step, position = opened.start.step, opened.start.position
     data_wait = DataWait(config, reporter)
-    first_result = result = validate(session, opened.grid, trainee, telemetry, step, write=opened.start.fresh)
+    first_result = result = validate(session, opened.grid, trainee, telemetry, step, write=not opened.start.judged)
+    if processes.any_true(signals.asked):
+        raise KeyboardInterrupt
     with (
         reporter.start("train", settings.max_steps, step),
-        Interruption(speaks=processes.is_main, show=reporter.notice) as interruption,
+        signals.after_step(speaks=processes.is_main, several=processes.count > 1, show=reporter.notice),
     ):
         while step < settings.max_steps:
             started = time.perf_counter()
@@ -66,11 +71,19 @@ def _loop(session: Session, opened: Opened) -> tuple[GridResult, GridResult, int
             outcome = telemetry.step(encoded, place, waited_seconds=waited, began=started)
             data_wait.add(waited, time.perf_counter() - started)
             step, position = step + 1, position + opened.global_batch
-            if step % settings.validate_every == 0 or step == settings.max_steps:
+            is_last = step == settings.max_steps
+            stopping = not is_last and _stops(processes, reporter, step)
+            saving = stopping or is_last or step % config.checkpoint.every_steps == 0
+            if saving:  # before the validation, which may fail or be killed
+                _save(run, trainee, step, position, opened.identity)
+            if is_due(settings, step) and not stopping:  # a resume makes up for it
                 result = validate(session, opened.grid, trainee, telemetry, step)
-            stopping = step < settings.max_steps and processes.any_true(interruption.asked)
-            if step % config.checkpoint.every_steps == 0 or step == settings.max_steps or stopping:
-                _save(config, run, trainee, step, position, opened.identity)
+                stopping = not is_last and _stops(processes, reporter, step)
+                if stopping and not saving:
+                    saving = True
+                    _save(run, trainee, step, position, opened.identity)
+            if saving and processes.is_main:  # after it: the last ones that were judged well stay until then
+                drop_old(run.checkpoints, step, config.checkpoint.keep_last, config.checkpoint.keep_every)
             numbers: dict[str, float | str] = {"loss": outcome.loss, "grad norm": outcome.grad_norm}
             numbers |= {"lr": outcome.learning_rate, "data wait": data_wait.text}
             if trainee.watch.num_skipped:
@@ -82,6 +95,14 @@ def _loop(session: Session, opened: Opened) -> tuple[GridResult, GridResult, int
             if stopping:
                 raise InterruptedRunError(f"interrupted after step {step}: saved", saved=True)
     return first_result, result, step
+
+
+def _stops(processes: Processes, reporter: Reporter, step: int) -> bool:
+    """Whether a signal asked some process to stop; that it was heard stands in log.txt."""
+    stopping = processes.any_true(signals.asked)
+    if stopping:
+        reporter.note(f"{signals.name or 'asked through another process'}: step {step} is finished, and saved next")
+    return stopping
 
 
 def _read(batches: Iterator[Any], count: int, step: int) -> list[Any]:
@@ -102,32 +123,25 @@ def _encode(
     return [source.encode(batch, torch.tensor(p)) for batch, p in zip(batches, places, strict=True)]
 
 
-def _save(config: Config, run: RunFolder, trainee: Trainee, step: int, position: int, identity: dict[str, Any]) -> None:
-    save_checkpoint(
-        run.checkpoints,
-        trainee,
-        step=step,
-        position=position,
-        identity=identity,
-        keep_last=config.checkpoint.keep_last,
-        keep_every=config.checkpoint.keep_every,
-    )
+def _save(run: RunFolder, trainee: Trainee, step: int, position: int, identity: dict[str, Any]) -> None:
+    save_checkpoint(run.checkpoints, trainee, step=step, position=position, identity=identity)
 
 
 def _conclude(
     begun_at: int, first: GridResult, last: GridResult, step: int, run: RunFolder, reporter: Reporter
 ) -> StageResult:
     fell = last.loss < first.loss
+    went_on = step > begun_at  # else all steps were done, and only the last validation or the verdict was missing
     reporter.say(
         f"validation loss {first.loss:.4f} at step {begun_at} -> {last.loss:.4f} at step {step}; checkpoints in "
         f"{run.checkpoints}"
     )
-    if not fell:
+    if went_on and not fell:
         reporter.warn("the validation loss did not fall; look at the gradient norms in TensorBoard")
     summary = {
         "steps": step,
         "first_step": begun_at,  # of this part, where the run was resumed
         "first_validation_loss": first.loss,
-        "validation_loss_fell": fell,
     }
+    summary |= {"validation_loss_fell": fell} if went_on else {}
     return StageResult("train", True, summary | last.numbers())

@@ -12,9 +12,15 @@ from shadowlab.drawing import save_picture
 from shadowlab.errors import StageFailedError
 from shadowlab.evaluation import FixedGrid, GridResult
 from shadowlab.session import Session
+from shadowlab.settings import TrainConfig
 from shadowlab.training import Telemetry, Trainee
 
 _MAX_ROWS = 8  # of a comparison
+
+
+def is_due(settings: TrainConfig, step: int) -> bool:
+    """Whether the weights after `step` steps are judged."""
+    return step % settings.validate_every == 0 or step == settings.max_steps
 
 
 def validation_grid(session: Session, dataset: SampleSet[Any], split: Split) -> FixedGrid:
@@ -37,7 +43,7 @@ def validate(
 ) -> GridResult:
     """Judge the averaged weights (the raw ones where there is no EMA). Every rank does: no rank waits for another.
 
-    write: False right after a resume, where the run has this step's record already.
+    write: False right after a resume, where the run has this step's record already, or wants none.
 
     Raises:
         StageFailedError: a loss or a prediction is not finite.
@@ -79,6 +85,6 @@ def _require_finite(
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise StageFailedError(
             f"validation at step {step}: {bad[0]}{more}; the weights judged are the EMA's where there is one: look at "
-            "the largest activations in TensorBoard, lower optimizer.learning_rate, or go on from the last checkpoint "
-            "with --precision fp32 under another --run"
+            f"the largest activations in TensorBoard; then move the checkpoint of step {step} away, if there is one, "
+            "and go on from the one before by --resume --set optimizer.learning_rate=RATE, or start anew in fp32"
         )

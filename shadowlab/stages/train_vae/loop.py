@@ -21,9 +21,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from diagnostics.files import replace_text
 from shadowlab.data import SampleSet, Split, split_by_object
 from shadowlab.encoded_batch import DOWNSCALE
 from shadowlab.errors import UserError
+from shadowlab.interruption import signals
 from shadowlab.models import WEIGHTS_NAME, ImageVae, load_vae
 from shadowlab.stages.train_vae.latents import balance, modes
 from shadowlab.stages.train_vae.learner import Asked, VaeLearner, build_learner
@@ -123,7 +125,7 @@ def train_vae(
         vae = load_vae(str(folder)).to(device)
         report = _measured(asked, dataset, split, losses, deviations, vae, folder / WEIGHTS_NAME, seconds)
         with _writing(out):
-            (folder / REPORT_NAME).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+            replace_text(folder / REPORT_NAME, json.dumps(asdict(report), indent=2) + "\n")
     return report
 
 
@@ -168,6 +170,7 @@ def _train(
     half = max(DOWNSCALE, asked.image_size // 2 // DOWNSCALE * DOWNSCALE)
     start, losses, steps, seed = time.monotonic(), [], asked.steps, asked.seed
     for step in range(steps):
+        signals.stop_if_asked()
         side = half if step < _WINDOW_STEPS * steps else asked.image_size
         pictures = training_pictures(read, indices, step, asked.batch_size, side, seed)
         shadows, objects = (picture.to(learner.processes.device) for picture in pictures)

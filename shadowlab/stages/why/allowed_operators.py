@@ -41,7 +41,8 @@ _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_backward
 _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention_for_cpu_backward _softmax
 _softmax_backward_data _to_copy _unsafe_view _upsample_nearest_exact1d _upsample_nearest_exact1d_backward
 _upsample_nearest_exact2d _upsample_nearest_exact2d_backward _upsample_nearest_exact3d
-_upsample_nearest_exact3d_backward adaptive_max_pool2d adaptive_max_pool3d addbmm addbmm_ addmm addmm_ addmv addmv_
+_upsample_nearest_exact3d_backward _weight_norm_interface adaptive_max_pool2d
+adaptive_max_pool3d addbmm addbmm_ addmm addmm_ addmv addmv_
 addr addr_ amax amin aminmax arange avg_pool2d avg_pool3d avg_pool3d_backward baddbmm baddbmm_ batch_norm_backward
 binary_cross_entropy binary_cross_entropy_backward binary_cross_entropy_with_logits bmm cat cholesky_inverse
 cholesky_solve clone col2im constant_pad_nd convolution convolution_backward cudnn_batch_norm cudnn_batch_norm_backward
@@ -250,8 +251,18 @@ def _ctc(a: Arguments, largest: int) -> str | None:
     return None if batch * steps * (2 * max(lengths, default=0) + 1) <= largest else "the result would be too large"
 
 
+def _weight_norm(a: Arguments, _: int) -> str | None:
+    v, g, dim = a["v"], a["g"], a.get("dim") or 0
+    if type(dim) is not int or dim not in (0, v.ndim - 1) or not v.numel() or v.dtype != g.dtype:
+        return "directions and lengths differ in dtype, or are not along the first or last dimension"
+    if tuple(g.shape) != tuple(size if i == dim else 1 for i, size in enumerate(v.shape)):
+        return "the lengths are not one number a direction"
+    return None
+
+
 _CHECKS: dict[str, Callable[[Arguments, int], str | None]] = {
     "_ctc_loss": _ctc,
+    "_weight_norm_interface": _weight_norm,
     **dict.fromkeys(("_softmax_backward_data", "_log_softmax_backward_data"), _softmax_backward),
     **dict.fromkeys((name for name in _IN_ATEN if "batch_norm" in name), _batch_norm),
     **dict.fromkeys(("native_layer_norm_backward", "_fused_rms_norm_backward"), _layer_norm_backward),

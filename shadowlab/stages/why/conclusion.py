@@ -69,14 +69,14 @@ def _matter(verdict: Verdict, by_kind: dict[str, list[Outcome]]) -> str:
         return "a matter of one attention kernel: choose another (torch.nn.attention.sdpa_kernel), or update torch"
     if result("float32") == FINITE or result("bfloat16") == FINITE:
         sound = any(o.result == FINITE and not _farther(o, by_kind) for o in by_kind.get("eps", []))
-        tail = ", or raise optimizer.eps" if sound else ""
+        tail = ", or raise --set optimizer.eps" if sound else ""
         fix = "--precision bf16" if result("bfloat16") == FINITE else "--precision fp32"
         older = "; older weights are finite, so look at what grew since" if result("weights") == FINITE else ""
         return f"a matter of precision, not of data; train with {fix}{tail}{older}"
     if result("scale") == FINITE:
         return "a matter of the loss scale"
     if result("eps") == FINITE:
-        return "a matter of the optimizer's eps; raise optimizer.eps"
+        return "a matter of the optimizer's eps; raise --set optimizer.eps"
     if result("weights") == FINITE:
         return "a matter of the weights as they have become; go on from that checkpoint with a lower learning rate"
     alone = by_kind.get("operator", [])

@@ -127,6 +127,8 @@ def _rehearse(call: KeptCall) -> None:
             given, named = fake(call.args), {key: fake(value) for key, value in call.kwargs.items()}
             results = call.operator(*given, **named)
     except Exception as error:  # shape functions raise anything
+        if isinstance(error, ZeroDivisionError) and "batch_norm" in call.name:
+            return  # one value a channel, n / (n - 1); its results are as large as its input, which was looked at
         said = " ".join(str(error).split())[:120]
         raise ValueError(f"{call.name} does not take its arguments ({type(error).__name__}: {said})") from error
     results = list(results) if isinstance(results, (list, tuple)) else [results]

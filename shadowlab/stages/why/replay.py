@@ -1,6 +1,5 @@
 """A captured step, run again from fresh copies of the state before it, as it was or with one thing changed."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +9,13 @@ import torch
 from torch import Tensor
 
 from diagnostics import NonFiniteError, Verdict, all_finite
+from diagnostics.files import read_json
 from diagnostics.incidents import environment
 from diagnostics.watching import OptimizerState
 from shadowlab.distributed import SingleProcess
 from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.errors import UserError
-from shadowlab.settings import Config, DiagnosticsConfig, load_config
+from shadowlab.settings import Config, DiagnosticsConfig, load_kept_config
 from shadowlab.tasks import open_task
 from shadowlab.training import (
     CapturedStep,
@@ -29,6 +29,7 @@ from shadowlab.training import (
     load_checkpoint,
     restore_bad_tensors,
     state_tensors,
+    step_of,
     training_step,
 )
 
@@ -64,18 +65,18 @@ class Replay:
         self.captured = CapturedStep.read(incident)
         if not (incident / "config.yaml").is_file():
             raise UserError(f"{incident / 'config.yaml'}: missing; --no-counterfactuals prints the verdict alone")
-        self.config = load_config(file=incident / "config.yaml")
+        self.config = load_kept_config(incident / "config.yaml")
         self._task = open_task(self.config)
         self.batches = captured_batches(incident, device)
         step = self.captured.place.step
         folder = incident.resolve().parent.parent / "checkpoints"
-        good = [path for path in complete_checkpoints(folder) if _steps_done(path) <= step]
+        good = [path for path in complete_checkpoints(folder) if (step_of(path) or 0) <= step]
         self._kept = kept = captured_state(incident)
         self.base = kept or (good[-1] if good else None)
-        same_step = step == 0 if self.base is None else _steps_done(self.base) == step
+        same_step = step == 0 if self.base is None else step_of(self.base) == step
         self.is_exact = kept is not None or (same_step and not self.captured.bad_tensors)
         self.has_bad_tensors = kept is not None and bool(self.captured.bad_tensors)
-        earlier = [path for path in good if path != self.base and (_steps_done(path) < step or self.has_bad_tensors)]
+        earlier = [path for path in good if path != self.base and ((step_of(path) or 0) < step or self.has_bad_tensors)]
         self.previous = earlier[-1] if earlier else None
 
     def origin(self) -> str:
@@ -114,7 +115,7 @@ class Replay:
         config = self._config(precision or self.captured.precision, base)
         trainee = build_trainee(
             config,
-            build_unet(config, self._task.spec, self.device),
+            build_unet(config, self._task.spec, self.device, downloads=False),
             self._task.objective,
             SingleProcess(self.device),
             self.captured.optimizer,
@@ -150,8 +151,10 @@ class Replay:
     def differences(self) -> list[str]:
         """What is not as it was when the step failed."""
         try:
-            then = json.loads((self.incident / "environment.json").read_text(encoding="utf-8"))
+            then = read_json(self.incident / "environment.json", inside=self.incident)
         except (OSError, ValueError):
+            then = None
+        if not isinstance(then, dict):
             return ["environment.json cannot be read: whether versions and devices are the same is not known"]
         now = environment()
         found = [f"{key} was {then.get(key)}, is {now[key]}" for key in ("torch", "cuda") if then.get(key) != now[key]]
@@ -168,11 +171,6 @@ class Replay:
         model = self.config.model.model_copy(update={} if weights is None else {"weights": str(weights)})
         changes = {"precision": precision, "model": model, "seed": self.captured.seed, "diagnostics": quiet}
         return self.config.model_copy(update=changes)
-
-
-def _steps_done(checkpoint: Path) -> int:
-    """Of `step-00001000`."""
-    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _averages(trainee: Trainee) -> list[Tensor]:

@@ -1,18 +1,21 @@
 """why: the verdict of an incident, and what the same step would have done otherwise."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from rich.table import Table
 from rich.text import Text
 
 from diagnostics import Verdict, read_verdict_file
-from shadowlab.console import Reporter
+from diagnostics.files import is_inside, paths_in, reason_of, replace_text
+from diagnostics.records import encode
+from shadowlab.console import Column, FittedTable, Reporter
 from shadowlab.distributed import pick_device
 from shadowlab.errors import UserError
-from shadowlab.runs import run_places, telling_where
+from shadowlab.runs import required_runs, run_places, telling_where
 from shadowlab.settings import Config
 from shadowlab.stages.why.conclusion import conclude
 from shadowlab.stages.why.counterfactuals import (
@@ -31,6 +34,8 @@ from shadowlab.stages.why.replay import Replay
 from shadowlab.training import CapturedStep
 
 NAMES = (*(one.name for one in STEP_COUNTERFACTUALS), "operator")
+FILE = "why.json"  # of an incident: what --json prints
+_ELSEWHERE = "a link that leads out of its run, which is not read; name the folder that it leads to"
 _STYLES = {FINITE: "green", OTHER: "yellow", SOME_FAIL: "magenta", NOT_RUN: "dim"}
 
 
@@ -45,12 +50,19 @@ def find_incident(path: str, output_dir: str | None = None) -> Path:
     given, below = run_places(path, output_dir, having="incident")
     for place in (given, below):
         if (place / "verdict.json").is_file():
+            if place.parent.name == "incidents" and not is_inside(place, place.parent.parent):
+                raise UserError(f"{place}: {_ELSEWHERE}")
             return place
         folder = place if place.name == "incidents" else place / "incidents"
         incidents = _incidents(folder)
         if incidents:
             return incidents[-1]
+        inner = [one for run in required_runs(place) for one in _incidents(run / "incidents")]
+        if inner:  # of a stage that a training ran before
+            return inner[-1]
         damaged = sorted(found for found in folder.glob("step-*") if found.is_dir())
+        if damaged and not is_inside(damaged[-1], folder.parent):
+            raise UserError(f"{damaged[-1]}: {_ELSEWHERE}")
         if damaged:
             raise UserError(f"{damaged[-1] / 'verdict.json'}: missing; the incident is damaged")
         if folder.is_dir() or any((place / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
@@ -72,13 +84,11 @@ def run_why(
     Raises:
         UserError: an unknown name or device, or a damaged file of the incident.
     """
-    for name in only:
-        if name not in NAMES:
-            raise UserError(f"--only {name}: no such counterfactual; there are {', '.join(NAMES)}")
+    _require_names(only)
     verdict = _read_verdict(incident)
     reporter.say(f"{incident}", style="bold")
     reporter.say(str(verdict))
-    document = {"incident": str(incident), "verdict": verdict.to_json()}
+    document: dict[str, Any] = {"incident": str(incident), "verdict": verdict.to_json()}
     if not counterfactuals:
         reporter.result(document)
         return
@@ -94,7 +104,8 @@ def run_why(
         reason = "no step.json: the step was not captured by this harness"
         left_out += [(one.name, reason) for one in STEP_COUNTERFACTUALS if not only or one.name in only]
         reporter.warn(reason)
-    with reporter.start("counterfactuals", len(NAMES)):
+    reporter.say(_what_follows(verdict, replay, only))
+    with reporter.start("counterfactuals", len(NAMES), noun="counterfactual"):
         for number, outcome in _all_outcomes(verdict, replay, incident, chosen, only, left_out):
             if isinstance(outcome, Outcome):
                 outcomes.append(outcome)
@@ -108,18 +119,33 @@ def run_why(
         reporter.say(f"left out: {names}: {reason}", style="dim")
     conclusion = conclude(verdict, outcomes, is_exact=replay is None or replay.is_exact)
     reporter.say(f"\nconclusion: {conclusion}", style="bold")
-    reporter.result(
-        document
-        | {
-            "device": str(chosen),
-            "from": None if replay is None else replay.origin(),
-            "is_exact": None if replay is None else replay.is_exact,
-            "differences": [] if replay is None else replay.differences(),
-            "counterfactuals": [asdict(outcome) for outcome in outcomes],
-            "left_out": [{"kind": name, "reason": reason} for name, reason in left_out],
-            "conclusion": conclusion,
-        }
-    )
+    document |= {
+        "device": str(chosen),
+        "from": None if replay is None else replay.origin(),
+        "is_exact": None if replay is None else replay.is_exact,
+        "differences": [] if replay is None else replay.differences(),
+        "counterfactuals": [asdict(outcome) for outcome in outcomes],
+        "left_out": [{"kind": name, "reason": reason} for name, reason in left_out],
+        "conclusion": conclusion,
+    }
+    if not only:
+        _keep(incident, document, reporter)
+    reporter.result(document)
+
+
+def _require_names(only: Sequence[str]) -> None:
+    for name in only:
+        if name not in NAMES:
+            raise UserError(f"--only {name}: no such counterfactual; there are {', '.join(NAMES)}")
+
+
+def _keep(incident: Path, document: dict[str, Any], reporter: Reporter) -> None:
+    """As why.json in the incident, where the report shows it."""
+    file = incident / FILE
+    try:
+        replace_text(file, json.dumps(encode(document), indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        reporter.warn(f"{file}: not kept ({reason_of(error)})")
 
 
 def _all_outcomes(
@@ -157,6 +183,17 @@ def _all_outcomes(
     yield len(NAMES), None
 
 
+def _what_follows(verdict: Verdict, replay: Replay | None, only: Sequence[str]) -> str:
+    """How many outcomes are to come: what can be told before the first is there."""
+    asked = [one for one in STEP_COUNTERFACTUALS if not only or one.name in only]
+    case = None if replay is None else Case(verdict, replay)
+    planned = [one.title for one in asked if case is not None and _reason(one, case, forced=bool(only)) is None]
+    planned += ["the operator alone"] if not only or "operator" in only else []
+    return (
+        f"{len(planned)} changes are tried, one after the other: {', '.join(planned)}" if planned else "nothing to try"
+    )
+
+
 def _reason(one: Counterfactual, case: Case, *, forced: bool) -> str | None:
     return one.possible(case) or (None if forced else one.why_not(case))
 
@@ -180,7 +217,7 @@ def _read_verdict(incident: Path) -> Verdict:
 
 def _incidents(folder: Path) -> list[Path]:
     """Incidents in a run's folder, the newest last."""
-    found = [file.parent for file in folder.glob("step-*/verdict.json")]
+    found = [file.parent for file in paths_in(folder, "step-*/verdict.json", inside=folder.parent)]
     return sorted(found, key=lambda place: ((place / "verdict.json").stat().st_mtime_ns, place.name))
 
 
@@ -195,12 +232,15 @@ def _line(outcome: Outcome) -> str:
     return f"{outcome.name}: {outcome.result}{detail}: {outcome.meaning}"
 
 
-def _table(outcomes: Sequence[Outcome]) -> Table:
-    table = Table(show_lines=False)
-    for title in ("what was changed", "outcome", "what it means"):
-        table.add_column(title, overflow="fold")
+def _table(outcomes: Sequence[Outcome]) -> FittedTable:
+    table = FittedTable(
+        (
+            Column("what was changed", is_head=True, wraps=True),
+            Column("outcome"),
+            Column("what it means", wraps=True),
+        )
+    )
     for outcome in outcomes:
         meaning = f"{outcome.meaning}\n{outcome.detail}" if outcome.detail else outcome.meaning
-        result = Text(outcome.result, _STYLES.get(outcome.result, "red"))
-        table.add_row(Text(outcome.name), result, Text(meaning))  # no markup: names may hold brackets
+        table.add_row(outcome.name, Text(outcome.result, _STYLES.get(outcome.result, "red")), meaning)
     return table

@@ -12,6 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from shadowlab.data import (
+    EntriesWriter,
     Entry,
     Index,
     IndexedDataset,
@@ -20,6 +21,7 @@ from shadowlab.data import (
     SliceSource,
     Source,
     describe,
+    indexed_once,
     list_members,
     parse_object,
     read_keys,
@@ -35,6 +37,7 @@ IMAGES_PER_OBJECT = {"softness_control": 3, "horizontal_direction_control": 18, 
 NUM_SAMPLES = 555
 MEMBERS: dict[str, Role] = {"image.png": "object", "mask.png": "mask", "shadow.png": "shadow"}
 METADATA = "metadata.json"
+LAYOUT = "shadow benchmark 1"  # one more whenever the same files come to give another index
 VALID_KEYS = (
     "theta", "phi", "size", "r", "light_location", "light_energy", "resolution_x", "resolution_y", "samples", "track",
 )  # fmt: skip
@@ -59,15 +62,23 @@ class BenchmarkDataset(IndexedDataset[Sample]):
             UserError: the first problem found.
         """
         path = Path(path)
-        super().__init__(path.resolve().name, path, index_benchmark(path), image_size, read_sample)
+        super().__init__(path.resolve().name, path, benchmark_index(path), image_size, read_sample)
+
+
+def benchmark_index(path: Path, *, renew: bool = False) -> Index:
+    """As `index_benchmark`; of large tars the kept index, where it still holds. renew: read the tars in any case."""
+    return indexed_once(path, LAYOUT, lambda: [path, *_archives(path)], lambda: index_benchmark(path), renew=renew)
+
+
+def _archives(path: Path) -> list[Path]:
+    return sorted(path.glob("*.tar")) if path.is_dir() else [path]
 
 
 def index_benchmark(path: Path) -> Index:
     """All entries of a .tar file or of all .tar files of a folder, with all faults of members and metadata."""
-    archives = sorted(path.glob("*.tar")) if path.is_dir() else [path]
     index = Index(notices=[NOTICE])
     samples: dict[str, dict[str, SliceSource | None]] = defaultdict(dict)  # None: listed as faulty
-    for archive in archives:
+    for archive in _archives(path):
         for name, source, fault in list_members(archive):
             key, _, suffix = name.partition(".")
             known = suffix in MEMBERS or suffix == METADATA
@@ -85,7 +96,10 @@ def index_benchmark(path: Path) -> Index:
                 index.problems.append(Problem(key, f"{name}: duplicate member, in {archive.name}; keep one"))
             else:
                 samples[key][suffix] = source
-    index.entries = [_read_entry(key, members, index.problems) for key, members in sorted(samples.items())]
+    entries = EntriesWriter(path, tuple(MEMBERS.values()))
+    for key, members in sorted(samples.items()):
+        entries.add(_read_entry(key, members, index.problems))
+    index.entries = entries.finish()
     if not index.entries and not index.problems:
         index.problems.append(Problem(path.name, "empty data set: no sample in it; fetch the benchmark again"))
     elif len(index.entries) != NUM_SAMPLES:

@@ -1,118 +1,120 @@
-"""`shadowlab data check`: examine every sample of a data set and list all that is wrong with it."""
+"""What `shadowlab data check` looks for in a data set of shadows: sample by sample, and in all of them together."""
 
-import re
-from collections import defaultdict
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
 
-from shadowlab.data import Problem, Thumbnails, check_image_size, composite, one_line
+from shadowlab.data import Entry, Examined, Index, Problem, Role, check_image_size, composite, one_line, thumbnail
 from shadowlab.errors import UserError
 from shadowlab.tasks.shadow.dataset import index_dataset
-from shadowlab.tasks.shadow.pictures import decode_entry, make_sample
+from shadowlab.tasks.shadow.pictures import Pictures, decode_entry, decode_picture, make_sample
 
+INVERTED_MASK, BRIGHT_SHADOW = "inverted mask", "bright shadow"
 _BRIGHT = 0.75  # an inverted shadow map has most of its pixels above; of the embedded set's none has 12 % above 0.5
 _NUM_NAMED = 3  # of samples that are alike, those that are named
 
 
-@dataclass(frozen=True)
-class CheckReport:
-    """What a full reading found."""
-
-    num_samples: int
-    """Samples that the metadata list."""
-    num_objects: int
-    """Distinct objects among them."""
-    problems: list[Problem]
-    """What makes training refuse the data set; `str()` of each is one line."""
-    notices: list[str]
-    """What a person should know, one line each."""
-
-
-def check_dataset(path: str | Path, image_size: int | None = None) -> CheckReport:
-    """Decode every sample by the same code as training and list all problems.
+class ShadowExamination:
+    """An `Examination`; see there for what each part is for.
 
     Args:
         path: as for `open_dataset`.
         image_size: pixels; where given, each sample is also brought to this size.
+        renew: read all names and metadata, even where an index of them is kept.
 
     Raises:
         UserError: there is no data set at `path`, or `image_size` is not a multiple of 8.
     """
-    if image_size is not None:
-        check_image_size(image_size)
-    index = index_dataset(path)
-    problems, notices = list(index.problems), list(index.notices)
-    thumbnails = Thumbnails()
-    num_read, inverted_masks, bright_shadows = 0, [], []
-    for entry in index.entries:
-        pictures, faults = decode_entry(entry)
-        problems += faults
+
+    marks = (INVERTED_MASK, BRIGHT_SHADOW)
+
+    def __init__(self, path: str | Path, image_size: int | None, *, renew: bool) -> None:
+        if image_size is not None:
+            check_image_size(image_size)
+        self._image_size = image_size
+        self._index: Index = index_dataset(path, renew=renew)
+        self._last: dict[Role, tuple[bytes, Tensor]] = {}
+        self.ids, self.object_ids = self._index.entries.ids, self._index.entries.object_ids
+        self.problems: Sequence[Problem] = self._index.problems
+        self.notices: Sequence[str] = self._index.notices
+        self.remarks: Sequence[str] = self._index.remarks
+
+    def fingerprint(self) -> str:
+        return self._index.fingerprint()
+
+    def basis(self, i: int) -> str:
+        entry = self._index.entries[i]
+        words = [repr((entry.id, entry.values))]
+        for role, source in entry.sources.items():
+            words.append(repr((role, source.name, source.size, getattr(source, "offset", 0))))
+            with suppress(OSError):
+                status = source.path.stat()
+                words.append(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}")
+        return hashlib.sha256("\n".join(words).encode()).hexdigest()
+
+    def examine(self, i: int) -> Examined:
+        entry = self._index.entries[i]
+        pictures, faults = decode_entry(entry, self._decode)
+        problems = [fault.message for fault in faults]
         if pictures is None:
-            continue
-        if image_size is not None and entry.values is not None:
-            try:
-                make_sample(entry, pictures, image_size)
-            except UserError as error:
-                problems.append(Problem(entry.id, str(error)))
-        num_read += 1
-        if _is_mostly_marked_to_all_borders(pictures.mask[0]):
-            inverted_masks.append(entry.id)
-        if (pictures.shadow > _BRIGHT).float().mean() > 0.5:
-            bright_shadows.append(entry.id)
+            return Examined(tuple(problems), was_read=False)
+        if self._image_size is not None and entry.values is not None:
+            problems += _lost_at(self._image_size, entry, pictures)
         low, high = (value.item() for value in pictures.shadow.aminmax())
-        if low == high:
-            notices.append(f"{one_line(entry.id)}: the shadow map is {low:g} everywhere; bright = shadow")
+        notices = [f"the shadow map is {low:g} everywhere; bright = shadow"] if low == high else []
+        is_marked = {
+            INVERTED_MASK: _is_mostly_marked_to_all_borders(pictures.mask[0]),
+            BRIGHT_SHADOW: bool((pictures.shadow > _BRIGHT).float().mean() > 0.5),
+        }
         composited = (composite(pictures.object, pictures.mask) + 1) / 2
-        thumbnails.add(entry.id, (composited, pictures.mask, pictures.shadow))
-    objects = {entry.object_id for entry in index.entries}
-    notices += _of_all(num_read, inverted_masks, bright_shadows, objects)
-    notices += [
-        f"{one_line(first)} and {one_line(second)}: nearly the same pictures under two ids"
-        for first, second in thumbnails.near_duplicates()
-    ]
-    return CheckReport(
-        num_samples=len(index.entries),
-        num_objects=len(objects),
-        problems=problems,
-        notices=notices,
-    )
-
-
-def _of_all(
-    num_read: int, inverted_masks: Sequence[str], bright_shadows: Sequence[str], objects: Collection[str]
-) -> list[str]:
-    """What only many samples together show."""
-    notices = []
-    if inverted_masks:
-        notices.append(
-            f"{_of(inverted_masks, num_read, 'masks')} mark most of the picture as object and touch all four borders: "
-            "inverted? white = object; save 255 - value"
+        return Examined(
+            problems=tuple(problems),
+            notices=tuple(notices),
+            marks=frozenset(mark for mark, is_here in is_marked.items() if is_here),
+            thumbnail=thumbnail((composited, pictures.mask, pictures.shadow)),
         )
-    if len(bright_shadows) > num_read / 2:
-        notices.append(
-            f"{_of(bright_shadows, num_read, 'shadow maps')} are mostly white: inverted? 255 = full shadow, 0 = none; "
-            "save 255 - value"
-        )
-    if len(objects) == 1:
-        notices.append(
-            f"all samples show one object, {one_line(min(objects))}: train cannot split them into training and "
-            "validation; add samples of a second object, or correct `object` in metadata.json (overfit will do)"
-        )
-    return notices
+
+    def together(self, num_read: int, marked: Mapping[str, Sequence[str]]) -> list[str]:
+        notices = []
+        inverted, bright = marked[INVERTED_MASK], marked[BRIGHT_SHADOW]
+        if inverted:
+            notices.append(
+                f"{_of(inverted, num_read, 'masks')} mark most of the picture as object and touch all four borders: "
+                "inverted? white = object; save 255 - value"
+            )
+        if len(bright) > num_read / 2:
+            notices.append(
+                f"{_of(bright, num_read, 'shadow maps')} are mostly white: inverted? 255 = full shadow, 0 = none; "
+                "save 255 - value"
+            )
+        objects = set(self.object_ids)
+        if len(objects) == 1:
+            notices.append(
+                f"all samples show one object, {one_line(min(objects))}: train cannot split them into training and "
+                "validation; add samples of a second object, or correct `object` in metadata.json (overfit will do)"
+            )
+        return notices
+
+    def _decode(self, role: Role, data: bytes, where: str) -> Tensor:
+        """Samples of one object mostly follow one another: bytes that come again are not decoded again."""
+        last = self._last.get(role)
+        if last is not None and last[0] == data:
+            return last[1]
+        self._last.pop(role, None)  # before another one is made: they may be large
+        picture = decode_picture(role, data, where)
+        self._last[role] = data, picture
+        return picture
 
 
-def listing(lines: Sequence[str]) -> list[str]:
-    """`NAME: what` lines for a person: of those that differ in names and numbers alone three, then their count."""
-    kinds: dict[str, list[str]] = defaultdict(list)
-    for line in lines:
-        name, _, what = line.partition(": ")
-        kinds[re.sub(r"\d+", "#", what.replace(name, "*"))].append(line)
-    listed = {line for alike in kinds.values() for line in alike[:_NUM_NAMED]}
-    rest = [(len(alike) - _NUM_NAMED, alike[0]) for alike in kinds.values() if len(alike) > _NUM_NAMED]
-    return [line for line in lines if line in listed] + [f"and {count} more like: {line}" for count, line in rest]
+def _lost_at(image_size: int, entry: Entry, pictures: Pictures) -> list[str]:
+    try:
+        make_sample(entry, pictures, image_size)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def _is_mostly_marked_to_all_borders(mask: Tensor) -> bool:

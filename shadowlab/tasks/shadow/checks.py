@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shadowlab.checks import Check, PathTable
 from shadowlab.encoded_batch import DOWNSCALE, LATENT_CHANNELS, EncodedBatch
-from shadowlab.tasks.shadow.light import RANGES, SCALAR_DIM, embed_light, near_light
+from shadowlab.tasks.shadow.light import EMBEDDING_DIM, RANGES, SCALAR_DIM, embed_light, near_light
 from shadowlab.tasks.shadow.samples import Batch
 from shadowlab.tasks.task import Task
 from shadowlab.tasks.vae_checks import decoded_target, latents_are_finite
@@ -51,7 +51,9 @@ def background_is_constant(batch: Batch) -> Check:
 def encoding(task: Encoder, batch: Batch, encoded: EncodedBatch, path: PathTable, *, trained_vae: bool) -> list[Check]:
     """Latents finite, decoded range right, conditions in their places; a trained VAE gives the map back."""
     parts = _parts(encoded)
-    path.add("condition", "light embedding", parts["light embedding"], "(B, 768)", EMBEDDING_LIMITS)
+    path.add(
+        "condition", "light embedding", parts["light embedding"], f"(B, {task.spec.embedding_dim})", EMBEDDING_LIMITS
+    )
     path.add("condition", "object latent", parts["object latent"], "(B, 4, h, w)", LATENT_LIMITS)
     path.add("condition", "latent mask", parts["mask"], "(B, 1, h, w)", (0, 1))
     path.add("VAE", "shadow latent (data)", encoded.data, "(B, 4, h, w)", LATENT_LIMITS)
@@ -81,7 +83,7 @@ def conditions(task: Encoder, batch: Batch, encoded: EncodedBatch) -> list[Check
     wrong = [f"{name} -> {', '.join(moved[name]) or 'nothing'}" for name in _PLACES if moved[name] != [_PLACES[name]]]
     leaked = [part for part in moved["shadow map"] if part != "data"]
     wanted = torch.cat([embed_light(row[None]) for row in batch.light.cpu()])
-    off = float((light_embedding(encoded).cpu().float() - wanted).abs().amax())
+    off = float((light_embedding(encoded).cpu().float()[:, :EMBEDDING_DIM] - wanted).abs().amax())
     return [
         Check(
             "the target does not reach the conditions",
@@ -122,7 +124,7 @@ def _parts(encoded: EncodedBatch) -> dict[str, Tensor]:
 
 
 def light_embedding(encoded: EncodedBatch) -> Tensor:
-    """(B, 768)."""
+    """(B, 768), or more with an intensity."""
     assert encoded.conditions.embedding is not None, "the shadow task embeds the light"
     return encoded.conditions.embedding
 

@@ -48,13 +48,13 @@ _HARMONIC_DECAY = 0.8
 
 
 def _harmonics(angle: Tensor) -> Tensor:
-    """Cosines and sines of k * angle, k = 1 .. 128, weighted by sqrt(0.8 ** k). (B,) float64 -> (B, 256).
+    """Cosines and sines of k * angle, k = 1 .. 128, weighted by sqrt(0.8 ** k). (B,) -> (B, 256), of the same dtype.
 
     With these weights the inner product of two vectors is the Poisson kernel of their angular difference,
     which falls strictly from 0 to pi: near angles give near vectors, and the distance grows up to half a turn.
     Scaled to the norm of the UNet's own timestep embedding, sqrt(128).
     """
-    k = torch.arange(1, _NUM_HARMONICS + 1, dtype=torch.float64, device=angle.device)
+    k = torch.arange(1, _NUM_HARMONICS + 1, dtype=angle.dtype, device=angle.device)
     weight = _HARMONIC_DECAY ** (k / 2)
     weight = weight * math.sqrt(_NUM_HARMONICS) / weight.norm()
     phase = angle[:, None] * k
@@ -72,13 +72,28 @@ def embed_light(light: Tensor) -> Tensor:
     """
     for row, (theta, phi, size) in enumerate(light.tolist()):
         check_light(theta, phi, size, f"light in row {row}")
-    theta, phi, size = light.double().unbind(dim=1)
+    return light_vector(light.double()).float()
+
+
+def light_vector(light: Tensor) -> Tensor:
+    """`embed_light` in the dtype of `light`, for a tracer: no value is looked at. (B, 3) -> (B, 768)."""
+    theta, phi, size = light.unbind(dim=1)
     angles = (
         (theta - THETA_RANGE[0]) / (THETA_RANGE[1] - THETA_RANGE[0]) * math.pi,
         torch.remainder(phi, 360.0) / 180.0 * math.pi,
         (size - SIZE_RANGE[0]) / (SIZE_RANGE[1] - SIZE_RANGE[0]) * math.pi,
     )
-    return torch.cat([_harmonics(angle) for angle in angles], dim=1).float()
+    return torch.cat([_harmonics(angle) for angle in angles], dim=1)
+
+
+def embed_intensity(intensity: Tensor) -> Tensor:
+    """(B,) in [0, 1] -> (B, 256) float32: half a circle over its range, as theta and size."""
+    return intensity_vector(intensity.double()).float()
+
+
+def intensity_vector(intensity: Tensor) -> Tensor:
+    """`embed_intensity` in the dtype of `intensity`, for a tracer. (B,) -> (B, 256)."""
+    return _harmonics(intensity * math.pi)
 
 
 def read_light(values: dict[str, object], where: str, problems: list[str]) -> Light | None:
@@ -96,6 +111,13 @@ def read_light(values: dict[str, object], where: str, problems: list[str]) -> Li
         else:
             light.append(float(value))
     return (light[0], light[1], light[2]) if len(light) == 3 else None
+
+
+def mirrored_light(light: Tensor) -> Tensor:
+    """(..., 3) -> (..., 3): the light of the scene that is mirrored at the plane x = 0, and so of the picture that is
+    mirrored left to right, for the camera lies in this plane: (x, y, z) -> (-x, y, z), that is phi -> 180 - phi."""
+    theta, phi, size = light.unbind(dim=-1)
+    return torch.stack([theta, torch.remainder(180.0 - phi, 360.0), size], dim=-1)
 
 
 def near_light(light: Tensor) -> Tensor:

@@ -42,8 +42,15 @@ def read_sample(entry: Entry, image_size: int) -> tuple[Sample | None, list[Prob
     return (None if pictures is None else make_sample(entry, pictures, image_size)), problems
 
 
-def decode_entry(entry: Entry) -> tuple[Pictures | None, list[Problem]]:
-    """Read what the entry has and list every fault. Pictures only where there is none."""
+def decode_picture(role: Role, data: bytes, where: str) -> Tensor:
+    """As `Pictures` has it. Raises UserError "where: what; fix"."""
+    return _READERS[role](data, where)
+
+
+def decode_entry(
+    entry: Entry, decode: Callable[[Role, bytes, str], Tensor] = decode_picture
+) -> tuple[Pictures | None, list[Problem]]:
+    """Read what the entry has, each file once, and list every fault. Pictures only where there is none."""
     encoded: dict[Role, bytes] = {}
     messages: list[str] = []
     for role, source in entry.sources.items():
@@ -59,7 +66,7 @@ def decode_entry(entry: Entry) -> tuple[Pictures | None, list[Problem]]:
     decoded: dict[Role, Tensor] = {}
     for role, data in encoded.items():
         try:
-            decoded[role] = _READERS[role](data, entry.sources[role].name)
+            decoded[role] = decode(role, data, entry.sources[role].name)
         except UserError as error:
             messages.append(str(error))
     messages += _size_faults(entry, decoded) or [_leak(entry, role) for role in _INPUTS if _same_picture(role, decoded)]

@@ -26,7 +26,8 @@ class Sample:
     shadow: Tensor
     """(1, H, W) float32 in [0, 1], bright = shadow, never binarised."""
     light: Tensor
-    """(3,) float32 = theta in [0, 45] degrees, phi in [0, 360] degrees, size in [2, 8] scene units."""
+    """(3,) float32 = theta in [0, 45] degrees, phi in [0, 360] degrees, size in [2, 8] scene units; with
+    `data.augment.intensity` in the training stream (4,), intensity in [0, 1] as the last."""
     track: str | None = None
     """The benchmark's track, or None."""
 
@@ -54,7 +55,7 @@ class Batch:
     shadow: Tensor
     """(B, 1, H, W) float32 in [0, 1]."""
     light: Tensor
-    """(B, 3) float32 = theta, phi, size."""
+    """(B, 3) float32 = theta, phi, size; or (B, 4), see `Sample.light`."""
 
     def __len__(self) -> int:
         return len(self.ids)

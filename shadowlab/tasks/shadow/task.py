@@ -3,7 +3,10 @@
 Legend: B batch, H W pixels, h w latents (H/8). Light = (theta degrees, phi degrees, size scene units).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -16,15 +19,30 @@ from shadowlab.data import Entry, SampleSet
 from shadowlab.encoded_batch import LATENT_CHANNELS, Conditions, EncodedBatch
 from shadowlab.models import ImageVae, ModelSpec, Objective, RectifiedFlow, load_vae, mask_to_latent
 from shadowlab.settings import Config, Section, key
+from shadowlab.tasks.exported import Exported
 from shadowlab.tasks.shadow import checks
-from shadowlab.tasks.shadow.charts import CHARTS
+from shadowlab.tasks.shadow.augmentation import ShadowAugmentation
+from shadowlab.tasks.shadow.charts import CHARTS, WITH_INTENSITY
+from shadowlab.tasks.shadow.check import ShadowExamination
 from shadowlab.tasks.shadow.dataset import open_dataset, resolve_path
+from shadowlab.tasks.shadow.evaluation import ShadowEvaluation
+from shadowlab.tasks.shadow.exported import ShadowExported
 from shadowlab.tasks.shadow.figures import comparison_grid, sweep_grid
-from shadowlab.tasks.shadow.light import EMBEDDING_DIM, RANGES, SCALAR_DIM, embed_light, far_lights, near_light
+from shadowlab.tasks.shadow.generate import ShadowGenerator
+from shadowlab.tasks.shadow.light import (
+    EMBEDDING_DIM,
+    RANGES,
+    SCALAR_DIM,
+    embed_intensity,
+    embed_light,
+    far_lights,
+    near_light,
+)
 from shadowlab.tasks.shadow.metrics import per_image_metrics
 from shadowlab.tasks.shadow.own_picture import requested_picture
 from shadowlab.tasks.shadow.samples import Batch, Sample, collate
-from shadowlab.tasks.task import R2, Baseline, Criterion, Metric, Probe, Reach
+from shadowlab.tasks.shadow.view import default_fit, read_fit
+from shadowlab.tasks.task import R2, Augmentation, Baseline, Criterion, Metric, Probe, Reach
 
 SOFT_IOU = Metric("soft_iou", "soft IoU")
 RMSE = Metric("rmse", "RMSE", higher_is_better=False, form=".4f")
@@ -37,6 +55,9 @@ class ShadowOptions(Section):
     """Soft intersection over union of generated and true shadows that overfit must reach."""
     light_sweep: bool = key(True, decides="nothing")
     """Validation also draws one held-out sample under 5 values each of theta, phi and size: 15 one-step generations."""
+    view: str | None = key(None, decides="nothing", examples=["view.json"])
+    """Camera of the baselines and control measures of `evaluate`: a file of `shadowlab fit-baselines`; null: the one
+    fitted on the pictures of `data render`."""
 
 
 class ShadowTask:
@@ -61,6 +82,11 @@ class ShadowTask:
 
     def __init__(self, config: Config, options: ShadowOptions) -> None:
         self._config, self._options = config, options
+        augment = config.data.augment
+        self.augmentation: Augmentation | None = ShadowAugmentation(augment, config.seed) if augment.is_on else None
+        if augment.intensity:
+            self.spec = replace(self.spec, embedding_dim=EMBEDDING_DIM + SCALAR_DIM, published={})
+            self.charts = WITH_INTENSITY
         self.latent_parts: Mapping[str, tuple[str, ...]] = {"data": ("shadow",), "concatenated": ("object", "mask")}
 
     @classmethod
@@ -86,6 +112,9 @@ class ShadowTask:
 
     def find_data(self) -> None:
         resolve_path(self._config.data.path)
+
+    def examine_data(self, path: str, image_size: int | None, *, renew: bool = False) -> ShadowExamination:
+        return ShadowExamination(path, image_size, renew=renew)
 
     @staticmethod
     def collate(samples: Sequence[Sample]) -> Batch:
@@ -151,9 +180,23 @@ class ShadowTask:
         """(B, 4, h, w) -> shadow maps (B, 1, H, W) float32 in [0, 1]."""
         return self.vae.decode_grey(latents)
 
+    def generator(self, draw: Callable[[EncodedBatch, int, int], Tensor]) -> ShadowGenerator:
+        """Shadow maps of a user's own objects. draw: gives (1, 1, S, S) in [0, 1]."""
+        return ShadowGenerator(self, self._config.data.image_size, draw)
+
+    @property
+    def exported(self) -> Exported | None:
+        return ShadowExported(self.vae, tells_intensity=bool(self._config.data.augment.intensity))
+
     def _embedded(self, light: Tensor) -> Tensor:
-        """(B, 3) -> (B, 768) on the VAE's device."""
-        return embed_light(light.cpu()).to(self.vae.device)
+        """(B, 3) -> (B, 768) on the VAE's device; of a model that is told an intensity (B, 1024), and lights (B, 3)
+        have intensity 1."""
+        light = light.cpu()
+        embedding = embed_light(light[:, :3])
+        if self._config.data.augment.intensity:
+            intensity = light[:, 3] if light.shape[1] > 3 else torch.ones(len(light))
+            embedding = torch.cat([embedding, embed_intensity(intensity)], dim=1)
+        return embedding.to(self.vae.device)
 
     # Judgement
 
@@ -169,10 +212,17 @@ class ShadowTask:
         """No shadow anywhere, (B, 1, H, W)."""
         return {"black": torch.zeros_like(batch.shadow)}
 
+    @cached_property
+    def evaluation(self) -> ShadowEvaluation:
+        """Raises UserError where the file of the view cannot be read."""
+        view = self._options.view
+        return ShadowEvaluation(default_fit() if view is None else read_fit(Path(view).expanduser()))
+
     # Probes
 
     def probes(self, batch: Batch, encoded: EncodedBatch, reach: Reach) -> list[Probe]:
-        """theta, phi and size, each alone; `far` turns phi by half a turn and takes the others to their farther end."""
+        """theta, phi and size, each alone; `far` turns phi by half a turn and takes the others to their farther end.
+        And the intensity, where the model is told it, at the lowest that it is trained on."""
         light = batch.light.cpu()
         if reach == "far":
             others = far_lights(light)
@@ -183,7 +233,7 @@ class ShadowTask:
                 for column, name in enumerate(RANGES)
             }
         reference = encoded.with_conditions(embedding=self._embedded(light))
-        return [
+        probes = [
             Probe(
                 name,
                 reference,
@@ -193,6 +243,12 @@ class ShadowTask:
             )
             for column, name in enumerate(RANGES)
         ]
+        if share := self._config.data.augment.intensity:
+            weak = self._embedded(torch.cat([light, torch.full((len(light), 1), 1.0 - share)], dim=1))
+            encoded = encoded.with_conditions(embedding=weak)
+            change, part = f"from 1 to {1.0 - share:g}", slice(EMBEDDING_DIM, EMBEDDING_DIM + SCALAR_DIM)
+            probes.append(Probe("intensity", reference, encoded, change, part))
+        return probes
 
     def sweep(self, batch: Batch, encoded: EncodedBatch, steps: int) -> dict[str, list[tuple[float, EncodedBatch]]]:
         """theta, phi and size over their ranges, both ends among the values, but 360 degrees of phi, which are 0."""

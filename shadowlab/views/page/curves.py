@@ -1,18 +1,22 @@
 """Curves of a run as SVG: few points, no loss of an extreme, and every NaN or Inf marked."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from diagnostics.records import Curve, History
 from shadowlab.views.charts import Line as PlotLine
 from shadowlab.views.charts import Plot
 from shadowlab.views.page.axis import Axis
+from shadowlab.views.page.sessions import resumed_sessions
 from shadowlab.views.page.wording import count, number
 
 _MAX_BUCKETS = 300  # of a curve; each keeps its smallest and its largest value
 _MAX_EVENTS = 60  # marks of a panel
+_FEW = 40  # values that are not smoothed
 _STYLES = 5  # that report.css has
 WIDTH, HEIGHT = 560, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 546, 16, 216
@@ -29,24 +33,48 @@ class Series:
     """Its colour and dashes in report.css, s0 to s4."""
     excused: frozenset[int] = frozenset()
     """Steps whose NaN or Inf is no fault."""
+    summary: str = ""
+    """The line in words, for those who do not see it."""
+    mean: Curve | None = None
+    """The running mean, where that is drawn."""
 
-    @property
-    def summary(self) -> str:
-        """The line in words, for those who do not see it."""
-        finite = [(value, step) for step, value in self.curve if math.isfinite(value)]
-        bad = [step for step, value in self.curve if not math.isfinite(value) and step not in self.excused]
-        lost = f"; {count(len(bad), 'value')} NaN or Inf, first at step {bad[0]}" if bad else ""
-        if num_excused := len(self.curve) - len(finite) - len(bad):
-            lost += f"; NaN or Inf in {count(num_excused, 'skipped step')}"
-        if not finite:
-            return f"{self.name}: no finite value{lost}"
-        low, high = min(finite), max(finite)
-        if len(finite) == 1:
-            return f"{self.name}: {number(low[0])} at step {low[1]}{lost}"
-        return (
-            f"{self.name}: {number(finite[0][0])} at first, {number(finite[-1][0])} at step {finite[-1][1]}; "
-            f"lowest {number(low[0])} (step {low[1]}), highest {number(high[0])} (step {high[1]}){lost}"
+    @classmethod
+    def of(
+        cls, name: str, curve: Curve, style: str, excused: frozenset[int] = frozenset(), *, is_smoothed: bool = False
+    ) -> "Series":
+        """Of a whole curve, of which as much is kept as can be seen."""
+        mean = smoothed(curve) if is_smoothed else curve
+        return cls(
+            name,
+            decimated(curve, excused=excused),
+            style,
+            excused,
+            _in_words(name, curve, excused),
+            None if mean is curve else mean,
         )
+
+
+def _in_words(name: str, curve: Curve, excused: frozenset[int]) -> str:
+    values = torch.tensor(curve.values, dtype=torch.float64)
+    fine = values.isfinite()
+    bad = [step for step in (curve.steps[i] for i in (~fine).nonzero().flatten().tolist()) if step not in excused]
+    lost = f"; {count(len(bad), 'value')} NaN or Inf, first at step {bad[0]}" if bad else ""
+    finite = fine.nonzero().flatten()
+    if num_excused := len(curve) - len(finite) - len(bad):
+        lost += f"; NaN or Inf in {count(num_excused, 'skipped step')}"
+    if not len(finite):
+        return f"{name}: no finite value{lost}"
+    own = values[finite]
+    first, last = int(finite[0]), int(finite[-1])
+    low, high = int(finite[own == own.min()][0]), int(finite[own == own.max()][-1])
+    if len(finite) == 1:
+        return f"{name}: {_at(curve, low)} at step {curve.steps[low]}{lost}"
+    ends = f"lowest {_at(curve, low)} (step {curve.steps[low]}), highest {_at(curve, high)} (step {curve.steps[high]})"
+    return f"{name}: {_at(curve, first)} at first, {_at(curve, last)} at step {curve.steps[last]}; {ends}{lost}"
+
+
+def _at(curve: Curve, place: int) -> str:
+    return number(curve.values[place])
 
 
 @dataclass(frozen=True)
@@ -60,7 +88,9 @@ class Panel:
     unit: str = ""
     """Of its vertical axis."""
     marks: tuple[tuple[int, str, str], ...] = ()
-    """(step, `mark` or `bad`, words) of events."""
+    """(step, `mark`, `bad` or `resumed`, words) of events."""
+    is_smoothed: bool = False
+    """Whether each line is drawn as its running mean, its points faintly behind."""
 
     @property
     def summary(self) -> str:
@@ -77,6 +107,8 @@ class Line:
     """Between gaps, as SVG points."""
     dots: tuple[tuple[float, float], ...]
     """Points with a dot, in pixels: single ones, and all where they are few."""
+    faint: str = ""
+    """An SVG path of dots: the points of which the line is the running mean."""
 
 
 @dataclass(frozen=True)
@@ -90,16 +122,22 @@ class Drawing:
     y_ticks: tuple[tuple[float, str], ...]
     """(pixel, label)."""
     events: tuple[tuple[float, str, str], ...]
-    """(pixel, `mark` or `bad`, words) of NaN, Inf and marks."""
+    """(pixel, `mark`, `bad` or `resumed`, words) of NaN, Inf and marks."""
     is_log: bool
     """Whether the vertical axis is."""
+
+    @property
+    def is_smooth(self) -> bool:
+        """Whether a line is a running mean."""
+        return any(line.faint for line in self.lines)
+
     data: dict[str, Any]
     """For the script that reads values out."""
 
 
 def decimated(curve: Curve, buckets: int = _MAX_BUCKETS, excused: Collection[int] = ()) -> Curve:
     """At most two finite values of each bucket of neighbours, its smallest and its largest; besides, the first of every
-    run of NaN and Inf, and of every run of those that are not excused.
+    run of NaN and Inf, and of every run of those that are not excused; of these one a bucket where there are many.
 
     Args:
         buckets: how many there are.
@@ -107,18 +145,44 @@ def decimated(curve: Curve, buckets: int = _MAX_BUCKETS, excused: Collection[int
     """
     if len(curve) <= 2 * buckets:
         return curve
-    points, values = list(curve), curve.values
-    kept = {0, len(points) - 1}
-    fine = [math.isfinite(v) for v in values]
-    for sound in (fine, [ok or step in excused for ok, step in zip(fine, curve.steps, strict=True)]):
-        kept |= {i for i, ok in enumerate(sound) if not ok and (i == 0 or sound[i - 1])}
-    for number_ in range(buckets):
-        span = range(number_ * len(points) // buckets, (number_ + 1) * len(points) // buckets)
-        finite = [i for i in span if math.isfinite(values[i])]
-        if finite:
-            kept |= {min(finite, key=values.__getitem__), max(finite, key=values.__getitem__)}
-    chosen = [points[i] for i in sorted(kept)]
-    return Curve(tuple(step for step, _ in chosen), tuple(value for _, value in chosen))
+    values = torch.tensor(curve.values, dtype=torch.float64)
+    edges = torch.arange(buckets + 1) * len(values) // buckets
+    bucket = torch.repeat_interleave(torch.arange(buckets), edges.diff())
+    fine = values.isfinite()
+    kept = {0, len(values) - 1}
+    for sound in (fine, fine | torch.tensor([step in excused for step in curve.steps])):
+        begins = (~sound[1:] & sound[:-1]).nonzero().flatten() + 1
+        if len(begins) > buckets:
+            begins = begins[torch.cat([torch.ones(1, dtype=torch.bool), bucket[begins].diff() > 0])]
+        kept |= set(begins.tolist())
+    for sign in (1.0, -1.0):
+        least = (sign * values).masked_fill(~fine, math.inf)
+        lowest = torch.full((buckets,), math.inf, dtype=torch.float64).scatter_reduce(0, bucket, least, "amin")
+        there = (fine & (least == lowest[bucket])).nonzero().flatten()
+        kept |= set(
+            there[torch.cat([torch.ones(1, dtype=torch.bool), bucket[there].diff() > 0])[: len(there)]].tolist()
+        )
+    chosen = sorted(kept)
+    return Curve(tuple(curve.steps[i] for i in chosen), tuple(curve.values[i] for i in chosen))
+
+
+def smoothed(curve: Curve) -> Curve:
+    """Means of the finite values around each step, over a twentieth of all; as many points as `decimated` leaves.
+
+    The curve itself where it has fewer than `_FEW` finite values.
+    """
+    points = [(step, value) for step, value in curve if math.isfinite(value)]
+    if len(points) < _FEW:
+        return curve
+    half = max(1, len(points) // 40)
+    sums = [0.0]
+    for _, value in points:
+        sums.append(sums[-1] + value)
+    found = []
+    for i in range(0, len(points), max(1, len(points) // _MAX_BUCKETS)):
+        first, last = max(0, i - half), min(len(points), i + half + 1)
+        found.append((points[i][0], (sums[last] - sums[first]) / (last - first)))
+    return Curve(tuple(step for step, _ in found), tuple(value for _, value in found))
 
 
 def draw(panel: Panel, first: int, last: int) -> Drawing:
@@ -128,7 +192,7 @@ def draw(panel: Panel, first: int, last: int) -> Drawing:
         first: step at the left end of the axis, which all panels share.
         last: step at its right end.
     """
-    small = [replace(one, curve=decimated(one.curve, excused=one.excused)) for one in panel.series]
+    small = panel.series
     x = Axis.of_steps(first, last, _LEFT, _RIGHT)
     y = Axis.over((value for one in small for value in one.curve.values), _BOTTOM, _TOP)
     events = list(panel.marks)
@@ -139,7 +203,7 @@ def draw(panel: Panel, first: int, last: int) -> Drawing:
     shown = _thinned(sorted(set(events)))
     return Drawing(
         panel,
-        tuple(_line(one, x, y) for one in small),
+        tuple(_line(one, x, y) if one.mean is None else _smooth_line(one, one.mean, x, y) for one in small),
         tuple((round(at, 1), text) for at, text in x.ticks(whole=True)),
         tuple((round(at, 1), text) for at, text in y.ticks()),
         tuple((round(x.place(step), 1), sign, f"step {step}: {words}") for step, sign, words in shown),
@@ -156,8 +220,11 @@ def draw(panel: Panel, first: int, last: int) -> Drawing:
 
 def panels(history: History, wanted: Sequence[Plot]) -> list[Panel]:
     """The plots with the run's numbers; those without a point are left out."""
-    skips = [(r["step"], "mark", "the gradient scaler skipped it") for r in history.records() if r.get("skipped")]
-    marks = (*skips, *((r["step"], "bad", "incident") for r in history.records("incident")))
+    steps = zip(history.steps(), history.skipped().tolist(), strict=True)
+    skips = [(step, "mark", "the gradient scaler skipped it") for step, is_skipped in steps if is_skipped]
+    marks = (*skips, *((step, "bad", "incident") for step in history.steps("incident")))
+    sessions = resumed_sessions(history.headers, history.kind)
+    resumed = tuple((one.resumed_at, "resumed", one.text) for one in sessions if one.resumed_at is not None)
     skipped = frozenset(step for step, _, _ in skips)
     found = []
     for plot in wanted:
@@ -167,9 +234,11 @@ def panels(history: History, wanted: Sequence[Plot]) -> list[Panel]:
             curve = history.curve(line.key, line.kind)
             excused = skipped if line.key.startswith("grad_norm") else frozenset[int]()
             if len(curve):
-                series.append(Series(line.label, curve, f"s{number_ % _STYLES}", excused))
+                style = f"s{number_ % _STYLES}"
+                series.append(Series.of(line.label, curve, style, excused, is_smoothed=plot.is_smoothed))
         if series:
-            found.append(Panel(plot.name, plot.title, tuple(series), plot.unit, marks if plot.has_marks else ()))
+            events = (*resumed, *(marks if plot.has_marks else ()))
+            found.append(Panel(plot.name, plot.title, tuple(series), plot.unit, events, plot.is_smoothed))
     return found
 
 
@@ -177,11 +246,10 @@ def _keys(history: History, line: PlotLine) -> set[str]:
     """Names of the records' numbers, where a line asks for all that begin alike."""
     if not line.key.endswith("*"):
         return set()
-    records: Sequence[Mapping[str, Any]] = history.records(line.kind)
     outer, dot, _ = line.key.partition(".")
     if not dot:
-        return {key for record in records for key in record}
-    return {f"{outer}.{key}" for record in records for key in record.get(outer) or ()}
+        return set(history.keys(line.kind))
+    return {f"{outer}.{key}" for key in history.keys(line.kind, within=outer)}
 
 
 def drawings(history: History, wanted: Sequence[Plot]) -> list[Drawing]:
@@ -205,10 +273,17 @@ def _line(series: Series, x: Axis, y: Axis) -> Line:
     return Line(series.name, series.style, lines, dots)
 
 
+def _smooth_line(series: Series, mean: Curve, x: Axis, y: Axis) -> Line:
+    """The running mean as the line, the points behind it."""
+    points = (point for point in series.curve if math.isfinite(point[1]))
+    path = "".join(f"M{x.place(step):.0f} {y.place(value):.0f}h0" for step, value in points)
+    return replace(_line(replace(series, curve=mean), x, y), dots=(), faint=path)
+
+
 def _thinned(events: Sequence[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
     """About `_MAX_EVENTS` of each sign at most, the first always among them."""
     found: list[tuple[int, str, str]] = []
-    for sign in ("mark", "bad"):
+    for sign in ("resumed", "mark", "bad"):
         own = [event for event in events if event[1] == sign]
         found += own[:: max(1, math.ceil(len(own) / _MAX_EVENTS))]
     return found

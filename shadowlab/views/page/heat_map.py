@@ -6,6 +6,7 @@ values from `low` to `high`, on a log scale of base 2 or a linear one. Steps bey
 
 import base64
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,22 +49,72 @@ class HeatMap:
     @classmethod
     def of(cls, history: History) -> "HeatMap | None":
         """None where no step has statistics of layers."""
-        tables = {(one.part, one.statistic): history.layers(one.statistic, one.part) for one in LAYER_MAPS}
-        norms = tables["activation", "norm"]
-        names, steps = norms.names, norms.steps
-        if not names or not steps:
-            return None
-        width = math.ceil(len(steps) / MAX_COLUMNS)
-        columns = [(steps[i], steps[min(i + width, len(steps)) - 1]) for i in range(0, len(steps), width)]
-        maps = [_encoded(one, tables[one.part, one.statistic], width) for one in LAYER_MAPS]
-        content = {
-            "layers": list(names),
-            "blocks": blocks(names),
-            "columns": columns,
-            "maps": [one for one in maps if one is not None],
-        }
-        skipped = {record["step"] for record in history.measured_records() if record.get("skipped")}
-        return cls(content, tuple(_rows(tables, skipped)), len(steps), width)
+        skipped = dict(zip(history.measured_steps, history.measured_skipped.tolist(), strict=True))
+        content: dict[str, Any] = {"maps": []}
+        facts = _Facts()
+        names: tuple[str, ...] = ()
+        num_steps = width = 0
+        for one in LAYER_MAPS:  # one table at a time: those of a long run are large
+            table = history.layers(one.statistic, one.part)
+            if not table.names or not table.steps:
+                return None
+            names, num_steps = table.names, len(table.steps)
+            width = math.ceil(num_steps / MAX_COLUMNS)
+            ends = [min(i + width, num_steps) - 1 for i in range(0, num_steps, width)]
+            content["columns"] = [(table.steps[end - end % width], table.steps[end]) for end in ends]
+            encoded = _encoded(one, table, width)
+            if encoded is not None:
+                content["maps"].append(encoded)
+            facts.take(one, table, skipped)
+        content |= {"layers": list(names), "blocks": blocks(names)}
+        return cls(content, facts.rows(names), num_steps, width)
+
+
+class _Facts:
+    """The text of each layer, from one table after another."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, list[str]] = {}
+        self._least: list[str] = []
+        self._bad: dict[int, int] = {}  # row -> first step
+
+    def take(self, one: LayerMap, table: LayerTable, skipped: Mapping[int, bool]) -> None:
+        """skipped: steps in which the gradient scaler found its scale too large, so that their gradients are no
+        fault."""
+        if one.statistic != "norm":
+            self._least = _least(table)
+            return
+        excused = [one.part == "gradient" and skipped.get(step, False) for step in table.steps]
+        bad = table.present & ~table.values.isfinite() & ~torch.tensor(excused, dtype=torch.bool)
+        for row in bad.any(1).nonzero().flatten().tolist():
+            step = table.steps[int(bad[row].nonzero()[0])]
+            self._bad[row] = min(step, self._bad.get(row, step))
+        there = table.present.any(1).tolist()
+        ends = table.present.shape[1] - 1 - table.present.flip(1).to(torch.uint8).argmax(1)
+        last = table.values.gather(1, ends[:, None]).flatten().tolist()
+        texts = (number(value) if is_there else "not measured" for value, is_there in zip(last, there, strict=True))
+        self._last[one.part] = list(texts)
+
+    def rows(self, names: Sequence[str]) -> tuple[LayerRow, ...]:
+        found = zip(names, self._last["activation"], self._last["gradient"], self._least, strict=True)
+        return tuple(
+            LayerRow(*texts, f"step {self._bad[row]}" if row in self._bad else "") for row, texts in enumerate(found)
+        )
+
+
+def _least(table: LayerTable) -> list[str]:
+    """Each layer's least headroom, and when."""
+    values = table.values.masked_fill(~table.present, math.inf)
+    worst = values.nan_to_num(-math.inf, math.inf, -math.inf).argmin(1)
+    texts = []
+    for row, (column, value) in enumerate(
+        zip(worst.tolist(), values.gather(1, worst[:, None]).flatten().tolist(), strict=True)
+    ):
+        text = f"{number(value)} at step {table.steps[column]}" if value < math.inf else "all zero"
+        if math.isnan(value):
+            text = f"NaN at step {table.steps[column]}"
+        texts.append(text if bool(table.present[row].any()) else "not measured")
+    return texts
 
 
 def _encoded(one: LayerMap, table: LayerTable, width: int) -> dict[str, Any] | None:
@@ -94,29 +145,3 @@ def _encoded(one: LayerMap, table: LayerTable, width: int) -> dict[str, Any] | N
         "reversed": one.low_is_worse,
         "codes": base64.b64encode(codes.numpy().astype("<u2").tobytes()).decode("ascii"),
     }
-
-
-def _rows(tables: dict[tuple[str, str], LayerTable], skipped: set[int]) -> list[LayerRow]:
-    """skipped: steps in which the gradient scaler found its scale too large, so that their gradients are no fault."""
-    headroom = tables["activation", "headroom_bits"]
-    rows = []
-    for row, name in enumerate(headroom.names):
-        texts = {}
-        bad: list[int] = []
-        for key in ("activation", "gradient"):
-            table = tables[key, "norm"]
-            values, there = table.values[row], table.present[row]
-            texts[key] = number(float(values[there][-1])) if bool(there.any()) else "not measured"
-            steps = [table.steps[i] for i in torch.nonzero(there & ~values.isfinite()).flatten().tolist()]
-            bad += [step for step in steps if key != "gradient" or step not in skipped]
-        there = headroom.present[row]
-        least = "not measured"
-        if bool(there.any()):
-            own = headroom.values[row].masked_fill(~there, math.inf)
-            worst = int(own.nan_to_num(-math.inf, math.inf, -math.inf).argmin())
-            value = float(own[worst])
-            least = f"{number(value)} at step {headroom.steps[worst]}" if value < math.inf else "all zero"
-            if math.isnan(value):
-                least = f"NaN at step {headroom.steps[worst]}"
-        rows.append(LayerRow(name, texts["activation"], texts["gradient"], least, f"step {min(bad)}" if bad else ""))
-    return rows

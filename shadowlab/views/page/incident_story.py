@@ -1,6 +1,5 @@
 """One incident, read from its folder: the chain, the operands, the line, what to do. A damaged one is shown in part."""
 
-import json
 import math
 import shlex
 from collections.abc import Mapping
@@ -18,13 +17,19 @@ from diagnostics import (
     read_verdict,
     read_verdict_file,
 )
+from diagnostics.files import is_inside, read_json
 from diagnostics.incidents import SourceExcerpt
+from shadowlab.runs import Remedy
+from shadowlab.views.page.why_answers import WhyAnswers
 from shadowlab.views.page.wording import size, with_links
 
 _FILES = {
     "verdict.json": "the verdict for machines",
     "verdict.txt": "the verdict for people",
     "source.json": "the lines around the verdict's, as they were then",
+    "layers.json": "statistics of every layer, as far as the repeated step came",
+    "remedy.json": "the command with the change in it, and what had warned of it",
+    "why.json": "what `shadowlab why` answered",
     "environment.json": "versions and settings that change numerics",
     "config.yaml": "the run's configuration",
     "step.json": "which step it was, for `shadowlab why`",
@@ -34,6 +39,12 @@ _FILES = {
     "repro.py": "runs the operator alone, with torch and nothing else",
     "state": "weights and optimizer states before the step",
 }
+
+_HERE = Path()
+"""The folder below which alone sources are read: what a verdict names may be any file of this machine."""
+_NO_LINES = (
+    "Its lines were not kept at the incident, and it is no Python source below the current folder that has this line."
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,10 @@ class IncidentStory:
     environment: dict[str, Any] = field(default_factory=dict)
     files: tuple[tuple[str, str, str], ...] = ()
     """Name, size, what it is."""
+    remedy: Remedy = field(default_factory=Remedy)
+    """What to type, and what had warned of it; empty for incidents that have none."""
+    answers: WhyAnswers | None = None
+    """What `shadowlab why` found; None where it was not asked."""
 
     @classmethod
     def read(cls, folder: Path, recorded: Mapping[str, Any] | None = None) -> "IncidentStory":
@@ -74,6 +89,7 @@ class IncidentStory:
         verdict = _read_verdict(folder / "verdict.json", recorded, problems)
         excerpt, note = _excerpt(folder, verdict, problems)
         environment: Any = _read_json(folder / "environment.json", problems)
+        answers = WhyAnswers.read(folder, problems)
         return cls(
             folder,
             verdict,
@@ -82,6 +98,8 @@ class IncidentStory:
             note,
             environment if isinstance(environment, dict) else {},
             tuple(_listing(folder)),
+            Remedy.read(folder),
+            answers,
         )
 
     @property
@@ -125,14 +143,26 @@ class IncidentStory:
 
     @property
     def operands(self) -> list[Operand]:
-        witness = self.verdict.witness if self.verdict else {}
+        if self.verdict is None:
+            return []
+        witness = self.verdict.witness
         limits = witness.get("limits", {})
-        return [_operand(name, value, limits) for name, value in witness.get("operands", {}).items()]
+        return [
+            _operand(self.verdict.operand_label(name), value, limits)
+            for name, value in witness.get("operands", {}).items()
+        ]
+
+    @property
+    def expression(self) -> tuple[str, str] | None:
+        """The code that issued the operator, and its `path:line`; None where they are not known."""
+        witness = self.verdict.witness if self.verdict else {}
+        text, place = witness.get("expression"), witness.get("expression_at")
+        return (text, _place(place)) if isinstance(text, str) and isinstance(place, str) else None
 
     @property
     def source(self) -> str:
         """`path:line`, short where it lies below the current folder."""
-        return nearby(self.verdict.source) if self.verdict and self.verdict.source else ""
+        return _place(self.verdict.source) if self.verdict and self.verdict.source else ""
 
     @property
     def source_lines(self) -> list[tuple[int, str, bool]]:
@@ -154,6 +184,7 @@ class IncidentStory:
         found = []
         if "verdict.json" in there:
             what = "repeats the step with one thing changed at a time, and says what would have helped"
+            what += "; the table above is its last answer" if self.answers is not None else ""
             if "step.json" not in there:
                 what = "prints the verdict; the step itself was not captured"
             found.append((f"shadowlab why {place}", what))
@@ -186,21 +217,25 @@ def _excerpt(folder: Path, verdict: Verdict | None, problems: list[str]) -> tupl
     file = folder / "source.json"
     if file.is_file():
         try:
-            excerpt = SourceExcerpt.from_json(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, RecursionError) as error:
+            excerpt = SourceExcerpt.from_json(read_json(file, inside=folder))
+        except (OSError, ValueError) as error:
             problems.append(f"{file}: {error}; the lines are read from the source file as it is now")
         else:
             note = "As it was at the incident."
             if not excerpt.is_older:
                 note = "As it was at the incident; but the file had been written to after the run began, so that lines "
                 note += "may have moved."
-            now = {True: "", False: " The file has changed since.", None: " The file is not here now."}
-            return excerpt, note + now[excerpt.is_unchanged()]
+            now = {
+                True: "",
+                False: " The file has changed since.",
+                None: " The file is not below the current folder now.",
+            }
+            return excerpt, note + now[excerpt.is_unchanged(_HERE)]
     place = folder / "verdict.json"
     written = place.stat().st_mtime if place.is_file() else math.inf
-    now_there = SourceExcerpt.read(verdict.source, loaded=written)
+    now_there = SourceExcerpt.read(verdict.source, loaded=written, below=_HERE)
     if now_there is None:
-        return None, "This file is not here, or does not have that line, and its lines were not kept at the incident."
+        return None, _NO_LINES
     note = "As the file is now; its lines were not kept at the incident."
     if not now_there.is_older:
         note += " It was changed after the incident: lines may have moved."
@@ -211,8 +246,8 @@ def _read_json(file: Path, problems: list[str]) -> Any:
     if not file.is_file():
         return {}
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(file, inside=file.parent)
+    except (OSError, ValueError) as error:
         problems.append(f"{file}: cannot be read ({type(error).__name__})")
         return {}
 
@@ -222,8 +257,10 @@ def _listing(folder: Path) -> list[tuple[str, str, str]]:
         return []
     found = []
     for item in sorted(folder.iterdir()):
+        if not is_inside(item, folder):
+            continue
         parts = [item] if item.is_file() else [part for part in item.rglob("*") if part.is_file()]
-        found.append((item.name, size(sum(part.stat().st_size for part in parts)), _FILES.get(item.name, "")))
+        found.append((item.name, size(sum(part.lstat().st_size for part in parts)), _FILES.get(item.name, "")))
     return found
 
 
@@ -243,3 +280,8 @@ def _operand(name: str, value: Any, limits: Mapping[str, Any]) -> Operand:
     elif value in ("nan", "inf", "-inf"):
         note = "not finite"
     return Operand(name, number_text(value), note)
+
+
+def _place(place: str) -> str:
+    """`path:line`, short where it lies below the current folder or in an installed package: pages are passed on."""
+    return nearby(place).rpartition("site-packages/")[2]

@@ -1,28 +1,23 @@
 """The page: one HTML file with its styles, script, pictures and data inside, which a policy keeps from any network."""
 
-import base64
-import hashlib
 import shlex
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from diagnostics import nearby
+from diagnostics.files import paths_in, reason_of, replace, require_inside
 from shadowlab import __version__
 from shadowlab.errors import UserError
+from shadowlab.settings import parse_yaml
 from shadowlab.views.page import curves, wording
 from shadowlab.views.page.health_table import health_rows
 from shadowlab.views.page.heat_map import HeatMap
 from shadowlab.views.page.pictures import Gallery
+from shadowlab.views.page.related import Related, related_stages
 from shadowlab.views.page.run_view import RunView
-from shadowlab.views.page.stage_tables import StageTable
-
-_ASSETS = Path(__file__).with_name("assets")
+from shadowlab.views.page.stage_tables import StageTable, Vocabulary
+from shadowlab.views.page.template import page_environment, policy_hash, style_and_script
 
 
 @dataclass(frozen=True)
@@ -52,17 +47,15 @@ def write_report(run: Path, out: Path | None = None) -> Report:
         UserError: the file cannot be written.
     """
     view = RunView.read(run)
-    content = build_page(view).encode("utf-8", "replace")  # JSON may hold half a surrogate pair
     file = run / "reports" / "report.html" if out is None else _destination(out)
-    temporary = file.parent / f".{file.name}.tmp"
+    content = build_page(view, related_stages(run, file)).encode("utf-8", "replace")  # JSON may hold half a surrogate
     try:
+        if out is None:
+            require_inside(file.parent, run)
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(file)
+        replace(file, content)
     except OSError as error:
-        with suppress(OSError):  # there may be no such folder
-            temporary.unlink()
-        raise UserError(f"{file}: cannot be written ({error.strerror}); choose another file with --out") from None
+        raise UserError(f"{file}: cannot be written ({reason_of(error)}); choose another file with --out") from None
     problems = (*view.problems, *(problem for story in view.incidents for problem in story.problems))
     return Report(file, len(content), view.status.word, problems)
 
@@ -79,37 +72,36 @@ def _destination(out: Path) -> Path:
         return place
 
 
-def build_page(run: RunView) -> str:
-    """The HTML."""
-    environment = Environment(
-        loader=FileSystemLoader(_ASSETS),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"plain": wording.plain, "nearby": nearby, "number": wording.number}
-    style, script = ((_ASSETS / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+def build_page(run: RunView, related: Sequence[Related] = ()) -> str:
+    """The HTML. related: the stages that the run's belongs to."""
+    style, script = style_and_script()
     drawings = curves.drawings(run.history, run.plots)
-    return environment.get_template("report.html").render(
-        run=run,
-        status=run.status,
-        facts=facts(run),
-        stages=[StageTable.of(name, entry) for name, entry in run.stages.items()],
-        gallery=Gallery.of(run.path / "samples"),
-        drawings=drawings,
-        curve_size=(curves.WIDTH, curves.HEIGHT),
-        curve_data={drawing.panel.key: drawing.data for drawing in drawings},
-        heat_map=HeatMap.of(run.history),
-        health=health_rows(run.findings, run.reported),
-        is_judged=bool(run.history.kinds),
-        environment=_flat(run.environment),
-        commands=commands(run),
-        version=__version__,
-        style=style,
-        script=script,
-        style_hash=_policy_hash(style),
-        script_hash=_policy_hash(script),
+    words = Vocabulary.of(run.history.header, run.charts)
+    return (
+        page_environment()
+        .get_template("report.html")
+        .render(
+            run=run,
+            status=run.status,
+            facts=facts(run),
+            related=related,
+            stages=[StageTable.of(name, entry, words) for name, entry in run.stages.items()],
+            gallery=Gallery.of(run.path / "samples"),
+            drawings=drawings,
+            curve_size=(curves.WIDTH, curves.HEIGHT),
+            curve_data={drawing.panel.key: drawing.data for drawing in drawings},
+            heat_map=HeatMap.of(run.history),
+            health=health_rows(run.findings, run.reported),
+            is_judged=bool(run.history.kinds),
+            environment=_flat(run.environment),
+            commands=commands(run),
+            version=__version__,
+            axis="step",
+            style=style,
+            script=script,
+            style_hash=policy_hash(style),
+            script_hash=policy_hash(script),
+        )
     )
 
 
@@ -117,7 +109,7 @@ def facts(run: RunView) -> list[tuple[str, str]]:
     """What was run, for the head of the page."""
     header, environment, config = run.history.header, run.environment, _config(run)
     train = config.get(run.history.kind) if isinstance(config.get(run.history.kind), dict) else {}
-    taken = max((record["step"] for record in run.history.records()), default=0)
+    taken = max(run.history.steps(), default=0)
     wanted = train.get("max_steps") if isinstance(train, dict) else None
     packages = environment.get("packages")
     torch = packages.get("torch", "") if isinstance(packages, Mapping) else ""
@@ -131,6 +123,7 @@ def facts(run: RunView) -> list[tuple[str, str]]:
         ("Steps", f"{taken:,} of {wanted:,}" if isinstance(wanted, int) else f"{taken:,}"),
         ("Parameters", header.get("num_parameters")),
         ("Training samples", header.get("num_samples")),
+        ("Augmentation", header.get("augmentation")),
         ("On", f"{device}, torch {torch}" if torch else None),
         ("When", _span(str(environment.get("created") or ""), str(last[1].get("finished") or "") if last else "")),
     ]
@@ -144,13 +137,14 @@ def commands(run: RunView) -> list[tuple[str, str]]:
     words = [str(word) for word in words] if isinstance(words, list) else []
     if words:
         found.append((shlex.join(["shadowlab", *words]), "the command that made this run"))
+    found += [(one.command, f"the command that resumed it; {one.text}") for one in run.resumed if one.command]
     # Other stages take options that the configuration does not hold, and `train` starts stages in folders of their own.
     own = words[0] if words and words[0] in ("overfit", "train") else None
     if run.config and own and (run.last_stage is None or run.last_stage[0] == own):
         again = ["shadowlab", own, "--config", f"{place}/config.yaml", "--run", f"{run.name}-again"]
         again += [word for word in words if word in ("--skip-stages", "--allow-unsafe")]
         found.append((shlex.join(again), "the same with the configuration as it was resolved, in a folder of its own"))
-    if any((run.path / "tensorboard").rglob("events.*")):
+    if any(paths_in(run.path / "tensorboard", "**/events.*", inside=run.path)):
         found.append((shlex.join(["shadowlab", "tensorboard", place]), "every layer's curves"))
     found.append((shlex.join(["shadowlab", "report", place]), "this page again"))
     return found
@@ -158,8 +152,8 @@ def commands(run: RunView) -> list[tuple[str, str]]:
 
 def _config(run: RunView) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(run.config)
-    except yaml.YAMLError:  # the page shows the text as it is
+        content = parse_yaml(run.config)
+    except ValueError:  # the page shows the text as it is
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -182,8 +176,3 @@ def _span(began: str, ended: str) -> str:
     if len(times) == 2 and times[0][:10] == times[1][:10]:
         times[1] = times[1][11:]
     return f"{' to '.join(times)} UTC" if times else ""
-
-
-def _policy_hash(text: str) -> str:
-    """What the Content-Security-Policy knows the one permitted style or script by."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}"

@@ -1,16 +1,19 @@
 """Everything of a run's folder that the page shows. What is damaged or absent is said, and the rest is shown."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diagnostics import read_verdict
+from diagnostics.files import is_inside, paths_in, read_json, read_text, reason_of
 from diagnostics.health import examine
-from diagnostics.records import History, decode, read_records
-from shadowlab.runs import RunFolder, refuse_pipe
-from shadowlab.views.charts import Plot, judged_keys, plots, plots_of
+from diagnostics.records import History, decode
+from shadowlab.charts import Chart
+from shadowlab.runs import RunFolder
+from shadowlab.views.charts import Plot, charts_in, judged_keys, plots, plots_of
 from shadowlab.views.page.incident_story import IncidentStory
+from shadowlab.views.page.sessions import Session, resumed_sessions
 from shadowlab.views.page.wording import count
 
 _MAX_STORIES = 25  # shown in full; a run has rarely more than one
@@ -21,7 +24,7 @@ class Status:
     """The verdict on a run."""
 
     word: str
-    """passed, failed, incident, running, stopped or empty."""
+    """passed, failed, incident, running, stopped, recorded or empty."""
     line: str
     """The verdict in words."""
 
@@ -34,6 +37,8 @@ class RunView:
     history: History
     plots: tuple[Plot, ...] = ()
     """What is drawn of the history."""
+    charts: tuple[Chart, ...] = ()
+    """What the task wants drawn of its evaluations; none where the records do not say it."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     config: str = ""
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -50,13 +55,13 @@ class RunView:
         history = _history(path / "metrics.jsonl", problems)
         folders = _incident_folders(path)
         recorded = {record["step"]: record.get("verdict") for record in history.records("incident")}
-        stories = [IncidentStory.read(folder, recorded.get(_step_of(folder))) for folder in folders[:_MAX_STORIES]]
+        stories = [_story(folder, recorded.get(_step_of(folder)), path) for folder in folders[:_MAX_STORIES]]
         for step in sorted(recorded.keys() - {_step_of(folder) for folder in folders}, reverse=True):
-            stories.append(IncidentStory.read(path / "incidents" / f"step-{step:08d}", recorded[step]))
+            stories.append(_story(path / "incidents" / f"step-{step:08d}", recorded[step], path))
         return cls(
             path,
             history,
-            _plots(history, problems),
+            *_plots(history, problems),
             _json_object(path / "environment.json", problems),
             _text(path / "config.yaml", problems),
             _stages(path / "stages.json", problems),
@@ -96,9 +101,9 @@ class RunView:
         if self.incidents:
             at = _step_of(self.incidents[0].folder)
             reached = self._trained_until(self.history.kind)
-            if at < 0 or reached < at:
+            if at < 0 or reached < at or (last is None and self._is_foreign and reached == at):
                 return Status("incident", self.incidents[0].headline)
-            resumed = f", resumed after an incident at step {at}"
+            resumed = f", {'went on' if self._is_foreign else 'resumed'} after an incident at step {at}"
         if last is not None:
             name, error = last[0], str(_summary(last[1]).get("error", ""))
             if self._went_on_after(name, error):
@@ -106,10 +111,18 @@ class RunView:
                 after = resumed or ", resumed after a failure"
                 return Status("stopped", f"{name} stopped at step {reached} without a result{after}")
             return Status("failed", ": ".join(filter(None, (name, error.partition("\n")[0]))))
+        if step and self._is_foreign:
+            return Status("recorded", f"{count(step, 'step')} of a loop that has no stages{resumed}")
         if step or self.history.kinds:
             line = f"no stage came to a result: interrupted or killed after {count(step, 'step')}"
             return Status("stopped", f"{line}{resumed}")
         return Status("empty", "nothing is recorded yet: no stage came to a result, and no step was taken")
+
+    @property
+    def _is_foreign(self) -> bool:
+        """Whether the records are of a loop that is not this harness's: it names neither command nor configuration."""
+        headers = self.history.headers
+        return bool(headers) and not self.config and not any("command" in header for header in headers)
 
     def _progress(self, step: int) -> str:
         """Of the stage that trains; of another only that there is one: it claims the folder and records no step."""
@@ -129,8 +142,12 @@ class RunView:
 
     def _trained_until(self, stage: str) -> int:
         """Last training step of that stage; 0 where the records are another's."""
-        records = self.history.records() if self.history.kind == stage else []
-        return int(records[-1]["step"]) if records else 0
+        return max(self.history.steps(), default=0) if self.history.kind == stage else 0
+
+    @property
+    def resumed(self) -> list[Session]:
+        """The sessions that trained it on."""
+        return resumed_sessions(self.history.headers, self.history.kind)
 
     @property
     def findings(self) -> list[Mapping[str, Any]]:
@@ -151,22 +168,18 @@ class RunView:
 
 def _history(file: Path, problems: list[str]) -> History:
     """As far as it can be read."""
-    records: list[Mapping[str, Any]] = []
     if not file.is_file():
-        return History(records)
-    try:
-        records.extend(read_records(file))
-    except (OSError, ValueError) as error:
-        problems.append(f"{error}; what follows that line is not shown")
-    return History(records)
+        return History([])
+    return History.read(file, on_damage=lambda error: problems.append(f"{error}; what follows that line is not shown"))
 
 
-def _plots(history: History, problems: list[str]) -> tuple[Plot, ...]:
+def _plots(history: History, problems: list[str]) -> tuple[tuple[Plot, ...], tuple[Chart, ...]]:
+    """What is drawn, and the task's charts."""
     try:
-        return tuple(plots_of(history))
+        return tuple(plots_of(history)), charts_in(history.header) or ()
     except ValueError as error:
         problems.append(f"{error}; its evaluations are drawn by the names of their numbers")
-        return tuple(plots(history.kind, None, judged_keys(history)))
+        return tuple(plots(history.kind, None, judged_keys(history))), ()
 
 
 def _incident_folders(path: Path) -> list[Path]:
@@ -176,21 +189,28 @@ def _incident_folders(path: Path) -> list[Path]:
         verdict = folder / "verdict.json"
         return (verdict if verdict.is_file() else folder).stat().st_mtime_ns, folder.name
 
-    return sorted((p for p in (path / "incidents").glob("step-*") if p.is_dir()), key=age, reverse=True)
+    found = paths_in(path / "incidents", "step-*", inside=path)
+    return sorted((folder for folder in found if folder.is_dir()), key=age, reverse=True)
+
+
+def _story(folder: Path, recorded: Mapping[str, Any] | None, run: Path) -> IncidentStory:
+    if is_inside(folder, run):
+        return IncidentStory.read(folder, recorded)
+    return IncidentStory(folder, read_verdict(recorded), (f"{folder}: a link that leads out of {run}; it is not read",))
 
 
 def _step_of(folder: Path) -> int:
     number = folder.name.split("-")[1]
-    return int(number) if number.isdigit() else -1
+    return int(number) if number.isdecimal() else -1
 
 
 def _json_object(file: Path, problems: list[str]) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        content = json.loads(_read(file))
-    except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{file}: cannot be read ({type(error).__name__}); it is left out")
+        content = read_json(file, inside=file.parent)
+    except (OSError, ValueError) as error:
+        problems.append(f"{file}: cannot be read ({_why(error)}); it is left out")
         return {}
     if not isinstance(content, dict):
         problems.append(f"{file}: not a JSON object; it is left out")
@@ -205,19 +225,18 @@ def _stages(file: Path, problems: list[str]) -> dict[str, Mapping[str, Any]]:
     return {name: entry for name, entry in stages.items() if name not in bad}
 
 
+def _why(error: OSError | ValueError) -> str:
+    return reason_of(error) if isinstance(error, OSError) else type(error).__name__
+
+
 def _text(file: Path, problems: list[str]) -> str:
     if not file.exists():
         return ""
     try:
-        return _read(file)
+        return read_text(file, inside=file.parent)
     except (OSError, ValueError) as error:
-        problems.append(f"{file}: cannot be read ({type(error).__name__}); it is left out")
+        problems.append(f"{file}: cannot be read ({_why(error)}); it is left out")
         return ""
-
-
-def _read(file: Path) -> str:
-    refuse_pipe(file)
-    return file.read_text(encoding="utf-8")
 
 
 def _summary(result: Mapping[str, Any]) -> Mapping[str, Any]:

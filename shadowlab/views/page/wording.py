@@ -7,10 +7,17 @@ from typing import Any
 # Issues that advice refers to by `name#number`.
 _OWNERS = {
     "accelerate": "huggingface/accelerate",
+    "Automodel": "NVIDIA-NeMo/Automodel",
+    "bitsandbytes": "bitsandbytes-foundation/bitsandbytes",
+    "DeepSpeed": "deepspeedai/DeepSpeed",
     "diffusers": "huggingface/diffusers",
+    "guided-diffusion": "openai/guided-diffusion",
     "OLMo-core": "allenai/OLMo-core",
     "pytorch": "pytorch/pytorch",
+    "sd-scripts": "kohya-ss/sd-scripts",
+    "torchtitan": "pytorch/torchtitan",
     "transformers": "huggingface/transformers",
+    "trl": "huggingface/trl",
     "ultralytics": "ultralytics/ultralytics",
 }
 _ISSUE = re.compile(rf"\b({'|'.join(map(re.escape, _OWNERS))})#(\d+)\b")
@@ -42,11 +49,21 @@ def plain(value: Any) -> str:
     return str(value)
 
 
+def in_words(key: str) -> str:
+    """`Validation loss fell` for `validation_loss_fell`; names that are not only small letters are kept."""
+    return key.replace("_", " ").capitalize() if re.fullmatch(r"[a-z0-9_ ]+", key) else key
+
+
 def size(num_bytes: int) -> str:
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if num_bytes >= factor:
             return f"{num_bytes / factor:.1f} {unit}"
     return f"{num_bytes} bytes"
+
+
+def moment(iso: str) -> str:
+    """`2026-01-31 09:30 UTC`; empty for what is no ISO time of UTC."""
+    return f"{iso[:10]} {iso[11:16]} UTC" if re.fullmatch(r"[\d-]{10}T[\d:]{8}\+00:00", iso) else ""
 
 
 def count(amount: int, noun: str) -> str:

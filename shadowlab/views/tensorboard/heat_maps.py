@@ -6,12 +6,13 @@ from typing import Any
 
 from PIL import Image
 
-from diagnostics.board import block_of
+from diagnostics.board import MEANT_HEADROOM_BITS, block_of
 from diagnostics.records import LayerTable
 from shadowlab.views.charts import LAYER_MAPS
 from shadowlab.views.layer_map import LayerColumns
 from shadowlab.views.tensorboard.layer_picture import MAX_NAMED_ROWS, colour_ends, draw_heat_map
 
+GROUP = "00 run, heat map of "  # the blocks' groups begin with 01
 _FIRST = 4  # measured steps; then whenever their number has doubled
 _PAGES = 8  # pages are drawn when it has grown by this factor
 
@@ -21,7 +22,7 @@ class Page:
     """A picture and its place."""
 
     tag: str
-    """`heat_map_gradient_norm/02 down_blocks.1 to down_blocks.2`."""
+    """`00 run, heat map of gradient_norm/02 down_blocks.1 to down_blocks.2`."""
     picture: Image.Image
 
 
@@ -80,7 +81,9 @@ class HeatMaps:
         with_overview = not last or self._num_measured > self._drawn_at
         with_pages = self.skip(last=last)
         for scale, columns in self._columns.items():
-            table, group = columns.table(), f"heat_map_{scale.key}"
+            table, group = columns.table(), f"{GROUP}{scale.key}"
+            if scale.statistic == "headroom_bits" and not _is_low(table):
+                continue
             if len(table.names) <= MAX_NAMED_ROWS:
                 yield Page(f"{group}/all layers", draw_heat_map(table, scale))
                 continue
@@ -97,3 +100,9 @@ class HeatMaps:
                 blocks = dict.fromkeys((block_of(names[0]), block_of(names[-1])))
                 tag = f"{group}/{number + 1:02d} {' to '.join(blocks)}"
                 yield Page(tag, draw_heat_map(part, scale, ends=ends))
+
+
+def _is_low(table: LayerTable) -> bool:
+    """Whether any headroom says something: below that of the least number of float16, or not finite."""
+    values = table.values[table.present]
+    return bool((~(values > MEANT_HEADROOM_BITS)).any())

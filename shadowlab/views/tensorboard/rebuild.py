@@ -1,9 +1,10 @@
 """A run's TensorBoard view rebuilt from its records and from the pictures it saved."""
 
 import fnmatch
+import io
 import re
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -11,6 +12,7 @@ from typing import cast
 from PIL import Image
 
 from diagnostics.board import block_of
+from diagnostics.files import paths_in, read_bytes, remove_tree
 from diagnostics.records import TrainingStep, read_records
 from shadowlab.errors import UserError
 from shadowlab.views.tensorboard.board import Board
@@ -49,23 +51,26 @@ def rebuild_board(run: Path, patterns: Sequence[str] = ()) -> Rebuilt:
     for place in (folder, new):
         if place.is_symlink() or (place.exists() and not place.is_dir()):
             raise UserError(f"{place}: in the way of the new view, and not a folder of its own; move or remove it")
-    shutil.rmtree(new, ignore_errors=True)
+    remove_tree(new)
     chosen = _Chosen(patterns)
     try:
         board = Board(new, in_full=chosen)
         try:
-            num_records = 0
+            num_records = num_pictures = 0
+            pictures = _saved_pictures(run / "samples")
             for record in read_records(metrics):
-                board.write(record)
-                measured = cast(TrainingStep, record)
-                chosen.seen |= dict.fromkeys((*measured.get("layers", {}), *measured.get("parameters", {})))
+                with _named(metrics, num_records + 1):
+                    while pictures and pictures[0][2] < record.get("step", -1):  # in the order in which they were made
+                        num_pictures += _add(board, *pictures.pop(0))
+                    board.write(record)
+                    measured = cast(TrainingStep, record)
+                    chosen.seen |= dict.fromkeys((*measured.get("layers", {}), *measured.get("parameters", {})))
                 num_records += 1
-            num_pictures = sum(_add(board, *picture) for picture in _saved_pictures(run / "samples"))
+            num_pictures += sum(_add(board, *picture) for picture in pictures)
         finally:
             board.close()
         chosen.require_all_used(run)
-        if folder.exists():
-            shutil.rmtree(folder)
+        remove_tree(folder)
         new.replace(folder)
     except ValueError as error:
         raise UserError(" ".join(str(error).split())) from error
@@ -75,8 +80,19 @@ def rebuild_board(run: Path, patterns: Sequence[str] = ()) -> Rebuilt:
             f"{run} readable and writable, or rebuild a copy of it elsewhere"
         ) from error
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        with suppress(OSError):  # what is in the way is said at the next try
+            remove_tree(new)
     return Rebuilt(folder, num_records, num_pictures, tuple(name for name in chosen.seen if chosen(name)))
+
+
+@contextmanager
+def _named(metrics: Path, number: int) -> Iterator[None]:
+    """Raise UserError for a record that no version wrote: one whose step is no number, whose layers are a list."""
+    try:
+        yield
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+        raise UserError(f"{metrics}: record {number} is damaged ({said}); remove its line to go on") from error
 
 
 class _Chosen:
@@ -107,7 +123,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _saved_pictures(samples: Path) -> list[tuple[str, Path, int]]:
     """(tag, file, step), by ascending step."""
-    tagged = ((picture_tag(file.stem), file) for file in samples.glob("*.png"))
+    tagged = ((picture_tag(file.stem), file) for file in paths_in(samples, "*.png", inside=samples.parent))
     found = [(known[0], file, known[1]) for known, file in tagged if known is not None]
     return sorted(found, key=lambda one: (one[2], one[0]))
 
@@ -130,9 +146,9 @@ def picture_tag(stem: str) -> tuple[str, int] | None:
 def _add(board: Board, tag: str, file: Path, step: int) -> int:
     """Returns how many pictures were added: one."""
     try:
-        with Image.open(file) as picture:
-            size = picture.size
-    except OSError as error:
+        content = read_bytes(file, inside=file.parents[1])
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
+            board.add(tag, picture, step, content)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # as Pillow raises
         raise UserError(f"{file}: cannot be read as a picture; remove it to go on without") from error
-    board.png(tag, file.read_bytes(), size, step)
     return 1

@@ -1,6 +1,5 @@
 """TensorBoard on a run, with settings for a run of many layers."""
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from shadowlab.console import Reporter
 from shadowlab.errors import MissingDependencyError, UserError
 from shadowlab.runs import find_run, run_places, telling_where
 from shadowlab.settings import Config
+from shadowlab.views.tensorboard.named_runs import NamedRuns
 from shadowlab.views.tensorboard.rebuild import rebuild_board
 
 _RELOAD_SECONDS = 5  # the files are read on from where they were left, so this costs little; runs flush every 10
@@ -45,11 +45,12 @@ def run_tensorboard(
         place, logdir = _find(run)
     if not any(logdir.rglob("events.out.tfevents.*")):
         reporter.say(f"{logdir} holds nothing yet; it appears here when the run writes it")
-    reporter.say(f"{_launch(logdir, place.resolve().name, port, host, reporter)}  (Ctrl-C ends it)")
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        reporter.say("ended")
+    with NamedRuns(logdir, place.resolve()) as named:
+        reporter.say(f"{_launch(named.folder, place.resolve().name, port, host, reporter)}  (Ctrl-C ends it)")
+        try:
+            named.follow()
+        except KeyboardInterrupt:
+            reporter.say("ended")
 
 
 def _beside(written: Path) -> str:

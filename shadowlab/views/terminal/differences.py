@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diagnostics.records import History, LayerTable
+from diagnostics.records import History, LayerTable, Samples
 from shadowlab.errors import UserError
 from shadowlab.views.terminal.ranking import NO_STATISTICS, TOP, matching, measured_steps
 from shadowlab.views.terminal.statistic import PARAMETER, Statistic
 
 RTOL = 1e-4  # by default
+_STEPS_AT_ONCE = 512  # of tables that are compared
 
 # In the order in which a step makes them. A norm is a sum of squares: rounding hardly moves it, as it does a mean.
 IN_ORDER = (
@@ -101,21 +102,23 @@ def compare(
     """
     chosen = statistic or IN_ORDER[0]
     main = _Pair(chosen, one, other, patterns)
-    pairs = [main]
-    for kind in () if statistic else IN_ORDER[1:]:
-        names = set(kind.table(one).names) & set(kind.table(other).names)
-        own = [pattern for pattern in patterns if fnmatch.filter(names, pattern)]  # layers' need not fit parameters
-        if names and (own or not patterns):
-            pairs.append(_Pair(kind, one, other, own))
     step = _common_step(main, step)
     column = main.steps.index(step)
     differences = [main.difference(row, column) for row in range(len(main.names)) if main.known[row, column]]
     differences.sort(key=lambda found: -found.relative)  # stable: equals stay in the order of execution
+    firsts = [main.first(rtol)]
+    steps, only_one, only_other = main.steps, main.only_one, main.only_other
+    del main  # one pair at a time: those of two long runs are large
+    for kind in () if statistic else IN_ORDER[1:]:
+        names = set(kind.names(one)) & set(kind.names(other))
+        own = [pattern for pattern in patterns if fnmatch.filter(names, pattern)]  # layers' need not fit parameters
+        if names and (own or not patterns):
+            firsts.append(_Pair(kind, one, other, own).first(rtol))
     return Comparison(
-        steps=main.steps,
-        only_one=main.only_one,
-        only_other=main.only_other,
-        first=_first(pairs, rtol),
+        steps=steps,
+        only_one=only_one,
+        only_other=only_other,
+        first=min((found for found in firsts if found is not None), key=lambda found: found.step, default=None),
         statistic=chosen,
         step=step,
         rows=tuple(found for found in differences if found.relative > 0.0)[:top],
@@ -158,20 +161,28 @@ class _Pair:
         self.names = tuple(both[row] for row in matching(both, patterns, statistic))
         self.only_one = tuple(name for name in a.names if name not in set(b.names))
         self.only_other = tuple(name for name in b.names if name not in set(a.names))
-        self.steps = tuple(step for step in measured_steps(a) if step in set(measured_steps(b)))
         self.measured = (measured_steps(a), measured_steps(b))
+        common = set(self.measured[1])
+        self.steps = tuple(step for step in self.measured[0] if step in common)
         self._places = {name: place for place, name in enumerate(a.names, start=1)}
-        self._one, self._one_there = _aligned(a, self.names, self.steps)
-        self._other, self._other_there = _aligned(b, self.names, self.steps)
-        self.known = self._one_there | self._other_there
-        relative = relative_difference(self._one, self._other)
-        if statistic in _ROUNDED:
-            # Of all names of the step, whichever are looked at: what noise is does not depend on `patterns`.
-            everything = (_sizes(_aligned(table, both, self.steps)[0]) for table in (a, b))
-            largest = torch.maximum(*everything).amax(dim=0)
-            relative[(self._one - self._other).abs() <= torch.finfo(torch.float32).eps * largest] = 0.0
-        relative[self._one_there != self._other_there] = math.inf
-        self.relative = relative
+        self._one, self._other = (_Aligned(table, self.names, self.steps) for table in (a, b))
+        # What noise is does not depend on `patterns`: it is of all names of a step, whichever are looked at.
+        everything = [_Aligned(table, both, self.steps) for table in (a, b)] if statistic in _ROUNDED else []
+        self.known = torch.zeros(len(self.names), len(self.steps), dtype=torch.bool)
+        self.relative = torch.zeros(len(self.names), len(self.steps), dtype=torch.float64)
+        for begin in range(0, len(self.steps), _STEPS_AT_ONCE):
+            columns = slice(begin, begin + _STEPS_AT_ONCE)
+            self.known[:, columns], self.relative[:, columns] = self._compared(columns, everything)
+
+    def _compared(self, columns: slice, everything: "Sequence[_Aligned]") -> tuple[Tensor, Tensor]:
+        """`known` and `relative` of some of the steps."""
+        (one, one_there), (other, other_there) = self._one.part(columns), self._other.part(columns)
+        relative = relative_difference(one, other)
+        if everything:
+            largest = torch.maximum(*(_sizes(whole.part(columns)[0]) for whole in everything)).amax(dim=0)
+            relative[(one - other).abs() <= torch.finfo(torch.float32).eps * largest] = 0.0
+        relative[one_there != other_there] = math.inf
+        return one_there | other_there, relative
 
     def difference(self, row: int, column: int) -> Difference:
         name = self.names[row]
@@ -180,36 +191,44 @@ class _Pair:
             statistic=self.statistic,
             place=self._places[name],
             name=name,
-            one=float(self._one[row, column]) if self._one_there[row, column] else None,
-            other=float(self._other[row, column]) if self._other_there[row, column] else None,
+            one=self._one.value(row, column),
+            other=self._other.value(row, column),
             relative=float(self.relative[row, column]),
         )
+
+    def first(self, rtol: float) -> Difference | None:
+        """The first beyond the tolerance in the order in which a step makes the numbers: gradients come from the last
+        layer back."""
+        beyond = self.relative > rtol
+        columns = beyond.any(0).nonzero().flatten().tolist()
+        if not columns:
+            return None
+        rows = beyond[:, columns[0]].nonzero().flatten().tolist()
+        return self.difference(rows[-1] if self.statistic.part == "gradient" else rows[0], columns[0])
+
+
+class _Aligned:
+    """Values and presence of some names and steps of a table."""
+
+    def __init__(self, table: LayerTable, names: Sequence[str], steps: Sequence[int]) -> None:
+        rows = {name: row for row, name in enumerate(table.names)}
+        columns = {step: column for column, step in enumerate(table.steps)}
+        self._table = table
+        self._rows = torch.tensor([rows[name] for name in names], dtype=torch.long)
+        self._columns = torch.tensor([columns[step] for step in steps], dtype=torch.long)
+
+    def part(self, columns: slice) -> tuple[Tensor, Tensor]:
+        place = (self._rows[:, None], self._columns[columns])
+        return self._table.values[place], self._table.present[place]
+
+    def value(self, row: int, column: int) -> float | None:
+        place = (int(self._rows[row]), int(self._columns[column]))
+        return float(self._table.values[place]) if self._table.present[place] else None
 
 
 def _sizes(values: Tensor) -> Tensor:
     """Magnitudes; 0 for what is not finite."""
     return values.abs().nan_to_num(nan=0.0, posinf=0.0)
-
-
-def _aligned(table: LayerTable, names: Sequence[str], steps: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Values and presence of these names and steps."""
-    places = {name: row for row, name in enumerate(table.names)}
-    rows = torch.tensor([places[name] for name in names], dtype=torch.long)
-    columns = torch.tensor([table.steps.index(step) for step in steps], dtype=torch.long)
-    return table.values[rows][:, columns], table.present[rows][:, columns]
-
-
-def _first(pairs: Sequence[_Pair], rtol: float) -> Difference | None:
-    """By step, then in the order in which the step makes the numbers: gradients come from the last layer back."""
-    for step in sorted({step for pair in pairs for step in pair.steps}):
-        for pair in pairs:
-            if step not in pair.steps:
-                continue
-            column = pair.steps.index(step)
-            rows = (pair.relative[:, column] > rtol).nonzero().flatten().tolist()
-            if rows:
-                return pair.difference(rows[-1] if pair.statistic.part == "gradient" else rows[0], column)
-    return None
 
 
 def _common_step(pair: _Pair, step: int | None) -> int:
@@ -238,19 +257,41 @@ def _span(steps: Sequence[int]) -> str:
 
 def _differs_from(key: str, one: History, other: History, rtol: float) -> int | None:
     """First step of both in which this number of the records differs."""
-    second = dict(other.curve(key))
-    for step, value in one.curve(key):
-        if step in second:
-            pair = torch.tensor([value, second[step]], dtype=torch.float64)
-            if float(relative_difference(pair[0], pair[1])) > rtol:
-                return step
-    return None
+    (steps, values), (other_steps, other_values) = (_curve(history, key) for history in (one, other))
+    common, theirs = torch.isin(steps, other_steps), torch.isin(other_steps, steps)
+    beyond = relative_difference(values[common], other_values[theirs]) > rtol
+    return int(steps[common][beyond][0]) if bool(beyond.any()) else None
+
+
+def _curve(history: History, key: str) -> tuple[Tensor, Tensor]:
+    """Steps, ascending, and values."""
+    places, values = history.points(key)
+    return torch.tensor(history.steps(), dtype=torch.int64)[places], values
 
 
 def _samples_from(one: History, other: History) -> int | None:
-    second = {record["step"]: record.get("samples") for record in other.records()}
-    for record in one.records():
-        theirs = second.get(record["step"])
-        if theirs is not None and record.get("samples") not in (None, theirs):
-            return int(record["step"])
-    return None
+    """First step in which both say what they drew, and it is not the same."""
+    (steps, counts, begins, own), (*theirs, others) = (_drawn(history) for history in (one, other))
+    common, there = torch.isin(steps, theirs[0]), torch.isin(theirs[0], steps)
+    steps, counts, begins = steps[common], counts[common], begins[common]
+    other_counts, other_begins = theirs[1][there], theirs[2][there]
+    differ = counts != other_counts
+    number = {name: place for place, name in enumerate(own.ids)}
+    known = torch.tensor([number.get(name, -1) for name in others.ids], dtype=torch.int32)
+    for begin in range(0, len(steps), _STEPS_AT_ONCE):
+        same = (~differ[begin : begin + _STEPS_AT_ONCE]).nonzero().flatten() + begin
+        each = counts[same]
+        within = torch.arange(int(each.sum())) - torch.repeat_interleave(each.cumsum(0) - each, each)
+        mine = own.numbers[torch.repeat_interleave(begins[same], each) + within]
+        other_ones = known[others.numbers[torch.repeat_interleave(other_begins[same], each) + within].long()]
+        differ[torch.repeat_interleave(same, each)[mine != other_ones]] = True
+    return int(steps[differ][0]) if bool(differ.any()) else None
+
+
+def _drawn(history: History) -> tuple[Tensor, Tensor, Tensor, Samples]:
+    """Of the steps that drew samples: steps, how many, where they begin among all; and all."""
+    samples = history.samples()
+    drew = samples.counts > 0
+    begins = samples.counts.cumsum(0) - samples.counts
+    steps = torch.tensor(history.steps(), dtype=torch.int64)
+    return steps[drew], samples.counts[drew], begins[drew], samples

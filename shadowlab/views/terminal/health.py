@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
 from rich.text import Text
 
 from diagnostics.health import RULES, Finding, Rule, examine
-from shadowlab.console import Reporter
+from shadowlab.console import Column, FittedTable, Reporter
 from shadowlab.errors import UserError
 from shadowlab.runs import read_history
 from shadowlab.views.terminal.wording import counted
@@ -49,10 +48,10 @@ def run_health(metrics: Path, rules: Sequence[Rule], reporter: Reporter) -> bool
     if not set(history.kinds) - {"health"}:
         raise UserError(f"{metrics}: no step, evaluation, incident or stage is recorded: there is nothing to judge")
     findings = examine(history, rules)
-    num_evaluations = sum(len(history.records(kind)) for kind in history.evaluations)
-    num_measured = sum("layers" in record for record in history.records())
+    num_evaluations = sum(history.count(kind) for kind in history.evaluations)
+    num_measured = int(history.has_layers.sum())
     reporter.say(
-        f"{metrics}: {counted(len(history.records()), f'{history.kind} step')}, {num_measured} with statistics, "
+        f"{metrics}: {counted(history.count(), f'{history.kind} step')}, {num_measured} with statistics, "
         f"{counted(num_evaluations, 'evaluation')}"
     )
     if findings:
@@ -70,7 +69,7 @@ def run_health(metrics: Path, rules: Sequence[Rule], reporter: Reporter) -> bool
             "passed": not alarms,
             "kind": history.kind,
             "last_step": history.last_step,
-            "num_steps": len(history.records()),
+            "num_steps": history.count(),
             "num_measured": num_measured,
             "num_evaluations": num_evaluations,
             "rules": [rule.name for rule in rules],
@@ -80,10 +79,17 @@ def run_health(metrics: Path, rules: Sequence[Rule], reporter: Reporter) -> bool
     return not alarms
 
 
-def _table(findings: Sequence[Finding]) -> Table:
-    table = Table(show_lines=False)
-    for title in ("", "rule", "step", "where", "what was seen", "what to do"):
-        table.add_column(title, overflow="fold")
+def _table(findings: Sequence[Finding]) -> FittedTable:
+    table = FittedTable(
+        (
+            Column("", is_head=True),
+            Column("rule", is_head=True),
+            Column("step"),
+            Column("where"),
+            Column("what was seen", wraps=True),
+            Column("what to do", wraps=True),
+        )
+    )
     shown: dict[tuple[str, str], int] = {}
     for finding in findings:
         key = (finding.severity, finding.rule)
@@ -91,10 +97,10 @@ def _table(findings: Sequence[Finding]) -> Table:
         if shown[key] > _MAX_ROWS:
             continue
         step = "" if finding.step is None else str(finding.step)
-        cells = (finding.rule, step, finding.place, finding.evidence, finding.advice)
-        table.add_row(Text(finding.severity, _STYLES[finding.severity]), *map(Text, cells))  # names may hold brackets
-    for (severity, rule), count in shown.items():
+        severity = Text(finding.severity, _STYLES[finding.severity])
+        table.add_row(severity, finding.rule, step, finding.place, finding.evidence, finding.advice)
+    for (severity_, rule), count in shown.items():
         if count > _MAX_ROWS:
             more = f"and in {count - _MAX_ROWS} more places; --json lists all"
-            table.add_row(Text(severity, _STYLES[severity]), rule, "", "", more, "")
+            table.add_row(Text(severity_, _STYLES[severity_]), rule, "", "", more, "")
     return table

@@ -5,26 +5,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich import box
 from rich.console import ConsoleOptions
-from rich.table import Table
 from rich.text import Text
 
+from diagnostics.board import MEANT_HEADROOM_BITS
 from diagnostics.records import Curve, History
-from shadowlab.console import Reporter, sparkline
+from shadowlab.console import Column, FittedTable, Reporter, sparkline
 from shadowlab.errors import UserError
 from shadowlab.runs import RunFolder, read_history
 from shadowlab.views.terminal.differences import IN_ORDER, RTOL, Comparison, Difference, compare
-from shadowlab.views.terminal.ranking import NO_STATISTICS, TOP, Course, Ranking, find_layer, rank, summarize
+from shadowlab.views.terminal.ranking import (
+    NO_STATISTICS,
+    TOP,
+    Course,
+    Ranking,
+    find_layer,
+    measured_steps,
+    rank,
+    summarize,
+)
 from shadowlab.views.terminal.statistic import PARAMETER, Statistic, find_statistic
 from shadowlab.views.terminal.wording import counted
 
-DEFAULT_STATISTIC = "activation.headroom_bits"
+_DEFAULTS = ("activation.headroom_bits", "gradient.norm", "activation.norm")
 _SPARK = 16  # columns of a curve in a table
 _LONG_SPARK = 60
 _NAMED = 5  # of names that are listed in a line
-_DRAWING_WIDTH = 60  # columns of a terminal that has room for curves in a table
-_COLUMN = 11  # columns of a number with its margin
 # Next to the chosen one, the most informative first; --json has all.
 _LAYER_COLUMNS = ("norm", "max_abs", "headroom_bits", "num_nonfinite", "fraction_zero", "std", "mean")
 _PARAMETER_COLUMNS = ("gradient_norm", "update_ratio")
@@ -97,14 +103,14 @@ class _Run:
     def read(cls, folder: RunFolder) -> "_Run":
         history = read_history(folder.metrics)
         one = cls(folder, history)
-        if not history.records():
+        if not history.count():
             raise UserError(f"{folder.metrics}: holds no training step{one.incident()}")
         if not history.layer_names and not history.parameter_names:
             raise UserError(f"{folder.metrics}: {NO_STATISTICS}{one.incident()}")
         return one
 
     def incident(self) -> str:
-        """Words for the last step that met NaN or Inf, if any did: its own numbers are not among the records."""
+        """Words for the last step that met NaN or Inf, if any did."""
         incidents = self.history.records("incident")
         if not incidents:
             return ""
@@ -112,18 +118,33 @@ class _Run:
 
     def about(self, label: str) -> str:
         history = self.history
-        measured = history.layers("norm").steps
-        steps = history.records()
+        measured = history.measured_steps
         precision = history.header.get("precision")
         return (
-            f"{label}: {history.kind}{f' in {precision}' if precision else ''}, {counted(len(steps), 'step')}, "
-            f"the last {steps[-1]['step']}, {len(measured)} with statistics ({measured[0]} to {measured[-1]})"
+            f"{label}: {history.kind}{f' in {precision}' if precision else ''}, {counted(history.count(), 'step')}, "
+            f"the last {history.steps()[-1]}, {len(measured)} with statistics ({measured[0]} to {measured[-1]})"
             f"{self.incident()}"
         )
 
 
+def _default(run: _Run, step: int | None) -> Statistic:
+    """The headroom where some layer's says something; in a wide type, of which all have a hundred bits, the gradients'
+    norm, and the activations' where no gradient was measured."""
+    headroom, gradient, activation = map(find_statistic, _DEFAULTS)
+    for statistic in (headroom, gradient):
+        table = statistic.table(run.history)
+        steps = measured_steps(table)
+        column = table.steps.index(step) if step in steps else table.steps.index(steps[-1]) if steps else None
+        if column is None:
+            continue
+        values = table.values[:, column][table.present[:, column]]
+        if statistic is gradient or bool((~(values > MEANT_HEADROOM_BITS)).any()):
+            return statistic
+    return activation if measured_steps(activation.table(run.history)) else headroom
+
+
 def _ranking(run: _Run, query: Query, reporter: Reporter) -> dict[str, Any]:
-    statistic = find_statistic(query.by or DEFAULT_STATISTIC)
+    statistic = _default(run, query.step) if query.by is None else find_statistic(query.by)
     found = rank(
         run.history,
         statistic,
@@ -133,6 +154,10 @@ def _ranking(run: _Run, query: Query, reporter: Reporter) -> dict[str, Any]:
         top=query.top or TOP,
     )
     reporter.table(_ranking_table(found, reporter.console.options))
+    if (run.history.record_of(found.step) or {}).get("tripped"):
+        reporter.say(
+            f"step {found.step} met NaN or Inf: no update was made; measured when it was repeated", style="dim"
+        )
     if found.absent:
         reporter.say(
             f"without {statistic.name} at step {found.step}: {_named(found.absent)}{_why_absent(statistic)}",
@@ -156,39 +181,35 @@ def _why_absent(statistic: Statistic) -> str:
     return "" if statistic.part == "activation" else " (no gradient)"
 
 
-def _ranking_table(found: Ranking, options: ConsoleOptions) -> Table:
-    """As many of the other statistics as leave room for the longest name."""
+def _ranking_table(found: Ranking, options: ConsoleOptions) -> FittedTable:
+    """As many of the other statistics as there is room for."""
     statistic = found.statistic
     own = _PARAMETER_COLUMNS if statistic.part == PARAMETER else _LAYER_COLUMNS
-    fixed = max((len(row.name) for row in found.rows), default=0) + 3 * _COLUMN + _SPARK
-    fitting = max(0, (options.max_width - fixed) // _COLUMN)
-    draws = options.max_width >= _DRAWING_WIDTH
-    others = [key for key in own if key != statistic.key][:fitting]
+    others = [key for key in own if key != statistic.key]
     shown = f"{len(found.rows)} of {found.num_ranked} {statistic.noun}s" if found.rows else f"no {statistic.noun}"
-    table = _table(f"{statistic.name} at step {found.step}, {shown}", statistic)
-    table.add_column(_HEADINGS.get(statistic.key, statistic.key), justify="right", style="bold", overflow="fold")
-    if draws:
-        table.add_column("over time", no_wrap=True)
-    for key in others:
-        table.add_column(_HEADINGS.get(key, key), justify="right", overflow="fold")
+    table = FittedTable(
+        [
+            *_place_columns(statistic),
+            Column(_HEADINGS.get(statistic.key, statistic.key), is_right=True, style="bold"),
+            Column("over time", is_optional=True),
+            *(Column(_HEADINGS.get(key, key), is_right=True, is_optional=True) for key in others),
+        ],
+        title=f"{statistic.name} at step {found.step}, {shown}",
+    )
     for row in found.rows:
         measured: Mapping[str, Any] = row.record if statistic.part == PARAMETER else row.record[statistic.part]
         table.add_row(
             str(row.place),
-            Text(row.name),
+            row.name,
             _number(row.value),
-            *(
-                [Text(sparkline(row.curve.values, _SPARK, ascii_only=options.ascii_only), style="cyan")]
-                if draws
-                else []
-            ),
+            Text(sparkline(row.curve.values, _SPARK, ascii_only=options.ascii_only), style="cyan"),
             *(_number(measured.get(key)) for key in others),
         )
     return table
 
 
 def _over_time(runs: Sequence[_Run], labels: Sequence[str], query: Query, reporter: Reporter) -> dict[str, Any]:
-    statistic = find_statistic(query.by or DEFAULT_STATISTIC)
+    statistic = find_statistic(query.by or _DEFAULTS[0])
     documents = []
     for label, run in zip(labels, runs, strict=True):
         table = statistic.table(run.history)
@@ -277,24 +298,25 @@ def _comparison(runs: Sequence[_Run], labels: Sequence[str], query: Query, repor
     }
 
 
-def _comparison_table(found: Comparison, labels: Sequence[str], rtol: float) -> Table:
+def _comparison_table(found: Comparison, labels: Sequence[str], rtol: float) -> FittedTable:
     noun = found.statistic.noun
     differ = f"{found.num_beyond} of {found.num_compared} {noun}s differ beyond {rtol:g}, the largest differences first"
-    table = _table(f"{found.statistic.name} at step {found.step}: {differ}", found.statistic)
-    for label in labels:
-        table.add_column(Text(label), justify="right", overflow="fold")
-    table.add_column("relative", justify="right", style="bold")
+    table = FittedTable(
+        [
+            *_place_columns(found.statistic),
+            *(Column(label, is_right=True) for label in labels),
+            Column("relative", is_right=True, style="bold"),
+        ],
+        title=f"{found.statistic.name} at step {found.step}: {differ}",
+    )
     for row in found.rows:
-        table.add_row(str(row.place), Text(row.name), _number(row.one), _number(row.other), _percent(row.relative))
+        table.add_row(str(row.place), row.name, _number(row.one), _number(row.other), _percent(row.relative))
     return table
 
 
-def _table(title: str, statistic: Statistic) -> Table:
-    """With columns for the place in the order of execution and the name."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("#", justify="right", style="dim")
-    table.add_column(statistic.noun, overflow="fold", min_width=8)
-    return table
+def _place_columns(statistic: Statistic) -> tuple[Column, Column]:
+    """Of the place in the order of execution, and of the name."""
+    return Column("#", is_head=True, is_right=True, style="dim"), Column(statistic.noun, is_head=True)
 
 
 def _difference_document(found: Difference) -> dict[str, Any]:

@@ -92,8 +92,7 @@ def rank(
         return not math.isnan(value), 0.0 if math.isnan(value) else sign * value
 
     ranked.sort(key=order)  # stable: equals stay in the order of execution
-    record: Mapping[str, Any] = next(record for record in history.records() if record["step"] == step)
-    held = record.get(f"{statistic.noun}s", {})
+    held = (history.record_of(step) or {}).get(f"{statistic.noun}s", {})
     rows = [
         Row(row + 1, table.names[row], values[row], table.curve(table.names[row]), held[table.names[row]])
         for row in ranked[:top]

@@ -5,21 +5,17 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from rich.cells import cell_len
-from rich.table import Table
 from rich.text import Text
 
 from shadowlab.charts import Curve
-from shadowlab.console import Reporter
-from shadowlab.runs import RunSummary, list_runs
+from shadowlab.console import Column, FittedTable, Reporter
+from shadowlab.runs import REQUIRED, RunSummary, list_runs
 from shadowlab.views.charts import charts_in, main_numbers
 
 _TITLES = ("name", "stage", "state", "step", "quality", "age", "size")
-_WIDTH = 80  # of what is not read on a terminal
-_GAP = 2
-_LEAST = {"quality": 14, "state": 11, "name": 16, "stage": 9}  # width of what may be wrapped, the first to be so first
+_NUMBERS = ("step", "age", "size")
 _STYLES = {"passed": "green", "running": "cyan", "interrupted": "yellow", "not a run": "dim", "empty": "dim"}
 
 
@@ -35,14 +31,20 @@ def run_runs(output_dir: Path, reporter: Reporter) -> None:
     found: list[_Found] = [(one, *_quality(one)) for one in list_runs(output_dir)]
     now = time.time()
     if found:
-        reporter.table(_table(found, now, reporter))
+        reporter.table(_table(found, now))
     else:
         reporter.say(f"{output_dir}: no run yet; `shadowlab overfit` makes one")
     for one, _, problem in found:
         if problem:
-            reporter.warn(f"{one.path.name}: {problem}")
+            reporter.warn(f"{_name(one)}: {problem}")
     rows = [_row(one, quality, problem, now) for one, quality, problem in found]
     reporter.result({"output_dir": str(output_dir), "runs": rows})
+
+
+def _name(run: RunSummary) -> str:
+    """What other commands call it by: the folder's name, or its way from the training that it lies in."""
+    is_before = run.path.parent.name == REQUIRED
+    return "/".join(run.path.parts[-3:]) if is_before else run.path.name
 
 
 def _quality(run: RunSummary) -> tuple[list[tuple[Curve, float]], str]:
@@ -57,7 +59,7 @@ def _quality(run: RunSummary) -> tuple[list[tuple[Curve, float]], str]:
 def _row(run: RunSummary, quality: Sequence[tuple[Curve, float]], problem: str, now: float) -> dict[str, Any]:
     active = run.last_activity
     return {
-        "name": run.path.name,
+        "name": _name(run),
         "run": str(run.path),
         "stage": run.stage or None,
         "state": run.state,
@@ -70,19 +72,22 @@ def _row(run: RunSummary, quality: Sequence[tuple[Curve, float]], problem: str, 
     }
 
 
-def _table(found: Sequence[_Found], now: float, reporter: Reporter) -> Table:
-    rows = [_cells(one, quality, now) for one, quality, _ in found]
-    room = reporter.console.width if reporter.console.is_terminal else _WIDTH
-    widths = _widths([max(map(cell_len, column)) for column in zip(_TITLES, *rows, strict=True)], room)
-    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
-    for title, width in zip(_TITLES, widths, strict=True):
-        justify: Literal["left", "right"] = "right" if title in ("step", "age", "size") else "left"
-        table.add_column(title, width=width, overflow="fold", justify=justify)
-    for (one, _, _), cells in zip(found, rows, strict=True):
+def _table(found: Sequence[_Found], now: float) -> FittedTable:
+    table = FittedTable(
+        [
+            Column(
+                title,
+                is_head=title == "name",
+                is_right=title in _NUMBERS,
+                card_title="step" if title == "step" else "",
+            )
+            for title in _TITLES
+        ]
+    )
+    for one, quality, _ in found:
         style = _STYLES.get(one.state, "red")
-        table.add_row(
-            *(Text(cell, style if title == "state" else "") for title, cell in zip(_TITLES, cells, strict=True))
-        )
+        cells = zip(_TITLES, _cells(one, quality, now), strict=True)
+        table.add_row(*(Text(cell, style if title == "state" else "") for title, cell in cells))
     return table
 
 
@@ -90,19 +95,7 @@ def _cells(run: RunSummary, quality: Sequence[tuple[Curve, float]], now: float) 
     numbers = ", ".join(f"{curve.label} {_short(value)}" for curve, value in quality)
     step = "" if run.step is None else str(run.step)
     age = "" if run.last_activity is None else _age(now - run.last_activity)
-    return tuple(
-        cell or "-" for cell in (run.path.name, run.stage, run.state, step, numbers, age, _size(run.num_bytes))
-    )
-
-
-def _widths(wanted: Sequence[int], room: int) -> list[int]:
-    """Of the columns: what they want, or less, so that all fit; words are wrapped before names are."""
-    widths = list(wanted)
-    for title, least in _LEAST.items():
-        column = _TITLES.index(title)
-        excess = sum(widths) + _GAP * (len(widths) - 1) - room
-        widths[column] -= max(0, min(excess, widths[column] - least))
-    return widths
+    return tuple(cell or "-" for cell in (_name(run), run.stage, run.state, step, numbers, age, _size(run.num_bytes)))
 
 
 def _short(value: float) -> str:

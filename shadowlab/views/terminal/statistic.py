@@ -33,6 +33,10 @@ class Statistic:
         """Whether small values are the ones to look at: a layer without headroom overflows next."""
         return self.key == "headroom_bits"
 
+    def names(self, history: History) -> tuple[str, ...]:
+        """Of the layers or parameters of a run."""
+        return history.parameter_names if self.part == PARAMETER else history.layer_names
+
     def table(self, history: History) -> LayerTable:
         return history.parameters(self.key) if self.part == PARAMETER else history.layers(self.key, self.part)
 

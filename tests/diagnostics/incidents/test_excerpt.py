@@ -42,4 +42,19 @@ def test_something_else_is_no_excerpt(content: object) -> None:
 def test_a_file_that_was_written_after_its_code_was_loaded(tmp_path: Path) -> None:
     found = SourceExcerpt.read(f"{source(tmp_path, age=-5)}:15")
     assert found is not None and not found.is_older
-    assert found.is_unchanged()
+    assert found.is_unchanged(tmp_path) and found.is_unchanged(tmp_path / "elsewhere") is None
+
+
+@pytest.mark.parametrize(
+    "name", ["elsewhere/step.py", "here/.ssh/step.py", "here/passwd", "here/link.py", "here/pipe.py"]
+)
+def test_for_a_verdict_from_elsewhere_only_python_sources_below_a_folder_are_read(tmp_path: Path, name: str) -> None:
+    text = "".join(f"secret {n}\n" for n in range(20))
+    for folder in ("elsewhere", "here/.ssh"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("elsewhere/step.py", "here/.ssh/step.py", "here/passwd", "here/step.py"):
+        (tmp_path / file).write_text(text)
+    (tmp_path / "here" / "link.py").symlink_to(tmp_path / "elsewhere" / "step.py")
+    os.mkfifo(tmp_path / "here" / "pipe.py")
+    assert SourceExcerpt.read(f"{tmp_path / name}:3", below=tmp_path / "here") is None
+    assert SourceExcerpt.read(f"{tmp_path / 'here' / 'step.py'}:3", below=tmp_path / "here") is not None

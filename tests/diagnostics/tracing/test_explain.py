@@ -347,3 +347,23 @@ def line_of(function: Callable[..., Any], mark: str) -> str:
     lines, first = inspect.getsourcelines(function)
     number = next(first + i for i, line in enumerate(lines) if f"# {mark}" in line)
     return f"{inspect.getsourcefile(function)}:{number}"
+
+
+def test_an_exception_is_no_parameter():
+    """The loop's own update raises before it wrote anything."""
+    model = nn.Linear(3, 1)
+
+    @torch.no_grad()
+    def update(*_: Any) -> None:
+        size = (model.weight.grad.square() - 100.0).sqrt()
+        if not torch.isfinite(size).all():
+            raise ArithmeticError("update")
+
+    class Own(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            update()
+
+    optimizer = Own(model.parameters(), lr=0.1)
+    verdict = explain(lambda: (model(torch.ones(2, 3)).sum().backward(), optimizer.step()), model=model)
+    assert verdict is not None
+    assert (verdict.op, verdict.phase, verdict.parameter) == ("sqrt", "optimizer", None)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diagnostics import explain
+from diagnostics import NonFiniteError, Watch, explain
 from tests.diagnostics.loops import BadGradient, Loop, Net, Switch, loop_of
 from tests.diagnostics.states import bits_of
 from tests.diagnostics.watching.eight_bits import Hoarder
@@ -112,3 +112,67 @@ def test_explain_works_with_states_that_no_operator_takes() -> None:
     assert explain(lambda: step(1.0), model=model, optimizer=optimizer) is None
     verdict = explain(lambda: step(1e30), model=model, optimizer=optimizer)
     assert verdict is not None and (verdict.phase, verdict.exception) == ("loss", "overflow")
+
+
+def test_a_rate_that_is_held_as_a_tensor_is_named() -> None:
+    """torchao's optimizers hold theirs so, and torch's where a graph is captured."""
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(1e-3), foreach=False)
+    watch = Watch(model, optimizer, incidents=None)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = model(torch.ones(3, 4)).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    watch.step(step)
+    optimizer.param_groups[0]["lr"].fill_(math.nan)
+    with pytest.raises(NonFiniteError) as caught:
+        watch.step(step)
+    verdict = caught.value.verdict
+    assert (verdict.phase, verdict.parameter, verdict.module) == ("state", "param_groups[0].lr", None), verdict
+    assert "schedule" in verdict.fix
+
+
+@pytest.mark.parametrize("closure", [False, True])
+def test_an_optimizer_runs_as_it_was_compiled_while_layers_are_measured(closure: bool) -> None:
+    """Eager kernels round in another way, and torchao compiles its steps. A closure calls modules, which are hooked."""
+    from torch._dynamo import eval_frame
+
+    model, seen = nn.Linear(4, 2), []
+    stances = {"forward": "", "step": ""}
+
+    class Compiled(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+            stances["step"] = eval_frame._stance.stance
+            return super().step(closure)
+
+    optimizer = Compiled(model.parameters(), lr=1e-3)
+    watch = Watch(model, optimizer, incidents=None)
+
+    def compute() -> Tensor:
+        stances["forward"] = eval_frame._stance.stance
+        loss = model(torch.ones(3, 4)).square().mean()
+        loss.backward()
+        return loss
+
+    def step() -> None:
+        optimizer.zero_grad()
+        if closure:
+            optimizer.step(compute)
+        else:
+            compute()
+            optimizer.step()
+        seen.append(eval_frame._stance.stance)
+
+    watch.step(step)
+    assert watch.layers
+    assert stances == {"forward": "force_eager", "step": "force_eager" if closure else "default"}
+    assert seen == ["force_eager"] and eval_frame._stance.stance == "default"
+    optimizer.param_groups[0]["lr"], stances["step"] = math.nan, ""
+    with pytest.raises(NonFiniteError):
+        watch.step(step)
+    assert stances["step"] == "force_eager"  # in the repetition, where every operator is looked at
+    assert eval_frame._stance.stance == "default"

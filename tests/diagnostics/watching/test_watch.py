@@ -31,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("seeded")
 # Nothing bad is kept, whatever the phase
 
 
+@pytest.mark.filterwarnings("ignore:eps 1e-08")  # one of the faults
 @pytest.mark.parametrize("bad_step", [0, 3])
 @pytest.mark.parametrize("name", CASES)
 def test_a_fault_is_named_and_nothing_of_it_is_kept(name: str, bad_step: int, tmp_path: Path):

@@ -55,7 +55,7 @@ def make_folder(path: Path, num_samples: int = 3) -> Metadata:
     for i in range(num_samples):
         for role, data in sound_pictures(i).items():
             (path / f"{role}s" / f"img_{i:05d}.png").write_bytes(data)
-        metadata[f"img_{i:05d}"] = {"theta": 15.0, "phi": 45.0 * i, "size": 4.0, "object": f"obj_{i // 2:04d}"}
+        metadata[f"img_{i:05d}"] = {"theta": 15.0, "phi": 45.0 * (i % 9), "size": 4.0, "object": f"obj_{i // 2:04d}"}
     write_metadata(path, metadata)
     return metadata
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shadowlab.data.index import Problem
+from shadowlab.data.sources import Problem
 from shadowlab.errors import UserError
-from shadowlab.tasks.shadow.check import check_dataset, listing
+from shadowlab.examination import listing
 from shadowlab.tasks.shadow.dataset import open_dataset
+from tests.tasks.shadow.checked import check_dataset
 from tests.tasks.shadow.sound import encode, make_folder, make_tar, mask_picture, softness_members, write_metadata
 
 

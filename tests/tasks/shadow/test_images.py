@@ -146,7 +146,7 @@ def test_shadow_next_to_the_object_does_not_reach_the_input(picture_files: tuple
         ({"size": float("nan")}, "size = nan"),
         ({"image_size": 20}, "multiple of 8"),
         ({"mask_path": "nowhere.png"}, "nowhere.png: no such file"),
-        ({"object_path": "."}, ".: not a file"),
+        ({"object_path": "."}, r"\.: cannot be read \(a folder, not a file\)"),
     ],
 )
 def test_load_picture_refuses(picture_files: tuple[Path, Path], changes: dict[str, object], message: str) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from shadowlab.errors import UserError
-from shadowlab.tasks.shadow.check import check_dataset
 from shadowlab.tasks.shadow.dataset import open_dataset
+from tests.tasks.shadow.checked import check_dataset
 from tests.tasks.shadow.malformed import Case, make_all
 
 # What a tar lost is listed too, and so is each member that it has twice.

@@ -9,7 +9,7 @@ from diagnostics.records.history import Curve, History
 from shadowlab.views.charts import plots_of
 from shadowlab.views.page import curves
 from shadowlab.views.page.axis import Axis, label
-from shadowlab.views.page.curves import Drawing, Panel, decimated, draw
+from shadowlab.views.page.curves import Drawing, Panel, decimated, draw, smoothed
 from tests.views.page.run_folders import step
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -91,3 +91,24 @@ def test_panels_without_a_point_are_left_out() -> None:
     assert [panel.key for panel in found] == ["loss", "loss-by-t", "gradient-norm", "learning-rate"]
     assert draw(found[0], 1, 2).events[0][2] == "step 2: the gradient scaler skipped it"
     assert panels(History([])) == [] and drawings(History([])) == []
+
+
+def test_loss_by_t_is_drawn_as_a_running_mean_over_its_points() -> None:
+    """Alternating 1 and 3: the mean is 2, and no extreme of the points is lost."""
+    records = [step(i, loss_by_t={"0.00-0.25": 1.0 + 2 * (i % 2)}) for i in range(1, 2001)]
+    mean = smoothed(History(records).curve("loss_by_t.0.00-0.25"))
+    assert all(abs(value - 2) < 0.03 for value in mean.values) and mean.steps[0] == 1 and len(mean) <= 334
+    [loss] = [d for d in drawings(History(records)) if d.panel.key == "loss-by-t"]
+    [line] = loss.lines
+    low, high = (next(y for y, text in loss.y_ticks if text == value) for value in ("1", "3"))
+    marked = {float(piece.split()[1].removesuffix("h0")) for piece in line.faint.split("M")[1:]}
+    assert min(marked) == round(high) and max(marked) == round(low) and not line.dots and loss.is_smooth
+    [few] = [d for d in drawings(History(records[:30])) if d.panel.key == "loss-by-t"]
+    assert not few.lines[0].faint and len(few.lines[0].dots) == 30
+
+
+def test_a_value_that_is_not_finite_is_marked_where_the_mean_is_drawn() -> None:
+    records = [step(i, loss_by_t={"0.00-0.25": math.nan if i == 50 else 1.0}) for i in range(1, 101)]
+    [loss] = [d for d in drawings(History(records)) if d.panel.key == "loss-by-t"]
+    assert [words for _, _, words in loss.events] == ["step 50: t 0.00-0.25 is NaN"]
+    assert len(loss.lines[0].pieces) == 1

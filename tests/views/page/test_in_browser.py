@@ -56,7 +56,7 @@ def incident(seed_fp16: tuple[str, Path], tmp_path_factory: pytest.TempPathFacto
     before = set(ROOT.glob("runs/*"))
     if PICTURE:
         train_seed_fp16(folder)
-    run = max(folder.glob("runs/seed-fp16-train-*/incidents/step-*")).parents[1]
+    run = max(folder.glob("runs/seed-fp16-train-*/**/incidents/step-*")).parents[1]
     page = tmp_path_factory.mktemp("page") / "report.html"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -78,7 +78,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             own["mid_block.norm"]["activation"]["norm"] = math.nan
         losses = {"0.00-0.25": 1 / number, "0.25-0.50": 2 / number}
         records.append(step(number, loss=3 / number, loss_by_t=losses, data_wait_seconds=0.01, layers=own))
-    run = make_run(tmp_path_factory.mktemp("runs") / "trained", records, stages={"train": stage(steps=40, r2=0.5)})
+    result = stage(
+        steps=40, r2=0.5, rmse=0.1, black_rmse=0.2, checks=[{"name": "a" * 60, "passed": True, "seen": "b" * 90}]
+    )
+    run = make_run(tmp_path_factory.mktemp("runs") / "trained", records, stages={"train": result})
     add_pictures(run, 3)
     return write_report(run).file
 
@@ -89,9 +92,10 @@ def test_the_incident_is_on_one_page(browser: Browser, incident: Path) -> None:
     assert "inf was born in addcdiv, phase optimizer of step 1" in browser.text()
     chain = [item.text.split("\n") for item in browser.find_all(".chain li")]
     assert chain == [["-inf born in", "addcdiv_"], ["reached", "parameter conv_in.weight"]]
-    operands = {row.text.split()[0]: row.text for row in browser.find_all(".operands tbody tr")}
-    assert set(operands) == {"self", "tensor1", "tensor2", "value"}
-    assert operands["tensor2"] == "tensor2 0 zero"
+    operands = [" ".join(row.text.split()) for row in browser.find_all(".operands tbody tr")]
+    assert len(operands) == 4 and "denominator denom 0 zero" in operands
+    assert "conv_in.weight.exp_avg_sq is" in browser.find(".zero").text
+    assert "--precision bf16" in browser.find(".fix .commands code").text
     marked = browser.find(".source .marked")
     number, text = marked.text.split(maxsplit=1)
     source = (ROOT / "shadowlab" / "training" / "step.py").read_text().splitlines()
@@ -215,14 +219,84 @@ def test_text_can_be_read_in_light_and_dark(browser: Browser, incident: Path, tr
         browser.prefer()
 
 
-def test_a_narrow_window_does_not_scroll_sideways(browser: Browser, incident: Path, trained: Path) -> None:
-    browser.resize(390, 800)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("has_all_open", [False, True])
+def test_a_phone_does_not_scroll_sideways(
+    browser: Browser, incident: Path, trained: Path, scheme: str, has_all_open: bool
+) -> None:
+    """Neither the page nor a table in it: a row is a card, each cell under the heading of its column."""
+    browser.resize(390, 844)
+    browser.prefer(color_scheme=scheme)
     try:
         for page in (incident, trained):
             browser.open(page)
+            if has_all_open:
+                browser.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
             assert browser.run("return document.documentElement.scrollWidth") <= 390
+            tables = "[...document.querySelectorAll('table')].filter((one) => one.checkVisibility())"
+            assert browser.run(f"return {tables}.map((one) => one.scrollWidth).filter((width) => width > 366)") == []
+        cells = browser.run(
+            """const all = [...document.querySelectorAll(".scores td[data-label], .layers td")];
+            return all.filter((one) => one.textContent).map((one) => getComputedStyle(one, "::before").content)"""
+        )
+        assert cells and all(len(label) > 2 for label in cells), cells
+        browser.run(
+            """document.querySelectorAll(".scores td[data-label]").forEach((one) => {
+                one.innerHTML = 'value <span class="note">and a note on it</span>'; });"""
+        )
+        lefts = browser.run(
+            """return [...document.querySelectorAll(".scores td[data-label]")].map((one) =>
+                one.firstElementChild.getBoundingClientRect().left - one.getBoundingClientRect().left)"""
+        )
+        assert lefts and all(left >= 116 for left in lefts), lefts  # under the value, not under the heading
+        assert browser.console() == []
+    finally:
+        browser.prefer()
+        browser.resize(1200, 900)
+
+
+@pytest.mark.parametrize("size", [(1200, 900), (390, 844)])
+def test_a_picture_opens_by_click_and_key_and_closes(browser: Browser, trained: Path, size: tuple[int, int]) -> None:
+    browser.resize(*size)
+    try:
+        browser.open(trained)
+        figure, opener = browser.find("#picture-2"), browser.find("#picture-2 .open")
+        before = figure.rect["width"]
+
+        def is_open() -> bool:
+            at = browser.run("const r = arguments[0].getBoundingClientRect(); return [r.x, r.y, r.width]", figure)
+            return at == [0, 0, size[0]]
+
+        browser.run("arguments[0].scrollIntoView({block: 'center'})", opener)
+        opener.click()
+        assert is_open() and browser.find("#picture-2 img").rect["width"] > before
+        assert browser.run("return document.elementFromPoint(innerWidth / 2, innerHeight / 2).closest('.picture').id")
+        browser.find("#picture-2 .close").click()
+        assert not is_open() and browser.run("return document.activeElement === arguments[0]", opener)
+
+        opener.send_keys(Keys.ENTER)
+        assert is_open()
+        for _ in range(3):  # the keyboard stays in it
+            ActionChains(browser.driver).send_keys(Keys.TAB).perform()
+            assert browser.run("return arguments[0].contains(document.activeElement)", figure)
+        ActionChains(browser.driver).send_keys(Keys.ESCAPE).perform()
+        assert not is_open()
+        assert all(address.startswith(("data:", "file:")) for address in browser.requests())
+        assert browser.console() == []
     finally:
         browser.resize(1200, 900)
+
+
+def test_a_picture_opens_without_a_script(browser: Browser, trained: Path) -> None:
+    browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.open(trained)
+        browser.find("#picture-1 .open").click()
+        assert browser.find("#picture-1").rect["width"] == 1200 and browser.find("#picture-1 .close").is_displayed()
+        browser.find("#picture-1 .close").click()
+        assert browser.find("#picture-1").rect["width"] < 700
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
 @pytest.mark.skipif(PICTURE is None, reason="SHADOWLAB_REPORT_PICTURE names no file: no picture is wanted")

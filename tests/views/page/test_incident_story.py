@@ -4,9 +4,16 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
 from diagnostics.incidents.evidence import write_incident
 from diagnostics.verdict import Verdict
 from shadowlab.views.page.incident_story import IncidentStory
+
+
+@pytest.fixture(autouse=True)
+def _in_the_folder_of_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 def source(folder: Path, *, age: float = 1e6) -> Path:
@@ -34,7 +41,7 @@ def test_the_incident_keeps_what_the_file_said(tmp_path: Path) -> None:
     assert changed.excerpt_note.endswith("The file has changed since.")
 
     file.unlink()
-    assert IncidentStory.read(folder).excerpt_note.endswith("The file is not here now.")
+    assert IncidentStory.read(folder).excerpt_note.endswith("The file is not below the current folder now.")
 
 
 def test_a_file_that_was_written_to_under_the_run_is_reported(tmp_path: Path) -> None:

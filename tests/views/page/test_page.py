@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from cli.main import app
 from diagnostics.verdict import read_verdict
 from shadowlab.runs.folder import LOCK
+from shadowlab.views.page import page as page_module
 from shadowlab.views.page.health_table import health_rows
 from shadowlab.views.page.page import build_page, commands, facts, write_report
 from shadowlab.views.page.run_view import RunView
@@ -160,6 +161,19 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     assert data(page, "curve-data")["loss"]["series"][0]["steps"] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    "name", ["step-\u00b2", "step-\u0663", "step-", "step-x", "step--1", "step-1-2", f"step-{'9' * 200}"]
+)
+def test_a_folder_that_only_looks_like_an_incident_is_shown_as_one_that_cannot_be_read(
+    tmp_path: Path, name: str
+) -> None:
+    run = make_run(tmp_path / "run", [step(1)])
+    (run / "incidents" / name).mkdir(parents=True)
+    [story] = RunView.read(run).incidents
+    assert story.headline == f"{name}: the verdict cannot be read"
+    assert name in page_of(run)
+
+
 @pytest.mark.usefixtures("alarm")
 def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [step(1)])
@@ -167,8 +181,8 @@ def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
         (run / name).unlink(missing_ok=True)
         os.mkfifo(run / name)
     assert [problem.rpartition("/")[2] for problem in write_report(run).problems] == [
-        "config.yaml: cannot be read (OSError); it is left out",
-        "stages.json: cannot be read (OSError); it is left out",
+        "config.yaml: cannot be read (a pipe, not a file); it is left out",
+        "stages.json: cannot be read (a pipe, not a file); it is left out",
     ]
 
 
@@ -430,10 +444,9 @@ def test_a_folder_gets_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 def test_the_root_gets_the_page_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[Path] = []
-    monkeypatch.setattr(Path, "write_bytes", lambda path, content: written.append(path))
-    monkeypatch.setattr(Path, "replace", lambda path, target: written.append(target))
+    monkeypatch.setattr(page_module, "replace", lambda path, content: written.append(path))
     result = report(str(make_run(tmp_path / "mine", [step(1)])), "--out", "/")
-    assert result.exit_code == 0 and written == [Path("/.report.html.tmp"), Path("/report.html")]
+    assert result.exit_code == 0 and written == [Path("/report.html")]
 
 
 @pytest.mark.parametrize(

@@ -55,9 +55,9 @@ def test_pictures_and_words_come_along_and_the_old_view_stays(run: Path) -> None
     assert (rebuilt.folder, rebuilt.num_records, rebuilt.num_pictures) == (run / "tensorboard-rebuilt", 14, 3)
     assert (run / "tensorboard" / "events.out.tfevents.1").read_bytes() == b"old"
     seen = read(rebuilt.folder)
-    assert [(e.step, e.width, e.height) for e in seen.Images("validation/comparison")] == [(4, 30, 20), (12, 30, 20)]
-    assert [e.step for e in seen.Images("validation/light_sweep")] == [12]
-    assert [e.step for e in seen.Images("heat_map_gradient_norm/all layers")] == [4, 8, 12]
+    assert [(e.step, e.width, e.height) for e in seen.Images("00 validation/comparison")] == [(4, 30, 20), (12, 30, 20)]
+    assert [e.step for e in seen.Images("00 validation/light_sweep")] == [12]
+    assert [e.step for e in seen.Images("00 run, heat map of gradient_norm/all layers")] == [4, 8, 12]
     assert "stage/train/text_summary" in seen.Tags()["tensors"]
     assert "custom_scalars__config__" in seen.Tags()["tensors"]
     assert [e.step for e in seen.Scalars("03 down_blocks.1/gradient_norm/conv2")] == list(range(1, 13))
@@ -117,11 +117,11 @@ def test_a_disk_that_refuses_is_one_line_and_leaves_the_old_view(
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str]]:
-    """Folders that TensorBoard would be started on, and its title."""
+    """The first event folder that TensorBoard would be started on by a link, and its title."""
     places = []
 
     def launch(logdir: Path, title: str, *_: Any) -> str:
-        places.append((logdir, title))
+        places.append((next(link.resolve() for link in logdir.iterdir()), title))
         raise KeyboardInterrupt
 
     monkeypatch.setattr("shadowlab.views.tensorboard.serve._launch", launch)
@@ -164,8 +164,8 @@ def test_the_view_that_is_named_is_served(
     for place in views:
         with pytest.raises(KeyboardInterrupt):
             ask(place)
-    own = [run / "tensorboard-rebuilt", run / "tensorboard", run / "tensorboard", Path("run/tensorboard-rebuilt")]
-    assert served == [*((view, "run") for view in own), (run.parent, run.parent.name)]
+    own = [run / "tensorboard-rebuilt", run / "tensorboard", run / "tensorboard", run / "tensorboard-rebuilt"]
+    assert served == [*((view, "run") for view in own), (run / "tensorboard", run.parent.name)]
 
 
 @pytest.mark.parametrize("given", ["mine", "runs/mine", "mine/tensorboard", "runs/mine/tensorboard-rebuilt"])
@@ -185,4 +185,4 @@ def test_a_view_that_is_gone_is_said_to_be_gone(
     assert str(reported.value) == f"{view}: missing; {fix}"
     with pytest.raises(KeyboardInterrupt):
         ask("runs/mine", rebuild=True)
-    assert served == [(Path("runs/mine/tensorboard-rebuilt"), "mine")]
+    assert served == [(Path("runs/mine/tensorboard-rebuilt").resolve(), "mine")]

@@ -34,7 +34,7 @@ def shown_steps(api: str) -> list[int]:
     """Steps of train/loss that the server shows, once it has read both event files in the background."""
     for _ in range(90):
         try:
-            points = fetch(f"{api}/data/plugin/scalars/scalars?run=.&tag=train/loss")
+            points = fetch(f"{api}/data/plugin/scalars/scalars?run=board&tag=train/loss")
         except urllib.error.HTTPError:  # not read yet
             points = []
         if len(points) >= 4:
@@ -75,13 +75,18 @@ def test_steps_are_monotone_across_a_resume(board_run: Path, api: str) -> None:
 def test_charts_pictures_and_words_are_served(board_run: Path, api: str) -> None:
     shown_steps(api)
     charts = fetch(f"{api}/data/plugin/custom_scalars/layout")["category"]
+    assert [category["title"] for category in charts][:2] == ["00 run", "00 validation"]
     titles = [[chart["title"] for chart in category["chart"]] for category in charts]
-    assert len(titles) == 6 and all(len(own) >= 10 and own == sorted(own) for own in titles[1:])
-    pattern = urllib.parse.quote(charts[1]["chart"][0]["multiline"]["tag"][0])
-    found = fetch(f"{api}/data/plugin/custom_scalars/scalars?run=.&tag={pattern}")
+    assert len(titles) == 6 and all(len(own) >= 10 and own == sorted(own) for own in titles[2:])
+    pattern = urllib.parse.quote(charts[2]["chart"][0]["multiline"]["tag"][0])
+    found = fetch(f"{api}/data/plugin/custom_scalars/scalars?run=board&tag={pattern}")
     assert found["regex_valid"] and found["tag_to_events"]
-    pictures = fetch(f"{api}/data/plugin/images/tags")["."]
-    assert {"validation/comparison", "validation/light_sweep"} < set(pictures)
-    assert any(tag.startswith("heat_map_gradient_norm/") for tag in pictures)
-    assert fetch(f"{api}/data/plugin/text/tags") == {".": ["stage/train/text_summary"]}
+    pattern = urllib.parse.quote(charts[0]["chart"][0]["multiline"]["tag"][0])
+    for run in ("board/Loss/training", "board/Loss/validation"):  # a colour each
+        found = fetch(f"{api}/data/plugin/custom_scalars/scalars?run={urllib.parse.quote(run)}&tag={pattern}")
+        assert list(found["tag_to_events"]) == ["00 run/Loss"]
+    pictures = fetch(f"{api}/data/plugin/images/tags")["board"]
+    assert {"00 validation/comparison", "00 validation/light_sweep"} < set(pictures)
+    assert any(tag.startswith("00 run, heat map of gradient_norm/") for tag in pictures)
+    assert fetch(f"{api}/data/plugin/text/tags") == {"board": ["stage/train/text_summary"]}
     assert (board_run / "samples" / "light-sweep-step-00000004.png").is_file()

@@ -87,7 +87,7 @@ def test_blocks_stand_in_the_order_of_execution(browser: Browser, address: str, 
     shown = until(
         browser, lambda: [text for text in texts(browser) if text in blocks.groups] or None, "groups of the blocks"
     )
-    assert tuple(dict.fromkeys(shown)) == blocks.groups
+    assert tuple(dict.fromkeys(shown)) == blocks.groups[: len(set(shown))]
     filtered(browser, "down_blocks.1/gradient_norm/.*conv1$")
     group = next(group for group in blocks.groups if group.endswith("down_blocks.1"))
     titles = until(
@@ -100,6 +100,24 @@ def test_blocks_stand_in_the_order_of_execution(browser: Browser, address: str, 
         "the card of one layer's gradient norm",
     )
     assert f"{group}/gradient_norm/resnets.0.conv1" in titles
+
+
+def test_the_first_screen_is_the_run(browser: Browser, address: str) -> None:  # noqa: F811
+    """Loss and gradient norm, under the run's name; each line of a chart in another colour."""
+    browser.open(f"{address}/#timeseries")
+    shown = until(browser, lambda: [t for t in texts(browser) if t.startswith("00 ")] or None, "the run's groups")
+    groups = list(dict.fromkeys(text for text in shown if "/" not in text))
+    assert groups[0] == "00 run" and "00 validation" in groups
+    assert not any(text.startswith("01 ") for text in shown[: shown.index("00 validation")])
+    assert "." not in texts(browser) and "board" in texts(browser)
+    colours = """
+    const rows = found.filter(e => e.tagName == 'RUNS-DATA-TABLE' || e.tagName == 'TB-DATA-TABLE-CONTENT-ROW');
+    const of = name => found.filter(e => e.getAttribute && (e.getAttribute('title') || e.textContent.trim()) == name);
+    return found.filter(e => e.classList && e.classList.contains('run-color-swatch') && e.getClientRects().length)
+        .map(e => getComputedStyle(e).backgroundColor);
+    """
+    seen = until(browser, lambda: browser.run(_ALL + colours), "the colours of the runs")
+    assert len(set(seen)) >= 4
 
 
 def test_charts_of_blocks_are_drawn(browser: Browser, address: str) -> None:  # noqa: F811
@@ -121,7 +139,7 @@ def test_charts_of_blocks_are_drawn(browser: Browser, address: str) -> None:  # 
 
 
 @pytest.mark.parametrize(
-    ("tag", "width"), [("heat_map_gradient_norm/all layers", 500), ("validation/light_sweep", 400)]
+    ("tag", "width"), [("00 run, heat map of gradient_norm/all layers", 500), ("00 validation/light_sweep", 400)]
 )
 def test_pictures_are_shown(browser: Browser, address: str, tag: str, width: int) -> None:  # noqa: F811
     browser.open(f"{address}/#images")
@@ -142,7 +160,7 @@ def test_picture_of_the_readme(browser: Browser) -> None:  # noqa: F811
     with serving(Path(PICTURE_RUN or "")) as found:
         browser.resize(1200, 1000)
         browser.open(f"{found}/#images")
-        filtered(browser, "heat_map_gradient_norm/00")
+        filtered(browser, "heat map of gradient_norm/00")
         until(browser, lambda: pictures(browser), "a heat map")
         actual = (
             "found.filter(e => e.tagName == 'PAPER-CHECKBOX' && /actual/.test(e.textContent)).forEach(e => e.click())"

@@ -37,8 +37,11 @@ _FIXED_SEED = 1
 
 
 @contextmanager
-def mitsuba() -> Iterator[ModuleType]:
+def mitsuba(num_threads: int | None = None) -> Iterator[ModuleType]:
     """Mitsuba with its `scalar_rgb` variant (no GPU, no LLVM), and the variant set before restored at the end.
+
+    Args:
+        num_threads: that it computes with; all cores where not given.
 
     Raises:
         MissingDependencyError: Mitsuba is not installed, or is a build without that variant.
@@ -48,6 +51,10 @@ def mitsuba() -> Iterator[ModuleType]:
 
         before = mi.variant()
         mi.set_variant("scalar_rgb")
+        if num_threads is not None:
+            import drjit
+
+            drjit.set_thread_count(num_threads)
     except ImportError as error:  # also where a build lacks the variant
         raise MissingDependencyError("rendering needs Mitsuba 3: pip install mitsuba trimesh") from error
     level = mi.log_level()

@@ -1,12 +1,13 @@
 """Which textures that a mesh file names cannot be used. trimesh drops them without a word."""
 
-import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
 from PIL import Image
+
+from diagnostics.files import MOST_BYTES, open_file, parse_json, read_lines
 
 _GLB_HEADER, _GLB_CHUNK_HEADER = 12, 8  # bytes
 _READABLE = (None, "image/png", "image/jpeg", "image/webp")
@@ -24,10 +25,10 @@ def unusable_textures(path: Path) -> list[str]:
 
 
 def _in_glb(path: Path) -> Iterator[str]:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         file.seek(_GLB_HEADER)
         length, _ = struct.unpack("<II", file.read(_GLB_CHUNK_HEADER))
-        header = json.loads(file.read(length))
+        header = parse_json(file.read(min(length, MOST_BYTES)))
     images, textures = header.get("images", []), header.get("textures", [])
     for material in header.get("materials", []):
         reference = material.get("pbrMetallicRoughness", {}).get("baseColorTexture")
@@ -53,9 +54,9 @@ def _in_obj(path: Path) -> Iterator[str]:
 
 def _values(path: Path, keyword: str) -> Iterator[str]:
     """What follows `keyword` on the lines of a text file."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            word, _, value = line.strip().partition(" ")
+    with open_file(path) as file:
+        for line in read_lines(file, str(path)):
+            word, _, value = line.decode("utf-8", "replace").strip().partition(" ")
             if word.lower() == keyword and value.strip():
                 yield value.strip()
 
@@ -65,7 +66,7 @@ def _unreadable(picture: Path) -> Iterator[str]:
         yield f"texture {picture} is missing"
         return
     try:
-        with Image.open(picture):
+        with open_file(picture) as file, Image.open(file):
             pass
     except OSError:
         yield f"texture {picture} is not a picture"

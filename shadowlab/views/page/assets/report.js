@@ -226,5 +226,41 @@ function heatMap(data) {
 const heatData = block("heat-data");
 if (heatData) heatMap(heatData);
 
+// --- pictures: opened and closed by their links alone; here what links cannot do
+
+const opened = () => document.querySelector(".picture:target");
+
+function closePicture(figure) {
+  location.hash = figure.querySelector(".close").hash;
+}
+
+let last = null; // the picture that was open
+
+function focusPicture() {
+  const figure = opened();
+  if (figure) figure.querySelector(".close").focus();
+  else if (last) last.querySelector(".open").focus();
+  last = figure;
+}
+
+document.querySelectorAll(".picture .open").forEach((link) => link.addEventListener("click", (event) => {
+  const figure = opened();
+  if (!figure) return;
+  event.preventDefault();
+  closePicture(figure);
+}));
+document.addEventListener("keydown", (event) => {
+  const figure = opened();
+  if (!figure) return;
+  if (event.key === "Escape") closePicture(figure);
+  if (event.key === "Tab") { // what lies behind is not seen
+    const own = [figure.querySelector(".close"), figure.querySelector(".open")];
+    own[document.activeElement === own[0] ? 1 : 0].focus();
+    event.preventDefault();
+  }
+});
+window.addEventListener("hashchange", focusPicture);
+focusPicture();
+
 // A printed page has no closed sections.
 window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));

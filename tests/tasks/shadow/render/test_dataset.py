@@ -4,20 +4,28 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from shadowlab.console.reporter import Reporter
+from shadowlab.distributed.processes import SingleProcess
 from shadowlab.errors import MissingDependencyError, UserError
 from shadowlab.tasks.shadow.folder import FolderDataset
-from shadowlab.tasks.shadow.render.dataset import render_dataset
+from shadowlab.tasks.shadow.render import dataset as rendering
 from shadowlab.tasks.shadow.render.scene import BACKGROUND
 
 pytest.importorskip("mitsuba", reason="rendering is optional: pip install mitsuba trimesh")
 
 EMBEDDED = Path(__file__).parents[4] / "shadowlab" / "assets" / "renders"
 SMALL = {"num_objects": 2, "lights_per_object": 2, "image_size": 24, "samples_per_pixel": 9, "seed": 11}
+
+
+def render_dataset(out: Path, **arguments: Any) -> int:
+    return rendering.render_dataset(out, SingleProcess(torch.device("cpu")), Reporter(active=False), **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +104,6 @@ def test_another_seed_is_another_set(rendered: Path, tmp_path: Path) -> None:
     assert all(first[name] != digest for name, digest in other.items())
 
 
-def test_progress_counts_samples(tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    render_dataset(tmp_path / "out", **SMALL, on_progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
-
-
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"the folder is not empty; give a new one") as caught:
@@ -119,14 +121,60 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     assert (out / "metadata.json").is_file()
 
 
-def test_an_interrupted_render_leaves_nothing(tmp_path: Path) -> None:
-    def interrupt(done: int, total: int) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
+def stop_at(monkeypatch: pytest.MonkeyPatch, number: int, do: Any) -> list[str]:
+    """Have `do` called before that sample is saved; returns the names of those that were."""
+    original, saved = rendering._save_sample, []
 
+    def save(folder: Path, sample: str, **pictures: Any) -> None:
+        if len(saved) == number:
+            do()
+        original(folder, sample, **pictures)
+        saved.append(sample)
+
+    monkeypatch.setattr(rendering, "_save_sample", save)
+    return saved
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_render_goes_on(rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    stop_at(monkeypatch, 3, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        render_dataset(tmp_path / "out", **SMALL, on_progress=interrupt)
-    assert list(tmp_path.iterdir()) == []
+        render_dataset(out, **SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
+    with pytest.raises(UserError, match=r"other options was begun in .*\.out\.partial .*remove that folder"):
+        render_dataset(out, **{**SMALL, "seed": 12})
+    victim = tmp_path / ".out.partial" / "shadows" / "obj_0000_light_1.png"
+    victim.write_bytes(victim.read_bytes()[:-1])  # as a power cut may leave it
+    monkeypatch.undo()
+    saved = stop_at(monkeypatch, -1, interrupt)
+    render_dataset(out, **SMALL)
+    assert len(saved) == 4
+    assert digests(out) == digests(rendered)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_is_rendered_stays(rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_at(monkeypatch, 2, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        render_dataset(tmp_path / "out", **SMALL)
+    monkeypatch.undo()
+    saved = stop_at(monkeypatch, -1, interrupt)
+    render_dataset(tmp_path / "out", **SMALL)
+    assert saved == ["obj_0001_light_0", "obj_0001_light_1"]
+    assert digests(tmp_path / "out") == digests(rendered)
+
+
+def test_two_commands_do_not_write_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def again() -> None:
+        with pytest.raises(UserError, match="another command is rendering it"):
+            render_dataset(tmp_path / "out", **SMALL)
+
+    stop_at(monkeypatch, 1, again)
+    assert render_dataset(tmp_path / "out", **SMALL) == 4
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
@@ -135,16 +183,20 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         render_dataset(tmp_path / "file" / "data", **SMALL)
 
 
-def test_a_folder_that_is_filled_meanwhile_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_filled_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
 
-    def fill(done: int, total: int) -> None:
-        out.mkdir(exist_ok=True)
+    def fill() -> None:
+        out.mkdir()
         (out / "mine").touch()
 
+    stop_at(monkeypatch, 1, fill)
     with pytest.raises(UserError, match="cannot be written"):
-        render_dataset(out, **SMALL, on_progress=fill)
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["out", "out/mine"]
+        render_dataset(out, **SMALL)
+    assert [path.name for path in out.iterdir()] == ["mine"]
+    (out / "mine").unlink()
+    saved = stop_at(monkeypatch, -1, interrupt)
+    assert render_dataset(out, **SMALL) == 4 and not saved  # nothing was lost
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from shadowlab.console.reporter import Reporter
+from shadowlab.distributed.processes import SingleProcess
 from shadowlab.errors import MissingDependencyError, UserError
 from shadowlab.tasks.shadow.render.dataset import render_dataset
 from shadowlab.tasks.shadow.render.meshes import check_meshes, find_meshes, load_mesh
@@ -213,7 +216,15 @@ def test_all_bad_meshes_are_listed_before_anything_is_rendered(tmp_path: Path) -
 
 def render(out: Path, meshes: Path, num_objects: int | None = None) -> int:
     return render_dataset(
-        out, num_objects=num_objects, lights_per_object=1, image_size=32, samples_per_pixel=4, seed=0, meshes=meshes
+        out,
+        SingleProcess(torch.device("cpu")),
+        Reporter(active=False),
+        num_objects=num_objects,
+        lights_per_object=1,
+        image_size=32,
+        samples_per_pixel=4,
+        seed=0,
+        meshes=meshes,
     )
 
 

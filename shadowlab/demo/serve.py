@@ -1,0 +1,117 @@
+"""Serving the page to this machine alone."""
+
+import os
+import socket
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import shadowlab
+from diagnostics.files import read_bytes
+from shadowlab.console import Reporter
+from shadowlab.data import decode
+from shadowlab.demo.page import build_page, style, theme
+from shadowlab.demo.studio import Studio
+from shadowlab.errors import MissingDependencyError, UserError
+from shadowlab.inference import Weights, load_generator, open_model
+
+HOST = "127.0.0.1"
+_RENDERS = Path(shadowlab.__file__).parent / "assets" / "renders"
+_EXAMPLE = "obj_0003_light_0"
+
+
+def run_demo(
+    place: str,
+    reporter: Reporter,
+    *,
+    port: int | None = None,
+    device: str | None = None,
+    weights: Weights = "ema",
+    opens_browser: bool = False,
+) -> None:
+    """Serve the page until Ctrl-C. Nothing is sent to any other machine, and no other machine is answered.
+
+    Args:
+        place: of the model; see `find_model`.
+        port: of 127.0.0.1; None: the first free one from 7860 on.
+        opens_browser: show the page in the user's browser.
+
+    Raises:
+        UserError: there is no model, it is another task's, or the port is taken.
+        MissingDependencyError: gradio is not installed.
+    """
+    gradio = _gradio()
+    chosen = _free_port(port)
+    model = open_model(place, device=device, weights=weights)
+    if model.task.name != "shadow":
+        raise UserError(f"{place}: a model of the task {model.task.name}; the demo shows shadows")
+    studio = Studio(load_generator(model))
+    with tempfile.TemporaryDirectory(prefix="shadowlab-demo-") as temporary:
+        folder = Path(temporary)
+        os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
+        page = build_page(gradio, studio, _example(folder), folder, title=model.text, steps=1)
+        _launch(page, gradio, chosen, folder, opens_browser)
+        reporter.say(f"http://{HOST}:{chosen}: {model.text}; Ctrl-C ends it")
+        try:
+            while True:
+                time.sleep(3600)
+        finally:
+            page.server.force_exit = True  # without waiting for pages that are open
+            page.close(verbose=False)
+
+
+def _gradio() -> ModuleType:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported: it asks for newer versions at once
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import gradio
+    except ImportError as error:
+        raise MissingDependencyError("the demo needs gradio: pip install 'shadowlab[demo]'") from error
+    return gradio
+
+
+def _free_port(asked: int | None) -> int:
+    for port in (asked,) if asked is not None else range(7860, 7960):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError as error:
+                if asked is not None:
+                    raise UserError(f"--port {asked}: cannot be used ({error.strerror}); choose another") from error
+            else:
+                return port
+    raise UserError("--port: 7860 to 7959 are all in use; choose another")
+
+
+def _launch(page: Any, gradio: ModuleType, port: int, folder: Path, opens_browser: bool) -> None:
+    page.queue(default_concurrency_limit=1).launch(
+        server_name=HOST,
+        server_port=port,
+        share=False,
+        inbrowser=opens_browser,
+        quiet=True,
+        prevent_thread_lock=True,
+        show_error=True,
+        ssr_mode=False,
+        enable_monitoring=False,
+        footer_links=[],
+        allowed_paths=[str(folder)],
+        max_file_size="64mb",
+        theme=theme(gradio),
+        css=style(),
+    )
+
+
+def _example(folder: Path) -> Path:
+    """An object of the embedded renders, with its mask as alpha."""
+    whole = decode(read_bytes(_RENDERS / "objects" / f"{_EXAMPLE}.png"), "the example").convert("RGB")
+    whole.putalpha(decode(read_bytes(_RENDERS / "masks" / f"{_EXAMPLE}.png"), "its mask").convert("L"))
+    file = folder / "example.png"
+    whole.save(file)
+    return file

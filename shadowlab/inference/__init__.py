@@ -1,0 +1,20 @@
+"""A trained model, used: found, opened, and asked for pictures."""
+
+from shadowlab.inference.model import LoadedModel, Weights, open_model
+from shadowlab.inference.place import CONFIG_NAME, ModelPlace, find_model, shipped_models
+from shadowlab.inference.sampling import load_generator, sample, seeded_noise
+from shadowlab.inference.shadow_files import write_shadows
+
+__all__ = [
+    "CONFIG_NAME",
+    "LoadedModel",
+    "ModelPlace",
+    "Weights",
+    "find_model",
+    "load_generator",
+    "open_model",
+    "sample",
+    "seeded_noise",
+    "shipped_models",
+    "write_shadows",
+]

@@ -1,0 +1,78 @@
+"""What a task adds to a model that leaves the house: code for diffusers, and what its programs take and give.
+
+Legend: B batch, H W pixels, h w latents (H/8).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from shadowlab.encoded_batch import Conditions
+
+
+@dataclass(frozen=True)
+class PipelineCode:
+    """A task's own pipeline and UNet class: files that import diffusers, torch, numpy and pillow alone."""
+
+    folder: Path
+    """Where the files lie."""
+    pipeline: tuple[str, str]
+    """Module and class of the pipeline: `pipeline`, `ShadowPipeline`."""
+    unet: tuple[str, str]
+    """Of the UNet."""
+    title: str
+    """Of the model card, after the model's name."""
+    summary: str
+    """What it does, in a sentence or two."""
+    usage: str
+    """Python lines that follow `pipe = DiffusionPipeline.from_pretrained(...)`."""
+    limits: str
+    """What it was made for and what it does not know, for the model card."""
+
+
+@dataclass(frozen=True)
+class ProgramInput:
+    """A tensor that a program takes, next to the noise."""
+
+    name: str
+    channels: int | None
+    """(B, channels, H, W); None: (B, width)."""
+    width: int | None
+    text: str
+    """Meaning, range and unit, for people."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Arguments with which a pipeline and the task's generator must give the same picture."""
+
+    arguments: Mapping[str, Any]
+    """Arrays and numbers, by the names that both know; None where one is left out."""
+    steps: int
+    seed: int
+
+
+class Exported(Protocol):
+    """Of one task whose VAE is loaded. `conditions` and `picture` are traced: they look at no value."""
+
+    code: PipelineCode
+    inputs: tuple[ProgramInput, ...]
+    output: str
+    """Name of the picture: `shadow`."""
+    output_text: str
+    """Shape and range of the picture, for people."""
+
+    def conditions(self, *inputs: Tensor) -> Conditions:
+        """What the model is given next to the noise. inputs: as `inputs` says, (B, ...)."""
+
+    def picture(self, latents: Tensor) -> Tensor:
+        """(B, 4, h, w) -> (B, C, H, W) float32 in [0, 1]."""
+
+    def example(self, count: int, height: int, width: int) -> tuple[Tensor, ...]:
+        """Inputs of `count` samples, (B, ...), that the model could be given; the same ones each time."""
+
+    def trials(self) -> list[Trial]:
+        """One with one step and one with several, on pictures that are not square."""
