@@ -43,6 +43,8 @@ def advice_on_left_out(birth: Birth, discarded: Birth) -> str:
     Args:
         discarded: the operator in that branch.
     """
+    if discarded.judgement.cause == "masked_row":  # no operand can be made safe: the row itself has to be
+        return on_masked_row(discarded)
     if discarded.judgement.cause == "overflow" and discarded.op in ("exp", "exp2", "expm1"):
         return on_left_out(birth, on_exponential(discarded))
     return on_left_out(birth, safe_operand(discarded))

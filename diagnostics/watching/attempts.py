@@ -177,7 +177,7 @@ class First(_Following):
             journal=watched.journal,
         )
         if watched.journal is not None:
-            watched.journal.begin(is_due=self._is_due)
+            watched.journal.begin(self._index, is_due=self._is_due)
         for layers in watched.layer_statistics:
             stack.enter_context(layers.recording(enabled=self._is_due))
         stack.enter_context(self._boundary.watching())

@@ -55,8 +55,9 @@ class Journal:
 
     # A step
 
-    def begin(self, *, is_due: bool) -> None:
-        """A step begins; `is_due`: it is measured in every layer and parameter."""
+    def begin(self, index: int, *, is_due: bool) -> None:
+        """The step with this 0-based index begins; `is_due`: it is measured in every layer and parameter."""
+        self._ready(index)  # before a first step's incident is there, which is none of an earlier run's
         models = self._guarded.models if is_due else []
         self._parameters = [ParameterStatistics(unwrapped(model)) for model in models]
         self._has_moved = self._is_measured = False
@@ -103,7 +104,7 @@ class Journal:
             record |= self._measured(seen.grad_norm)
             if scale is not None:
                 record["loss_scale"] = scale
-        self._publish(index, record)
+        self._publish(record)
 
     def _measured(self, grad_norm: float | None) -> TrainingStep:
         """Of the parameters: as they arrive here, gradients are clipped."""
@@ -126,14 +127,12 @@ class Journal:
             record["learning_rate"] = self._rate
         if layers:
             record["layers"] = recorded_layers(layers, scale)
-        self._ready(index)
         self._write(record)  # no rule is asked: the verdict says it
         self._write(Incident(kind="incident", step=index + 1, verdict=error.verdict.to_json(), state=None))
 
     # Records
 
-    def _publish(self, index: int, record: TrainingStep) -> None:
-        self._ready(index)
+    def _publish(self, record: TrainingStep) -> None:
         self._write(record)
         if rank() == 0:
             self._report(record["step"], self._health.add(record))
@@ -157,17 +156,22 @@ class Journal:
         self._write(self._header(index))
 
     def _set_aside(self) -> None:
+        """Records, and incidents next to them, of an earlier run go to a folder of their own, which is a run, too."""
         if not self._path.exists():
             return
         number = 1
-        while (other := self._path.with_name(f"metrics.{number}.jsonl")).exists():
+        while (earlier := self._path.parent / f"earlier-{number}").exists():
             number += 1
-        self._path.rename(other)
+        earlier.mkdir()
+        self._path.rename(earlier / self._path.name)
+        incidents = self._path.parent / "incidents"
+        if incidents.is_dir():
+            incidents.rename(earlier / incidents.name)
         _LOG.warning(
             "%s has the records of an earlier run: they are in %s now; a loop that goes on from a checkpoint gives "
             "`step_index=` of each step to the watch",
             self._path,
-            other.name,
+            earlier,
         )
 
     def _header(self, index: int) -> Header:

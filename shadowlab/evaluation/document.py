@@ -8,6 +8,7 @@ from shadowlab.evaluation.gallery import Shown
 from shadowlab.evaluation.statistics import REPLICATES
 from shadowlab.evaluation.subject import Subject
 from shadowlab.evaluation.summary import Summaries
+from shadowlab.plain_text import counted
 from shadowlab.views.page import JudgedSample, SampleCell, write_evaluation_page
 
 _WEIGHTS = {
@@ -45,7 +46,9 @@ def _notes(subject: Subject, remark: str) -> list[str]:
     notes += subject.evaluation.notes
     notes += subject.data.notices
     if subject.num_seeds:
-        notes.append(f"mean: over samples and {subject.num_seeds} seeds; std: over seeds, of the mean over samples")
+        notes.append(
+            f"mean: over samples and {counted(subject.num_seeds, 'seed')}; std: over seeds, of the mean over samples"
+        )
     notes.append(
         f"low, high: 95 % of {REPLICATES} bootstrap means over samples (drawn by a fixed seed); samples of one object "
         "are alike, so another set of objects may differ by more"

@@ -30,6 +30,7 @@ from shadowlab.evaluation.one_sample import control_samples, judge_sample
 from shadowlab.evaluation.subject import Question, Subject, default_out, ignored_options, open_subject
 from shadowlab.evaluation.summary import Picked, summarised
 from shadowlab.evaluation.trained_on import TrainedOn
+from shadowlab.plain_text import counted
 
 OPTIONS = "options.json"
 RESULT = "evaluation.json"
@@ -101,9 +102,10 @@ def _announce(subject: Subject, question: Question, reporter: Reporter) -> None:
         reporter.warn(text)
     drawn = ""
     if subject.steps:
-        drawn = f", {_and(subject.steps)} steps, {subject.num_seeds} seed{'' if subject.num_seeds == 1 else 's'}"
+        drawn = f", {_and(subject.steps)} steps, {counted(subject.num_seeds, 'seed')}"
     reporter.say(
-        f"evaluate: {subject.name}, on {len(subject.data)} samples of {subject.where} at {subject.image_size} px{drawn}"
+        f"evaluate: {subject.name}, on {counted(len(subject.data), 'sample')} of {subject.where} at "
+        f"{subject.image_size} px{drawn}"
     )
 
 

@@ -7,6 +7,7 @@ from shadowlab.charts import Metric
 from shadowlab.console import Column, FittedTable, Reporter
 from shadowlab.evaluation.comparison import Compared
 from shadowlab.evaluation.judging import PAGE, Evaluated
+from shadowlab.plain_text import counted
 
 _FIRST = ("soft_iou", "soft_iou_without_haze", "rmse", "zncc")  # where there is no room for all
 
@@ -31,7 +32,9 @@ def show_comparison(compared: Compared, reporter: Reporter) -> None:
     reporter.say(f"first: {document['first']}; second: {document['second']}")
     for track, found in document["tracks"].items():
         for pair, rows in found["pairs"].items():
-            reporter.table(_compared(f"{track}, {pair}: {found['num_samples']} samples", rows, compared.metrics))
+            reporter.table(
+                _compared(f"{track}, {pair}: {counted(found['num_samples'], 'sample')}", rows, compared.metrics)
+            )
     for note in document["notes"]:
         reporter.say(f"note: {note}")
     reporter.conclude(str(compared.file))

@@ -17,6 +17,7 @@ from shadowlab.foreign.script import Script
 from shadowlab.foreign.start import Start, find_rerun, keep_rerun, restore_start
 from shadowlab.foreign.traced import Traced
 from shadowlab.foreign.watched import Watched
+from shadowlab.plain_text import counted
 
 _SAME_RUN = (
     "random numbers begin there as they began here; a script that takes them from the clock or the system makes "
@@ -95,7 +96,7 @@ def _count(following: Following) -> str:
     threads = f"; {elsewhere} steps of other threads were not watched" if elsewhere else ""
     if not following.num_steps:
         return f"watch: no optimizer of torch has stepped in this process, so that nothing was watched{threads}"
-    return f"watch: {following.num_steps} steps, no value that is not finite{threads}"
+    return f"watch: {counted(following.num_steps, 'step')}, no value that is not finite{threads}"
 
 
 def _trace(script: Script, step: int, options: Options) -> Outcome:
@@ -110,7 +111,7 @@ def _trace(script: Script, step: int, options: Options) -> Outcome:
     finding = following.finding
     compared = _compared(rerun, following.recent_losses(), step)
     if finding is None:
-        said = f"error: the script ended after {following.num_steps} steps, before step {step}"
+        said = f"error: the script ended after {counted(following.num_steps, 'step')}, before step {step}"
         return Outcome(raised, raised is None, () if raised is not None else (said,), None)
     lines = _of_trace(finding, step)
     return Outcome(finding.cause, True, (*lines, compared), None)

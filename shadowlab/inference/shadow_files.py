@@ -11,6 +11,7 @@ from shadowlab.distributed import Processes
 from shadowlab.errors import UserError
 from shadowlab.inference.model import Weights, open_model
 from shadowlab.inference.sampling import load_generator
+from shadowlab.plain_text import counted
 from shadowlab.tasks.shadow import FilesReport, ShadowRequest, Style, generate_files, make_request, read_requests
 
 _OF_ROWS = ("object", "mask")
@@ -90,12 +91,12 @@ def _said(requests: list[ShadowRequest], report: FilesReport, list_file: Path | 
         return f"{out}: is there already, made by the same command from the same files; nothing was written"
     style, frames = first.style, len(first.lights())
     if style.sweep is not None:
-        what = f"{what}s under {frames} values of {style.sweep}"
+        what = f"{what}s under {counted(frames, 'value')} of {style.sweep}"
     elif style.side_by_side:
-        what = f"{what}s of {style.samples} seeds"
+        what = f"{what}s of {counted(style.samples, 'seed')}"
     elif style.samples > 1:
-        what = f"{what}, mean of {style.samples} seeds"
-    calls = "1 step" if first.steps == 1 else f"{first.steps} steps"
+        what = f"{what}, mean of {counted(style.samples, 'seed')}"
+    calls = counted(first.steps, "step")
     size = f"{report.width} x {report.height} pixels"
     bits = "" if first.background is not None or style.bits == 8 else f", {style.bits} bits"
     return f"{out}: {what}, {size}{bits}, {calls}, seed {first.seed}; {seconds:.1f} s"

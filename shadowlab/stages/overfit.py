@@ -15,6 +15,7 @@ from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.errors import UserError
 from shadowlab.evaluation import FixedGrid, GridResult
 from shadowlab.models import POLICIES
+from shadowlab.plain_text import counted
 from shadowlab.seeding import permutation
 from shadowlab.session import Session
 from shadowlab.settings import OptimizerConfig
@@ -148,14 +149,14 @@ def _conclude(result: GridResult, step: int, session: Session) -> StageResult:
     passed = task.criterion.met_by(numbers)
     reporter.say(
         f"fixed-grid loss {result.loss:.4f}; one-step generation: R^2 {result.r2:.3f}, {result.text(task)} "
-        f"after {step} steps"
+        f"after {counted(step, 'step')}"
     )
     reporter.say(f"pictures ({task.comparison}): {run.samples}")
     message = ""
     if not passed:
         message = (
-            f"overfit failed: after {step} steps {task.criterion.missed_text(numbers)}. Look at: whether the loss "
-            "still falls (raise --max-steps), gradient norms near zero or growing in TensorBoard (lower or "
+            f"overfit failed: after {counted(step, 'step')} {task.criterion.missed_text(numbers)}. Look at: whether "
+            "the loss still falls (raise --max-steps), gradient norms near zero or growing in TensorBoard (lower or "
             "raise --set overfit.learning_rate), layers without gradient (shadowlab check-forward), and the pictures "
             "(a blurred prediction: the conditions do not reach the model; a sharp wrong one: pairs are mixed up)"
         )

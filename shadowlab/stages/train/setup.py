@@ -10,6 +10,7 @@ from shadowlab.data import SampleSet, Split, endless_batches, split_by_object
 from shadowlab.errors import UserError
 from shadowlab.evaluation import FixedGrid
 from shadowlab.models import POLICIES
+from shadowlab.plain_text import counted
 from shadowlab.runs import RunFolder, changes
 from shadowlab.session import Session
 from shadowlab.settings import Config
@@ -112,7 +113,7 @@ def open_training(session: Session, *, resume: bool) -> Opened | Start:
     if takes_over:
         _take_over(run, config, start.step, reporter)
     reporter.say(
-        f"train: {len(split.train)} samples ({len(split.validation)} held out), "
+        f"train: {counted(len(split.train), 'sample')} ({len(split.validation)} held out), "
         f"{num_parameters:,} parameters{_frozen(trainee)}, "
         f"{config.precision}{' (TF32 off)' if config.precision == 'fp32' else ''}, effective batch {global_batch} = "
         f"{settings.batch_size} x {settings.gradient_accumulation_steps} x {processes.count}, "

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from diagnostics import Verdict
+from shadowlab.plain_text import counted
 from shadowlab.stages.why.counterfactuals import FINITE, NOT_RUN, SAME, Outcome
 from shadowlab.stages.why.kept_operator import KeptCall, read_call
 
@@ -55,7 +56,7 @@ def _outcome(name: str, run: Callable[[], int], same: str, finite: str) -> Outco
         return Outcome("operator", name, NOT_RUN, f"{type(error).__name__}: {said}")
     numbers = {"num_bad": count}
     if count:
-        return Outcome("operator", name, SAME, same, f"{count} values are not finite", numbers)
+        return Outcome("operator", name, SAME, same, f"not finite: {counted(count, 'value')}", numbers)
     return Outcome("operator", name, FINITE, finite, "", numbers)
 
 

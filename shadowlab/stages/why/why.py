@@ -15,6 +15,7 @@ from diagnostics.records import encode
 from shadowlab.console import Column, FittedTable, Reporter
 from shadowlab.distributed import pick_device
 from shadowlab.errors import UserError
+from shadowlab.plain_text import counted
 from shadowlab.runs import required_runs, run_places, telling_where
 from shadowlab.settings import Config
 from shadowlab.stages.why.conclusion import conclude
@@ -189,9 +190,9 @@ def _what_follows(verdict: Verdict, replay: Replay | None, only: Sequence[str]) 
     case = None if replay is None else Case(verdict, replay)
     planned = [one.title for one in asked if case is not None and _reason(one, case, forced=bool(only)) is None]
     planned += ["the operator alone"] if not only or "operator" in only else []
-    return (
-        f"{len(planned)} changes are tried, one after the other: {', '.join(planned)}" if planned else "nothing to try"
-    )
+    if not planned:
+        return "nothing to try"
+    return f"{counted(len(planned), 'change')} to try, one after the other: {', '.join(planned)}"
 
 
 def _reason(one: Counterfactual, case: Case, *, forced: bool) -> str | None:

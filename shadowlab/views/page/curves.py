@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from diagnostics.records import Curve, History
+from shadowlab.plain_text import counted
 from shadowlab.views.charts import Line as PlotLine
 from shadowlab.views.charts import Plot
 from shadowlab.views.page.axis import Axis
 from shadowlab.views.page.sessions import resumed_sessions
-from shadowlab.views.page.wording import count, number
+from shadowlab.views.page.wording import number
 
 _MAX_BUCKETS = 300  # of a curve; each keeps its smallest and its largest value
 _MAX_EVENTS = 60  # marks of a panel
@@ -58,10 +59,10 @@ def _in_words(name: str, curve: Curve, excused: frozenset[int]) -> str:
     values = torch.tensor(curve.values, dtype=torch.float64)
     fine = values.isfinite()
     bad = [step for step in (curve.steps[i] for i in (~fine).nonzero().flatten().tolist()) if step not in excused]
-    lost = f"; {count(len(bad), 'value')} NaN or Inf, first at step {bad[0]}" if bad else ""
+    lost = f"; {counted(len(bad), 'value')} NaN or Inf, first at step {bad[0]}" if bad else ""
     finite = fine.nonzero().flatten()
     if num_excused := len(curve) - len(finite) - len(bad):
-        lost += f"; NaN or Inf in {count(num_excused, 'skipped step')}"
+        lost += f"; NaN or Inf in {counted(num_excused, 'skipped step')}"
     if not len(finite):
         return f"{name}: no finite value{lost}"
     own = values[finite]

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from diagnostics.files import paths_in, read_bytes
-from shadowlab.views.page.wording import count
+from shadowlab.plain_text import counted
 
 _MAX_PICTURES = 8
 _MAX_BYTES = 400 * 1024  # of one; larger ones are made smaller
@@ -71,7 +71,7 @@ class Gallery:
             picture = _picture(file, notes)
             pictures += [] if picture is None else [picture]
         if len(others) > len(chosen):
-            left = count(len(others) - len(chosen), "picture")
+            left = counted(len(others) - len(chosen), "picture")
             notes.append(
                 f"{left} of {len(files)} left out, evenly; the last of each kind is kept, and all are in {folder}"
             )

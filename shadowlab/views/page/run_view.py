@@ -10,11 +10,11 @@ from diagnostics.files import is_inside, paths_in, read_json, read_text, reason_
 from diagnostics.health import examine
 from diagnostics.records import History, decode
 from shadowlab.charts import Chart
+from shadowlab.plain_text import counted
 from shadowlab.runs import RunFolder
 from shadowlab.views.charts import Plot, charts_in, judged_keys, plots, plots_of
 from shadowlab.views.page.incident_story import IncidentStory
 from shadowlab.views.page.sessions import Session, resumed_sessions
-from shadowlab.views.page.wording import count
 
 _MAX_STORIES = 25  # shown in full; a run has rarely more than one
 
@@ -89,13 +89,13 @@ class RunView:
             return Status("running", self._progress(step))
         if last is not None and last[1].get("passed"):
             name, result = last
-            earlier = f"; {count(len(self.incidents), 'incident')} before that" if self.incidents else ""
+            earlier = f"; {counted(len(self.incidents), 'incident')} before that" if self.incidents else ""
             steps = _summary(result).get("steps")
             reached = self._trained_until(name)
             if isinstance(steps, int) and reached > steps:  # resumed, and killed before it came to a result again
-                passed = f"{name} passed at {count(steps, 'step')}, was resumed"
+                passed = f"{name} passed at {counted(steps, 'step')}, was resumed"
                 return Status("stopped", f"{passed}, and stopped at step {reached} without a result")
-            taken = f", {count(steps, 'step')}" if isinstance(steps, int) else ""
+            taken = f", {counted(steps, 'step')}" if isinstance(steps, int) else ""
             return Status("passed", f"{name}{taken}{earlier}")
         resumed = ""
         if self.incidents:
@@ -112,9 +112,9 @@ class RunView:
                 return Status("stopped", f"{name} stopped at step {reached} without a result{after}")
             return Status("failed", ": ".join(filter(None, (name, error.partition("\n")[0]))))
         if step and self._is_foreign:
-            return Status("recorded", f"{count(step, 'step')} of a loop that has no stages{resumed}")
+            return Status("recorded", f"{counted(step, 'step')} of a loop that has no stages{resumed}")
         if step or self.history.kinds:
-            line = f"no stage came to a result: interrupted or killed after {count(step, 'step')}"
+            line = f"no stage came to a result: interrupted or killed after {counted(step, 'step')}"
             return Status("stopped", f"{line}{resumed}")
         return Status("empty", "nothing is recorded yet: no stage came to a result, and no step was taken")
 
@@ -128,8 +128,8 @@ class RunView:
         """Of the stage that trains; of another only that there is one: it claims the folder and records no step."""
         header = self.history.headers[-1] if self.history.headers else {}
         if header.get("stage") and self.history.last_stage is None:
-            return f"{header['stage']} is under way, {count(step, 'step')} so far"
-        return "a stage is under way" + (f"; {count(step, 'step')} recorded" if step else "")
+            return f"{header['stage']} is under way, {counted(step, 'step')} so far"
+        return "a stage is under way" + (f"; {counted(step, 'step')} recorded" if step else "")
 
     def _went_on_after(self, stage: str, error: str) -> bool:
         """Whether that stage was resumed after it failed so, and came to no result since.

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shadowlab.views.page.wording import count, moment
+from shadowlab.plain_text import counted
+from shadowlab.views.page.wording import moment
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Session:
     @property
     def text(self) -> str:
         """`Resumed after 40 steps, 2026-01-31 09:30 UTC`."""
-        after = "" if self.resumed_at is None else f" after {count(self.resumed_at, 'step')}"
+        after = "" if self.resumed_at is None else f" after {counted(self.resumed_at, 'step')}"
         return f"Resumed{after}{f', {self.started}' if self.started else ''}"
 
 

@@ -66,10 +66,6 @@ def moment(iso: str) -> str:
     return f"{iso[:10]} {iso[11:16]} UTC" if re.fullmatch(r"[\d-]{10}T[\d:]{8}\+00:00", iso) else ""
 
 
-def count(amount: int, noun: str) -> str:
-    return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
-
-
 def with_links(text: str) -> list[tuple[str, str | None]]:
     """Pieces of `text`, each with the address of the issue that it names, or None."""
     pieces: list[tuple[str, str | None]] = []

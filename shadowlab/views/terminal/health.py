@@ -8,8 +8,8 @@ from rich.text import Text
 from diagnostics.health import RULES, Finding, Rule, examine
 from shadowlab.console import Column, FittedTable, Reporter
 from shadowlab.errors import UserError
+from shadowlab.plain_text import counted
 from shadowlab.runs import read_history
-from shadowlab.views.terminal.wording import counted
 
 _MAX_ROWS = 8  # of one rule in the table; --json has all
 _STYLES = {"alarm": "red", "warning": "yellow"}

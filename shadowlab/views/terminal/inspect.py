@@ -12,6 +12,7 @@ from diagnostics.board import MEANT_HEADROOM_BITS
 from diagnostics.records import Curve, History
 from shadowlab.console import Column, FittedTable, Reporter, sparkline
 from shadowlab.errors import UserError
+from shadowlab.plain_text import counted
 from shadowlab.runs import RunFolder, read_history
 from shadowlab.views.terminal.differences import IN_ORDER, RTOL, Comparison, Difference, compare
 from shadowlab.views.terminal.ranking import (
@@ -25,7 +26,6 @@ from shadowlab.views.terminal.ranking import (
     summarize,
 )
 from shadowlab.views.terminal.statistic import PARAMETER, Statistic, find_statistic
-from shadowlab.views.terminal.wording import counted
 
 _DEFAULTS = ("activation.headroom_bits", "gradient.norm", "activation.norm")
 _SPARK = 16  # columns of a curve in a table

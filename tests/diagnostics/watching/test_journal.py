@@ -3,6 +3,7 @@
 import logging
 import math
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diagnostics import NonFiniteError, Watch
 from diagnostics.records import History, read_records
+from shadowlab.views.page.run_view import RunView
 
 
 class Loop:
@@ -20,7 +22,7 @@ class Loop:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
-        self.watch = Watch(self.model, self.optimizer, incidents=None, records=folder, **options)
+        self.watch = Watch(self.model, self.optimizer, **{"incidents": None, "records": folder, **options})
         self.seen: list[tuple[float, float, float]] = []  # loss, norm, norm after clipping
         self.factor, self.notes, self.micro_batches = 1.0, False, 1
         self.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=False)
@@ -118,8 +120,25 @@ def test_a_loop_that_goes_on_keeps_its_records_and_one_that_begins_anew_others(
     assert [one.get("resumed_at") for one in headers] == [None, 4] and headers[0]["num_parameters"] == 49
     assert not caplog.records
     Loop(tmp_path).run(1)
-    assert len(_steps(tmp_path)) == 1 and len(list(read_records(tmp_path / "metrics.1.jsonl"))) == 8
-    assert "metrics.1.jsonl" in caplog.text
+    assert len(_steps(tmp_path)) == 1 and len(list(read_records(tmp_path / "earlier-1" / "metrics.jsonl"))) == 8
+    assert "earlier-1" in caplog.text
+
+
+@pytest.mark.parametrize("factor", [1.0, float("nan")])
+def test_a_run_that_begins_anew_has_no_incident_of_an_earlier_one(tmp_path: Path, factor: float) -> None:
+    first = Loop(tmp_path, incidents=tmp_path / "incidents").run(2)
+    first.factor = float("nan")
+    with pytest.raises(NonFiniteError):
+        first.run(1, first=2)
+    second = Loop(tmp_path, incidents=tmp_path / "incidents")
+    second.factor = factor
+    with nullcontext() if factor == 1.0 else pytest.raises(NonFiniteError):
+        second.run(1)
+    assert [one.name for one in (tmp_path / "earlier-1" / "incidents").iterdir()] == ["step-00000003"]
+    kept = [one.name for one in (tmp_path / "incidents").iterdir()] if (tmp_path / "incidents").exists() else []
+    assert kept == ([] if factor == 1.0 else ["step-00000001"])
+    assert RunView.read(tmp_path).status.word == ("recorded" if factor == 1.0 else "incident")
+    assert RunView.read(tmp_path / "earlier-1").status.word == "incident"
 
 
 def test_what_the_live_rules_find_is_in_findings_in_the_records_and_logged_once(
