@@ -8,7 +8,7 @@ import typer
 from cli.completion import complete_runs
 from cli.options import Device, Json, Quiet
 
-EVALUATION_IS_KEPT = "what is judged is kept; go on with the same command"
+EVALUATION_IS_KEPT = "samples judged so far are kept; go on with the same command"
 
 
 Model = Annotated[

@@ -136,10 +136,9 @@ def _chosen(faults: Sequence[Fault], names: Sequence[str] | None) -> list[Fault]
     by_name = {fault.name: fault for fault in faults}
     for name in names or ():
         if name not in by_name:
-            close = difflib.get_close_matches(name, by_name, n=3)
-            raise UserError(
-                f"no fault is called {name!r}; {'close' if close else 'there are'}: {', '.join(close or by_name)}"
-            )
+            close = difflib.get_close_matches(name, by_name, n=3, cutoff=0.4)
+            known = f"close: {', '.join(close)}" if close else f"--json without --only names all {len(by_name)}"
+            raise UserError(f"no fault is called {name!r}; {known}")
     return list(faults) if names is None else [by_name[name] for name in names]
 
 
