@@ -1,5 +1,6 @@
 """Serving the page to this machine alone."""
 
+import logging
 import os
 import socket
 import tempfile
@@ -58,7 +59,10 @@ def run_demo(
         try:
             while True:
                 time.sleep(3600)
+        except KeyboardInterrupt:
+            reporter.say("ended")
         finally:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it reports what is cancelled here as errors
             page.server.force_exit = True  # without waiting for pages that are open
             page.close(verbose=False)
 
