@@ -55,8 +55,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of a demo of the model that ships."""
     words = [sys.executable, "-P", "-m", "cli.main", "demo", "small", "--device", "cpu"]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    folder = tmp_path_factory.mktemp("demo")
     process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path_factory.mktemp("demo"), env=environment
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, env=environment
     )
     assert process.stdout is not None
     line = process.stdout.readline()
