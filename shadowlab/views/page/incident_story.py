@@ -21,7 +21,7 @@ from diagnostics.files import is_inside, read_json
 from diagnostics.incidents import SourceExcerpt
 from shadowlab.runs import Remedy
 from shadowlab.views.page.why_answers import WhyAnswers
-from shadowlab.views.page.wording import size, with_links
+from shadowlab.views.page.wording import size
 
 _FILES = {
     "verdict.json": "the verdict for machines",
@@ -173,8 +173,8 @@ class IncidentStory:
         return [(first + i, text, first + i == marked) for i, text in enumerate(self.excerpt.lines)]
 
     @property
-    def fix(self) -> list[tuple[str, str | None]]:
-        return with_links(self.verdict.fix) if self.verdict else []
+    def fix(self) -> str:
+        return self.verdict.fix if self.verdict else ""
 
     @property
     def commands(self) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ def page_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"plain": wording.plain, "nearby": nearby, "number": wording.number}
+    made.filters |= {"plain": wording.plain, "nearby": nearby, "number": wording.number, "prose": wording.prose}
     return made
 
 

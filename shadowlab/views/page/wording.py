@@ -4,6 +4,8 @@ import math
 import re
 from typing import Any
 
+from markupsafe import Markup, escape
+
 # Issues that advice refers to by `name#number`.
 _OWNERS = {
     "accelerate": "huggingface/accelerate",
@@ -75,3 +77,27 @@ def with_links(text: str) -> list[tuple[str, str | None]]:
         pieces.append((found[0], f"https://github.com/{_OWNERS[found[1]]}/issues/{found[2]}"))
         end = found.end()
     return [piece for piece in (*pieces, (text[end:], None)) if piece[0]]
+
+
+def prose(text: str) -> Markup:
+    """A sentence for the page: what stands between backticks as code, the issues that it names as links."""
+    return Markup().join(_code(piece) if is_code else _linked(piece) for piece, is_code in _parts(text))
+
+
+def _parts(text: str) -> list[tuple[str, bool]]:
+    """Pieces, and whether each is code; a backtick that is never closed is a character like others."""
+    pieces = text.split("`")
+    if len(pieces) % 2 == 0:
+        pieces[-2:] = ["`".join(pieces[-2:])]
+    return [(piece, bool(number % 2)) for number, piece in enumerate(pieces) if piece]
+
+
+def _code(text: str) -> Markup:
+    return Markup("<code>{}</code>").format(text)
+
+
+def _linked(text: str) -> Markup:
+    link = Markup('<a href="{0}" rel="noreferrer" title="opens {0}">{1}</a>')
+    return Markup().join(
+        escape(piece) if address is None else link.format(address, piece) for piece, address in with_links(text)
+    )
