@@ -13,6 +13,8 @@
 
 - *This step is NaN, every time.* `explain(lambda: train_one(batch), model=model, batch=batch)` returns the `Verdict`.
 
+- *It is finite, and wrong.* The same watch asks each step what `CONTRACTS` lists: `watch.findings`.
+
 - *It is not NaN yet, but something grows, dies or stands still.* `LayerStatistics` measures each layer's output and
   gradient, `ParameterStatistics` each parameter's gradient and update. Write them with a `RecordWriter`; `examine`
   judges a `History` of them by rules with sources, `HealthWatch` does so while the run is under way.
@@ -20,14 +22,16 @@
 - *I want to see it.* `diagnostics.board` draws the same records in TensorBoard.
 
 Needs torch and nothing else; TensorBoard only where it is drawn. Whatever is not exported here or by a sub-package
-(`board`, `files`, `health`, `incidents`, `records`, `statistics`, `tracing`, `watching`) may change without notice.
+(`board`, `contracts`, `files`, `health`, `incidents`, `records`, `statistics`, `tracing`, `watching`) may change
+without notice.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diagnostics.errors import NonFiniteError
+    from diagnostics.contracts import CONTRACTS
+    from diagnostics.errors import ContractError, NonFiniteError
     from diagnostics.health import HealthWatch, examine
     from diagnostics.modules import eagerly, leaf_modules, models_in, optimizers_in
     from diagnostics.patching import replaced
@@ -58,6 +62,9 @@ __all__ = [
     "CAUSES",
     "read_verdict",
     "read_verdict_file",
+    # What a step must keep
+    "CONTRACTS",
+    "ContractError",
     # What each layer and parameter does
     "LayerStatistics",
     "ParameterStatistics",
@@ -80,7 +87,7 @@ __all__ = [
 ]
 
 _HOMES = (  # of the public names
-    *("errors", "health", "modules", "patching", "records"),
+    *("contracts", "errors", "health", "modules", "patching", "records"),
     *("statistics", "tensors", "tracing", "verdict", "watching"),
 )
 _ROOMS = (*_HOMES, "board", "files", "incidents")

@@ -1,8 +1,24 @@
-"""The error that a watched step raises."""
+"""The errors that a watched step raises."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diagnostics.verdict import Verdict
+
+if TYPE_CHECKING:
+    from diagnostics.health import Finding
+
+
+class ContractError(RuntimeError):
+    """A step broke a contract, and the watch was asked to raise (`contracts="raise"`). The step has ended: parameters,
+    states and records are those after it."""
+
+    finding: "Finding"
+    """What was found."""
+
+    def __init__(self, finding: "Finding") -> None:
+        super().__init__(f"step {finding.step}: {finding}")
+        self.finding = finding
 
 
 class NonFiniteError(ArithmeticError):

@@ -8,7 +8,7 @@ from diagnostics.health.learning import dead_layer, large_updates, lost_updates,
 from diagnostics.health.live import HealthWatch
 from diagnostics.health.outcome import failed_stage
 from diagnostics.health.precision import headroom, nonfinite, scaler_collapse
-from diagnostics.health.rule import Finding, Rule
+from diagnostics.health.rule import Finding, Rule, Severity
 from diagnostics.health.supply import memory_growth, repeated_data, waiting_for_data
 from diagnostics.records import History
 
@@ -30,7 +30,7 @@ RULES: tuple[Rule, ...] = (
     waiting_for_data,
 )
 
-__all__ = ["RULES", "Finding", "HealthWatch", "Rule", "examine", "headroom"]
+__all__ = ["RULES", "Finding", "HealthWatch", "Rule", "Severity", "examine", "headroom"]
 
 
 def examine(history: History, rules: Iterable[Rule] = RULES) -> list[Finding]:

@@ -152,7 +152,7 @@ class HealthWatch:
             self._history.add(cast(TrainingStep, record))
         elif record.get("kind") == "health":
             for finding in record.get("findings", []):
-                place = finding.get("layer") or finding.get("parameter") or ""
+                place = finding.get("layer") or finding.get("parameter") or finding.get("subject") or ""
                 self._reported.add((*_reported_as(finding["rule"], place, finding.get("part")), finding["severity"]))
 
 

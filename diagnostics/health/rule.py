@@ -23,11 +23,17 @@ class Finding:
     parameter: str | None = None
     predicted_step: int | None = None
     part: str | None = None
+    subject: str | None = None
 
     @property
     def place(self) -> str:
-        """Layer or parameter, "" where the finding is about neither."""
-        return self.layer or self.parameter or ""
+        """Layer or parameter, else an input's, a call's or an optimizer's name; "" where the finding is about none."""
+        return self.layer or self.parameter or self.subject or ""
+
+    @property
+    def where(self) -> str:
+        """Another name of `place`, as contracts have it."""
+        return self.place
 
     def to_json(self) -> FindingRecord:
         """As a record of kind `health` has it."""

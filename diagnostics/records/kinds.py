@@ -184,6 +184,8 @@ class FindingRecord(TypedDict):
     """When it will overflow, where the rule predicts that."""
     part: str | None
     """`activation` or `gradient`, where the finding is about one of a layer's."""
+    subject: str | None
+    """What else is concerned: an input, an optimizer, a call."""
 
 
 class Health(Record, total=False):

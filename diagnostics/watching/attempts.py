@@ -25,6 +25,7 @@ from diagnostics.watching.boundary import Boundary
 from diagnostics.watching.forms import ATTEMPTS
 from diagnostics.watching.guarded import Guarded
 from diagnostics.watching.journal import Journal
+from diagnostics.watching.kept_contracts import KeptContracts
 from diagnostics.watching.left_out import LeftOut
 from diagnostics.watching.policy import Policy
 from diagnostics.watching.raised import may_be_numerical
@@ -50,6 +51,7 @@ class Watched:
     incidents: Path | None
     given: Surroundings
     """Generators and an accelerator that the caller named, and what steps have shown."""
+    contracts: KeptContracts
     on_trip: Callable[[], None] | None = None
     layers: dict[str, dict[str, TensorStatistics]] = field(default_factory=dict)
     running: Boundary | Replay | None = None
@@ -181,6 +183,7 @@ class First(_Following):
         for layers in watched.layer_statistics:
             stack.enter_context(layers.recording(enabled=self._is_due))
         stack.enter_context(self._boundary.watching())
+        stack.enter_context(watched.contracts.hearing(self._index, self._batch, is_due=self._is_due))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -189,13 +192,18 @@ class First(_Following):
             self._hooks.__exit__(kind, error, traceback)
             trip = self._trip(error)
             if trip is not None:
+                self._watched.contracts.forget()
                 self._prepare_repetition(trip)
-            elif error is None:
+            elif error is not None:
+                self._watched.contracts.fail(self._index)
+            else:
                 self._watched.left_out.in_a_row = 0
                 self._watched.guarded.note_end_of_step(self._boundary.num_stepped)
                 if self._is_due:
                     self._watched.collect()
                 self._watched.record(self._index, self._boundary, is_due=self._is_due)
+                is_skipped = self._boundary.seen.is_skipped
+                self._watched.contracts.end(self._index, self.result, is_skipped=is_skipped)
             return trip is not None
         finally:
             del self._boundary, self._batch  # a loop's variable holds the attempt

@@ -200,17 +200,26 @@ class Journal:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         _LOG.error("%s: no more records are written (%s); the watch goes on", self._path, reason)
 
+    def report(self, index: int, found: list[Finding]) -> None:
+        """Contracts were broken in the step with this 0-based index."""
+        self._ready(index)
+        self._report(index + 1, found)
+
     def _report(self, step: int, found: list[Finding]) -> None:
         if not found:
             return
         self.findings += found
         self._write(Health(kind="health", step=step, findings=[finding.to_json() for finding in found]))
-        for finding in found[:_MAX_LINES]:
-            level = logging.ERROR if finding.severity == "alarm" else logging.WARNING
-            _LOG.log(level, "step %d: %s: %s", step, finding.severity, finding)
-        if len(found) > _MAX_LINES:
-            more = len(found) - _MAX_LINES
-            _LOG.warning("step %d: and %d more: shadowlab health %s", step, more, self._path.parent)
+        log_findings(step, found, f": shadowlab health {self._path.parent}")
+
+
+def log_findings(step: int, found: list[Finding], where: str = "") -> None:
+    """On the logger `diagnostics.watch`: an alarm as an error, a warning as one. where: to read those that are many."""
+    for finding in found[:_MAX_LINES]:
+        level = logging.ERROR if finding.severity == "alarm" else logging.WARNING
+        _LOG.log(level, "step %d: %s: %s", step, finding.severity, finding)
+    if len(found) > _MAX_LINES:
+        _LOG.warning("step %d: and %d more%s", step, len(found) - _MAX_LINES, where)
 
 
 def _learning_rate(optimizers: Iterable[Any]) -> float | None:

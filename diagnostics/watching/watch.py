@@ -23,6 +23,7 @@ from diagnostics.watching.boundary import noted_phase, noted_text
 from diagnostics.watching.forms import BOTH, called_with_a_step
 from diagnostics.watching.guarded import Guarded
 from diagnostics.watching.journal import Journal
+from diagnostics.watching.kept_contracts import KeptContracts
 from diagnostics.watching.left_out import LeftOut
 from diagnostics.watching.policy import Policy, When
 from diagnostics.watching.skips import Skips
@@ -90,6 +91,8 @@ class Watch:
             the step, its incident is written, a RuntimeWarning names the origin, and the loop goes on, for those
             who must; the step is counted in `num_left_out` and returns None. A step that cannot be undone raises.
         max_skipped_in_a_row: So many steps in a row are left out under `skip`; the next one raises.
+        contracts: ask each step what `diagnostics.contracts.CONTRACTS` lists. What is broken is in `findings`, in the
+            records and logged, each thing once; with `raise` the first alarm ends its step with a `ContractError`.
 
     Raises:
         TypeError: `model`, `optimizer`, `accelerator` or one of `generators` is something else.
@@ -113,16 +116,18 @@ class Watch:
         generators: Iterable[Any] = (),
         policy: Literal["raise", "skip"] = "raise",
         max_skipped_in_a_row: int = 3,
+        contracts: bool | Literal["raise"] = True,
     ) -> None:
         """Ready to watch; nothing is hooked until a step runs. Warns of an eps that the dtype of its parameters rounds
         to zero (RuntimeWarning), also where such parameters or an optimizer come later.
         """
-        _check(undo, policy, statistics_every, max_consecutive_skips, max_skipped_in_a_row)
+        _check(undo, policy, contracts, statistics_every, max_consecutive_skips, max_skipped_in_a_row)
         if optimizer is None and accelerator is not None:
             optimizer = list(getattr(accelerator, "_optimizers", ()))
         models, optimizers = models_in(model), optimizers_in(optimizer)
         guarded = Guarded(models, optimizers, list(averages), list(safe_averages))
         self._every = statistics_every
+        journal = None if records is None else Journal(Path(records), guarded)
         self._watched = Watched(
             guarded=guarded,
             policy=Policy(undo, guarded),
@@ -132,7 +137,8 @@ class Watch:
             adopts=not optimizers,
             incidents=None if incidents is None else Path(incidents),
             given=named(generators, accelerator),
-            journal=None if records is None else Journal(Path(records), guarded),
+            contracts=KeptContracts(guarded, journal, is_asked=bool(contracts), raises=contracts == "raise"),
+            journal=journal,
         )
         self._found = Surroundings()
         self._attached = True
@@ -150,8 +156,10 @@ class Watch:
 
     @property
     def findings(self) -> list[Finding]:
-        """What the live health rules have found in the records so far, each thing once; empty without `records`."""
-        return [] if self._watched.journal is None else self._watched.journal.findings
+        """What broken contracts, and the live health rules in the records, have shown so far, each thing once; the
+        rules need `records`."""
+        journal = self._watched.journal
+        return self._watched.contracts.findings if journal is None else journal.findings
 
     @property
     def incidents(self) -> Path | None:
@@ -214,6 +222,7 @@ class Watch:
     def detach(self) -> None:
         """Take every hook off; `step` only calls its callable until `attach`."""
         self._attached = False
+        self._watched.contracts.detach()
         self._watched.raise_unexplained()
         for layers in self._watched.layer_statistics:
             layers.detach()
@@ -291,6 +300,19 @@ class Watch:
         first = First(watched, batch, index, surroundings, is_due=due)
         return Attempts(first, watched)
 
+    def metric(self, name: str, value: float, *, kept: bool, higher_is_better: bool | None = None) -> None:
+        """A result by which the loop chooses its best checkpoint: whether it chooses the better one.
+
+        Args:
+            kept: whether the loop took this result for the best so far.
+            higher_is_better: None: as the name says (`accuracy`, `loss`), if it does.
+
+        Raises:
+            ContractError: it did not, and the watch raises.
+        """
+        last = max(0, self._num_steps - 1)
+        self._watched.contracts.add_metric(last, name, float(value), higher_is_better, kept)
+
     def __enter__(self) -> NoReturn:
         raise TypeError(f"a watch is no context manager, for a step may have to run twice; {BOTH}")
 
@@ -314,9 +336,13 @@ class Watch:
             raise NonFiniteError(Verdict(phase, None, "unknown", witness=witness, fix=fix))
 
 
-def _check(undo: str, policy: str, statistics_every: int, max_consecutive_skips: int, max_skipped: int) -> None:
+def _check(
+    undo: str, policy: str, contracts: Any, statistics_every: int, max_consecutive_skips: int, max_skipped: int
+) -> None:
     for name, value, allowed in (("undo", undo, get_args(When)), ("policy", policy, ("raise", "skip"))):
         if value not in allowed:
             raise ValueError(f"{name}: one of {', '.join(allowed)}, not {value!r}")
+    if contracts not in (True, False, "raise"):
+        raise ValueError(f"contracts: True, False or 'raise', not {contracts!r}")
     if statistics_every < 0 or min(max_consecutive_skips, max_skipped) < 1:
         raise ValueError("statistics_every: 0 or more; max_consecutive_skips, max_skipped_in_a_row: 1 or more")

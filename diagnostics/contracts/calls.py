@@ -1,0 +1,123 @@
+"""Hears the calls of a step: backward, `zero_grad`, gradient scalers, clipping, optimizers."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+import torch.nn.utils.clip_grad
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from diagnostics.patching import after_gradients, before_backward, before_grad, before_scale, replaced
+from diagnostics.tensors import tensors_in
+
+
+class Listener(Protocol):
+    """What hears them."""
+
+    def before_backward(self, roots: list[Tensor]) -> None: ...
+
+    def after_backward(self) -> None: ...
+
+    def after_clear(self, owner: Any) -> None: ...
+
+    def on_scaler(self, scaler: Any, call: str, optimizer: Any) -> None: ...
+
+    def on_clip(self, parameters: list[Tensor], limit: float) -> None: ...
+
+    def before_optimizer(self, optimizer: Any, has_closure: bool) -> None: ...
+
+    def after_optimizer(self, optimizer: Any, has_closure: bool) -> None: ...
+
+
+@contextmanager
+def heard(listener: Listener, optimizers: list[Any]) -> Iterator[None]:
+    """Tell the listener what is called inside. Reads nothing, changes nothing.
+
+    Args:
+        optimizers: those without hooks of torch's are heard by their own `step`.
+    """
+    clip = torch.nn.utils.clip_grad
+    with ExitStack() as stack:
+        stack.enter_context(before_backward(lambda roots: listener.before_backward(list(tensors_in(roots)))))
+        stack.enter_context(before_grad(lambda outputs, _: listener.before_backward(list(tensors_in(outputs)))))
+        stack.enter_context(after_gradients(listener.after_backward))
+        for owner in (torch.optim.Optimizer, nn.Module):
+            stack.enter_context(replaced(owner, "zero_grad", lambda original: _cleared(listener, original)))
+        stack.enter_context(before_scale(lambda scaler, _: _tell_scaler(listener, scaler, "scale", ())))
+        for call in ("unscale_", "step", "update"):
+            stack.enter_context(replaced(torch.amp.GradScaler, call, _of_scaler(listener, call)))
+        stack.enter_context(replaced(clip, "_clip_grads_with_norm_", lambda original: _clipped(listener, original)))
+        _hear_optimizers(stack, listener, optimizers)
+        yield
+
+
+def _hear_optimizers(stack: ExitStack, listener: Listener, optimizers: list[Any]) -> None:
+    def before(optimizer: Any, args: Any, kwargs: Any) -> None:
+        listener.before_optimizer(optimizer, _has_closure(args[1:], kwargs))
+
+    def after(optimizer: Any, args: Any, kwargs: Any) -> None:
+        listener.after_optimizer(optimizer, _has_closure(args[1:], kwargs))
+
+    stack.callback(register_optimizer_step_pre_hook(before).remove)
+    stack.callback(register_optimizer_step_post_hook(after).remove)
+    for optimizer in optimizers:
+        if isinstance(optimizer, torch.optim.Optimizer):
+            continue
+
+        def around(original: Callable[..., Any], optimizer: Any = optimizer) -> Callable[..., Any]:
+            def step(*args: Any, **kwargs: Any) -> Any:
+                has_closure = _has_closure(args, kwargs)
+                listener.before_optimizer(optimizer, has_closure)
+                result = original(*args, **kwargs)
+                listener.after_optimizer(optimizer, has_closure)
+                return result
+
+            return step
+
+        stack.enter_context(replaced(optimizer, "step", around))
+
+
+def _has_closure(args: Any, kwargs: Any) -> bool:
+    return any(map(callable, (*args, *kwargs.values())))
+
+
+def _cleared(listener: Listener, original: Callable[..., Any]) -> Callable[..., Any]:
+    def zero_grad(owner: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(owner, *args, **kwargs)
+        listener.after_clear(owner)
+        return result
+
+    return zero_grad
+
+
+def _of_scaler(listener: Listener, call: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def run(scaler: Any, *args: Any, **kwargs: Any) -> Any:
+            _tell_scaler(listener, scaler, call, (*args, *kwargs.values()))
+            result = original(scaler, *args, **kwargs)
+            if call == "step":
+                _tell_scaler(listener, scaler, "stepped", (*args, *kwargs.values()))
+            return result
+
+        return run
+
+    return make
+
+
+def _tell_scaler(listener: Listener, scaler: Any, call: str, arguments: tuple[Any, ...]) -> None:
+    if scaler.is_enabled():
+        optimizer = arguments[0] if arguments and call in ("unscale_", "step", "stepped") else None
+        listener.on_scaler(scaler, call, optimizer)
+
+
+def _clipped(listener: Listener, original: Callable[..., Any]) -> Callable[..., Any]:
+    def clip(parameters: Any, max_norm: Any, *args: Any, **kwargs: Any) -> Any:
+        listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        limit = float(max_norm) if isinstance(max_norm, (int, float)) else math.nan
+        listener.on_clip(listed, limit)
+        return original(listed, max_norm, *args, **kwargs)
+
+    return clip

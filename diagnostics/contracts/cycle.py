@@ -1,0 +1,85 @@
+"""Gradients of one optimizer between two of its steps, by a few of its parameters: present, cleared, written to."""
+
+import weakref
+from typing import Any
+
+from torch import Tensor
+
+from diagnostics.contracts.scene import samples_of
+
+_Seen = list[tuple[Any, "weakref.ref[Tensor]", int]]
+"""Parameter, its gradient and the gradient's version."""
+
+
+def has_gradient(optimizer: Any) -> bool:
+    """Whether any parameter of it has one, zeros too."""
+    return any(p.grad is not None for group in getattr(optimizer, "param_groups", ()) for p in group["params"])
+
+
+def untouched(seen: _Seen) -> list[Any]:
+    """Parameters whose gradient is the same tensor, of the same version."""
+    return [p for p, grad, version in seen if p.grad is not None and p.grad is grad() and p.grad._version == version]
+
+
+def are_zero(parameters: list[Any]) -> bool:
+    """Whether all gradients of these are 0. Reads on the host: only where something is suspected."""
+    return not any(bool(p.grad.detach().any()) for p in parameters if p.grad is not None and not p.grad.is_sparse)
+
+
+class Cycle:
+    """Of one optimizer."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = weakref.ref(optimizer)
+        self.samples: list[Any] = []
+        """A few of its parameters."""
+        self.is_suspected = False
+        """Whether it was looked at how the loop clears."""
+        self.num_steps = 0
+        """Its own steps that were watched."""
+        self.num_empty = 0
+        """In a row without gradient."""
+        self.after_step: _Seen = []
+        """Gradients when it had stepped."""
+        self.suspects: _Seen = []
+        """Gradients of an earlier step that a backward was about to add to."""
+        self.clears_unseen = False
+        """The loop zeroes gradients in a way that shows in no version (`p.grad.data.zero_()`)."""
+        self.num_stale = 0
+        """Steps in a row on a gradient that it had stepped on."""
+        self.num_wasted = 0
+        """Steps in a row that came after dropped backward passes."""
+        self.refresh()
+        self.renew()
+
+    def refresh(self) -> None:
+        """Choose the parameters that are looked at in every step."""
+        self.samples = samples_of(self.optimizer())
+
+    def gradients(self) -> _Seen:
+        """Those of a few parameters as they are now. Reads nothing on the host."""
+        pairs = ((p, p.grad) for p in self.samples)
+        return [(p, weakref.ref(grad), grad._version) for p, grad in pairs if grad is not None]
+
+    def renew(self) -> None:
+        """It has stepped: the next backward begins another."""
+        self.num_backward = 0
+        """Since its last step, those that left a gradient."""
+        self.num_dropped = 0
+        """Of these, those whose gradients were cleared."""
+        self.is_fresh = False
+        """Whether gradients were computed since they were last cleared."""
+        self.was_reached = False
+        """Whether a backward since its last step has left a gradient."""
+        self.num_since_clear = 0
+        """Backward passes of any model since the gradients were last cleared."""
+        self.is_scaled = self.is_unscaled = False
+        self.after_backward: _Seen = []
+        """Gradients when backward had computed them."""
+        self.after_clear: _Seen = []
+        self.step_of_backward: int | None = None
+
+    def forget(self) -> None:
+        """Gradients were undone."""
+        self.after_step, self.suspects = [], []
+        self.renew()

@@ -1,0 +1,162 @@
+"""The batches: constant, out of range, repeated, drawn twice. A few elements of each tensor are looked at.
+
+On the CPU in every step. On an accelerator in the first steps and where a step is due, for it reads on the host.
+"""
+
+import re
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diagnostics.contracts.family import Family, Reports
+from diagnostics.contracts.scene import Scene, Step
+from diagnostics.tensors import strided
+
+_NUM_ELEMENTS = 4096
+_FIRST_STEPS = 8
+_CONSTANT_STEPS, _LABEL_STEPS = 3, 8
+_LARGE_SAMPLE, _LABELS = 64, 4  # elements of a sample; samples
+_FACTOR, _KNOWN = 16.0, 4
+_VARIED, _REPEATS, _OTHER_LABELS = 4, 4, 2
+_MOST_TENSORS = 16
+_IS_LABEL = re.compile(r"(^|[^a-z])(labels?|targets?|y|class(es)?)([^a-z]|$)")
+
+
+@dataclass
+class _History:
+    """Of one tensor of the batch, by name."""
+
+    last: Tensor | None = None
+    """(n,): a few of its elements in the last step."""
+    object: Any = None
+    """Weak reference to the tensor of the last step."""
+    num_constant: int = 0
+    num_known: int = 0
+    """Steps that the range is of."""
+    lowest: float = 0.0
+    highest: float = 0.0
+    """Least and largest magnitude of a batch in the first steps."""
+    run: int = 1
+    """Steps in a row with the same contents."""
+    num_varied: int = 0
+    """Steps in a row, with other contents each, before the run."""
+    runs: list[int] = field(default_factory=list)
+    """Lengths of the last runs that came to an end."""
+    was_shared: bool = False
+    """Whether a run had the same object: the loop means to repeat it."""
+    was_constant: bool = False
+
+
+class Data(Family):
+    """Follows each tensor of `batch=`."""
+
+    def __init__(self, scene: Scene, reports: Reports) -> None:
+        super().__init__(scene, reports)
+        self._histories: dict[str, _History] = {}
+        self._num_steps = 0
+        self._num_other_labels = 0
+
+    def end(self, step: Step) -> None:
+        self._num_steps += 1
+        looks_at_all = step.is_due or self._num_steps <= _FIRST_STEPS
+        repeats: dict[str, bool] = {}
+        for name, tensor in list(step.inputs().items())[:_MOST_TENSORS]:
+            values = strided(tensor)
+            if values is None or not values.numel() or values.is_complex():
+                continue
+            if not values.is_cpu and not looks_at_all:
+                self._histories.pop(name, None)  # steps in a row are not known
+                continue
+            repeats[name] = self._follow(step, name, values.detach(), tensor)
+        main = self._main(step)
+        self._check_constant(step, main)
+        self._check_repeats(step, repeats, main)
+
+    def forget(self) -> None:
+        pass
+
+    @staticmethod
+    def _main(step: Step) -> str | None:
+        """The largest floating input."""
+        sizes = {n: t.numel() for n, t in step.inputs().items() if t.is_floating_point() and t.dim() > 1}
+        return max(sizes, key=lambda name: sizes[name], default=None)
+
+    def _follow(self, step: Step, name: str, values: Tensor, tensor: Tensor) -> bool:
+        """Whether it has the contents that it had in the last step."""
+        flat = values.reshape(-1) if values.is_contiguous() else values.flatten()
+        few = flat[:: max(1, flat.numel() // _NUM_ELEMENTS)][:_NUM_ELEMENTS].clone()
+        known = self._histories.setdefault(name, _History())
+        is_same = known.last is not None and known.last.shape == few.shape and torch.equal(known.last, few)
+        is_object = known.object is not None and known.object() is tensor
+        number = few.float() if few.dtype is torch.bool or few.dtype.itemsize == 1 else few
+        low, high = (float(end) for end in torch.aminmax(number))
+        known.was_constant = low == high
+        known.num_constant = known.num_constant + 1 if low == high else 0
+        if is_same:
+            known.was_shared |= is_object
+            known.run += 1
+        elif known.last is not None:
+            known.num_varied = known.num_varied + 1 if known.run == 1 else 0
+            known.runs = [*known.runs[-3:], known.run]
+            known.run = 1
+        known.last, known.object = few, weakref.ref(tensor)
+        if values.is_floating_point() and values.dim() > 1:
+            self._check_range(step, name, known, max(abs(low), abs(high)))
+        if not values.is_floating_point() and _IS_LABEL.search(name.lower()):
+            self._check_labels(step, name, known, values)
+        return is_same
+
+    def _check_range(self, step: Step, name: str, known: _History, size: float) -> None:
+        if known.was_constant:
+            return  # another contract
+        if known.num_known < _KNOWN:
+            known.lowest = min(size, known.lowest) if known.num_known else size
+            known.highest = max(size, known.highest)
+            known.num_known += 1
+        elif size > _FACTOR * known.highest > 0 or size < known.lowest / _FACTOR:
+            evidence = f"up to {size:.3g} in this batch, {known.lowest:.3g} to {known.highest:.3g} in the first steps"
+            self.broken("input-out-of-range", step, evidence, subject=name)
+
+    def _check_labels(self, step: Step, name: str, known: _History, values: Tensor) -> None:
+        is_shared = known.run >= known.num_constant and known.was_shared
+        if known.num_constant >= _LABEL_STEPS and values.numel() >= _LABELS and not is_shared:
+            evidence = f"all {values.numel()} labels of the batch are {values.reshape(-1)[0].item()}"
+            evidence += f", {known.num_constant} steps in a row"
+            self.broken("labels-constant", step, evidence, subject=name)
+
+    def _check_constant(self, step: Step, main: str | None) -> None:
+        if main is None or main not in self._histories:
+            return
+        tensor, known = step.inputs()[main], self._histories[main]
+        is_large = tensor.numel() // max(1, tensor.shape[0]) >= _LARGE_SAMPLE
+        if is_large and known.num_constant >= _CONSTANT_STEPS and known.last is not None:
+            evidence = f"every element is {float(known.last[0]):.6g}, {known.num_constant} steps in a row"
+            self.broken("constant-input", step, evidence, subject=main)
+
+    def _check_repeats(self, step: Step, repeats: dict[str, bool], main: str | None) -> None:
+        large = {n for n, t in step.inputs().items() if n in repeats and t.numel() >= _LARGE_SAMPLE}
+        varied = {n for n in large if not self._histories[n].was_constant}
+        if main is None or main not in repeats:
+            return
+        known = self._histories[main]
+        labels = [n for n in repeats if _IS_LABEL.search(n.lower()) and n != main]
+        other = repeats[main] and not known.was_constant and any(not repeats[name] for name in labels)
+        self._num_other_labels = self._num_other_labels + 1 if other and not known.was_shared else 0
+        if self._num_other_labels >= _OTHER_LABELS:
+            evidence = f"the same contents {known.run} steps in a row, with other labels each time"
+            self.broken("batch-repeats", step, evidence, subject=main)
+        if known.run >= _REPEATS and known.num_varied >= _VARIED and main in varied:
+            evidence = f"the same contents {known.run} steps in a row, after {known.num_varied} that differed"
+            self.broken("batch-repeats", step, evidence, subject=main)
+        for name in varied:
+            self._check_workers(step, name, self._histories[name])
+
+    def _check_workers(self, step: Step, name: str, known: _History) -> None:
+        """Each of several workers draws the same: what one has drawn comes once from each of them."""
+        last = known.runs[-2:]
+        if len(last) == 2 and last[0] == last[1] >= 2 and known.run == 1 and not known.was_shared:
+            evidence = f"the same contents {last[0]} steps in a row, twice, each time in a tensor of its own"
+            self.broken("workers-repeat", step, evidence, subject=name)

@@ -1,0 +1,170 @@
+"""Loops that compute gradients and never use them, and rates that are zero."""
+
+import gc
+import sys
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diagnostics.contracts.family import Family, Reports
+from diagnostics.contracts.scene import Scene, Step, largest_rate
+from diagnostics.tensors import strided
+
+_DROPPED = 2
+_DROPPED_OF_SEVERAL = 8  # where an optimizer of another model steps: a GAN's critic takes several steps in between
+_WITHOUT_BACKWARD = 3
+_ZERO_RATES, _ZERO_RATES_WITH_SCHEDULE = 5, 50
+_NUM_PARAMETERS, _NUM_ELEMENTS = 16, 64
+
+
+class Idle(Family):
+    """Asks whether anything moves at all, until something does."""
+
+    def __init__(self, scene: Scene, reports: Reports) -> None:
+        super().__init__(scene, reports)
+        self._has_moved = False
+        self._parameters: list[Tensor] = []
+        self._at_first: list[Tensor] = []
+        self._versions: list[int] = []
+        self._is_computed = False  # gradients, that no optimizer has used
+        self._num_dropped = self._num_without = 0
+        self._foreign: str | None = None  # an optimizer that stepped, and holds nothing of the models
+
+    def begin(self, step: Step) -> None:
+        if self._has_moved:
+            return
+        if not self._parameters:
+            self._choose()
+        self._look_for_drops()
+
+    def _choose(self) -> None:
+        trained = [p for p in self.scene.parameters().values() if p.requires_grad and strided(p) is not None]
+        chosen = trained[:: max(1, len(trained) // _NUM_PARAMETERS)][:_NUM_PARAMETERS]
+        self._parameters, self._at_first = list(chosen), [_few(p) for p in chosen]
+        self._versions = [p._version for p in chosen]
+
+    def _look_for_drops(self) -> None:
+        """Gradients were set to None by hand, or outside of the step."""
+        if self._is_computed and all(p.grad is None for p in self._parameters):
+            self._drop()
+
+    def _drop(self) -> None:
+        self._num_dropped += 1
+        self._is_computed = False
+
+    def after_backward(self, step: Step) -> None:
+        if not self._has_moved:
+            self._look_for_drops()
+            self._is_computed = any(p.grad is not None for p in self._parameters)
+
+    def after_clear(self, step: Step, owner: Any) -> None:
+        if self._is_computed:
+            self._drop()
+
+    def on_scaler(self, step: Step, scaler: Any, call: str, optimizer: Any) -> None:
+        self._has_moved |= call == "step"  # or was left out
+
+    def before_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
+        if not self._has_moved and not self.scene.concerns(optimizer):
+            self._foreign = type(optimizer).__name__
+
+    def end(self, step: Step) -> None:
+        if self._has_moved:
+            return
+        self._has_moved = step.num_optimizer_steps > 0 or self._versions != [p._version for p in self._parameters]
+        if self._has_moved:
+            self._at_first = []
+            return
+        self._num_without = 0 if step.num_backward else self._num_without + 1
+        most = _DROPPED if self._foreign is None else _DROPPED_OF_SEVERAL
+        is_idle = self._num_dropped >= most or self._num_without >= _WITHOUT_BACKWARD
+        if not is_idle or not self._parameters:
+            return
+        if self._differ():  # written to through `.data`
+            self._has_moved = True
+            return
+        what = f"gradients were dropped {self._num_dropped} times and used never"
+        if self._num_dropped < _DROPPED:
+            what = f"nothing was differentiated in {self._num_without} steps"
+        foreign = f"; {self._foreign}, which steps, holds none of the model's parameters" if self._foreign else ""
+        self.broken("no-optimizer-step", step, f"{what}: no parameter has changed{foreign}", subject="optimizer.step")
+
+    def _differ(self) -> bool:
+        """Reads on the host: only where something is suspected."""
+        pairs = zip(self._parameters, self._at_first, strict=True)
+        return any(not torch.equal(_few(p), before) for p, before in pairs)
+
+    def forget(self) -> None:
+        self._is_computed = False
+
+
+def _few(parameter: Tensor) -> Tensor:
+    """A copy of a few of its elements, (n,)."""
+    values = strided(parameter)
+    assert values is not None
+    return values.detach().reshape(-1)[:_NUM_ELEMENTS].clone()
+
+
+class Rates(Family):
+    """Learning rates that are zero, and schedules that step too often or too early."""
+
+    def __init__(self, scene: Scene, reports: Reports) -> None:
+        super().__init__(scene, reports)
+        self._num_zero: dict[int, int] = {}
+        self._schedules: dict[int, list[tuple[Any, int, int]]] = {}
+
+    def before_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
+        if not self.scene.concerns(optimizer):
+            return
+        moves = self._check_schedules(step, optimizer)
+        rate = largest_rate(optimizer)
+        count = self._num_zero.get(id(optimizer), 0) + 1 if rate == 0 else 0
+        self._num_zero[id(optimizer)] = count
+        if count >= (_ZERO_RATES_WITH_SCHEDULE if moves else _ZERO_RATES):
+            name = self.scene.name_of_optimizer(optimizer)
+            self.broken("learning-rate-zero", step, f"the rate of {name} was 0 in {count} steps", subject=name)
+
+    def _check_schedules(self, step: Step, optimizer: Any) -> bool:
+        """Whether a scheduler of it has moved."""
+        known = self._schedules.get(id(optimizer))
+        name, several = self.scene.name_of_optimizer(optimizer), len(self.scene.optimizers) > 1
+        if known is None:
+            found = _schedulers_of(optimizer)
+            is_first = step.index == 0 and not getattr(optimizer, "state", None)
+            for one in found if is_first else ():
+                if _count(one) == 2:  # one made it; after a resume there are more
+                    evidence = f"{type(one).__name__} has stepped before the first step of {name}"
+                    self.broken("scheduler-order", step, evidence, subject=type(one).__name__)
+            self._schedules[id(optimizer)] = [(weakref.ref(one), _count(one), 0) for one in found]
+            return True
+        now = []
+        for reference, before, often in known:
+            one = reference()
+            count = before if one is None else _count(one)
+            often = often + 1 if count - before >= 2 else 0
+            now.append((reference, count, often))
+            if often >= 3 and not several and not _is_of_accelerate():
+                evidence = f"{type(one).__name__} stepped {count - before} times for one step of {name}, {often} times"
+                self.broken("scheduler-count", step, evidence, subject=type(one).__name__)
+        self._schedules[id(optimizer)] = now
+        return any(count != before for (_, count, _), (_, before, _) in zip(now, known, strict=True))
+
+
+def _count(scheduler: Any) -> int:
+    return int(getattr(scheduler, "_step_count", 0))
+
+
+def _is_of_accelerate() -> bool:
+    """accelerate steps a scheduler once for each of several processes, on purpose."""
+    state = getattr(sys.modules.get("accelerate.state"), "PartialState", None)
+    return getattr(state, "_shared_state", {}).get("num_processes", 1) > 1
+
+
+def _schedulers_of(optimizer: Any) -> list[Any]:
+    """torch's schedulers of an optimizer, wherever they are."""
+
+    kind = torch.optim.lr_scheduler.LRScheduler
+    found = [one for one in gc.get_objects() if issubclass(type(one), kind)]
+    return [one for one in found if getattr(one, "optimizer", None) is optimizer]

@@ -1,0 +1,55 @@
+"""Results by which a loop chooses its best checkpoint."""
+
+import re
+from dataclasses import dataclass
+
+from diagnostics.contracts.family import Family, Reports
+from diagnostics.contracts.scene import Scene, Step
+
+_HIGHER = r"(acc|accuracy|iou|miou|psnr|ssim|f1|auc|auroc|map|precision|recall|dice|zncc|bleu|rouge|r2|reward|return)"
+_LOWER = r"(loss|error|err|rmse|mse|mae|nll|fid|lpips|perplexity|ppl|wer|cer|kl|absrel)"
+
+
+@dataclass
+class _Results:
+    higher_is_better: bool | None
+    best: float | None = None
+    """Of those that were kept."""
+
+
+class Metrics(Family):
+    """What is kept as the best is the best."""
+
+    def __init__(self, scene: Scene, reports: Reports) -> None:
+        super().__init__(scene, reports)
+        self._results: dict[str, _Results] = {}
+
+    def add(self, step: Step, name: str, value: float, *, higher_is_better: bool | None, kept: bool) -> None:
+        """A result.
+
+        Args:
+            higher_is_better: None: as the metric's name says, if it does.
+            kept: whether the loop took it for the best so far.
+        """
+        known = self._results.setdefault(name, _Results(direction_of(name)))
+        if higher_is_better is not None:
+            known.higher_is_better = higher_is_better
+        if known.higher_is_better is None or value != value:
+            return
+        is_better = known.best is None or (value > known.best if known.higher_is_better else value < known.best)
+        direction = "higher" if known.higher_is_better else "lower"
+        if known.best is not None and kept and not is_better and value != known.best:
+            evidence = f"{value:.6g} is kept as the best after {known.best:.6g}, and {direction} is better"
+            self.broken("metric-direction", step, evidence, subject=name)
+        if known.best is not None and not kept and is_better:
+            evidence = f"{value:.6g} is not kept after {known.best:.6g}, though {direction} is better"
+            self.broken("metric-direction", step, evidence, subject=name)
+        if kept:
+            known.best = value
+
+
+def direction_of(name: str) -> bool | None:
+    """Whether a higher value is better, by the metric's name; None where it does not say it."""
+    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+    lower, higher = (any(re.fullmatch(one, word) for word in words) for one in (_LOWER, _HIGHER))
+    return None if lower == higher else higher

@@ -1,0 +1,163 @@
+"""Training and evaluation mode: in the steps, and between them, where validation runs."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from diagnostics.contracts.family import Family, Reports
+from diagnostics.contracts.scene import Scene, Step, held_by
+from diagnostics.modules import unwrapped, walk
+
+_NEVER_TRAINED = 2  # steps
+
+_Heard = Callable[[nn.Module], None]
+
+
+class Modes(Family):
+    """Dropout and batch normalisation behave as the loop means them to."""
+
+    def __init__(self, scene: Scene, reports: Reports) -> None:
+        super().__init__(scene, reports)
+        self._roots = [unwrapped(model) for model in scene.models]
+        self._has_trained = [False] * len(self._roots)  # in training mode
+        self._num_untrained = [0] * len(self._roots)
+        self._is_inside = False
+        self._outside: list[tuple[str, str]] = []  # name of a module and what it does in training mode
+        self._is_listening = False
+
+    def begin(self, step: Step) -> None:
+        self._is_inside = True
+        if not self._is_listening:
+            self._is_listening = True
+            for root in self._roots:
+                _CALLS.listen(root, _weakly(self))
+        if self._outside:
+            (name, kind), num = self._outside[0], len(self._outside)
+            evidence = f"the model ran without gradients in training mode, {num} times since the last step: {kind}"
+            self.broken("training-mode-in-evaluation", step, evidence, layer=name)
+            self._outside = []
+
+    def called(self, root: nn.Module) -> None:
+        """A model runs."""
+        if self._is_inside or torch.is_grad_enabled() or not root.training:
+            return
+        found = _active(root)
+        if found is not None:
+            self._outside.append(found)
+
+    def before_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
+        held = {id(p) for p in held_by(optimizer)}
+        for number, root in enumerate(self._roots):
+            if root.training:
+                self._has_trained[number] = True
+                self._num_untrained[number] = 0
+                continue
+            if not any(id(p) in held for p in root.parameters()):
+                continue
+            kinds = _kinds(root)
+            if self._has_trained[number] and kinds:
+                evidence = f"{type(root).__name__} is stepped in evaluation mode, and was in training mode before"
+                self.broken("evaluation-mode-in-training", step, f"{evidence}: {kinds[0][1]}", layer=kinds[0][0])
+                continue
+            dropout = next(((name, kind) for name, kind in kinds if kind.startswith("Dropout")), None)
+            self._num_untrained[number] += 1
+            if dropout is not None and self._num_untrained[number] == _NEVER_TRAINED:
+                evidence = f"{type(root).__name__} is in evaluation mode in its first steps: {dropout[1]} does nothing"
+                self.broken("evaluation-mode-in-training", step, evidence, layer=dropout[0], severity="warning")
+
+    def end(self, step: Step) -> None:
+        self._is_inside = False
+
+    def forget(self) -> None:
+        self._is_inside = False
+        self._outside = []
+
+    def detach(self) -> None:
+        self._is_listening = False
+        self._outside = []
+        for root in self._roots:
+            _CALLS.forget(root)
+
+
+def _kinds(root: nn.Module) -> list[tuple[str, str]]:
+    """Name and kind of each module that behaves differently in the two modes, whatever its mode."""
+    found = []
+    for name, module in walk(root):
+        if isinstance(module, _DropoutNd) and module.p > 0:
+            found.append((name or "model", f"Dropout({module.p:g})"))
+        elif isinstance(module, _BatchNorm) and module.track_running_stats:
+            found.append((name or "model", type(module).__name__))
+    return found
+
+
+def _active(root: nn.Module) -> tuple[str, str] | None:
+    """Name and kind of the first module that drops out, or moves its running statistics, in the mode that it has."""
+    for name, module in walk(root):
+        if isinstance(module, _DropoutNd) and module.p > 0 and module.training:
+            return name or "model", f"Dropout({module.p:g}) is active"
+        is_moving = isinstance(module, _BatchNorm) and module.track_running_stats and module.training
+        if is_moving and module.momentum is not None:  # None: `update_bn` computes averages anew, on purpose
+            return name or "model", f"{type(module).__name__} uses this batch and moves its running statistics"
+    return None
+
+
+# Calls of a model, between steps too. Not a hook: the model is copied and saved as if nobody watched.
+
+
+class _Calls:
+    """Stands in for `__call__` of the classes of some models, as long as somebody listens to one."""
+
+    def __init__(self) -> None:
+        self._heard: weakref.WeakKeyDictionary[nn.Module, list[_Heard]] = weakref.WeakKeyDictionary()
+        self._owners: dict[type, tuple[bool, Any]] = {}  # whether the class had its own, and which
+
+    def listen(self, root: nn.Module, heard: _Heard) -> None:
+        if isinstance(root, torch.jit.ScriptModule):
+            return
+        self._heard.setdefault(root, []).append(heard)
+        kind = type(root)
+        if kind in self._owners:
+            return
+        original = kind.__call__
+        self._owners[kind] = "__call__" in vars(kind), original
+        listeners = self._heard
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if not torch.compiler.is_compiling():
+                for heard in listeners.get(module, ()):
+                    heard(module)
+            return original(module, *args, **kwargs)
+
+        kind.__call__ = call  # type: ignore[method-assign]
+
+    def forget(self, root: nn.Module) -> None:
+        """Nobody listens to this model any more; of its class the last one puts everything back."""
+        self._heard.pop(root, None)
+        kind = type(root)
+        if kind not in self._owners or any(type(other) is kind for other in self._heard):
+            return
+        had_own, original = self._owners.pop(kind)
+        if had_own:
+            kind.__call__ = original  # type: ignore[method-assign]
+        else:
+            del kind.__call__
+
+
+_CALLS = _Calls()
+
+
+def _weakly(modes: Modes) -> _Heard:
+    """For a watch that nobody has any more is silent."""
+    reference = weakref.ref(modes)
+
+    def heard(root: nn.Module) -> None:
+        own = reference()
+        if own is not None:
+            own.called(root)
+
+    return heard

@@ -1,0 +1,220 @@
+"""The order of backward, clearing, clipping, scaling and steps."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diagnostics.contracts.cycle import Cycle, are_zero, has_gradient, untouched
+from diagnostics.contracts.family import Family, Reports
+from diagnostics.contracts.scene import Scene, Step, held_by
+
+_EMPTY_STEPS = 2
+_WASTED_STEPS = 2
+_STALE_STEPS = 2
+
+
+class Order(Family):
+    """Follows the gradients of each optimizer of the models from one of its steps to the next."""
+
+    def __init__(self, scene: Scene, reports: Reports) -> None:
+        super().__init__(scene, reports)
+        self._cycles: list[Cycle] = []
+        self._scaled = False  # a loss was scaled since the last backward
+        self._in_scaler_step = False
+        self._stepped_by_scaler: dict[int, set[int]] = {}  # scaler -> optimizers since its last update
+
+    # Which cycle
+
+    def _cycle(self, optimizer: Any) -> Cycle | None:
+        """Of an optimizer that concerns the models."""
+        for cycle in self._cycles:
+            if cycle.optimizer() is optimizer:
+                return cycle
+        if not self.scene.concerns(optimizer):
+            return None
+        cycle = Cycle(optimizer)
+        self._cycles = [c for c in self._cycles if c.optimizer() is not None] + [cycle]
+        return cycle
+
+    def _known(self) -> list[Cycle]:
+        """Of all optimizers that are watched."""
+        found = (self._cycle(optimizer) for optimizer in self.scene.bare_optimizers())
+        return [cycle for cycle in found if cycle is not None]
+
+    def forget(self) -> None:
+        for cycle in self._cycles:
+            cycle.forget()
+        self._scaled = self._in_scaler_step = False
+        self._stepped_by_scaler.clear()
+
+    def begin(self, step: Step) -> None:
+        self._scaled = self._in_scaler_step = False
+        for cycle in self._cycles if step.is_due else ():
+            cycle.refresh()
+
+    # Backward and clearing
+
+    def before_backward(self, step: Step, roots: list[Tensor]) -> None:
+        """A gradient that an optimizer has stepped on, and nobody has touched, is about to be added to."""
+        for cycle in self._known():
+            if not cycle.after_step or cycle.suspects or cycle.clears_unseen:
+                continue
+            alive = {id(p) for p in untouched(cycle.after_step)}
+            cycle.suspects = [one for one in cycle.after_step if id(one[0]) in alive]
+            if cycle.suspects and not cycle.is_suspected:  # asked once, for it reads on the host
+                cycle.is_suspected = True
+                cycle.clears_unseen = are_zero([p for p, _, _ in cycle.suspects])
+                cycle.suspects = [] if cycle.clears_unseen else cycle.suspects
+
+    def after_backward(self, step: Step) -> None:
+        for cycle in self._known():
+            cycle.num_since_clear += 1
+            now = cycle.gradients()
+            if not now and not has_gradient(cycle.optimizer()):
+                continue
+            before = cycle.after_backward or cycle.after_clear or cycle.after_step
+            if before and len(untouched(before)) == len(now):
+                continue  # another model's backward
+            cycle.num_backward += 1
+            cycle.is_fresh = cycle.was_reached = True
+            cycle.is_scaled, cycle.is_unscaled = self._scaled, False
+            cycle.after_backward, cycle.step_of_backward = now, step.index
+        self._scaled = False
+
+    def after_clear(self, step: Step, owner: Any) -> None:
+        is_optimizer = isinstance(owner, torch.optim.Optimizer)
+        cleared = set() if is_optimizer else {id(p) for p in owner.parameters()}
+        for cycle in self._known():
+            if cycle.optimizer() is not owner and not (cleared and all(id(p) in cleared for p in cycle.samples)):
+                continue
+            if cycle.is_fresh and cycle.step_of_backward != step.index:  # an attack drops its own, in one step
+                cycle.num_dropped += 1
+            cycle.is_fresh = cycle.is_scaled = False
+            cycle.num_since_clear = 0
+            cycle.after_step, cycle.suspects, cycle.after_backward = [], [], []
+            cycle.after_clear = cycle.gradients()
+
+    # Steps
+
+    def before_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
+        cycle = self._cycle(optimizer)
+        if cycle is None or has_closure:
+            return
+        name = self.scene.name_of_optimizer(optimizer)
+        is_empty = not has_gradient(optimizer) or self._is_cleared(cycle)
+        cycle.num_empty = cycle.num_empty + 1 if is_empty else 0
+        if is_empty and (cycle.is_fresh or (cycle.was_reached and cycle.num_since_clear == 0)):
+            evidence = f"{name} steps without gradient: backward computed it, and it was cleared before the step"
+            self.broken("gradients-cleared-too-early", step, evidence, subject=name)
+        elif cycle.num_empty >= _EMPTY_STEPS:
+            what = "what was differentiated does not reach its parameters" if step.num_backward else "no backward ran"
+            evidence = f"{name} stepped {cycle.num_empty} times in a row without any gradient: {what}"
+            self.broken("loss-without-gradient", step, evidence, subject=name)
+        if not is_empty:
+            self._check_sums(step, cycle, name)
+            self._check_stale(step, cycle, name)
+            self._check_scaling(step, cycle, name)
+            self._check_wasted(step, cycle, name)
+
+    def _is_cleared(self, cycle: Cycle) -> bool:
+        """Whether all gradients are as they were when they were cleared, to zeros."""
+        if cycle.is_fresh or not cycle.after_clear:
+            return False
+        same = untouched(cycle.after_clear)
+        return len(same) == len(cycle.gradients()) and are_zero(same)
+
+    def _check_sums(self, step: Step, cycle: Cycle, name: str) -> None:
+        summed = [p for p, grad, version in cycle.suspects if p.grad is grad() and p.grad._version != version]
+        if not summed:
+            return
+        evidence = f"{name} steps on a gradient that backward added to that of its last step"
+        where = self.scene.name_of(summed[0])
+        self.broken("gradients-not-cleared", step, f"{evidence} ({where} and others)", parameter=where)
+
+    def _check_stale(self, step: Step, cycle: Cycle, name: str) -> None:
+        same = untouched(cycle.after_step)
+        is_stale = cycle.num_backward == 0 and bool(same) and len(same) == len(cycle.gradients())
+        cycle.num_stale = cycle.num_stale + 1 if is_stale else 0
+        if cycle.num_stale >= _STALE_STEPS and not are_zero(same):
+            evidence = f"{name} has stepped {cycle.num_stale} times in a row on a gradient that it had stepped on"
+            self.broken("stale-gradients", step, evidence, subject=name)
+
+    def _check_scaling(self, step: Step, cycle: Cycle, name: str) -> None:
+        if cycle.is_scaled and not cycle.is_unscaled and not self._in_scaler_step and self._is_as_computed(cycle):
+            evidence = f"the loss was scaled, and {name} steps on gradients that still have the factor"
+            self.broken("scaler-bypassed", step, evidence, subject=name)
+
+    @staticmethod
+    def _is_as_computed(cycle: Cycle) -> bool:
+        """Whether nobody has written to the gradients since backward, as one does who unscales them by hand."""
+        return bool(cycle.after_backward) and len(untouched(cycle.after_backward)) == len(cycle.after_backward)
+
+    def _check_wasted(self, step: Step, cycle: Cycle, name: str) -> None:
+        is_wasted = cycle.num_dropped > 0 and len(self._known()) == 1
+        cycle.num_wasted = cycle.num_wasted + 1 if is_wasted else 0
+        if cycle.num_wasted >= _WASTED_STEPS:
+            num = cycle.num_dropped
+            evidence = f"{name} steps on the last of {num + 1} backward passes; the gradients of {num} were dropped"
+            self.broken("accumulation-count", step, evidence, subject=name)
+
+    def after_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
+        cycle = self._cycle(optimizer)
+        if cycle is None:
+            return
+        cycle.num_steps += 1
+        cycle.suspects = []
+        cycle.renew()
+        cycle.after_step = [] if has_closure else cycle.gradients()
+
+    # Gradient scalers
+
+    def on_scaler(self, step: Step, scaler: Any, call: str, optimizer: Any) -> None:
+        if call == "scale":
+            self._scaled = True
+        elif call == "update":
+            self._stepped_by_scaler.pop(id(scaler), None)
+        elif optimizer is None:
+            return
+        elif call == "unscale_":
+            self._mark_unscaled(optimizer)
+        elif call == "step":
+            self._in_scaler_step = True
+            self._check_update(step, scaler, optimizer)
+        else:
+            self._in_scaler_step = False
+            cycle = self._cycle(optimizer)
+            if cycle is not None:  # left out, perhaps
+                cycle.renew()
+                cycle.after_step = []
+
+    def _mark_unscaled(self, optimizer: Any) -> None:
+        cycle = self._cycle(getattr(optimizer, "optimizer", optimizer))
+        if cycle is not None:
+            cycle.is_unscaled = True
+
+    def _check_update(self, step: Step, scaler: Any, optimizer: Any) -> None:
+        asked = self._stepped_by_scaler.setdefault(id(scaler), set())
+        if id(optimizer) in asked:
+            evidence = f"step({self.scene.name_of_optimizer(optimizer)}) a second time since the last update()"
+            self.broken("scaler-not-updated", step, evidence, subject="scaler.update")
+        asked.add(id(optimizer))
+
+    # Clipping
+
+    def on_clip(self, step: Step, parameters: list[Tensor], limit: float) -> None:
+        if not math.isfinite(limit):
+            return  # the norm is wanted
+        clipped = {id(p) for p in parameters}
+        for cycle in self._known():
+            optimizer = cycle.optimizer()
+            if not any(id(p) in clipped and p.grad is not None for p in held_by(optimizer)):
+                continue
+            name = self.scene.name_of_optimizer(optimizer)
+            if cycle.is_scaled and not cycle.is_unscaled and self._is_as_computed(cycle):
+                evidence = f"gradients of {name} are clipped to {limit:g} while they have the scaler's factor"
+                self.broken("clipping-before-unscaling", step, evidence, subject=name)
+            if cycle.num_steps and cycle.num_backward == 0 and untouched(cycle.after_step):
+                evidence = f"gradients of {name} are clipped to {limit:g} after it has stepped on them"
+                self.broken("clipping-after-step", step, evidence, subject=name)

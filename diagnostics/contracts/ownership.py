@@ -1,0 +1,186 @@
+"""Optimizers and parameters match: each that trains is held once, and gets a gradient."""
+
+import gc
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diagnostics.contracts.family import Family, Reports
+from diagnostics.contracts.motion import digest
+from diagnostics.contracts.scene import Scene, Step, held_by
+from diagnostics.modules import walk
+from diagnostics.tensors import strided
+
+_UNHELD = 2  # steps in which it gets a gradient
+_WITHOUT_GRADIENT = 3  # steps of its optimizer
+_FEW = 0.02  # of the elements that an optimizer trains
+
+
+class Ownership(Family):
+    """Looked at in the first steps of the watch and where a step is due."""
+
+    def __init__(self, scene: Scene, reports: Reports) -> None:
+        super().__init__(scene, reports)
+        self._num_steps: dict[int, int] = {}  # of optimizers
+        self._without: dict[int, int] = {}  # parameter -> steps of its optimizer
+        self._unheld: dict[int, int] = {}  # parameter -> steps in which it got a gradient
+        self._digests: dict[int, Tensor] = {}  # of those that are suspected
+        self._stepped_on: dict[int, tuple[Any, int, Any]] = {}  # parameter -> gradient, version, optimizer
+        self._num_looks = 0
+        self._has_run: set[int] = set()  # modules
+        self._handles: list[Any] = []
+        self._looks = False
+        self._reached: set[int] = set()  # parameters that had a gradient when an optimizer stepped
+
+    # A step
+
+    def begin(self, step: Step) -> None:
+        self._stepped_on, self._reached = {}, set()
+        self._looks = step.is_due or self._num_looks <= _WITHOUT_GRADIENT
+        if step.is_due and not self._has_run:  # compiled modules run eagerly in such a step
+            self._note_runs()
+
+    def _note_runs(self) -> None:
+        """Which modules run: one that does not cannot get a gradient."""
+        for model in self.scene.models:
+            for _, module in walk(model):
+                if module._parameters and not isinstance(module, torch.jit.ScriptModule):
+                    self._handles.append(module.register_forward_pre_hook(self._note_run))
+
+    def _note_run(self, module: nn.Module, args: Any) -> None:
+        if torch.is_grad_enabled():
+            self._has_run.add(id(module))
+
+    def leave(self) -> None:
+        """Take hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def detach(self) -> None:
+        self.leave()
+
+    def before_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
+        if not self._looks or has_closure:
+            return
+        held = held_by(optimizer)
+        num = self._num_steps[id(optimizer)] = self._num_steps.get(id(optimizer), 0) + 1
+        if num == 1:
+            self._check_twice(step, optimizer, held)
+        own = self.scene.parameters()
+        self._reached |= {key for key, p in own.items() if p.grad is not None}
+        if not any(id(p) in own for p in held) and not any(optimizer is o for o in self.scene.bare_optimizers()):
+            return
+        self._check_same_gradient(step, optimizer, held)
+        if num >= 2:
+            self._check_strangers(step, optimizer, held, own)
+        self._check_gradients(step, optimizer, held, own)
+
+    def end(self, step: Step) -> None:
+        self.leave()
+        if self._looks and step.num_optimizer_steps:
+            self._num_looks += 1
+            self._check_unheld(step)
+        self._stepped_on = {}
+
+    def forget(self) -> None:
+        self.leave()
+        self._stepped_on = {}
+
+    # Questions
+
+    def _check_twice(self, step: Step, optimizer: Any, held: list[nn.Parameter]) -> None:
+        ids = [id(p) for p in held]
+        if len(set(ids)) < len(ids):
+            twice = [p for number, p in enumerate(held) if ids.index(id(p)) < number]
+            name = self.scene.name_of_optimizer(optimizer)
+            self.broken_in("parameter-in-two-groups", step, twice, f"{name} holds it twice")
+
+    def _check_same_gradient(self, step: Step, optimizer: Any, held: list[nn.Parameter]) -> None:
+        twice, other = [], None
+        for parameter in held:
+            grad = parameter.grad
+            if grad is None:
+                continue
+            before = self._stepped_on.get(id(parameter))
+            if before is not None and before[2] is not optimizer and before[0] is grad and before[1] == grad._version:
+                twice, other = [*twice, parameter], before[2]
+            self._stepped_on[id(parameter)] = grad, grad._version, optimizer
+        if twice:
+            mine, others = self.scene.name_of_optimizer(optimizer), self.scene.name_of_optimizer(other)
+            evidence = f"{mine} steps on the gradient that {others} has stepped on"
+            self.broken_in("parameter-in-two-groups", step, twice, evidence)
+
+    def _check_strangers(
+        self, step: Step, optimizer: Any, held: list[nn.Parameter], own: dict[int, nn.Parameter]
+    ) -> None:
+        strangers = [p for p in held if id(p) not in own and p.grad is None and p.requires_grad]
+        if not strangers or any(id(p) not in own and p.grad is not None for p in held):
+            return
+        known = {id(p) for one in [*self.scene.bare_optimizers(), optimizer] for p in held_by(one)}
+        left = [tuple(p.shape) for key, p in own.items() if key not in known and p.requires_grad]
+        copies = [p for p in strangers if tuple(p.shape) in left]
+        none_of_ours = len(strangers) == len(held)
+        if copies or none_of_ours:
+            name, first = self.scene.name_of_optimizer(optimizer), (copies or strangers)[0]
+            evidence = f"{name} holds {len(strangers)} parameters that are not the model's and get no gradient"
+            evidence += f", the first of shape {tuple(first.shape)}"
+            self.broken("optimizer-holds-stranger", step, evidence, subject=name)
+
+    def _check_gradients(
+        self, step: Step, optimizer: Any, held: list[nn.Parameter], own: dict[int, nn.Parameter]
+    ) -> None:
+        trained = [p for p in held if p.requires_grad and id(p) in own]
+        for parameter in trained:
+            there = parameter.grad is not None
+            self._without[id(parameter)] = 0 if there else self._without.get(id(parameter), 0) + 1
+        if all(p.grad is None for p in trained):
+            return  # another contract
+        ran = self._parameters_that_ran()
+        missing = [p for p in trained if self._without[id(p)] >= _WITHOUT_GRADIENT and id(p) in ran]
+        if not missing:
+            return
+        share = sum(p.numel() for p in missing) / max(1, sum(p.numel() for p in trained))
+        name = self.scene.name_of_optimizer(optimizer)
+        evidence = f"no gradient in {_WITHOUT_GRADIENT} steps of {name} in a row, though its layer runs"
+        evidence += f"; {100 * share:.1f} % of what it trains"
+        severity = "alarm" if share >= _FEW else "warning"
+        self.broken_in("parameter-without-gradient", step, missing, evidence, severity=severity)
+
+    def _parameters_that_ran(self) -> set[int]:
+        modules = [module for model in self.scene.models for _, module in walk(model) if id(module) in self._has_run]
+        return {id(p) for module in modules for p in module._parameters.values() if p is not None}
+
+    def _check_unheld(self, step: Step) -> None:
+        held = {id(p) for optimizer in self.scene.bare_optimizers() for p in held_by(optimizer)}
+        unheld = [
+            p
+            for key, p in self.scene.parameters().items()
+            if key not in held and p.requires_grad and key in self._reached and strided(p) is not None
+        ]
+        if not held or not unheld:
+            return
+        if not any(self._unheld.get(id(p)) for p in unheld):
+            elsewhere = {id(p) for one in _all_optimizers() for p in held_by(one)}
+            unheld = [p for p in unheld if id(p) not in elsewhere]
+        found = []
+        for parameter in unheld:
+            now = digest(parameter)
+            before = self._digests.get(id(parameter))
+            if now is None or (before is not None and bool(now != before)):  # the loop moves it by hand
+                self._unheld[id(parameter)] = -(2**30)
+                continue
+            self._digests[id(parameter)] = now
+            self._unheld[id(parameter)] = self._unheld.get(id(parameter), 0) + 1
+            if self._unheld[id(parameter)] >= _UNHELD:
+                found.append(parameter)
+        if found:
+            evidence = "it trains and gets a gradient, and no optimizer holds it"
+            self.broken_in("parameter-without-optimizer", step, found, evidence)
+
+
+def _all_optimizers() -> list[Any]:
+    """torch's optimizers of this process: another one may be meant to step later."""
+    kind = torch.optim.Optimizer
+    return [one for one in gc.get_objects() if issubclass(type(one), kind) and hasattr(one, "param_groups")]
