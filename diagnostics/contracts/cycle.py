@@ -18,7 +18,16 @@ def has_gradient(optimizer: Any) -> bool:
 
 def untouched(seen: _Seen) -> list[Any]:
     """Parameters whose gradient is the same tensor, of the same version."""
-    return [p for p, grad, version in seen if p.grad is not None and p.grad is grad() and p.grad._version == version]
+    return [p for p, grad, version in seen if _is_same(p.grad, grad) and p.grad._version == version]
+
+
+def written(seen: _Seen) -> list[Any]:
+    """Parameters whose gradient is the same tensor, of another version."""
+    return [p for p, grad, version in seen if _is_same(p.grad, grad) and p.grad._version != version]
+
+
+def _is_same(gradient: Tensor | None, before: "weakref.ref[Tensor]") -> bool:
+    return gradient is not None and gradient is before()
 
 
 def are_zero(parameters: list[Any]) -> bool:

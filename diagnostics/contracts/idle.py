@@ -159,7 +159,7 @@ def _count(scheduler: Any) -> int:
 def _is_of_accelerate() -> bool:
     """accelerate steps a scheduler once for each of several processes, on purpose."""
     state = getattr(sys.modules.get("accelerate.state"), "PartialState", None)
-    return getattr(state, "_shared_state", {}).get("num_processes", 1) > 1
+    return int(getattr(state, "_shared_state", {}).get("num_processes", 1)) > 1
 
 
 def _schedulers_of(optimizer: Any) -> list[Any]:

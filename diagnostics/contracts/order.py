@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diagnostics.contracts.cycle import Cycle, are_zero, has_gradient, untouched
+from diagnostics.contracts.cycle import Cycle, are_zero, has_gradient, untouched, written
 from diagnostics.contracts.family import Family, Reports
 from diagnostics.contracts.scene import Scene, Step, held_by
 
@@ -126,7 +126,7 @@ class Order(Family):
         return len(same) == len(cycle.gradients()) and are_zero(same)
 
     def _check_sums(self, step: Step, cycle: Cycle, name: str) -> None:
-        summed = [p for p, grad, version in cycle.suspects if p.grad is grad() and p.grad._version != version]
+        summed = written(cycle.suspects)
         if not summed:
             return
         evidence = f"{name} steps on a gradient that backward added to that of its last step"

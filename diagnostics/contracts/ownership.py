@@ -98,7 +98,8 @@ class Ownership(Family):
             self.broken_in("parameter-in-two-groups", step, twice, f"{name} holds it twice")
 
     def _check_same_gradient(self, step: Step, optimizer: Any, held: list[nn.Parameter]) -> None:
-        twice, other = [], None
+        twice: list[nn.Parameter] = []
+        other: Any = None
         for parameter in held:
             grad = parameter.grad
             if grad is None:
