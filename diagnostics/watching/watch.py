@@ -18,7 +18,7 @@ from diagnostics.health import Finding
 from diagnostics.modules import models_in, optimizers_in
 from diagnostics.statistics import LayerStatistics, TensorStatistics
 from diagnostics.verdict import Verdict
-from diagnostics.watching.attempts import Attempt, Attempts, First, Watched
+from diagnostics.watching.attempts import Attempt, Attempts, First
 from diagnostics.watching.boundary import noted_phase, noted_text
 from diagnostics.watching.forms import BOTH, called_with_a_step
 from diagnostics.watching.guarded import Guarded
@@ -27,12 +27,8 @@ from diagnostics.watching.kept_contracts import KeptContracts
 from diagnostics.watching.left_out import LeftOut
 from diagnostics.watching.policy import Policy, When
 from diagnostics.watching.skips import Skips
-from diagnostics.watching.surroundings import (
-    Surroundings,
-    around_body,
-    around_callable,
-    named,
-)
+from diagnostics.watching.surroundings import Surroundings, around_body, around_callable, named
+from diagnostics.watching.watched import Watched
 
 Result = TypeVar("Result")
 
