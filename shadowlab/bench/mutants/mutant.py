@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from shadowlab.errors import UserError
 
@@ -56,18 +56,38 @@ class CodeMutant:
         return f"{self.file}, {self.function}"
 
 
-@dataclass(frozen=True)
-class DataMutant:
+class DataMutant(NamedTuple):
     """One fault in a data set of the folder layout (objects/ masks/ shadows/ metadata.json)."""
 
     name: str
-    apply: Callable[[Path], None]
-    """Changes the data set in this folder, in place; the same each time."""
-    says: tuple[str, ...]
-    """What a finding that knows this fault says: all of these words, in any order and case (`phi`, `180`)."""
-    family: str = "data"
-    is_error: bool = True
-    """Training on it would be wrong; False: it may be meant, and a warning is right."""
+    make: Callable[[Path, Path], None]
+    """(folder to read, folder to make): a faulty copy, the same bytes each time."""
+    said: str
+    """Regular expression: a line of the check that names the fault, with the conversion where there is one."""
+
+
+def mutant(
+    name: str,
+    place: str,
+    old: str,
+    new: str,
+    *,
+    more: tuple[Edit, ...] = (),
+    stages: tuple[Stage, ...] = ("check-forward", "overfit", "train"),
+    options: str = "",
+    train_options: str = "",
+    also: tuple[str, ...] = (),
+    says: tuple[str, ...] = (),
+) -> CodeMutant:
+    """A mutant whose first edit is in the function that `place` names: `shadowlab/training/step.py _step`.
+
+    options, train_options: words, separated by spaces. The rest as in `CodeMutant`; more: further edits.
+    """
+    file, function = place.split()
+    edits = (Edit(file, old, new), *more)
+    return CodeMutant(
+        name, function, edits, stages, tuple(options.split()), tuple(train_options.split()), also=also, says=says
+    )
 
 
 def mutated(source: str, edits: tuple[Edit, ...], name: str) -> str:
