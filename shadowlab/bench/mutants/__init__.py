@@ -1,6 +1,21 @@
 """Faults that are put into copies of this project's code and of a data set, one at a time, to see which stage stops
 them."""
 
-from shadowlab.bench.mutants.mutant import CodeMutant, DataMutant, Edit
+from shadowlab.bench.mutants.corpus import CODE_MUTANTS, FAMILIES
+from shadowlab.bench.mutants.mutant import STAGES, CodeMutant, DataMutant, Edit, Stage
+from shadowlab.bench.mutants.report import MutantReport, format_table, line
+from shadowlab.bench.mutants.run import run_mutants
 
-__all__ = ["CodeMutant", "DataMutant", "Edit"]
+__all__ = [
+    "CODE_MUTANTS",
+    "FAMILIES",
+    "STAGES",
+    "CodeMutant",
+    "DataMutant",
+    "Edit",
+    "MutantReport",
+    "Stage",
+    "format_table",
+    "line",
+    "run_mutants",
+]

@@ -11,6 +11,13 @@ from typing import Any
 from shadowlab.errors import StageFailedError
 
 _SCRIPT = Path(__file__).with_name("warm_process.py")
+_LIBRARIES = (
+    *("torch", "numpy", "PIL.Image", "pydantic", "typer", "rich.console", "yaml", "safetensors.torch", "psutil"),
+    *("diffusers.models.unets.unet_2d_condition", "diffusers.models.autoencoders.autoencoder_kl"),
+    *("diffusers.training_utils", "accelerate", "torch.distributed.fsdp", "torch.nn.parallel", "torch.utils.data"),
+    *("torchmetrics.functional.image", "torch.utils.tensorboard"),
+)
+"""That the commands take seconds to import."""
 _MOST_TEXT = 200_000  # characters of an output that are looked at
 
 
@@ -36,7 +43,7 @@ class WarmProcess:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-P", str(_SCRIPT), *_LIBRARIES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self._read()
 
@@ -80,8 +87,10 @@ class WarmProcess:
     def close(self) -> None:
         """End it, once its command is done."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
 
 def _text(file: Path) -> str:

@@ -104,10 +104,10 @@ METRICS = (
     ),
     mutant(
         "lower-rmse-is-worse",
-        f"{_TASK} ShadowTask",
+        f"{_TASK} RMSE",
         'RMSE = Metric("rmse", "RMSE", higher_is_better=False, form=".4f")',
         'RMSE = Metric("rmse", "RMSE", form=".4f")',
-        also=(f"{_TASK} RMSE",),
+        also=(f"{_TASK} ShadowTask",),
         says=("rmse", "RMSE"),
     ),
     mutant(

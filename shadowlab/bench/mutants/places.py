@@ -8,8 +8,7 @@ from shadowlab.bench.mutants.mutant import CodeMutant
 
 # `training/step.py, _step`, `step.py:12, Trainee.update`, `File "/x/step.py", line 12, in _step`
 _PLACE = re.compile(
-    r"(?P<file>[\w./-]+\.py)[\"']?(?::\d+)?(?:,? line \d+)?[,:]?\s+"
-    r"(?:in )?(?:the )?(?:function )?`?(?P<function>[A-Za-z_][\w.]*)"
+    r"(?P<file>[\w./-]+\.py)[\"']?(?::\d+)?(?:,? line \d+)?(?:[,:]\s+(?:in )?|\s+in )`?(?P<function>[A-Za-z_][\w.]*)"
 )
 
 
@@ -31,7 +30,7 @@ def is_in_file(place: tuple[str, str], mutant: CodeMutant) -> bool:
 
 
 def names_the_thing(text: str, mutant: CodeMutant) -> bool:
-    """Whether one of the mutant's words is in a text of a stage that knows no code."""
+    """Whether a word of a text, of a stage that knows no code, begins with one of the mutant's."""
     return any(re.search(rf"(?<![\w]){re.escape(word)}", text, re.IGNORECASE) for word in mutant.says)
 
 

@@ -35,7 +35,12 @@ class MutantReport:
     @property
     def passed(self) -> bool:
         enough = self.num_stopped >= LEAST_STOPPED * len(self.results)
-        return enough and self.num_placed >= LEAST_PLACED * self.num_stopped and self.is_quiet_without
+        return (
+            bool(self.results)
+            and enough
+            and self.num_placed >= LEAST_PLACED * self.num_stopped
+            and self.is_quiet_without
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -1,6 +1,6 @@
 """A process that has imported the libraries, and nothing of this project, and forks for each command it is sent.
 
-Run as a script (`python -P warm_process.py`). A line of JSON on stdin is a command:
+Run as a script (`python -P warm_process.py LIBRARY ..`). A line of JSON on stdin is a command:
 
     {"tree": folder that the project is imported from, "words": of the command line, "folder": working directory,
      "environment": {name: value}, "seconds": at most, "stdout": file, "stderr": file}
@@ -18,29 +18,16 @@ import os
 import signal
 import sys
 import time
-
-LIBRARIES = (
-    *("torch", "numpy", "PIL.Image", "pydantic", "typer", "rich.console", "yaml", "safetensors.torch", "psutil"),
-    *("diffusers", "diffusers.training_utils", "diffusers.models.attention", "diffusers.models.resnet"),
-    *("accelerate", "torch.distributed.fsdp", "torch.nn.parallel", "torch.utils.data", "torch._dynamo"),
-    *("torchmetrics.functional.image", "tensorboard.compat.proto.event_pb2", "torch.utils.tensorboard"),
-)
-
+from contextlib import suppress
 
 STARTED_BY = os.getppid()
 
 
 def serve() -> None:
     """Answer commands until stdin ends."""
-    for name in LIBRARIES:
-        try:
+    for name in sys.argv[1:]:
+        with suppress(ImportError):  # the command that needs it says so
             importlib.import_module(name)
-        except ImportError:
-            continue  # the command that needs it says so
-    # What the name means is loaded when it is asked for.
-    diffusers = importlib.import_module("diffusers")
-    for name in ("UNet2DConditionModel", "AutoencoderKL"):
-        getattr(diffusers, name)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         command = json.loads(line)
