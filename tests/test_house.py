@@ -41,6 +41,8 @@ OPENINGS = {
     "shadowlab/tasks/shadow/pipeline/pipeline.py shutil.copy": "it runs where there is diffusers alone",
     "shadowlab/tasks/shadow/pipeline/pipeline.py open": "it runs where there is diffusers alone",
     "shadowlab/tasks/shadow/pipeline/pipeline.py json.load": "it runs where there is diffusers alone",
+    "shadowlab/bench/mutants/copied_tree.py shutil.copytree": "of this project's own files",
+    "shadowlab/bench/mutants/warm_process.py os.open": "of a folder of ours; nothing of shadowlab is loaded there",
     "shadowlab/standard_streams.py os.open": "of /dev/null",
     "shadowlab/standard_streams.py open": "of a descriptor",
     "shadowlab/views/page/pictures.py Image.open": "of bytes",

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diagnostics.files import read_bytes, read_json
 from shadowlab.errors import StageFailedError
 
+_MODULE = "cli.main"
 _SCRIPT = Path(__file__).with_name("warm_process.py")
 _LIBRARIES = (
     *("torch", "numpy", "PIL.Image", "pydantic", "typer", "rich.console", "yaml", "safetensors.torch", "psutil"),
@@ -58,6 +60,7 @@ class WarmProcess:
         stdout, stderr = folder / "stdout", folder / "stderr"
         command = {
             "tree": str(tree),
+            "module": _MODULE,
             "words": list(words),
             "folder": str(folder),
             "environment": dict(environment),
@@ -94,12 +97,12 @@ class WarmProcess:
 
 
 def _text(file: Path) -> str:
-    return file.read_text(errors="replace")[-_MOST_TEXT:] if file.exists() else ""
+    return read_bytes(file).decode(errors="replace")[-_MOST_TEXT:] if file.exists() else ""
 
 
 def _document(file: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(file.read_text())
+        found = read_json(file)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import shadowlab
+from diagnostics.files import read_text, replace_text
 from shadowlab.bench.mutants.mutant import PACKAGES, CodeMutant, Edit, mutated
 from shadowlab.errors import MissingDependencyError
 
@@ -40,7 +41,7 @@ class CopiedTree:
             UserError: the code is not what the mutant was written for.
         """
         files = sorted({edit.file for edit in mutant.edits})
-        before = {name: (self.root / name).read_text() for name in files}
+        before = {name: read_text(self.root / name) for name in files}
         after = mutated_sources(mutant, before)
         try:
             for name, text in after.items():
@@ -53,7 +54,7 @@ class CopiedTree:
     def _write(self, name: str, text: str) -> None:
         """Without compiled code: that of the other text could have the same size and the same second."""
         path = self.root / name
-        path.write_text(text)
+        replace_text(path, text)
         if path.suffix == ".py":
             Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
 

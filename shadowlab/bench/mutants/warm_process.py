@@ -2,8 +2,8 @@
 
 Run as a script (`python -P warm_process.py LIBRARY ..`). A line of JSON on stdin is a command:
 
-    {"tree": folder that the project is imported from, "words": of the command line, "folder": working directory,
-     "environment": {name: value}, "seconds": at most, "stdout": file, "stderr": file}
+    {"tree": folder that the project is imported from, "module": whose `main` is run, "words": of the command line,
+     "folder": working directory, "environment": {name: value}, "seconds": at most, "stdout": file, "stderr": file}
 
 and the answer a line of JSON on stdout:
 
@@ -51,7 +51,7 @@ def become(command: dict) -> None:
     sys.dont_write_bytecode = True
     sys.path.insert(0, command["tree"])
     sys.argv = ["shadowlab", *command["words"]]
-    importlib.import_module("cli.main").main()
+    importlib.import_module(command["module"]).main()
 
 
 def ended(child: int, until: float) -> dict:
