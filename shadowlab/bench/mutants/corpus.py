@@ -46,7 +46,7 @@ FAMILY_OF: dict[str, str] = {one.name: family for family, members in FAMILIES.it
 
 def family_of(mutant: CodeMutant | DataMutant) -> str:
     """Its name in tables."""
-    return "data" if isinstance(mutant, DataMutant) else FAMILY_OF[mutant.name]
+    return FAMILY_OF[mutant.name] if isinstance(mutant, CodeMutant) else "data"
 
 
 def chosen(mutants: Sequence[CodeMutant | DataMutant], names: Sequence[str] | None) -> list[CodeMutant | DataMutant]:

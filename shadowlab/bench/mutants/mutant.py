@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, Protocol
 
 from shadowlab.errors import UserError
 
@@ -56,14 +56,23 @@ class CodeMutant:
         return f"{self.file}, {self.function}"
 
 
-class DataMutant(NamedTuple):
+class DataMutant(Protocol):
     """One fault in a data set of the folder layout (objects/ masks/ shadows/ metadata.json)."""
 
-    name: str
-    make: Callable[[Path, Path], None]
-    """(folder to read, folder to make): a faulty copy, the same bytes each time."""
-    said: str
-    """Regular expression: a line of the check that names the fault, with the conversion where there is one."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def make(self) -> Callable[[Path, Path], None]:
+        """(folder to read, folder to make): a faulty copy, the same bytes each time."""
+
+    @property
+    def said(self) -> str:
+        """Regular expression: a line of the check that names the fault, with the conversion where there is one."""
+
+    @property
+    def is_error(self) -> bool:
+        """Training on it would be wrong; False: it may be meant, and a warning is right."""
 
 
 def mutant(

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
-from shadowlab.bench.mutants.corpus import CODE_MUTANTS, FAMILY_OF, chosen
+from shadowlab.bench.mutants.corpus import CODE_MUTANTS, chosen, family_of
 from shadowlab.bench.mutants.mutant import STAGES, CodeMutant, DataMutant, Stage
 from shadowlab.bench.mutants.report import MutantReport
 from shadowlab.bench.mutants.trial import Bench, MutantResult
@@ -71,11 +71,11 @@ def run_mutants(
 
 
 def _is_run(mutant: CodeMutant | DataMutant, stages: Sequence[Stage]) -> bool:
-    own = ("data check",) if isinstance(mutant, DataMutant) else mutant.stages
+    own = mutant.stages if isinstance(mutant, CodeMutant) else ("data check",)
     return any(stage in stages for stage in own)
 
 
 def _through(bench: Bench, mutant: CodeMutant | DataMutant | None) -> MutantResult:
     if mutant is None:
         return bench.unmutated()
-    return bench.of_data(mutant) if isinstance(mutant, DataMutant) else bench.of_code(mutant, FAMILY_OF[mutant.name])
+    return bench.of_code(mutant, family_of(mutant)) if isinstance(mutant, CodeMutant) else bench.of_data(mutant)
