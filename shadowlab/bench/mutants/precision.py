@@ -17,7 +17,7 @@ PRECISION = (
         'Precision("bf16", torch.float32, None, False, False)',
         stages=_CHECKED,
         options="--precision bf16",
-        also=(f"{_FILE} Precision.autocast",),
+        also=(f"{_FILE} Precision.autocast", f"{_FILE} Precision"),
         says=_SAYS,
     ),
     mutant(
@@ -27,7 +27,7 @@ PRECISION = (
         'Precision("bf16", torch.bfloat16, None, False, False)',
         stages=_CHECKED,
         options="--precision bf16",
-        also=(_PREPARE,),
+        also=(_PREPARE, f"{_FILE} Precision"),
         says=_SAYS,
     ),
     mutant(
@@ -36,7 +36,7 @@ PRECISION = (
         'Precision("fp32", torch.float32, None, False, False)',
         'Precision("fp32", torch.float32, torch.bfloat16, False, False)',
         stages=_CHECKED,
-        also=(f"{_FILE} Precision.autocast",),
+        also=(f"{_FILE} Precision.autocast", f"{_FILE} Precision"),
         says=_SAYS,
     ),
     mutant(

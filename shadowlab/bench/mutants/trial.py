@@ -18,14 +18,8 @@ RENDERS = Path("shadowlab/assets/renders")  # of a copied tree, as the data set 
 _RUN, _PROVEN, _TRAINED = "checked", "memorised", "trained"
 _SMALL = ("--set", "data.image_size=64", "--set", "diagnostics.histograms_every=0")
 _OVERFIT = (
-    "--samples",
-    "4",
-    "--max-steps",
-    "150",
-    "--set",
-    "overfit.batch_size=8",
-    "--set",
-    "overfit.evaluate_every=25",
+    *("--samples", "9", "--max-steps", "300", "--set", "overfit.batch_size=9", "--set", "overfit.evaluate_every=50"),
+    *("--set", "overfit.min_r2=0.85", "--set", "task_options.min_soft_iou=0.6"),
 )
 _TRAIN = (
     *("--set", "train.batch_size=4", "--set", "diagnostics.statistics_every=4", "--set", "train.validate_every=8"),
