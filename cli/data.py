@@ -71,7 +71,9 @@ def check(
         ),
     ] = None,
 ) -> None:
-    """Examine every sample and list all that is wrong.
+    """Examine every sample, and all of them together, and list all that is wrong.
+
+    Exit code 2: training would refuse the data; 1: it would learn something wrong from them.
 
     Example:
     shadowlab data check my-renders --image-size 128
@@ -80,7 +82,7 @@ def check(
     """
     from shadowlab.console import Reporter
     from shadowlab.distributed import workers
-    from shadowlab.examination import Selection, check_data, listing
+    from shadowlab.examination import Selection, check_data, keep_result, listing
 
     config = request.config()
     selection = Selection(quick, config.seed)
@@ -97,10 +99,18 @@ def check(
         reporter.warn(line)
     for line in listing([str(problem) for problem in report.problems]):
         reporter.say(line, style="red")
-    reporter.conclude(f"{path}: {_examined(report, config.seed)}, {_count(len(report.problems), 'problem')}")
-    reporter.result({"passed": not report.problems, **asdict(report)})
-    if report.problems:
-        raise typer.Exit(2)
+    for line in report.errors:
+        reporter.say(f"wrong: {line}", style="red")
+    for line in report.said:
+        reporter.say(line, style="dim")
+    if report.picture:
+        reporter.say(f"picture (mask, shadow, expected under its own light, under the other's): {report.picture}")
+    wrong = f", {_count(len(report.errors), 'error')} of all together" if report.errors else ""
+    reporter.conclude(f"{path}: {_examined(report, config.seed)}, {_count(len(report.problems), 'problem')}{wrong}")
+    reporter.result({"passed": report.passed, **asdict(report)})
+    keep_result(config, report)
+    if not report.passed:
+        raise typer.Exit(2 if report.problems else 1)
 
 
 def _examined(report: "CheckReport", seed: int) -> str:

@@ -17,7 +17,7 @@ from shadowlab.data.decoding import (
 )
 from shadowlab.data.duplicates import near_duplicates, thumbnail
 from shadowlab.data.entries import Entries, EntriesWriter
-from shadowlab.data.examination import Examination, Examined
+from shadowlab.data.examination import Examination, Examined, Fault, Judgement, Judging
 from shadowlab.data.index import Index
 from shadowlab.data.indexed import IndexedDataset
 from shadowlab.data.kept_index import indexed_once
@@ -43,6 +43,9 @@ __all__ = [
     # a data set that is examined
     "Examination",
     "Examined",
+    "Fault",
+    "Judgement",
+    "Judging",
     "near_duplicates",
     "thumbnail",
     # files and metadata

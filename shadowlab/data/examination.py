@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,6 +23,31 @@ class Examined:
     """Which of `Examination.marks` it has."""
     thumbnail: np.ndarray | None = None
     """`thumbnail` of its pictures, (256 channels,) uint8, by which near duplicates are found."""
+    numbers: np.ndarray | None = None
+    """(K,) float32 that `Judging.judge` is given of all samples; of one length for all that were read."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What many samples together show."""
+
+    text: str
+    """One line: what is wrong, and the fix."""
+    is_error: bool = False
+    """Training on the data would be wrong; False: it may be meant."""
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """What all samples together show."""
+
+    faults: tuple[Fault, ...] = ()
+    said: tuple[str, ...] = ()
+    """What was judged, and what could not be; one line each."""
+    picture: np.ndarray | None = None
+    """(H, W, 3) uint8: samples that a person should look at."""
+    marks: tuple[str, ...] = ()
+    """Those of `Examination.marks` that a fault speaks of: `together` need not."""
 
 
 class Examination(Protocol):
@@ -63,3 +88,14 @@ class Examination(Protocol):
 
     def fingerprint(self) -> str:
         """Hex digest of names, metadata and file sizes."""
+
+
+@runtime_checkable
+class Judging(Protocol):
+    """An `Examination` whose samples are judged together by their numbers as well."""
+
+    def judge(self, samples: Sequence[int], numbers: np.ndarray) -> Judgement:
+        """Args:
+        samples: those that were read, ascending; a few of them may be read again.
+        numbers: (len(samples), K) float32, of each what `examine` gave.
+        """

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from diagnostics.files import hold, reason_of, remove_tree
@@ -14,6 +15,7 @@ from shadowlab.console import Reporter
 from shadowlab.data import Examination, one_line
 from shadowlab.distributed import Processes, share_out
 from shadowlab.errors import InterruptedRunError, UserError
+from shadowlab.examination.known import keep_picture
 from shadowlab.examination.parts import Part, Parts, examine_part
 from shadowlab.examination.report import CheckReport, merged
 from shadowlab.own_cache import make_cache_folder
@@ -166,7 +168,7 @@ def _report(examination: Examination, parts: Parts, pieces: Sequence[Sequence[in
                 raise UserError(f"{parts.folder}: part {number} is damaged; go on with --resume")
             yield samples, part
 
-    return merged(examination, found(), sum(map(len, pieces)))
+    return merged(examination, found(), sum(map(len, pieces)), partial(keep_picture, examination.fingerprint()))
 
 
 def _stopped(parts: Parts, pieces: Sequence[Sequence[int]], is_kept: bool) -> str:

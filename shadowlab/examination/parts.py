@@ -2,7 +2,7 @@
 
     FOLDER/part-000012.safetensors    of the twelfth run of samples, written whole or not at all
 
-Legend: n samples of a part, M marks, D = 256 channels.
+Legend: n samples of a part, M marks, D = 256 channels, K numbers.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from diagnostics.files import read_bytes, reason_of, replace
 from shadowlab.data import Examination, joined_columns, split_columns
 from shadowlab.errors import UserError
 
-_FORMAT = 1  # one more whenever a file comes to mean something else, or an examination finds something else
+_FORMAT = 2  # one more whenever a file comes to mean something else, or an examination finds something else
 _MOST_BYTES = 2**30
 
 
@@ -33,6 +33,8 @@ class Part:
     """(n, M) bool."""
     thumbnails: np.ndarray
     """(n, D) uint8, zeros where a sample was not read; D = 0 where none has any."""
+    numbers: np.ndarray
+    """(n, K) float32 that all samples are judged by together, likewise."""
 
 
 def examine_part(examination: Examination, samples: Sequence[int]) -> Part:
@@ -41,6 +43,7 @@ def examine_part(examination: Examination, samples: Sequence[int]) -> Part:
     was_read = np.zeros(len(samples), np.bool_)
     marks = np.zeros((len(samples), len(examination.marks)), np.bool_)
     thumbnails: dict[int, np.ndarray] = {}
+    numbers: dict[int, np.ndarray] = {}
     for place, sample in enumerate(samples):
         found = examination.examine(sample)
         if found.problems or found.notices:
@@ -49,11 +52,18 @@ def examine_part(examination: Examination, samples: Sequence[int]) -> Part:
         marks[place] = [mark in found.marks for mark in examination.marks]
         if found.thumbnail is not None:
             thumbnails[place] = found.thumbnail
-    width = len(next(iter(thumbnails.values()), ()))
-    rows = np.zeros((len(samples), width), np.uint8)
-    for place, row in thumbnails.items():
-        rows[place] = row
-    return Part(said, was_read, marks, rows)
+        if found.numbers is not None:
+            numbers[place] = found.numbers
+    tables = _table(thumbnails, len(samples), np.uint8), _table(numbers, len(samples), np.float32)
+    return Part(said, was_read, marks, *tables)
+
+
+def _table(rows: dict[int, np.ndarray], count: int, dtype: type) -> np.ndarray:
+    """(count, width), zeros where there is no row."""
+    table = np.zeros((count, len(next(iter(rows.values()), ()))), dtype)
+    for place, row in rows.items():
+        table[place] = row
+    return table
 
 
 class Parts:
@@ -76,6 +86,7 @@ class Parts:
     def write(self, number: int, part: Part, basis: str) -> None:
         """basis: from before the samples were examined. Raises UserError where the disk refuses."""
         arrays = {"was_read": part.was_read, "marks": part.marks, "thumbnails": part.thumbnails}
+        arrays["numbers"] = part.numbers
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             replace(self._path(number), joined_columns(arrays, {"basis": basis, "said": part.said}))
@@ -94,7 +105,7 @@ class Parts:
             arrays, about = split_columns(read_bytes(self._path(number), limit=_MOST_BYTES))
             if basis in (None, about["basis"]):
                 said = [(int(place), list(problems), list(notices)) for place, problems, notices in about["said"]]
-                return Part(said, arrays["was_read"], arrays["marks"], arrays["thumbnails"])
+                return Part(said, arrays["was_read"], arrays["marks"], arrays["thumbnails"], arrays["numbers"])
         return None
 
     def numbers(self) -> list[int]:

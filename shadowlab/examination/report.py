@@ -3,12 +3,12 @@
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from shadowlab.data import Examination, Problem, near_duplicates, one_line
+from shadowlab.data import Examination, Judgement, Judging, Problem, near_duplicates, one_line
 from shadowlab.examination.parts import Part
 
 _NUM_SHOWN = 3  # of lines that are alike
@@ -28,18 +28,37 @@ class CheckReport:
     """What a person should know, one line each."""
     num_examined: int = field(default=0, kw_only=True)
     """Samples whose pictures were read: all of them, but where only some were drawn."""
+    errors: list[str] = field(default_factory=list, kw_only=True)
+    """What all samples together show, and training would learn something wrong from; one line each."""
+    said: list[str] = field(default_factory=list, kw_only=True)
+    """What was judged of all samples together, and what could not be."""
+    fingerprint: str = field(default="", kw_only=True)
+    """Of names, metadata and file sizes, by which the result is known again."""
+    picture: str = field(default="", kw_only=True)
+    """File of the samples that a person should look at; empty where there is none."""
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems and not self.errors
 
 
-def merged(examination: Examination, parts: Iterable[tuple[Sequence[int], Part]], num_examined: int) -> CheckReport:
+def merged(
+    examination: Examination,
+    parts: Iterable[tuple[Sequence[int], Part]],
+    num_examined: int,
+    keep: Callable[[np.ndarray], str] = lambda picture: "",
+) -> CheckReport:
     """One report of all parts, in the order of their samples; the same however they came about.
 
     Args:
         parts: numbers of samples, and what was found of them.
         num_examined: how many samples they have together.
+        keep: writes a picture (H, W, 3) uint8 and says where it lies.
     """
     problems, notices = list(examination.problems), list(examination.notices)
     marked: dict[str, list[str]] = {mark: [] for mark in examination.marks}
-    num_read, shown = 0, list[int]()
+    num_read, shown, judged = 0, list[int](), list[int]()
+    numbers: list[np.ndarray] = []  # of a quarter of a million samples: 18 MB
     with tempfile.TemporaryFile() as file:  # 330 MB of a quarter of a million samples: not in memory
         width = 0
         for samples, part in parts:
@@ -56,8 +75,16 @@ def merged(examination: Examination, parts: Iterable[tuple[Sequence[int], Part]]
                 width = part.thumbnails.shape[1]
                 shown += [samples[place] for place in np.flatnonzero(part.was_read).tolist()]
                 file.write(part.thumbnails[part.was_read].tobytes())
+            if part.numbers.shape[1]:
+                judged += [samples[place] for place in np.flatnonzero(part.was_read).tolist()]
+                numbers.append(part.numbers[part.was_read])
         file.flush()
+        judgement = Judgement()
+        if judged and isinstance(examination, Judging):
+            judgement = examination.judge(judged, np.concatenate(numbers))
+        marked |= {mark: [] for mark in judgement.marks}
         notices += examination.together(num_read, marked)
+        notices += [fault.text for fault in judgement.faults if not fault.is_error]
         if shown:
             rows = np.memmap(file, np.uint8, "r", shape=(len(shown), width))
             notices += [
@@ -66,7 +93,15 @@ def merged(examination: Examination, parts: Iterable[tuple[Sequence[int], Part]]
             ]
             del rows
     return CheckReport(
-        len(examination.ids), len(set(examination.object_ids)), problems, notices, num_examined=num_examined
+        len(examination.ids),
+        len(set(examination.object_ids)),
+        problems,
+        notices,
+        num_examined=num_examined,
+        errors=[fault.text for fault in judgement.faults if fault.is_error],
+        said=list(judgement.said),
+        fingerprint=examination.fingerprint(),
+        picture="" if judgement.picture is None else keep(judgement.picture),
     )
 
 

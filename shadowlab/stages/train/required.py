@@ -1,4 +1,5 @@
-"""What must have passed before a model is trained: check-forward and overfit. What is missing is run first."""
+"""What must have passed before a model is trained: data check, check-forward and overfit. What is missing is run
+first."""
 
 import json
 import time
@@ -15,6 +16,7 @@ from shadowlab.stages.check_forward import run_check_forward
 from shadowlab.stages.overfit import run_overfit
 from shadowlab.stages.result import StageResult
 from shadowlab.stages.run import FAILURES, finish_stage, record_failure
+from shadowlab.stages.train.data_check import prove_data
 
 REQUIRED_STAGES: dict[str, Callable[[Session], StageResult]] = {
     "check-forward": run_check_forward,
@@ -25,17 +27,22 @@ _PROOF_SECONDS = 7 * 24 * 3600.0  # overfit may take days
 
 
 def prove_required_stages(session: Session, *, skip: bool) -> None:
-    """See that check-forward and overfit passed for this model configuration; run those that are missing.
+    """See that the data were checked, and that check-forward and overfit passed for this model configuration; run what
+    is missing.
 
     Each missing stage runs on the first process, in a folder of its own inside the run's; the other processes wait for
     its entry in a file, outside any collective, so that no timeout can strike.
 
     Raises:
-        StageFailedError: a stage fails; training does not begin.
+        StageFailedError: a stage fails, or the data are wrong; training does not begin.
+        UserError: the data are faulty.
     """
     run, processes, reporter = session.run, session.processes, session.reporter
     if skip:
-        reporter.warn(f"--skip-stages: {' and '.join(REQUIRED_STAGES)} are not asked for; nothing proves this model")
+        listed = " and ".join(REQUIRED_STAGES)
+        reporter.warn(
+            f"--skip-stages: {listed} are not asked for, nor is data check; nothing proves this model and its data"
+        )
         return
     marker = run.path / "required-stages.json"
     if processes.is_main:
@@ -47,6 +54,7 @@ def prove_required_stages(session: Session, *, skip: bool) -> None:
             time.sleep(_POLL_SECONDS)
         processes.wait()
         return
+    _prove_data(session)
     proofs: dict[str, str] = {}
     warn = cache(reporter.warn)  # each damaged neighbour once, not once a stage
     for name, stage in REQUIRED_STAGES.items():
@@ -58,6 +66,15 @@ def prove_required_stages(session: Session, *, skip: bool) -> None:
         proofs[name] = str(passed_in)
     replace_text(marker, json.dumps(proofs, indent=2) + "\n")
     processes.wait()
+
+
+def _prove_data(session: Session) -> None:
+    try:
+        prove_data(session)
+    except FAILURES as error:
+        session.reporter.note(str(error))
+        record_failure("train", str(error), session.config, session.run, session.reporter)
+        raise
 
 
 def _passed_in(name: str, session: Session, warn: Callable[[str], None]) -> Path | None:

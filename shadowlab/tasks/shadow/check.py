@@ -5,11 +5,27 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
-from shadowlab.data import Entry, Examined, Index, Problem, Role, check_image_size, composite, one_line, thumbnail
+from shadowlab.data import (
+    Entry,
+    Examined,
+    Index,
+    Judgement,
+    Problem,
+    Role,
+    check_image_size,
+    composite,
+    one_line,
+    thumbnail,
+)
 from shadowlab.errors import UserError
 from shadowlab.tasks.shadow.dataset import index_dataset
+from shadowlab.tasks.shadow.folder import raw_lights
+from shadowlab.tasks.shadow.judgement import Samples, judge
+from shadowlab.tasks.shadow.light import RANGES
+from shadowlab.tasks.shadow.numbers import Numbers, numbers_of
 from shadowlab.tasks.shadow.pictures import Pictures, decode_entry, decode_picture, make_sample
 
 INVERTED_MASK, BRIGHT_SHADOW = "inverted mask", "bright shadow"
@@ -75,7 +91,40 @@ class ShadowExamination:
             notices=tuple(notices),
             marks=frozenset(mark for mark, is_here in is_marked.items() if is_here),
             thumbnail=thumbnail((composited, pictures.mask, pictures.shadow)),
+            numbers=numbers_of(pictures, composited),
         )
+
+    def judge(self, samples: Sequence[int], numbers: np.ndarray) -> Judgement:
+        lights, rows, kept = self._lights(), np.array(samples, np.int64), Numbers(numbers)
+        entries = self._index.entries
+        count = len(lights)
+        return judge(
+            Samples(
+                ids=[self.ids[i] for i in samples],
+                object_ids=[self.object_ids[i] for i in samples],
+                lights=lights[rows],
+                before=lights[(rows - 1) % count],
+                after=lights[(rows + 1) % count],
+                numbers=kept,
+                looks=kept.looks,
+                are_tracks=any(entries[i].track is not None for i in samples[:_NUM_NAMED]),
+                read=lambda row: decode_entry(entries[samples[row]], self._decode)[0],
+            )
+        )
+
+    def _lights(self) -> np.ndarray:
+        """(N, 3) float64 of all samples; where they are refused, what metadata.json has; NaN where that is nothing."""
+        entries = self._index.entries
+        arrays = entries.arrays()
+        known = arrays["has_values"]
+        lights = np.full((len(entries), len(RANGES)), np.nan)
+        if known.any():
+            lights[known] = arrays["values"][known]
+        if not known.all():
+            given = raw_lights(entries.root)
+            for row in np.flatnonzero(~known).tolist():
+                lights[row] = given.get(entries.ids[row], np.nan)
+        return lights
 
     def together(self, num_read: int, marked: Mapping[str, Sequence[str]]) -> list[str]:
         notices = []

@@ -6,6 +6,7 @@
 `light_size` is read as `size`; `object` and `track` are optional. Names that start with a dot are ignored.
 """
 
+import math
 import os
 import stat
 from dataclasses import dataclass
@@ -114,6 +115,23 @@ def _read_metadata(path: Path, problems: list[Problem]) -> JsonObject | None:
     except UserError as error:
         problems.append(Problem(METADATA, str(error).removeprefix(f"{METADATA}: ")))
         return None
+
+
+def raw_lights(path: Path) -> dict[str, tuple[float, float, float]]:
+    """Id -> theta, phi and size as the metadata of a folder have them, out of range, too; what is no number, or lies
+    elsewhere, is left out."""
+    if not (path / METADATA).is_file():
+        return {}
+    found = {}
+    for sample, value in _read_metadata(path, []) or ():
+        if isinstance(value, JsonObject):
+            given = dict(value)
+            light = [given.get("theta"), given.get("phi"), given.get("size", given.get("light_size"))]
+            if all(isinstance(one, int | float) and not isinstance(one, bool) for one in light):
+                theta, phi, size = (float(one) for one in light)  # type: ignore[arg-type]
+                if all(map(math.isfinite, (theta, phi, size))):
+                    found[sample] = (theta, phi, size)
+    return found
 
 
 def _read_entries(metadata: JsonObject, folder: _Folder, problems: list[Problem]) -> tuple[Entries, int]:
