@@ -23,6 +23,7 @@ OPENINGS = {
     "diagnostics/incidents/template.py torch.load": "repro.py runs where there is torch alone",
     "diagnostics/incidents/repro.py files('diagnostics.incidents').joinpath('template.py').read_text": "of the package",
     "shadowlab/data/archive.py tarfile.open": "of a file that the door opened",
+    "shadowlab/bench/mutants/data.py Image.open": "of bytes",
     "shadowlab/data/decoding.py Image.open": "of bytes",
     "shadowlab/packs/pack.py tarfile.open": "of a file that the door opened",
     "shadowlab/latents/cache.py safe_open": "the library takes names alone; behind require_file",

@@ -4,12 +4,13 @@ import hashlib
 import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from diagnostics.files import read_json, replace_text
+from diagnostics.files import read_json, replace, replace_text
 from shadowlab.examination.report import CheckReport
 from shadowlab.own_cache import make_cache_folder, require_own
 from shadowlab.settings import Config
@@ -69,7 +70,9 @@ def keep_picture(fingerprint: str, picture: np.ndarray) -> str:
     """(H, W, 3) uint8 -> its file in the cache folder; empty where that cannot be written."""
     with suppress(OSError):
         file = make_cache_folder(_FOLDER) / f"{fingerprint[:32]}.png"
-        Image.fromarray(picture).save(file)
+        encoded = BytesIO()
+        Image.fromarray(picture).save(encoded, format="PNG")
+        replace(file, encoded.getvalue())
         return str(file)
     return ""
 

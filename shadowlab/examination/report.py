@@ -79,9 +79,7 @@ def merged(
                 judged += [samples[place] for place in np.flatnonzero(part.was_read).tolist()]
                 numbers.append(part.numbers[part.was_read])
         file.flush()
-        judgement = Judgement()
-        if judged and isinstance(examination, Judging):
-            judgement = examination.judge(judged, np.concatenate(numbers))
+        judgement = _judged(examination, judged, numbers)
         marked |= {mark: [] for mark in judgement.marks}
         notices += examination.together(num_read, marked)
         notices += [fault.text for fault in judgement.faults if not fault.is_error]
@@ -103,6 +101,12 @@ def merged(
         fingerprint=examination.fingerprint(),
         picture="" if judgement.picture is None else keep(judgement.picture),
     )
+
+
+def _judged(examination: Examination, samples: Sequence[int], numbers: Sequence[np.ndarray]) -> Judgement:
+    if samples and isinstance(examination, Judging):
+        return examination.judge(samples, np.concatenate(numbers))
+    return Judgement()
 
 
 def listing(lines: Sequence[str]) -> list[str]:

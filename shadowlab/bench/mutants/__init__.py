@@ -2,17 +2,20 @@
 them."""
 
 from shadowlab.bench.mutants.corpus import CODE_MUTANTS, FAMILIES
+from shadowlab.bench.mutants.data import DATA_MUTANTS, FaultySet
 from shadowlab.bench.mutants.mutant import STAGES, CodeMutant, DataMutant, Edit, Stage
 from shadowlab.bench.mutants.report import MutantReport, format_table, line
 from shadowlab.bench.mutants.run import run_mutants
 
 __all__ = [
     "CODE_MUTANTS",
+    "DATA_MUTANTS",
     "FAMILIES",
     "STAGES",
     "CodeMutant",
     "DataMutant",
     "Edit",
+    "FaultySet",
     "MutantReport",
     "Stage",
     "format_table",

@@ -23,7 +23,7 @@ _BETTER = 0.06  # mean likeness: healthy sets of 12 samples and more lie below h
 _SURE = 4.0  # standard errors
 _PREFER = 0.6  # share of samples that a convention explains better
 _ROUGH = 48  # samples on which all conventions are tried; those that come nearest are tried on all
-_NEAREST = 4
+_NEAREST = 3
 _SIMPLER = 0.01  # of likeness, that each further change must add
 _HIGHEST_THETA = 60.0  # a convention that puts lights lower is none
 
@@ -66,6 +66,8 @@ class Explained:
     """How well a convention explains the shadows."""
 
     convention: Convention
+    elevation: float
+    """Of the camera, that it assumes."""
     likeness: Array
     """(n,) in [0, 1]."""
 
@@ -95,22 +97,20 @@ DOCUMENTED = Convention("the documented convention", "")
 
 def explained(scenes: Scenes, convention: Convention, elevation: float) -> Explained:
     changed = convention.pictures(scenes)
-    return Explained(convention, View(changed, elevation).likeness(convention.lights(changed.lights)))
+    return Explained(convention, elevation, View(changed, elevation).likeness(convention.lights(changed.lights)))
 
 
-def fitted_elevation(scenes: Scenes) -> float:
-    """Of `ELEVATIONS`, that under which the documented convention explains most; of a faulty set a guess."""
+def documented(scenes: Scenes) -> Explained:
+    """How well the documented convention does, from the elevation that suits it best."""
+    return max((explained(scenes, DOCUMENTED, one) for one in ELEVATIONS), key=_merit)
+
+
+def best_convention(scenes: Scenes, conventions: Sequence[Convention]) -> Explained:
+    """Tried on some from one elevation; those that come nearest on all from each."""
     rough = scenes.take(_spread(len(scenes), _ROUGH))
-    return max(ELEVATIONS, key=lambda one: float(View(rough, one).likeness(rough.lights).mean()))
-
-
-def best_convention(scenes: Scenes, conventions: Sequence[Convention], elevation: float) -> Explained:
-    """Tried on some, the nearest on all."""
-    rough = scenes.take(_spread(len(scenes), _ROUGH))
-    tried = sorted((explained(rough, one, elevation) for one in conventions), key=_merit, reverse=True)
-    if len(rough) == len(scenes):
-        return tried[0]
-    near = [explained(scenes, one.convention, elevation) for one in tried[:_NEAREST]]
+    middle = ELEVATIONS[len(ELEVATIONS) // 2]
+    tried = sorted((explained(rough, one, middle) for one in conventions), key=_merit, reverse=True)
+    near = [explained(scenes, one.convention, elevation) for one in tried[:_NEAREST] for elevation in ELEVATIONS]
     return max(near, key=_merit)
 
 

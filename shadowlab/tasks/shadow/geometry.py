@@ -151,3 +151,9 @@ def likeness(shadows: Floats, others: Floats, windows: Windows) -> Array:
     a, b = shadows * windows.inside, others * windows.inside
     product, lengths = (a * b).sum(axis=(1, 2)), (a * a).sum(axis=(1, 2)) * (b * b).sum(axis=(1, 2))
     return np.where(lengths > 1e-12, product / np.sqrt(np.maximum(lengths, 1e-12)), 0.0).astype(np.float64)
+
+
+def cosine(a: Floats, b: Floats) -> float:
+    """Of the angle between two maps (H, W), in [0, 1]; 0 where one is empty."""
+    length = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
+    return float((a * b).sum()) / length if length > 1e-9 else 0.0

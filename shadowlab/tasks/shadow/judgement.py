@@ -17,14 +17,13 @@ from shadowlab.seeding import permutation
 from shadowlab.tasks.shadow import labels, picture_faults
 from shadowlab.tasks.shadow.baselines import inflated_silhouette
 from shadowlab.tasks.shadow.conventions import (
-    DOCUMENTED,
     PICTURE_CONVENTIONS,
-    Convention,
+    Explained,
     Scenes,
     View,
     best_convention,
+    documented,
     explained,
-    fitted_elevation,
     light_conventions,
     shifted_convention,
 )
@@ -41,7 +40,8 @@ _MOST = 128  # samples that conventions are tried on
 _MOST_OF_ONE = 8  # of one object, unless there are few objects
 _LEAST_SCENES = 8
 _GAMMA_SAMPLES = 32
-_GAMMA = (0.68, 1.6)  # log of the mean shadow over that of the oracle's: 1.1 in rendered sets
+_LEAST_PIXELS = 8
+_GAMMA = (0.65, 1.6)  # power of the oracle's half shadows
 _MANY_SUSPECTS = 0.03
 _MORE = 0.03  # likeness that a convention adds to one light from above for all: 0.1 in rendered sets
 _NUM_NAMED = 3
@@ -72,9 +72,10 @@ def judge(samples: Samples) -> Judgement:
     if len(samples.ids) < LEAST:
         return Judgement(said=(f"geometry: {len(samples.ids)} samples are too few to judge (at least {LEAST})",))
     numbers = samples.numbers
+    levels = picture_faults.level_faults(numbers)
     faults = [
-        *picture_faults.level_faults(numbers),
-        *picture_faults.object_faults(numbers, samples.looks),
+        *levels,
+        *([] if levels else picture_faults.object_faults(numbers, samples.looks)),
         *picture_faults.name_faults(samples.ids, samples.object_ids, samples.looks, is_meant=samples.are_tracks),
     ]
     marks = tuple(
@@ -91,7 +92,7 @@ def judge(samples: Samples) -> Judgement:
     if len(scenes) < _LEAST_SCENES:
         said = f"geometry: {len(scenes)} samples with a shadow and a light are too few to judge"
         return Judgement(tuple(faults), (said,), marks=marks)
-    more, said, picture = _geometry(samples, scenes, rows, misaligned=alignment is not None)
+    more, said, picture = _geometry(samples, scenes, rows, is_clean=alignment is None and not levels)
     return Judgement(tuple(_without_twins(faults + more)), tuple(said), picture, marks)
 
 
@@ -156,11 +157,11 @@ def _scenes(samples: Samples) -> tuple[Scenes, NDArray[np.int64], Fault | None]:
 
 
 def _geometry(
-    samples: Samples, scenes: Scenes, rows: NDArray[np.int64], *, misaligned: bool
+    samples: Samples, scenes: Scenes, rows: NDArray[np.int64], *, is_clean: bool
 ) -> tuple[list[Fault], list[str], NDArray[np.uint8] | None]:
-    """Faults, what was judged, and a picture of single samples."""
-    elevation = fitted_elevation(scenes)
-    convention, fault = _convention(scenes, elevation)
+    """Faults, what was judged, and a picture of single samples. is_clean: nothing is wrong with the pictures alone."""
+    found, fault = _convention(scenes)
+    convention, elevation = found.convention, found.elevation
     faults = [fault] if fault else []
     changed, lights = convention.pictures(scenes), convention.lights(scenes.lights)
     view = View(changed, elevation)
@@ -177,7 +178,7 @@ def _geometry(
         f"another's{little}"
     ]
     picture = None
-    if not faults and not misaligned:
+    if not faults and is_clean:
         faults += _of_right_directions(samples, changed)
         if not faults and np.isfinite(samples.lights).all():
             single, picture = _single_lights(samples, elevation)
@@ -185,38 +186,37 @@ def _geometry(
     return faults, said, picture
 
 
-def _convention(scenes: Scenes, elevation: float) -> tuple[Convention, Fault | None]:
+def _convention(scenes: Scenes) -> tuple[Explained, Fault | None]:
     """The one that the data follow, and what is wrong where it is not the documented one."""
-    documented = explained(scenes, DOCUMENTED, elevation)
-    best = best_convention(scenes, [*light_conventions(scenes.lights), *PICTURE_CONVENTIONS], elevation)
-    if (shift := shifted_convention(scenes, elevation)) is not None:
-        shifted = explained(scenes, shift, elevation)
+    right = documented(scenes)
+    best = best_convention(scenes, [*light_conventions(scenes.lights), *PICTURE_CONVENTIONS])
+    if (shift := shifted_convention(scenes, right.elevation)) is not None:
+        shifted = explained(scenes, shift, right.elevation)
         best = shifted if shifted.likeness.mean() > best.likeness.mean() else best
-    convention = best.convention
-    if not best.beats(documented) or best.likeness.mean() < _from_above(scenes, convention, elevation) + _MORE:
-        return DOCUMENTED, None
+    if not best.beats(right) or best.likeness.mean() < _from_above(scenes, best) + _MORE:
+        return right, None
     text = (
-        f"lights and shadows: {convention.said} (likeness {best.likeness.mean():.2f}, as documented "
-        f"{documented.likeness.mean():.2f}): {convention.fix}"
+        f"lights and shadows: {best.convention.said} (likeness {best.likeness.mean():.2f}, as documented "
+        f"{right.likeness.mean():.2f}): {best.convention.fix}"
     )
-    return convention, Fault(text, is_error=True)
+    return best, Fault(text, is_error=True)
 
 
 def _of_right_directions(samples: Samples, scenes: Scenes) -> list[Fault]:
     """What else may be wrong with lights and levels."""
     faults = _range_faults(samples)
     if np.isfinite(samples.lights).all():
-        length = labels.length_fault(samples.numbers, samples.lights, samples.object_ids)
-        faults += [length] if length else []
+        theta = labels.theta_fault(scenes)
+        faults += [theta] if theta else []
         faults += labels.size_faults(samples.numbers, samples.lights)
     gamma = _gamma_fault(scenes, scenes.lights)
     return faults + ([gamma] if gamma else [])
 
 
-def _from_above(scenes: Scenes, convention: Convention, elevation: float) -> float:
+def _from_above(scenes: Scenes, found: Explained) -> float:
     """Mean likeness under one light for all: what a convention explains that knows nothing of the lights."""
-    changed = convention.pictures(scenes)
-    return float(View(changed, elevation).likeness(np.tile([8.0, 0.0, 4.0], (len(scenes), 1))).mean())
+    view = View(found.convention.pictures(scenes), found.elevation)
+    return float(view.likeness(np.tile([8.0, 0.0, 4.0], (len(scenes), 1))).mean())
 
 
 def _range_faults(samples: Samples) -> list[Fault]:
@@ -231,26 +231,30 @@ def _range_faults(samples: Samples) -> list[Fault]:
 
 
 def _gamma_fault(scenes: Scenes, lights: Array) -> Fault | None:
-    """Whether half shadows are as dark as the oracle's: a gamma curve changes them, and nothing else."""
-    ratios = []
+    """Whether half shadows are as dark as the oracle's: a gamma curve changes them, and neither black nor white.
+
+    The pixels of both maps are put in order; of those of one rank, the logarithms are compared.
+    """
+    powers = []
     view = default_view()
     every = max(1, len(scenes) // _GAMMA_SAMPLES)
     for mask, shadow, light in zip(scenes.masks[::every], scenes.shadows[::every], lights[::every], strict=True):
         if not all(low <= value <= high for value, (low, high) in zip(light, RANGES.values(), strict=True)):
             continue
-        hoped = inflated_silhouette(mask >= min(0.5, float(mask.max())), *light.tolist(), view)
-        means = [float(one[one > 0.06].mean()) if (one > 0.06).any() else 1.0 for one in (shadow, hoped)]
-        if all(0.05 < one < 0.95 for one in means):
-            ratios.append(np.log(means[0]) / np.log(means[1]))
-    if len(ratios) < _LEAST_SCENES:
+        hoped = np.sort(inflated_silhouette(mask >= min(0.5, float(mask.max())), *light.tolist(), view), axis=None)
+        found = np.sort(shadow, axis=None)
+        half = (hoped > 0.15) & (hoped < 0.85) & (found > 0.005) & (found < 0.995)
+        if half.sum() >= _LEAST_PIXELS:
+            powers.append(float(np.median(np.log(found[half]) / np.log(hoped[half]))))
+    if len(powers) < _LEAST_SCENES:
         return None
-    ratio = float(np.median(ratios))
-    if _GAMMA[0] < ratio < _GAMMA[1]:
+    power = float(np.median(powers))
+    if _GAMMA[0] < power < _GAMMA[1]:
         return None
-    power = "1 / 2.2" if ratio > 1 else "2.2"
+    weaker, fix = ("weaker", "1 / 2.2") if power > 1 else ("darker", "2.2")
     return Fault(
-        f"shadow maps: half shadows are much {'weaker' if ratio > 1 else 'darker'} than light makes them, as of "
-        f"another gamma; save linear values: value ** ({power}), of values in [0, 1]",
+        f"shadow maps: half shadows are much {weaker} than light makes them, as of another gamma (about {power:.2g}); "
+        f"save linear values: value ** ({fix}), of values in [0, 1]",
         True,
     )
 

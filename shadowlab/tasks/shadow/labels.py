@@ -11,19 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shadowlab.data import Fault
-from shadowlab.tasks.shadow.conventions import View
-from shadowlab.tasks.shadow.geometry import Array
+from shadowlab.tasks.shadow.baselines import inflated_silhouette
+from shadowlab.tasks.shadow.conventions import Scenes, View
+from shadowlab.tasks.shadow.geometry import Array, cosine
 from shadowlab.tasks.shadow.light import RANGES
 from shadowlab.tasks.shadow.numbers import Numbers
+from shadowlab.tasks.shadow.view import default_view
 
 _REGRET = 0.16  # mean likeness that another light would add: 0.06 in rendered sets, 0.27 in shuffled ones
 _BETTER = 0.06
 _FOLLOWS = 0.1  # likeness that own lights add to those of other samples: 0.2 in rendered sets
 _GRID = [(theta, phi) for theta in (8.0, 22.0, 38.0) for phi in (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)]
 _STEADY = 5.0  # standard errors of a size that matters
-_FEW = 30  # samples that a size is judged by
-_FORESHORTENED = 0.53  # of the ground away from the camera, at 32 degrees
-_LENGTHS_DIFFER = 0.25  # of an object's height, in one object
+_FEW, _MANY = 30, 100  # samples that a size is judged by: for a warning, for an error
+_LARGE = 0.15  # of the side: of smaller objects the penumbra is lost
+LEAST_OF_A_COLUMN = 20
+"""Samples that a constant theta is judged by."""
+_THETAS = (2.0, 12.0, 22.0, 32.0, 42.0)
+_FAR_THETA = 12.0  # degrees
+_MANY_OFF = 0.2  # share of samples; of rendered sets, 0.05
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,8 @@ def label_fault(view: View, lights: Array, object_ids: Sequence[str], neighbours
     if regret < _REGRET:
         return None
     for neighbour, said in (
-        (neighbours.before, "the sample before: move each line one sample up"),
-        (neighbours.after, "the sample after: move each line one sample down"),
+        (neighbours.before, "the sample before: give each light to the sample after it"),
+        (neighbours.after, "the sample after: give each light to the sample before it"),
     ):
         if float(view.likeness(neighbour).mean()) > own + regret / 2:
             return Fault(f"lights: the shadows are explained by the light of {said}, in the order of their ids", True)
@@ -114,7 +120,8 @@ def _within(view: View, lights: Array, object_ids: Sequence[str]) -> float | Non
 
 def size_faults(numbers: Numbers, lights: Array) -> list[Fault]:
     """Shadows soften with size: a regression of their softness on size, theta and the object's form. lights: (n, 3)."""
-    seen = (numbers["softness"] > 0) & (numbers["shadow_border"] < 0.1) & (np.abs(lights[:, 0]) < 60)
+    is_large = np.maximum(numbers["height"], numbers["width"]) > _LARGE
+    seen = is_large & (numbers["softness"] > 0) & (numbers["shadow_border"] < 0.1) & (np.abs(lights[:, 0]) < 60)
     if seen.sum() < _FEW or np.ptp(lights[seen, 2]) < 0.5:
         return []
     size = lights[seen, 2]
@@ -131,7 +138,8 @@ def size_faults(numbers: Numbers, lights: Array) -> list[Fault]:
             Fault(f"size: shadows get sharper as it grows; the data seem to follow another one: size = {said}", True)
         ]
     if own < 2 and sure[said] < _STEADY:
-        return [Fault("size: it does not explain how soft the shadows are: constant, shuffled, or of another light")]
+        is_error = len(size) >= _MANY and float(size.max() / size.min()) > 2
+        return [Fault("size: it does not explain how soft the shadows are: shuffled, or of another light", is_error)]
     return []
 
 
@@ -149,21 +157,24 @@ def _sureness(soft: Array, value: Array, form: Array) -> float:
     return float(factors[0] / np.sqrt(spread[0, 0] + 1e-12))
 
 
-def length_fault(numbers: Numbers, lights: Array, object_ids: Sequence[str]) -> Fault | None:
-    """theta is the same for all, but shadows of one object have different lengths."""
-    constant = constant_columns(lights)
-    if "theta" not in constant:
+def theta_fault(scenes: Scenes) -> Fault | None:
+    """theta is the same for all, but the oracle finds that the shadows are of several."""
+    constant = constant_columns(scenes.lights)
+    if "theta" not in constant or len(scenes) < LEAST_OF_A_COLUMN:
         return None
-    tall = np.maximum(numbers["height"], 0.02)
-    phi = np.radians(lights[:, 1])
-    right, nearer = numbers["shadow_x"] - numbers["middle"], numbers["shadow_y"] - numbers["bottom"]
-    away = (-np.cos(phi) * right + np.sin(phi) * nearer / _FORESHORTENED) / tall
-    groups: dict[str, list[float]] = defaultdict(list)
-    for name, far, most in zip(object_ids, away.tolist(), numbers["shadow_most"].tolist(), strict=True):
-        if most > 0.1:
-            groups[name].append(far)
-    spreads = [float(np.std(one)) for one in groups.values() if len(one) > 2]
-    if len(spreads) >= 3 and float(np.median(spreads)) > _LENGTHS_DIFFER:
-        value = constant["theta"]
-        return Fault(f"lights: theta is {value:g} for all samples, but an object's shadows differ in length", True)
-    return None
+    view, off = default_view(), list[bool]()
+    for row in np.linspace(0, len(scenes) - 1, LEAST_OF_A_COLUMN).round().astype(int):
+        mask, shadow, (_, phi, size) = scenes.masks[row], scenes.shadows[row], scenes.lights[row].tolist()
+        if not all(
+            low <= value <= high for value, (low, high) in zip((phi, size), list(RANGES.values())[1:], strict=True)
+        ):
+            return None
+        solid = mask >= min(0.5, float(mask.max()))
+        fits = [cosine(inflated_silhouette(solid, theta, phi, size, view), shadow) for theta in _THETAS]
+        off.append(abs(_THETAS[int(np.argmax(fits))] - constant["theta"]) > _FAR_THETA)
+    if np.mean(off) < _MANY_OFF:
+        return None
+    value = constant["theta"]
+    return Fault(
+        f"lights: theta is {value:g} for all samples, but their shadows are of several lengths: it was lost", True
+    )

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shadowlab.tasks.shadow.baselines import inflated_silhouette
-from shadowlab.tasks.shadow.geometry import Array, Floats
+from shadowlab.tasks.shadow.geometry import Array, Floats, cosine
 from shadowlab.tasks.shadow.numbers import Numbers
 from shadowlab.tasks.shadow.view import default_view
 
@@ -104,13 +104,13 @@ def suspects(
         mask, shadow = pictures
         solid = mask >= min(0.5, float(mask.max()))
         own = inflated_silhouette(solid, *_clipped(lights[row]), view)
-        likeness = _cosine(own, shadow)
+        likeness = cosine(own, shadow)
         if likeness > 1 - _WORSE:
             continue
         best, other, drawn = likeness, row, own
         for candidate in _others(row, found, explained):
             hoped = inflated_silhouette(solid, *_clipped(lights[candidate]), view)
-            if (near := _cosine(hoped, shadow)) > best:
+            if (near := cosine(hoped, shadow)) > best:
                 best, other, drawn = near, candidate, hoped
         if best > likeness + _WORSE:
             shown = np.concatenate([mask, shadow, own, drawn], axis=1)
@@ -129,11 +129,6 @@ def _others(row: int, found: Array, explained: Array) -> list[int]:
 def _clipped(light: Array) -> tuple[float, float, float]:
     theta, phi, size = light.tolist()
     return min(max(theta, 0.0), 45.0), phi % 360.0, min(max(size, 2.0), 8.0)
-
-
-def _cosine(a: Floats, b: Floats) -> float:
-    length = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
-    return float((a * b).sum()) / length if length > 1e-9 else 0.0
 
 
 def drawn(found: list[Suspect]) -> NDArray[np.uint8] | None:

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from shadowlab.bench.mutants.data import DATA_MUTANTS, DataMutant
+from shadowlab.bench.mutants import DATA_MUTANTS, FaultySet
 from shadowlab.examination import CheckReport
 from shadowlab.tasks.shadow.baselines import inflated_silhouette
-from shadowlab.tasks.shadow.conventions import DOCUMENTED, Scenes, best_convention, explained, light_conventions
+from shadowlab.tasks.shadow.conventions import Scenes, best_convention, documented, light_conventions
 from shadowlab.tasks.shadow.dataset import EMBEDDED_PATH, index_dataset
 from shadowlab.tasks.shadow.geometry import SIDE, small
 from shadowlab.tasks.shadow.judgement import LEAST
@@ -56,7 +56,7 @@ def lines_of(report: CheckReport) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", DATA_MUTANTS, ids=lambda mutant: mutant.name)
-def test_each_fault_is_named_with_its_conversion(mutant: DataMutant, sound: Path, tmp_path: Path) -> None:
+def test_each_fault_is_named_with_its_conversion(mutant: FaultySet, sound: Path, tmp_path: Path) -> None:
     mutant.make(sound, tmp_path / "set")
     report = check_dataset(tmp_path / "set")
     assert any(re.search(mutant.said, line) for line in lines_of(report)), lines_of(report)
@@ -189,8 +189,8 @@ SUBSETS = st.lists(st.integers(0, 127), min_size=LEAST, max_size=40, unique=True
 @given(rows=SUBSETS)
 def test_of_any_subset_no_convention_is_better_than_the_documented_one(scenes: Scenes, rows: list[int]) -> None:
     some = scenes.take(np.array(rows))
-    best = best_convention(some, light_conventions(some.lights), 32.0)
-    assert not best.beats(explained(some, DOCUMENTED, 32.0)), best.convention.said
+    best = best_convention(some, light_conventions(some.lights))
+    assert not best.beats(documented(some)), best.convention.said
 
 
 @settings(max_examples=6)
@@ -205,8 +205,8 @@ def test_of_any_subset_a_turn_is_undone(scenes: Scenes, rows: list[int], sign: i
     faulty = some.lights.copy()
     faulty[:, 1] = (sign * faulty[:, 1] + turn) % 360
     wrong = Scenes(some.ids, faulty, some.masks, some.shadows)
-    best = best_convention(wrong, light_conventions(faulty), 32.0)
-    assert best.beats(explained(wrong, DOCUMENTED, 32.0))
+    best = best_convention(wrong, light_conventions(faulty))
+    assert best.beats(documented(wrong))
     difference = np.radians(best.convention.lights(faulty)[:, 1] - some.lights[:, 1])
     assert np.cos(difference).min() > 1 - 1e-6
 
