@@ -19,7 +19,7 @@ from shadowlab.tasks.shadow.numbers import Numbers
 from shadowlab.tasks.shadow.view import default_view
 
 _REGRET = 0.16  # mean likeness that another light would add: 0.06 in rendered sets, 0.27 in shuffled ones
-_BETTER = 0.06
+_AS_GOOD = 0.01
 _FOLLOWS = 0.1  # likeness that own lights add to those of other samples: 0.2 in rendered sets
 _GRID = [(theta, phi) for theta in (8.0, 22.0, 38.0) for phi in (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)]
 _STEADY = 5.0  # standard errors of a size that matters
@@ -66,17 +66,17 @@ def label_fault(view: View, lights: Array, object_ids: Sequence[str], neighbours
     regret = float(best.mean()) - own
     if regret < _REGRET:
         return None
+    within = _within(view, lights, object_ids) or 0.0
     for neighbour, said in (
-        (neighbours.before, "the sample before: give each light to the sample after it"),
-        (neighbours.after, "the sample after: give each light to the sample before it"),
+        (neighbours.before, "the sample before, in the order of ids: give each light to the sample after it"),
+        (neighbours.after, "the sample after, in the order of ids: give each light to the sample before it"),
     ):
-        if float(view.likeness(neighbour).mean()) > own + regret / 2:
-            return Fault(f"lights: the shadows are explained by the light of {said}, in the order of their ids", True)
+        if float(view.likeness(neighbour).mean()) > max(own + regret / 2, within - _AS_GOOD):
+            return Fault(f"lights: the shadows are explained by the light of {said}", True)
     if constant := constant_columns(lights):
         listed = " and ".join(f"{name} is {value:g} for all" for name, value in constant.items())
         return Fault(f"lights: {listed} samples, but their shadows fall differently: the column was lost", True)
-    within = _within(view, lights, object_ids)
-    if within is not None and within > own + regret / 2:
+    if within > own + regret / 2:
         return Fault(
             "lights: they are shuffled within objects (each object's shadows are explained by another order of its "
             "lights); pair them again by the names that they were rendered under",
