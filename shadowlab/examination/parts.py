@@ -60,7 +60,7 @@ def examine_part(examination: Examination, samples: Sequence[int]) -> Part:
 
 def _table(rows: dict[int, np.ndarray], count: int, dtype: type) -> np.ndarray:
     """(count, width), zeros where there is no row."""
-    table = np.zeros((count, len(next(iter(rows.values()), ()))), dtype)
+    table: np.ndarray = np.zeros((count, len(next(iter(rows.values()), ()))), dtype)
     for place, row in rows.items():
         table[place] = row
     return table

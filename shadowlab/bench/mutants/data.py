@@ -320,13 +320,12 @@ def _of_pictures() -> Mapping[str, tuple[Change, str]]:
         "objects-shifted": (pictures("objects", partial(_moved, right=0.0, down=0.1)), r"object pictures.*masks"),
         "objects-of-another-sample": (partial(_handed_on, role="objects"), r"object pictures.*masks"),
         "objects-binarised": (pictures("objects", _two_levels), r"object pictures.*two levels"),
-        "objects-inverted": (pictures("objects", _negative), r"object pictures.*inverted"),
         "objects-under-several-names": (_several_names, r"under several names"),
         "duplicates": (_duplicates, r"under several names|nearly the same"),
     }  # fmt: skip
 
 
-_MEANT = ("size-constant", "size-shuffled", "shadows-halved", "objects-inverted")
+_MEANT = ("size-constant", "size-shuffled", "shadows-halved")
 
 DATA_MUTANTS: tuple[FaultySet, ...] = tuple(
     FaultySet(name, partial(_make, change), said, name not in _MEANT)

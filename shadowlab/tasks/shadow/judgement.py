@@ -90,8 +90,8 @@ def judge(samples: Samples) -> Judgement:
     if alignment is not None:
         faults.append(alignment)
     if len(scenes) < _LEAST_SCENES:
-        said = f"geometry: {len(scenes)} samples with a shadow and a light are too few to judge"
-        return Judgement(tuple(faults), (said,), marks=marks)
+        little = f"geometry: {len(scenes)} samples with a shadow and a light are too few to judge"
+        return Judgement(tuple(faults), (little,), marks=marks)
     more, said, picture = _geometry(samples, scenes, rows, is_clean=alignment is None and not levels)
     return Judgement(tuple(_without_twins(faults + more)), tuple(said), picture, marks)
 
@@ -145,15 +145,15 @@ def _scenes(samples: Samples) -> tuple[Scenes, NDArray[np.int64], Fault | None]:
     if outlines:
         objects, edges = (np.stack(one) for one in zip(*outlines.values(), strict=True))
         alignment = picture_faults.alignment_fault(objects, edges)
-    rows = np.array(kept, np.int64)
+    places = np.array(kept, np.int64)
     empty = np.zeros((0, 64, 64), np.float32)
     scenes = Scenes(
         [samples.ids[row] for row in kept],
-        samples.lights[rows],
+        samples.lights[places],
         np.stack(masks) if masks else empty,
         np.stack(shadows) if shadows else empty,
     )
-    return scenes, rows, alignment
+    return scenes, places, alignment
 
 
 def _geometry(
@@ -241,7 +241,9 @@ def _gamma_fault(scenes: Scenes, lights: Array) -> Fault | None:
     for mask, shadow, light in zip(scenes.masks[::every], scenes.shadows[::every], lights[::every], strict=True):
         if not all(low <= value <= high for value, (low, high) in zip(light, RANGES.values(), strict=True)):
             continue
-        hoped = np.sort(inflated_silhouette(mask >= min(0.5, float(mask.max())), *light.tolist(), view), axis=None)
+        theta, phi, size = light.tolist()
+        solid = mask >= min(0.5, float(mask.max()))
+        hoped = np.sort(inflated_silhouette(solid, theta, phi, size, view), axis=None)
         found = np.sort(shadow, axis=None)
         half = (hoped > 0.15) & (hoped < 0.85) & (found > 0.005) & (found < 0.995)
         if half.sum() >= _LEAST_PIXELS:
