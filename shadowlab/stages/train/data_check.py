@@ -1,5 +1,8 @@
 """`data check` before a training, unless its result for these data is known: what the samples together show."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 from shadowlab.data import one_line
 from shadowlab.distributed import SingleProcess
 from shadowlab.errors import StageFailedError, UserError
@@ -31,8 +34,10 @@ def prove_data(session: Session) -> None:
         f"train needs data check first: examining at most {QUICK} samples of {one_line(place)} ...", style="dim"
     )
     alone, quiet = SingleProcess(session.processes.device), reporter.without_result()
+    selection = Selection(QUICK, config.seed)
     try:
-        report = check_data(config, place, alone, quiet, selection=Selection(QUICK, config.seed))
+        with TemporaryDirectory(prefix="shadowlab-check-") as state:  # trainings that start together do not wait
+            report = check_data(config, place, alone, quiet, selection=selection, state=Path(state) / "state")
     finally:
         quiet.close()
     assert report is not None, "of the only process"
