@@ -95,7 +95,7 @@ def check(
         return
     if config.data.augment.is_on:
         reporter.say(f"examined as the files have it; train augments: {config.data.augment.text}")
-    for line in listing(report.notices):
+    for line in listing(report.notices) + report.warnings:
         reporter.warn(line)
     for line in listing([str(problem) for problem in report.problems]):
         reporter.say(line, style="red")

@@ -30,6 +30,8 @@ class CheckReport:
     """Samples whose pictures were read: all of them, but where only some were drawn."""
     errors: list[str] = field(default_factory=list, kw_only=True)
     """What all samples together show, and training would learn something wrong from; one line each."""
+    warnings: list[str] = field(default_factory=list, kw_only=True)
+    """What all samples together show, and may be meant."""
     said: list[str] = field(default_factory=list, kw_only=True)
     """What was judged of all samples together, and what could not be."""
     fingerprint: str = field(default="", kw_only=True)
@@ -82,7 +84,6 @@ def merged(
         judgement = _judged(examination, judged, numbers)
         marked |= {mark: [] for mark in judgement.marks}
         notices += examination.together(num_read, marked)
-        notices += [fault.text for fault in judgement.faults if not fault.is_error]
         if shown:
             rows = np.memmap(file, np.uint8, "r", shape=(len(shown), width))
             notices += [
@@ -97,6 +98,7 @@ def merged(
         notices,
         num_examined=num_examined,
         errors=[fault.text for fault in judgement.faults if fault.is_error],
+        warnings=[fault.text for fault in judgement.faults if not fault.is_error],
         said=list(judgement.said),
         fingerprint=examination.fingerprint(),
         picture="" if judgement.picture is None else keep(judgement.picture),

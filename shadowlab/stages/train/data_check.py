@@ -42,7 +42,7 @@ def prove_data(session: Session) -> None:
         quiet.close()
     assert report is not None, "of the only process"
     keep_result(config, report)
-    for line in listing(report.notices):
+    for line in listing(report.notices) + report.warnings:
         reporter.warn(line)
     wrong = [str(problem) for problem in report.problems] + report.errors
     if not wrong:

@@ -51,7 +51,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory, embedded_names: list[str]) -
 
 
 def lines_of(report: CheckReport) -> list[str]:
-    return [*map(str, report.problems), *report.errors, *report.notices]
+    return [*map(str, report.problems), *report.errors, *report.warnings, *report.notices]
 
 
 @pytest.mark.slow
