@@ -68,7 +68,8 @@ def level_faults(numbers: Numbers) -> list[Fault]:
         faults.append(
             Fault(f"shadow maps: they never get darker than {most:.0%}; 255 = full shadow: multiply by {1 / most:.3g}")
         )
-    if share == 0 and not inverted_masks(numbers).any() and np.median(numbers["covered"][seen]) > _COVERED:
+    is_plain = seen.any() and share == 0 and not inverted_masks(numbers).any()
+    if is_plain and np.median(numbers["covered"][seen]) > _COVERED:
         faults.append(
             Fault(
                 "masks: they contain the shadow (nearly all of it lies inside them), so that the model is given its "

@@ -21,6 +21,7 @@ from shadowlab.tasks.shadow.view import default_view
 MOST = 200
 """Samples that are compared with the oracle."""
 _FAR = 3.0  # robust standard deviations of a centroid
+_FEW = 8
 _LEAST = 0.15  # of the object's size: nearer ones show nothing
 _OTHERS = 5  # lights of other samples that are tried
 _WORSE = 0.25  # likeness that another light must add
@@ -60,6 +61,8 @@ def far_from_their_lights(numbers: Numbers, lights: Array) -> tuple[NDArray[np.i
     away = np.tan(theta)[:, None] * np.stack([-np.cos(phi), np.sin(phi)], axis=1)
     seen = (numbers["shadow_most"] > 0.1) & (np.abs(found).max(axis=1) < 10)
     explained = np.zeros_like(found)
+    if seen.sum() < _FEW:
+        return np.zeros(0, np.int64), found, explained
     for column in range(2):
         terms = np.stack([np.ones(len(share)), share, share * away[:, column]], axis=1)
         kept = seen.copy()
