@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import pytest
 
-from shadowlab.bench.mutants import CODE_MUTANTS, FAMILIES, CodeMutant, Edit, MutantReport
+from shadowlab.bench.mutants import CODE_MUTANTS, FAMILIES, STAGES, CodeMutant, Edit, MutantReport, checked_stages
 from shadowlab.bench.mutants.commands import WarmProcess
 from shadowlab.bench.mutants.copied_tree import PROJECT, CopiedTree, mutated_sources
 from shadowlab.bench.mutants.mutant import PACKAGES
@@ -209,3 +209,10 @@ def test_a_report_passes_where_enough_is_stopped_and_placed():
 def test_a_name_that_is_none_is_answered_with_close_ones():
     with pytest.raises(UserError, match="noise-constant"):
         run_mutants(["noise-konstant"])
+
+
+def test_stages_are_run_in_their_order_whatever_the_order_of_the_names():
+    assert checked_stages(None) == STAGES
+    assert checked_stages(["train", "check-forward"]) == ("check-forward", "train")
+    with pytest.raises(UserError, match="--stages trane: no stage; there are check-forward"):
+        checked_stages(["trane"])

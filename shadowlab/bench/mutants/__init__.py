@@ -5,7 +5,7 @@ from shadowlab.bench.mutants.corpus import CODE_MUTANTS, FAMILIES
 from shadowlab.bench.mutants.data import DATA_MUTANTS, FaultySet
 from shadowlab.bench.mutants.mutant import STAGES, CodeMutant, DataMutant, Edit, Stage
 from shadowlab.bench.mutants.report import MutantReport, format_table, line
-from shadowlab.bench.mutants.run import run_mutants
+from shadowlab.bench.mutants.run import checked_stages, run_mutants
 
 __all__ = [
     "CODE_MUTANTS",
@@ -18,6 +18,7 @@ __all__ = [
     "FaultySet",
     "MutantReport",
     "Stage",
+    "checked_stages",
     "format_table",
     "line",
     "run_mutants",

@@ -10,6 +10,7 @@ from shadowlab.bench.mutants.corpus import CODE_MUTANTS, chosen, family_of
 from shadowlab.bench.mutants.mutant import STAGES, CodeMutant, DataMutant, Stage
 from shadowlab.bench.mutants.report import MutantReport
 from shadowlab.bench.mutants.trial import Bench, MutantResult
+from shadowlab.errors import UserError
 
 _SECONDS = 600.0  # of one command
 
@@ -68,6 +69,17 @@ def run_mutants(
         finally:
             for bench in benches:
                 bench.close()
+
+
+def checked_stages(names: Sequence[str] | None) -> tuple[Stage, ...]:
+    """Stages by their names; all of them for None.
+
+    Raises:
+        UserError: one is called otherwise.
+    """
+    if unknown := [name for name in names or () if name not in STAGES]:
+        raise UserError(f"--stages {unknown[0]}: no stage; there are {', '.join(STAGES)}")
+    return tuple(stage for stage in STAGES if names is None or stage in names)
 
 
 def _is_run(mutant: CodeMutant | DataMutant, stages: Sequence[Stage]) -> bool:
