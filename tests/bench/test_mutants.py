@@ -7,7 +7,16 @@ from functools import lru_cache
 
 import pytest
 
-from shadowlab.bench.mutants import CODE_MUTANTS, FAMILIES, STAGES, CodeMutant, Edit, MutantReport, checked_stages
+from shadowlab.bench.mutants import (
+    CODE_MUTANTS,
+    DATA_MUTANTS,
+    FAMILIES,
+    STAGES,
+    CodeMutant,
+    Edit,
+    MutantReport,
+    checked_stages,
+)
 from shadowlab.bench.mutants.commands import WarmProcess
 from shadowlab.bench.mutants.copied_tree import PROJECT, CopiedTree, mutated_sources
 from shadowlab.bench.mutants.mutant import PACKAGES
@@ -78,9 +87,9 @@ def test_every_other_right_answer_exists():
 
 
 def test_names_are_unique_and_there_are_enough():
-    names = Counter(mutant.name for mutant in CODE_MUTANTS)
+    names = Counter(mutant.name for mutant in (*CODE_MUTANTS, *DATA_MUTANTS))
     assert [name for name, count in names.items() if count > 1] == []
-    assert len(names) >= 90
+    assert len(CODE_MUTANTS) >= 90 and len(DATA_MUTANTS) >= 25
     assert set(FAMILIES).isdisjoint(names)
 
 

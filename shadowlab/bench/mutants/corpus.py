@@ -1,4 +1,4 @@
-"""All mutants of the code, by family."""
+"""All mutants, those of the code by family."""
 
 import difflib
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from shadowlab.bench.mutants.average import AVERAGE
 from shadowlab.bench.mutants.checkpoints import CHECKPOINTS
 from shadowlab.bench.mutants.conditions import CONDITIONS
+from shadowlab.bench.mutants.data import DATA_MUTANTS
 from shadowlab.bench.mutants.distributed import DISTRIBUTED
 from shadowlab.bench.mutants.light import LIGHT
 from shadowlab.bench.mutants.metrics import METRICS
@@ -40,6 +41,8 @@ FAMILIES: dict[str, tuple[CodeMutant, ...]] = {
 }
 
 CODE_MUTANTS: tuple[CodeMutant, ...] = tuple(one for family in FAMILIES.values() for one in family)
+
+MUTANTS: tuple[CodeMutant | DataMutant, ...] = (*CODE_MUTANTS, *DATA_MUTANTS)
 
 FAMILY_OF: dict[str, str] = {one.name: family for family, members in FAMILIES.items() for one in members}
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
-from shadowlab.bench.mutants.corpus import CODE_MUTANTS, chosen, family_of
+from shadowlab.bench.mutants.corpus import MUTANTS, chosen, family_of
 from shadowlab.bench.mutants.mutant import STAGES, CodeMutant, DataMutant, Stage
 from shadowlab.bench.mutants.report import MutantReport
 from shadowlab.bench.mutants.trial import Bench, MutantResult
@@ -21,7 +21,7 @@ def run_mutants(
     stages: Sequence[Stage] = STAGES,
     processes: int = 1,
     on_result: Callable[[MutantResult], None] | None = None,
-    mutants: Sequence[CodeMutant | DataMutant] = CODE_MUTANTS,
+    mutants: Sequence[CodeMutant | DataMutant] = MUTANTS,
     with_unmutated: bool | None = None,
 ) -> MutantReport:
     """Put each fault into a copy, and see which stage stops it.
