@@ -27,7 +27,9 @@ LIGHT = (
     mutant("theta-from-the-horizon", _VECTOR, "(theta - THETA_RANGE[0])", "(THETA_RANGE[1] - theta)", also=_EMBEDDED),
     mutant("phi-in-degrees", _VECTOR, _TURN, "torch.remainder(phi, 360.0),", also=_EMBEDDED),
     mutant("phi-not-periodic", _VECTOR, _TURN, "torch.remainder(phi, 360.0) / 360.0 * math.pi,", also=_EMBEDDED),
-    mutant("phi-mirrored-in-the-code", _VECTOR, _TURN, "torch.remainder(-phi, 360.0) / 180.0 * math.pi,", also=_EMBEDDED),
+    mutant(
+        "phi-mirrored-in-the-code", _VECTOR, _TURN, "torch.remainder(-phi, 360.0) / 180.0 * math.pi,", also=_EMBEDDED
+    ),
     mutant(
         "phi-off-by-half-a-turn",
         _VECTOR,
