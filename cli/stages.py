@@ -36,6 +36,7 @@ def check_forward(
 
     from shadowlab.stages.check_forward import run_check_forward
     from shadowlab.stages.run import run_stage
+    from shadowlab.stages.train import run_train
     from shadowlab.tasks import open_task
 
     light = {"theta": theta, "phi": phi, "size": size}
@@ -43,7 +44,7 @@ def check_forward(
     run_stage(
         "check-forward",
         request,
-        lambda session: run_check_forward(session, sample=sample, own=own, verbose=verbose),
+        lambda session: run_check_forward(session, sample=sample, own=own, train=run_train, verbose=verbose),
     )
 
 

@@ -8,6 +8,7 @@ from shadowlab.errors import UserError
 from shadowlab.settings import Config, checked_section, describe_keys
 from shadowlab.tasks.evaluation import TRUTH, Evaluation, Tracks
 from shadowlab.tasks.exported import Exported, PipelineCode, ProgramInput, Trial
+from shadowlab.tasks.reference import ObjectiveReference, RawVae, TaskReference
 from shadowlab.tasks.task import R2, Augmentation, Baseline, Criterion, Metric, Probe, Task, TaskBatch
 from shadowlab.tasks.vae_checks import vae_is_frozen
 
@@ -23,11 +24,14 @@ __all__ = [
     "Evaluation",
     "Exported",
     "Metric",
+    "ObjectiveReference",
     "PipelineCode",
     "Probe",
+    "RawVae",
     "ProgramInput",
     "Task",
     "TaskBatch",
+    "TaskReference",
     "Tracks",
     "Trial",
     "open_task",

@@ -21,6 +21,7 @@ from shadowlab.models import ImageVae, ModelSpec, Objective
 from shadowlab.settings import Section
 from shadowlab.tasks.evaluation import Evaluation
 from shadowlab.tasks.exported import Exported
+from shadowlab.tasks.reference import TaskReference
 
 __all__ = ["R2", "Augmentation", "Baseline", "Criterion", "Metric", "Probe", "Reach", "Task", "TaskBatch"]
 
@@ -277,6 +278,10 @@ class Task(Protocol[B]):
         """(3, H', W') in [0, 1]. sweep: condition -> (value, prediction (C, H, W) in [0, 1])."""
 
     # Checks of check-forward; each adds its tensors to `path`
+
+    @property
+    def reference(self) -> TaskReference | None:
+        """What the harness is compared with on samples that are known; None: nothing, and nothing then proves a step."""
 
     def check_batch(self, batch: B, path: PathTable) -> list[Check]:
         """What can be said of a batch before it is encoded."""

@@ -17,8 +17,11 @@ from shadowlab.models import POLICIES
 from shadowlab.seeding import normal, permutation
 from shadowlab.session import Session
 from shadowlab.stages.check_forward import model_checks, structure_checks
+from shadowlab.stages.check_forward.golden_run import Train
+from shadowlab.stages.check_forward.ownership import ownership
 from shadowlab.stages.check_forward.preflight import preflight
 from shadowlab.stages.check_forward.report import checks_table, counts, failures, path_table
+from shadowlab.stages.check_forward.step_checks import step_checks
 from shadowlab.stages.result import StageResult
 from shadowlab.tasks import TaskBatch, vae_is_frozen
 from shadowlab.training import build_trainee, build_unet
@@ -31,12 +34,15 @@ def run_check_forward(
     *,
     sample: str | None = None,
     own: tuple[TaskBatch, str] | None = None,
+    train: Train | None = None,
     verbose: bool = False,
 ) -> StageResult:
     """Build the model as configured and check it on a sample of the data set, or on the user's own input.
 
     Args:
         sample: id of one. own: as `Task.own_input` gives it.
+        train: the stage that trains: it is compared with its specification on golden samples. None: it is not, for who
+            asks about the model alone.
         verbose: print every check and every tensor; log.txt has them in any case.
 
     Raises:
@@ -47,7 +53,9 @@ def run_check_forward(
     POLICIES[config.precision].apply_to_backend(processes.device)  # before the VAE computes anything
     batch, about = _batch(session, sample, own)
     path = PathTable()
-    checks: list[Check] = task.check_batch(batch, path)
+    checks: list[Check] = [] if train is None else step_checks(session, train)
+    signals.stop_if_asked()
+    checks += task.check_batch(batch, path)
     save_picture(task.input_figure(batch), session.run.samples / "input.png")
 
     # The VAE comes first and its activations are gone before the UNet is built: the peaks do not add up.
@@ -70,10 +78,12 @@ def run_check_forward(
         config.eager(), unet, task.objective, alone, config.optimizer, settings.max_steps, ema_decay=None
     )
     trainee.watch.detach()
+    trainable = task.spec.trainable if settings.trainable is None else settings.trainable
     for check in (
         lambda: preflight(trainee, config),
+        lambda: ownership(trainee, trainable),
         lambda: model_checks.forward(trainee, task.spec, encoded, path),
-        lambda: model_checks.gradients(trainee, encoded),
+        lambda: model_checks.gradients(trainee, task.spec, encoded),
         lambda: model_checks.responses(trainee, task, batch, encoded),
     ):
         signals.stop_if_asked()

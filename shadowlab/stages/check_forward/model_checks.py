@@ -112,18 +112,21 @@ def _note_bad_output(found: list[str], name: str, module: nn.Module, inputs: Any
         found.append(name)
 
 
-def gradients(trainee: Trainee, encoded: EncodedBatch) -> list[Check]:
-    """Finite gradients of the training loss reach every trainable tensor.
+def gradients(trainee: Trainee, spec: ModelSpec, encoded: EncodedBatch) -> list[Check]:
+    """Finite gradients of the training loss reach every trainable tensor, and every channel that the model is given.
 
     Each gradient is measured and dropped as it comes, so that no second copy of the weights is ever held.
     """
     small = encoded.select(slice(0, 1)).resized(min(SMALL_LATENT, encoded.data.shape[-1]))
     norms: dict[str, Tensor] = {}
+    channels: list[float] = []
 
     def note(name: str) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
             assert parameter.grad is not None
             norms[name] = parameter.grad.detach().float().norm()
+            if name == "conv_in.weight":
+                channels.extend(parameter.grad.detach().float().flatten(2).norm(dim=(0, 2)).tolist())
             parameter.grad = None
 
         return hook
@@ -139,7 +142,16 @@ def gradients(trainee: Trainee, encoded: EncodedBatch) -> list[Check]:
     zero = [name for name, norm in norms.items() if float(norm) == 0.0]
     bad = [name for name, norm in norms.items() if not bool(norm.isfinite())]
     missing = unreached + zero
+    dead = [str(channel) for channel, norm in enumerate(channels) if norm == 0.0]
+    of_channels = Check(
+        "every input channel gets a gradient",
+        not dead,
+        f"conv_in learns from {spec.in_channels} channels: {', '.join(spec.inputs)}",
+        f"none for {', '.join(dead)}" if dead else f"{len(channels)} of {len(channels)}",
+        "what is concatenated is constant zero or never arrives: shadowlab/models/adapter.py, predict",
+    )
     return [
+        *([of_channels] if channels else []),
         Check(
             "gradients reach every trainable tensor",
             not missing,

@@ -4,7 +4,7 @@ first."""
 import json
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from shadowlab.stages.overfit import run_overfit
 from shadowlab.stages.result import StageResult
 from shadowlab.stages.run import FAILURES, finish_stage, record_failure
 from shadowlab.stages.train.data_check import prove_data
+from shadowlab.stages.train.train import run_train
 
 REQUIRED_STAGES: dict[str, Callable[[Session], StageResult]] = {
-    "check-forward": run_check_forward,
+    "check-forward": partial(run_check_forward, train=run_train),
     "overfit": run_overfit,
 }
 _POLL_SECONDS = 1.0

@@ -24,6 +24,7 @@ from shadowlab.tasks.shadow import checks
 from shadowlab.tasks.shadow.augmentation import ShadowAugmentation
 from shadowlab.tasks.shadow.charts import CHARTS, WITH_INTENSITY
 from shadowlab.tasks.shadow.check import ShadowExamination
+from shadowlab.tasks.shadow.comparison import ShadowReference
 from shadowlab.tasks.shadow.dataset import open_dataset, resolve_path
 from shadowlab.tasks.shadow.evaluation import ShadowEvaluation
 from shadowlab.tasks.shadow.exported import ShadowExported
@@ -276,6 +277,10 @@ class ShadowTask:
         return sweep_grid(batch.object_image[0], sweep)
 
     # Checks
+
+    @cached_property
+    def reference(self) -> ShadowReference:
+        return ShadowReference()
 
     def check_batch(self, batch: Batch, path: PathTable) -> list[Check]:
         checks.add_inputs(path, batch)
