@@ -81,6 +81,8 @@ def _brief(value: Any) -> str:
 def _tensor_difference(seen: Tensor, wanted: Tensor, tolerance: float) -> str:
     if seen.shape != wanted.shape:
         return f"has the shape {tuple(seen.shape)}, not {tuple(wanted.shape)}"
+    if seen.dtype == wanted.dtype and torch.equal(seen, wanted):
+        return ""
     s, w = seen.double(), wanted.double()
     limit = tolerance * max(float(w.abs().amax()) if w.numel() else 0.0, 1e-6)
     if not bool(s.isfinite().all()) and bool(w.isfinite().all()):

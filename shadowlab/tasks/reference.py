@@ -31,7 +31,7 @@ class ObjectiveReference(Protocol):
     """As `Objective`, written once more."""
 
     places: Mapping[str, str]
-    """`noised`, `timesteps`, `loss`, `generate` -> where the harness has it: `shadowlab/models/flow.py, interpolate`."""
+    """`noised`, `timesteps`, `loss`, `generate` -> where the harness has it: `shadowlab/models/flow.py, interpolate`"""
 
     def noised(self, noise: Tensor, data: Tensor, t: Tensor) -> Tensor: ...
 

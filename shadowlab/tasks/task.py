@@ -281,7 +281,7 @@ class Task(Protocol[B]):
 
     @property
     def reference(self) -> TaskReference | None:
-        """What the harness is compared with on samples that are known; None: nothing, and nothing then proves a step."""
+        """What the harness is compared with on samples that are known; None: nothing, so nothing proves a step."""
 
     def check_batch(self, batch: B, path: PathTable) -> list[Check]:
         """What can be said of a batch before it is encoded."""

@@ -198,6 +198,7 @@ class NegativeTask:
     metrics: tuple[Metric, ...] = (MAE,)
     baseline: Baseline | None = Baseline("itself", "the picture itself")
     augmentation = None
+    reference = None  # nothing is compared: check-forward says so
     charts: tuple[Chart, ...] = (Chart("Error on {samples}", (Curve("model", "mae"), Curve("itself", "itself_mae"))),)
     vae: ImageVae
 

@@ -40,7 +40,9 @@ def _randomness(plan: Plan) -> Iterator[Quantity]:
     yield Quantity("random numbers", f"{place}, generator", seen, drawn, 0.0)
     for position in (0, 3):
         known = reference.noise_at(position, _SHAPE, seed)
-        yield Quantity("normal numbers", f"{place}, normal", seeding.normal(_SHAPE, seed, "noise", position), known, 0.0)
+        yield Quantity(
+            "normal numbers", f"{place}, normal", seeding.normal(_SHAPE, seed, "noise", position), known, 0.0
+        )
     order = seeding.permutation(9, seed, "order", 1).tolist()
     yield Quantity("a permutation", f"{place}, permutation", order, reference.order(9, seed, 1))
 
@@ -52,7 +54,9 @@ def _order(plan: Plan, objects: list[str]) -> Iterator[Quantity]:
     yield Quantity("samples held out", "shadowlab/data/split.py, split_by_object", split.validation, wanted[1])
     seen = sample_indices(3, 14, 5, plan.seed)
     place = "shadowlab/data/order.py, sample_indices"
-    yield Quantity("the order of three epochs", place, seen, [reference.sample_at(p, 5, plan.seed) for p in range(3, 17)])
+    yield Quantity(
+        "the order of three epochs", place, seen, [reference.sample_at(p, 5, plan.seed) for p in range(3, 17)]
+    )
     for world in (1, 2, 3):
         several = replace(plan, world=world)
         for rank in range(world):

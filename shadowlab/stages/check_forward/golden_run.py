@@ -88,10 +88,10 @@ def golden_config(config: Config, reference: TaskReference, path: str, folder: P
             validate_every=1000,
             log_every=1000,
         ),
-        validation=changed(config.validation, num_samples=2, timesteps=(0.0, 0.5), num_noises=2),
+        validation=changed(config.validation, num_samples=2, timesteps=(0.5,), num_noises=2),
         checkpoint=changed(config.checkpoint, every_steps=1000),
         distributed=changed(config.distributed, processes=world),
-        diagnostics=DiagnosticsConfig(statistics_every=2, histograms_every=0),
+        diagnostics=DiagnosticsConfig(statistics_every=3, histograms_every=0),
     )
 
 
@@ -119,8 +119,8 @@ def plan_of(config: Config, world: int) -> Plan:
     )
 
 
-def run_golden(config: Config, layout: str, processes: Processes, train: Train, quiet: Reporter) -> GoldenRun:
-    """Train and listen. config: as `golden_config` gives it; the samples are there.
+def run_golden(config: Config, processes: Processes, train: Train, quiet: Reporter) -> GoldenRun:
+    """Train and listen. config: as `golden_config` gives it; the samples of the first layout are there.
 
     Raises:
         KeyboardInterrupt: a signal asked to stop.
@@ -147,6 +147,7 @@ def run_golden(config: Config, layout: str, processes: Processes, train: Train, 
     if processes.is_main:
         records = [dict(record) for record in read_records(run.metrics)]
         saved = open_model(run.path, device=processes.device)
+    layout = session.task.reference.layouts[0]
     done = GoldenRun(config, session.task, heard, records, layout, processes.device, processes.rank, processes.count)
     done.saved = saved
     return done

@@ -91,7 +91,7 @@ def _validation(comparison: TrainingComparison) -> Iterator[Quantity]:
     yield Quantity("validation after the last step", place, None if record is None else record["step"], plan.max_steps)
     assert record is not None
     settings, ids = run.config.validation, comparison.held_out_ids
-    tensors = {name: tensor.to(run.device) for name, tensor in ref.encoded(run.layout, ids, comparison.vae).items()}
+    tensors = comparison.encoded(ids)
     shape = tensors["data"].shape[1:]
     losses: dict[float, list[Tensor]] = {t: [] for t in settings.timesteps}
     generated: list[Tensor] = []
@@ -112,21 +112,25 @@ def _validation(comparison: TrainingComparison) -> Iterator[Quantity]:
             judged.setdefault(name, []).append(values)
     loose = 1e-3 * max(1.0, comparison.loose / 3)
     for t, own in losses.items():
-        yield Quantity(f"validation loss at t = {t:g}", _GRID, float(record[f"loss_t{t:g}"]), float(torch.cat(own).mean()), loose)
+        yield Quantity(
+            f"validation loss at t = {t:g}", _GRID, float(record[f"loss_t{t:g}"]), float(torch.cat(own).mean()), loose
+        )
     mean = sum(float(torch.cat(own).mean()) for own in losses.values()) / len(losses)
     yield Quantity("validation loss", _GRID, float(record["loss"]), mean, loose)
     truth = tensors["data"].repeat(len(generated), 1, 1, 1)
     r2 = reference.explained(torch.cat(generated), truth)
     yield Quantity("R^2 of validation", "shadowlab/metrics.py, r_squared", float(record["r2"]), r2, 5 * loose)
     for name, values in judged.items():
-        yield Quantity(f"{name} of validation", ref.judging_place, float(record[name]), float(torch.cat(values).mean()), 5 * loose)
+        yield Quantity(
+            f"{name} of validation", ref.judging_place, float(record[name]), float(torch.cat(values).mean()), 5 * loose
+        )
 
 
 def _generation(comparison: TrainingComparison, saved: LoadedModel) -> Iterator[Quantity]:
     """From the checkpoint, as `generate` does, in one step and in several."""
     run, ref = comparison.run, comparison.reference
     name = comparison.held_out_ids[0]
-    tensors = {key: tensor.to(run.device) for key, tensor in ref.encoded(run.layout, [name], comparison.vae).items()}
+    tensors = comparison.encoded([name])
     shape = (1, *tensors["data"].shape[1:])
     noise = seeded_noise(shape, 3)
     known = torch.randn(shape, generator=torch.Generator().manual_seed(3))

@@ -199,7 +199,9 @@ class Listener:
         groups = optimizer.param_groups
         owned = [[names.get(id(p), f"? {i}") for i, p in enumerate(group["params"])] for group in groups]
         tensors = {
-            name: p for group, own in zip(groups, owned, strict=True) for name, p in zip(own, group["params"], strict=True)
+            name: p
+            for group, own in zip(groups, owned, strict=True)
+            for name, p in zip(own, group["params"], strict=True)
         }
         self._step_parameters = tensors
         self.steps.append(

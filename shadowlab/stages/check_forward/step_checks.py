@@ -12,7 +12,7 @@ from typing import Any
 import shadowlab
 from shadowlab.checks import Check
 from shadowlab.console import Reporter
-from shadowlab.distributed import SingleProcess
+from shadowlab.distributed import Processes, SingleProcess
 from shadowlab.errors import InterruptedRunError
 from shadowlab.latents import encode_dataset
 from shadowlab.quantities import Quantity, agreement
@@ -21,10 +21,12 @@ from shadowlab.settings import Config
 from shadowlab.stages.check_forward.functions_comparison import functions, objective_functions
 from shadowlab.stages.check_forward.golden_run import Train, golden_config, plan_of, raw_vae, run_golden
 from shadowlab.stages.check_forward.judgement_comparison import judgement
+from shadowlab.stages.check_forward.pair import pair_checks
 from shadowlab.stages.check_forward.training_comparison import TrainingComparison
 from shadowlab.tasks import Task, TaskReference, open_task
 from shadowlab.training import build_unet, open_source
 
+_PATIENCE_SECONDS = 600.0  # each process compares by itself, the first one more than the others
 _PACKAGE = Path(shadowlab.__file__).parents[1]
 STEPS = "three training steps are the reference's"
 GOLDEN = "golden samples are read as written"
@@ -52,7 +54,10 @@ def step_checks(session: Session, train: Train) -> list[Check]:
             guarded(METRICS, lambda: reference.metrics(task)),
         ]
         if config.precision != "fp16-pure":  # AdamW on float16 weights: what it gives is not what anybody means
-            checks += _trained(config, layout, reference, session, train, quiet)
+            checks += trained(config, SingleProcess(device), train, quiet)
+            if session.config.distributed.processes > 1 and checks[-1].passed:
+                (folder / "pair").mkdir()
+                checks += pair_checks(config, trained, train, folder / "pair")
     return checks
 
 
@@ -118,14 +123,14 @@ def _functions(own: Config, config: Config, reference: TaskReference, task: Task
     yield from reference.functions(task, raw_vae(task))
 
 
-def _trained(
-    config: Config, layout: str, reference: TaskReference, session: Session, train: Train, quiet: Reporter
-) -> list[Check]:
-    device = session.processes.device
+def trained(config: Config, processes: Processes, train: Train, quiet: Reporter) -> list[Check]:
+    """The golden run of one process, or of one of several, and its comparison."""
     try:
-        run = run_golden(config, layout, SingleProcess(device), train, quiet)
-        model = build_unet(config, run.task.spec, device)
-        comparison = TrainingComparison(run, plan_of(config, 1), reference, model)
+        run = run_golden(config, processes, train, quiet)
+        processes.at("comparing with the reference", patience_seconds=_PATIENCE_SECONDS)
+        reference = run.task.reference
+        model = build_unet(config, run.task.spec, processes.device)
+        comparison = TrainingComparison(run, plan_of(config, processes.count), reference, model)
     except (KeyboardInterrupt, InterruptedRunError):
         raise
     except Exception as error:

@@ -27,7 +27,7 @@ class ShadowReference:
     """See `TaskReference`."""
 
     image_size = golden.SIDE
-    options: Mapping[str, Any] = {"light_sweep": False}  # noqa: RUF012
+    options: Mapping[str, Any] = {"light_sweep": False}
     layouts = ("folder", "benchmark")
     objective = reference.Flow()
     judging_place = "shadowlab/tasks/shadow/metrics.py, per_image_metrics"
@@ -105,9 +105,7 @@ class ShadowReference:
 
     def judged(self, layout: str, names: Sequence[str], prediction: Tensor) -> dict[str, Tensor]:
         truths = [self._of(layout, name).pictures["shadow"][0] for name in names]
-        found = [
-            reference.metrics(p.double(), g.double()) for p, g in zip(prediction[:, 0].cpu(), truths, strict=True)
-        ]
+        found = [reference.metrics(p.double(), g.double()) for p, g in zip(prediction[:, 0].cpu(), truths, strict=True)]
         return {name: torch.tensor([one[name] for one in found]) for name in found[0]}
 
     # Functions of numbers alone
@@ -122,13 +120,17 @@ class ShadowReference:
         pictures = {role: torch.stack([s.pictures[role] for s in self._golden[:2]]) for role in ("object", "mask")}
         pictures["shadow"] = torch.stack([s.pictures["shadow"] for s in self._golden[:2]])
         covered = reference.latent_mask(pictures["mask"])
-        yield Quantity("latent mask", "shadowlab/models/vae.py, mask_to_latent", mask_to_latent(pictures["mask"]), covered)
+        yield Quantity(
+            "latent mask", "shadowlab/models/vae.py, mask_to_latent", mask_to_latent(pictures["mask"]), covered
+        )
         device, factors = task.vae.device, (vae.scaling_factor, vae.shift_factor)
         found = reference.latents(pictures["object"].to(device), vae.encode, *factors)
         with torch.no_grad():
             yield Quantity("latents of a picture", f"{_VAE}.encode", task.vae.encode(pictures["object"]), found, 1e-4)
             grey = reference.shadow_latents(pictures["shadow"].to(device), vae.encode, *factors)
-            yield Quantity("latents of a map", f"{_VAE}.encode_grey", task.vae.encode_grey(pictures["shadow"]), grey, 1e-4)
+            yield Quantity(
+                "latents of a map", f"{_VAE}.encode_grey", task.vae.encode_grey(pictures["shadow"]), grey, 1e-4
+            )
             back = vae.decode(found / factors[0] + factors[1])
             yield Quantity("pictures of latents", f"{_VAE}.decode", task.vae.decode(found), back, 1e-4)
             maps = self.decoded(grey, vae)
@@ -147,7 +149,9 @@ class ShadowReference:
             yield Quantity(f"{name} of 0.5 against 0.2", _place(name), float(seen[name]), value, 1e-5 if value else 1.0)
         ceiling = {"rmse": 0.0, "si_rmse": 0.0, "zncc": 1.0, "soft_iou": 1.0, "psnr": 100.0, "ssim": 1.0}
         for name, value in ceiling.items():
-            yield Quantity(f"{name} of the truth", _place(name), task.judge(truth, batch)[name], torch.full((3,), value))
+            yield Quantity(
+                f"{name} of the truth", _place(name), task.judge(truth, batch)[name], torch.full((3,), value)
+            )
         black = task.judge(torch.zeros_like(truth), batch)
         floor = {"soft_iou": torch.zeros(3), "zncc": torch.zeros(3), "rmse": truth.square().mean(dim=(1, 2, 3)).sqrt()}
         for name, wanted in floor.items():

@@ -58,7 +58,7 @@ def model_pictures(rgb: Tensor, covered: Tensor, shadow: Tensor, side: int) -> t
 
 
 def scalar_embedding(angle: float) -> Tensor:
-    """(256,) float32: cosines, then sines, of 1 .. 128 times the angle, weighted by sqrt(0.8 ** k), of norm sqrt(128)."""
+    """(256,) float32: cosines, then sines, of k = 1 .. 128 times the angle, weights sqrt(0.8 ** k), norm sqrt(128)."""
     weights = [math.sqrt(0.8**k) for k in range(1, 129)]
     scale = math.sqrt(128 / sum(weight * weight for weight in weights))
     waves = [scale * w * wave(k * angle) for wave in (math.cos, math.sin) for k, w in enumerate(weights, start=1)]
