@@ -41,8 +41,7 @@ def run_check_forward(
 
     Args:
         sample: id of one. own: as `Task.own_input` gives it.
-        train: the stage that trains: it is compared with its specification on golden samples. None: it is not, for who
-            asks about the model alone.
+        train: the stage that trains, to be compared with its specification; None: for who asks about the model alone.
         verbose: print every check and every tensor; log.txt has them in any case.
 
     Raises:
@@ -54,7 +53,6 @@ def run_check_forward(
     batch, about = _batch(session, sample, own)
     path = PathTable()
     checks: list[Check] = [] if train is None else step_checks(session, train)
-    signals.stop_if_asked()
     checks += task.check_batch(batch, path)
     save_picture(task.input_figure(batch), session.run.samples / "input.png")
 
@@ -78,10 +76,9 @@ def run_check_forward(
         config.eager(), unet, task.objective, alone, config.optimizer, settings.max_steps, ema_decay=None
     )
     trainee.watch.detach()
-    trainable = task.spec.trainable if settings.trainable is None else settings.trainable
     for check in (
         lambda: preflight(trainee, config),
-        lambda: ownership(trainee, trainable),
+        lambda: ownership(trainee, settings.trainable or task.spec.trainable),
         lambda: model_checks.forward(trainee, task.spec, encoded, path),
         lambda: model_checks.gradients(trainee, task.spec, encoded),
         lambda: model_checks.responses(trainee, task, batch, encoded),

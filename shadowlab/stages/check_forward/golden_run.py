@@ -147,6 +147,7 @@ def run_golden(config: Config, processes: Processes, train: Train, quiet: Report
     if processes.is_main:
         records = [dict(record) for record in read_records(run.metrics)]
         saved = open_model(run.path, device=processes.device)
+    assert session.task.reference is not None, "golden samples are its"
     layout = session.task.reference.layouts[0]
     done = GoldenRun(config, session.task, heard, records, layout, processes.device, processes.rank, processes.count)
     done.saved = saved

@@ -120,9 +120,13 @@ def _validation(comparison: TrainingComparison) -> Iterator[Quantity]:
     truth = tensors["data"].repeat(len(generated), 1, 1, 1)
     r2 = reference.explained(torch.cat(generated), truth)
     yield Quantity("R^2 of validation", "shadowlab/metrics.py, r_squared", float(record["r2"]), r2, 5 * loose)
-    for name, values in judged.items():
+    for name, of_metric in judged.items():
         yield Quantity(
-            f"{name} of validation", ref.judging_place, float(record[name]), float(torch.cat(values).mean()), 5 * loose
+            f"{name} of validation",
+            ref.judging_place,
+            float(record[name]),
+            float(torch.cat(of_metric).mean()),
+            5 * loose,
         )
 
 

@@ -103,7 +103,11 @@ class Listener:
     @contextmanager
     def listening(self) -> Iterator[None]:
         task, handles = self._task, []
-        heard = {"collate": self._collate, "encode": self._encode, "assemble": self._assemble}
+        heard: dict[str, Callable[..., None]] = {
+            "collate": self._collate,
+            "encode": self._encode,
+            "assemble": self._assemble,
+        }
         own = {name: value for name, value in vars(task).items() if name in heard}
         objective = task.objective
         for name, ear in heard.items():

@@ -108,8 +108,14 @@ class TrainingComparison:
         first = self.run.rank * count
         for number in range(count):  # its own as they were seen, to the last bit: half types would make much of it
             one = self.heard.training[step * count + number]
-            given = {"sample": one.sample, "timesteps": one.timesteps, "embedding": one.embedding, "tokens": one.tokens}
-            micro_batches[first + number] = replace(micro_batches[first + number], **given)
+            assert one.sample is not None and one.timesteps is not None, "compared above"
+            micro_batches[first + number] = replace(
+                micro_batches[first + number],
+                sample=one.sample,
+                timesteps=one.timesteps,
+                tokens=one.tokens,
+                embedding=one.embedding,
+            )
         predictions, losses, gradients = reference.gradients(self.model, micro_batches, self.precision, self.scale)
         for number in range(count):
             seen = self.heard.training[step * count + number]
@@ -159,7 +165,7 @@ class TrainingComparison:
         adapter = "shadowlab/models/adapter.py, predict"
         timesteps = seen.timesteps if seen.timesteps is None else seen.timesteps.reshape(-1)
         yield Quantity(f"{name}timesteps", objective.places["timesteps"], timesteps, wanted.timesteps, 1e-6)
-        yield Quantity(f"{name}dtype of timesteps", adapter, str(seen.timesteps.dtype), "torch.float32")
+        yield Quantity(f"{name}dtype of timesteps", adapter, _dtype(seen.timesteps), "torch.float32")
         yield Quantity(f"{name}input of the model", adapter, seen.sample, wanted.sample, 1e-4)
         yield Quantity(f"{name}embedding given to the model", adapter, seen.embedding, wanted.embedding, 1e-6)
         yield Quantity(f"{name}tokens given to the model", adapter, seen.tokens, wanted.tokens, 1e-6)
@@ -295,3 +301,7 @@ class TrainingComparison:
         if all(name in found and float((found[name] - g).abs().amax()) <= 10 * limit for name, g in scaled.items()):
             return f"is {own / min(norm, self.plan.max_grad_norm):.4g} times what it should be"
         return ""
+
+
+def _dtype(tensor: Tensor | None) -> str:
+    return "" if tensor is None else str(tensor.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shadowlab.models import mask_to_latent
 from shadowlab.quantities import Quantity, same
-from shadowlab.tasks.reference import RawVae
+from shadowlab.tasks.reference import ObjectiveReference, RawVae
 from shadowlab.tasks.shadow import golden, reference
 from shadowlab.tasks.shadow.light import embed_light
 from shadowlab.tasks.shadow.samples import Batch, Sample
@@ -28,8 +28,8 @@ class ShadowReference:
 
     image_size = golden.SIDE
     options: Mapping[str, Any] = {"light_sweep": False}
-    layouts = ("folder", "benchmark")
-    objective = reference.Flow()
+    layouts: tuple[str, ...] = ("folder", "benchmark")
+    objective: ObjectiveReference = reference.Flow()
     judging_place = "shadowlab/tasks/shadow/metrics.py, per_image_metrics"
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ Legend: B batch, H W pixels of a file, S image size, h w latents (S/8). Levels a
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +98,7 @@ def decoded(found: Tensor, decode: Callable[[Tensor], Tensor], scale: float, shi
 class Flow:
     """Rectified flow (Liu et al., 2023)."""
 
-    places = {  # noqa: RUF012
+    places: Mapping[str, str] = {  # noqa: RUF012
         "noised": "shadowlab/models/flow.py, interpolate",
         "timesteps": "shadowlab/models/flow.py, RectifiedFlow.timesteps",
         "loss": "shadowlab/models/flow.py, RectifiedFlow.loss",
