@@ -98,7 +98,7 @@ def decoded(found: Tensor, decode: Callable[[Tensor], Tensor], scale: float, shi
 class Flow:
     """Rectified flow (Liu et al., 2023)."""
 
-    places: Mapping[str, str] = {  # noqa: RUF012
+    places: Mapping[str, str] = {
         "noised": "shadowlab/models/flow.py, interpolate",
         "timesteps": "shadowlab/models/flow.py, RectifiedFlow.timesteps",
         "loss": "shadowlab/models/flow.py, RectifiedFlow.loss",
