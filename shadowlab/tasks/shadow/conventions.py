@@ -21,7 +21,8 @@ ELEVATIONS = (20.0, 32.0, 46.0)
 """Of the camera, degrees; the likeness falls slowly next to the right one."""
 _BETTER = 0.06  # mean likeness: healthy sets of 12 samples and more lie below half of it, faulty ones above twice
 _SURE = 4.0  # standard errors
-_PREFER = 0.6  # share of samples that a convention explains better
+_PREFER = 0.6  # share of samples that a convention explains better, of those that tell
+_TOLD = 0.03  # likeness
 _ROUGH = 48  # samples on which all conventions are tried; those that come nearest are tried on all
 _NEAREST = 3
 _SIMPLER = 0.01  # of likeness, that each further change must add
@@ -75,7 +76,9 @@ class Explained:
         """Clearly: by its mean, by chance, and in most samples."""
         gain = self.likeness - other.likeness
         error = float(gain.std()) / math.sqrt(len(gain)) + 1e-9
-        return bool(gain.mean() >= better and gain.mean() >= _SURE * error and (gain > 0).mean() >= _PREFER)
+        told = np.abs(gain) > _TOLD  # a light near the axis of a mirror says nothing
+        prefer = float((gain[told] > 0).mean()) if told.any() else 0.0
+        return bool(gain.mean() >= better and gain.mean() >= _SURE * error and prefer >= _PREFER)
 
 
 class View:
