@@ -28,6 +28,26 @@ def faults(
         raise typer.Exit(1)
 
 
+def silent(
+    peers: Annotated[bool, typer.Option("--peers", help="Also run the tools that users pick today.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="Name of a case; may be given again.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score `Watch` on loops that are finite and wrong, and on healthy ones that look odd: found, when, and where.
+
+    Example: shadowlab bench silent --peers
+    """
+    from shadowlab.bench.silent import format_report, run_silent
+    from shadowlab.console import Reporter
+
+    reporter = Reporter(as_json=as_json)
+    report = run_silent(only, peers=peers)
+    reporter.say(format_report(report))
+    reporter.result(report.to_json())
+    if not report.passed:
+        raise typer.Exit(1)
+
+
 def hosts(
     only: Annotated[
         list[str] | None, typer.Option(help="A host: plain, trainer, ddp, ...; may be given again.")

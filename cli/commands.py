@@ -80,7 +80,7 @@ for command in (in_processes(data.render), in_processes(data.pack)):
 encode = in_processes(data.encode)
 add_command(data_app, reports_errors(with_request(encode, without=("run", "precision", "allow_unsafe"))))
 for command in (
-    *(bench.faults, bench.hosts, bench.overhead, bench.explain_cost),
+    *(bench.faults, bench.silent, bench.hosts, bench.overhead, bench.explain_cost),
     *(bench.step, bench.memory, bench.views),
 ):
     add_command(bench_app, reports_errors(command))

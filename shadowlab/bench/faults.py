@@ -1,6 +1,5 @@
 """Score `explain`, `Watch`, and whatever else names origins, on the corpus of faults with known origins."""
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,10 +7,10 @@ from typing import Any
 from diagnostics import Verdict
 from shadowlab.bench.case_trial import Trial, explained, quiet, watched
 from shadowlab.bench.corpus import FAULTS, Fault
+from shadowlab.bench.listing import chosen, table
 from shadowlab.bench.peer_score import Peer, PeerReport, PeerResult, run_peer, summarise
 from shadowlab.bench.peers import PEERS
 from shadowlab.bench.scoring import Count, Wrong, score, totals
-from shadowlab.errors import UserError
 
 __all__ = ["CaseResult", "FaultReport", "WatchedResult", "format_report", "run_faults", "score"]
 
@@ -121,7 +120,7 @@ def run_faults(
     Raises:
         UserError: no case has such a name.
     """
-    faults = _chosen(FAULTS if corpus is None else corpus, names)
+    faults = chosen(FAULTS if corpus is None else corpus, names, "fault")
     present = [peer for peer in PEERS if peers and peer.version is not None]
     results = []
     for fault in faults:
@@ -130,16 +129,6 @@ def run_faults(
             on_case(results[-1])
     summaries = tuple(summarise(peer, [(c.name, c.benign, c.peers.get(peer.name)) for c in results]) for peer in PEERS)
     return FaultReport(tuple(results), summaries if peers else ())
-
-
-def _chosen(faults: Sequence[Fault], names: Sequence[str] | None) -> list[Fault]:
-    by_name = {fault.name: fault for fault in faults}
-    for name in names or ():
-        if name not in by_name:
-            close = difflib.get_close_matches(name, by_name, n=3, cutoff=0.4)
-            known = f"close: {', '.join(close)}" if close else f"--json without --only names all {len(by_name)}"
-            raise UserError(f"no fault is called {name!r}; {known}")
-    return list(faults) if names is None else [by_name[name] for name in names]
 
 
 def _run_case(fault: Fault, peers: Iterable[Peer]) -> CaseResult:
@@ -185,7 +174,7 @@ def format_report(report: FaultReport) -> str:
             for tool, result in (("explain", case), ("Watch", case.watched))
             for wrong in result.wrong
         ]
-        parts.append(_table(("case", "under", "field", "expected", "seen"), rows))
+        parts.append(table(("case", "under", "field", "expected", "seen"), rows))
     parts.append(_totals_table(report))
     if report.peers:
         parts.append(_peers_table(report))
@@ -205,7 +194,7 @@ def _totals_table(report: FaultReport) -> str:
     rows.append(("false alarms", *(f"{len(names)} of {report.num_benign}" for names in alarms)))
     right = (sum(not case.wrong for case in report.cases), sum(not case.watched.wrong for case in report.cases))
     rows.append(("cases all right", *(f"{count} of {len(report.cases)}" for count in right)))
-    return _table(("right", "explain", "Watch"), rows)
+    return table(("right", "explain", "Watch"), rows)
 
 
 def _peers_table(report: FaultReport) -> str:
@@ -220,15 +209,9 @@ def _peers_table(report: FaultReport) -> str:
         origin, module = f"{peer.right} of {peer.stated}", f"{peer.in_module} of {peer.stated_modules}"
         alarms = f"{len(peer.false_alarms)} of {peer.num_benign}"
         rows.append((f"{peer.name} {peer.version}", origin, module, alarms, str(peer.errors), ""))
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _modules(report: FaultReport) -> str:
     stated = [case for case in report.cases if case.module_right is not None]
     return f"{sum(case.module_right is True for case in stated)} of {len(stated)}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [head, ["-" * width for width in widths], *rows]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

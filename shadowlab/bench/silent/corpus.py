@@ -1,0 +1,36 @@
+"""Every case, faults first; who is in a group of processes comes last."""
+
+from shadowlab.bench.silent.case import Case
+from shadowlab.bench.silent.cases import (
+    accelerated,
+    data,
+    gradients,
+    healthy,
+    healthy_data,
+    healthy_hosts,
+    healthy_models,
+    healthy_steps,
+    lightning_loops,
+    modes,
+    ownership,
+    scaling,
+    trainer_loops,
+    two_ranks,
+)
+
+CORPUS: tuple[Case, ...] = (
+    *ownership.CASES,
+    *gradients.CASES,
+    *scaling.CASES,
+    *modes.CASES,
+    *data.CASES,
+    *accelerated.CASES,
+    *lightning_loops.CASES,
+    *trainer_loops.CASES,
+    *two_ranks.CASES,
+    *healthy.CASES,
+    *healthy_models.CASES,
+    *healthy_steps.CASES,
+    *healthy_data.CASES,
+    *healthy_hosts.CASES,
+)
