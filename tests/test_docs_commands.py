@@ -73,6 +73,10 @@ ELSEWHERE = {
     ],
     "scripts/gpu_check.py": ["shadowlab check-forward --preset sdxl --weights random"],
     "tests/bench/test_corpus.py::test_the_command_counts_the_same": ["shadowlab bench faults --peers"],
+    "tests/bench/test_silent.py::test_the_command_prints_the_table_and_one_document": [
+        "shadowlab bench silent",
+        "shadowlab bench silent --peers",
+    ],
     "tests/bench/test_overhead.py::test_a_miniature_gives_every_row": ["shadowlab bench overhead"],
     "tests/bench/test_hosts.py::test_a_host_is_right_in_every_phase": ["shadowlab bench hosts"],
     "tests/bench/test_step.py::test_a_miniature_gives_every_row": [

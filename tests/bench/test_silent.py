@@ -3,13 +3,17 @@
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
+from cli.main import app
 from shadowlab.bench.silent import CORPUS, Case, Expected, Watching, format_report, run_silent
+from shadowlab.bench.silent.document import tables
 from shadowlab.bench.silent.nets import loader, samples
 from shadowlab.bench.silent.ranks import try_on_ranks
 from shadowlab.bench.silent.score import WITHIN, judged, names_one
@@ -222,3 +226,16 @@ def test_a_watched_loop_gives_the_same_bits_as_a_bare_one() -> None:
 def test_a_case_is_run_under_watch(name: str) -> None:
     (case,) = [case for case in CORPUS if case.name == name]
     assert tried(case, WATCH).error is None
+
+
+def test_the_command_prints_the_table_and_one_document() -> None:
+    shown = CliRunner().invoke(app, ["bench", "silent", "--only", "classifier"])
+    assert shown.exception is None or isinstance(shown.exception, SystemExit)
+    assert re.search(r"^Watch +all +0 of 0 +0 of 0 +0 of 0 +0 of 1 ", shown.output, re.MULTILINE), shown.output
+    written = CliRunner().invoke(app, ["bench", "silent", "--only", "classifier", "--json"])
+    assert written.exit_code == shown.exit_code == 0
+    assert [case["name"] for case in json.loads(written.stdout)["tools"][0]["cases"]] == ["classifier"]
+
+
+def test_the_page_lists_every_case_as_it_is() -> None:
+    assert tables() in (Path(__file__).parents[2] / "docs" / "silent.md").read_text(encoding="utf-8")

@@ -147,6 +147,9 @@ def pictures_of_bytes(watching: Watching) -> None:
 class Perceptual(nn.Module):
     """A perceptual distance that was trained on pictures in [-1, 1]."""
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])

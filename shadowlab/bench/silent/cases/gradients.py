@@ -142,7 +142,7 @@ def features_detached(watching: Watching) -> None:
                 features(restored)
                 features(batch["x"])
                 loss_reconstruction = F.mse_loss(restored, batch["x"])
-                loss_perceptual = F.mse_loss(*recorded)
+                loss_perceptual = F.mse_loss(recorded[0], recorded[1])
                 loss = loss_reconstruction + loss_perceptual
                 loss.backward()
                 optimizer.step()

@@ -75,7 +75,7 @@ def two_ranks_accumulate(watching: Watching) -> None:
     model = DistributedDataParallel(Net())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     watch = watching(model, optimizer)
-    for index, batch in enumerate(shared()):  # type: ignore[arg-type]
+    for index, batch in enumerate(shared()):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 if index % 2 == 0:

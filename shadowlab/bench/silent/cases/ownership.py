@@ -23,7 +23,8 @@ def conv_in_widened(watching: Watching) -> None:
     """A UNet's first convolution is widened for the mask channel, but AdamW holds the narrow one."""
     model = Seer()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    old, new = model.backbone[0], nn.Conv2d(4, 8, 3, padding=1, bias=False)
+    old: Any = model.backbone[0]
+    new = nn.Conv2d(4, 8, 3, padding=1, bias=False)
     with torch.no_grad():
         new.weight.zero_()
         new.weight[:, :3] = old.weight

@@ -103,7 +103,7 @@ def optimizer_of_another_head(watching: Watching) -> None:
     pretrained = Wrapped()
     optimizer = torch.optim.AdamW(pretrained.parameters(), lr=1e-2)
     model = copy.copy(pretrained)
-    model.net.head = nn.Linear(16, CLASSES)  # type: ignore[union-attr]
+    model.net.head = nn.Linear(16, CLASSES)
     train(watching, model, optimizers=(optimizer, None))
 
 

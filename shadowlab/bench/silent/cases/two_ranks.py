@@ -1,5 +1,7 @@
 """Two processes over gloo: gradients that are not averaged, and weights that drift apart."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -10,7 +12,7 @@ from shadowlab.bench.silent.case import Case, Expected, Watching
 from shadowlab.bench.silent.nets import Net, classified, loader, samples
 
 
-def shared(number: int = 64) -> object:
+def shared(number: int = 64) -> Any:
     """Batches of this rank."""
     rows = samples(number)
     return loader(rows, shuffle=False, sampler=DistributedSampler(rows, shuffle=True))
@@ -22,7 +24,7 @@ def module_called_past_ddp(watching: Watching) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     policy = model.module
     watch = watching(model, optimizer)
-    for batch in shared():  # type: ignore[attr-defined]
+    for batch in shared():
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()
@@ -36,7 +38,7 @@ def clipped_on_one_rank(watching: Watching) -> None:
     model = DistributedDataParallel(Net())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     watch = watching(model, optimizer)
-    for batch in shared():  # type: ignore[attr-defined]
+    for batch in shared():
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()
@@ -52,7 +54,7 @@ def never_synchronised(watching: Watching) -> None:
     model = DistributedDataParallel(Net())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     watch = watching(model, optimizer)
-    for index, batch in enumerate(shared()):  # type: ignore[arg-type]
+    for index, batch in enumerate(shared()):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 with model.no_sync():
