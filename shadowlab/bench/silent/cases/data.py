@@ -224,7 +224,7 @@ CASES = (
     ),
     Case(
         "time_is_always_zero",
-        "huggingface/diffusers#5330",
+        "modelscope/DiffSynth-Studio#895",
         time_is_always_zero,
         Expected(0, ("constant-input",), ("timesteps",)),
         tags=("data",),

@@ -286,14 +286,14 @@ CASES = (
     ),
     Case(
         "perceptual_item",
-        "myscience/open-genie#6",
+        "https://github.com/ChaosAIVision/Light-Diffusion",
         perceptual_item,
         Expected(0, _TERM, ("perceptual_loss",)),
         tags=("graph", "light-diffusion"),
     ),
     Case(
         "corrected_target_dropped",
-        "https://arxiv.org/abs/2312.00210",
+        "https://github.com/ChaosAIVision/Light-Diffusion",
         corrected_target_dropped,
         Expected(0, ("input-without-influence", *_TERM), ("dream_target", "error")),
         tags=("graph", "light-diffusion"),
@@ -307,14 +307,14 @@ CASES = (
     ),
     Case(
         "nan_becomes_a_constant",
-        "https://arxiv.org/abs/2409.11355",
+        "https://github.com/VisualComputingInstitute/diffusion-e2e-ft",
         nan_becomes_a_constant,
         Expected(2, ("loss-without-gradient", *_NO_GRADIENT), ("estimation_loss", "loss", "backward", *_ALL)),
         tags=("graph", "marigold"),
     ),
     Case(
         "encoder_under_no_grad",
-        "allenai/allennlp#4895",
+        "TinyLLaVA/TinyLLaVA_Factory#17",
         encoder_under_no_grad,
         Expected(0, _NO_GRADIENT, ("encoder",)),
         tags=("graph",),
@@ -335,7 +335,7 @@ CASES = (
     ),
     Case(
         "step_never_called",
-        "Lightning-AI/pytorch-lightning#7128",
+        "microsoft/nni#3339",
         step_never_called,
         Expected(0, ("no-optimizer-step",), ("optimizer", "step", *_ALL)),
         tags=("step",),

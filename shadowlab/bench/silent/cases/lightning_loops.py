@@ -98,7 +98,7 @@ def checkpoint_of_the_worst(watching: Watching) -> None:
 CASES = (
     Case(
         "returns_nothing",
-        "Lightning-AI/pytorch-lightning#6339",
+        "https://github.com/ChaosAIVision/Light-Diffusion",
         returns_nothing,
         Expected(
             0,
@@ -110,7 +110,7 @@ CASES = (
     ),
     Case(
         "manual_without_a_step",
-        "Lightning-AI/pytorch-lightning#20215",
+        "zhaoyuzhi/deepfillv2#6",
         manual_without_a_step,
         Expected(0, ("no-optimizer-step",), ("optimizer", "step", "net", "AdamW")),
         host="lightning",

@@ -164,7 +164,7 @@ CASES = (
     ),
     Case(
         "lowest_psnr_is_kept",
-        "https://github.com/prs-eth/Marigold/tree/b1dffaa/config",
+        "https://github.com/prs-eth/Marigold/tree/main/config",
         lowest_psnr_is_kept,
         Expected(3, ("metric-direction",), ("psnr", "best_metric", "main_val_metric")),
         tags=("metric", "marigold"),
