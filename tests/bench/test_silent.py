@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from cli.main import app
+from diagnostics.contracts import CONTRACTS
 from shadowlab.bench.silent import CORPUS, Case, Expected, Watching, format_report, run_silent
 from shadowlab.bench.silent.document import tables
 from shadowlab.bench.silent.nets import loader, samples
@@ -37,6 +38,12 @@ def test_a_case_has_a_public_source_and_says_what_it_is(case: Case) -> None:
     assert case.loop.__doc__ and case.loop.__doc__.strip().endswith(".")
     if case.expected is not None:
         assert case.expected.visible >= 0 and case.expected.rules and case.expected.where and case.tags
+
+
+def test_each_fault_may_be_named_by_a_rule_that_there_is() -> None:
+    rules = {contract.name for contract in CONTRACTS}
+    for case in FAULTS:
+        assert case.expected is not None and rules & set(case.expected.rules), case.name
 
 
 def test_the_corpus_has_what_it_says() -> None:
