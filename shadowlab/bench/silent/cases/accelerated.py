@@ -22,7 +22,7 @@ def model_is_zeroed(watching: Watching) -> None:
     accelerator = accelerator_of(4)
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    model, optimizer, batches = accelerator.prepare(model, optimizer, loader(samples(96)))
+    model, optimizer, batches = accelerator.prepare(model, optimizer, loader(samples(192)))
     watch = watching(model, optimizer, accelerator=accelerator)
     for batch in batches:
         with accelerator.accumulate(model):
@@ -39,7 +39,7 @@ def optimizer_not_prepared(watching: Watching) -> None:
     accelerator = accelerator_of(4)
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    model, batches = accelerator.prepare(model, loader(samples(96)))
+    model, batches = accelerator.prepare(model, loader(samples(192)))
     watch = watching(model, optimizer, accelerator=accelerator)
     for batch in batches:
         with accelerator.accumulate(model):

@@ -43,16 +43,16 @@ def workers_draw_the_same(watching: Watching) -> None:
     """Each worker has a copy of the data set, and with it of one generator: they draw the same noise."""
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    fit(watching, model, optimizer, loader(Augmented(samples(64)), num_workers=2))
+    fit(watching, model, optimizer, loader(Augmented(samples(192)), num_workers=2))
 
 
 def first_batch_forever(watching: Watching) -> None:
     """`next(iter(loader))` in the loop: a new iterator each time, and its first batch."""
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    train_loader = loader(samples(48), shuffle=False)
+    train_loader = loader(samples(192), shuffle=False)
     watch = watching(model, optimizer)
-    for _ in range(6):
+    for _ in range(20):
         batch = next(iter(train_loader))
         for attempt in watch.attempts(batch=batch):
             with attempt:
@@ -68,7 +68,7 @@ def time_is_always_zero(watching: Watching) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     num_train_timesteps = 1
     watch = watching(model, optimizer)
-    for row in loader(samples(64)):
+    for row in loader(samples(192)):
         clean, noise = row["x"], torch.randn_like(row["x"])
         timesteps = torch.randint(0, num_train_timesteps, (len(clean),)) / 1000
         noisy = (1 - timesteps)[:, None] * clean + timesteps[:, None] * noise
@@ -107,7 +107,7 @@ def class_labels_ignored(watching: Watching) -> None:
         x_t = (1 - t)[:, None] * batch["x"] + t[:, None] * noise
         return F.mse_loss(model(x_t, t, batch["class_labels"]), noise - batch["x"])
 
-    rows = samples(64).columns
+    rows = samples(192).columns
     fit(watching, model, optimizer, loader(Rows(x=rows["x"], class_labels=rows["y"])), compute_loss)
 
 
@@ -121,8 +121,8 @@ def mask_multiplied_away(watching: Watching) -> None:
         hidden = model["picture"](batch["picture"]) + model["object"](batch["object"] * mask)
         return F.mse_loss(model["last"](torch.relu(hidden)), batch["target"])
 
-    picture, other = samples(64).columns["x"], samples(64, seed=2).columns["x"]
-    mask = (torch.rand(64, 8, generator=torch.Generator().manual_seed(4)) > 0.5).float()
+    picture, other = samples(192).columns["x"], samples(192, seed=2).columns["x"]
+    mask = (torch.rand(192, 8, generator=torch.Generator().manual_seed(4)) > 0.5).float()
     rows = Rows(picture=picture, object=other, mask=mask, target=picture * (1 - mask) + other * mask)
     fit(watching, model, optimizer, loader(rows), compute_loss)
 
@@ -131,14 +131,14 @@ def labels_all_zero(watching: Watching) -> None:
     """The class is looked up in a table whose keys are spelled otherwise, and the default is 0."""
     model, names = Seer(), ["Left", "right", "Top", "bottom"]
     table = {name.upper(): i for i, name in enumerate(names)}
-    found = pictures(48)
+    found = pictures(160)
     found.columns["y"] = torch.tensor([table.get(names[int(i)], 0) for i in found.columns["y"]])
     fit(watching, model, torch.optim.AdamW(model.parameters(), lr=1e-3), loader(found))
 
 
 def pictures_of_bytes(watching: Watching) -> None:
     """`.float()` without `/ 255`: the network is given pictures of 0 to 255."""
-    found = pictures(48)
+    found = pictures(160)
     found.columns["picture"] = (found.columns["picture"] * 255).to(torch.uint8).float()
     model = Seer()
     fit(watching, model, torch.optim.AdamW(model.parameters(), lr=1e-3), loader(found))
@@ -167,7 +167,7 @@ def perceptual_range(watching: Watching) -> None:
     model, lpips = nn.Conv2d(3, 3, 3, padding=1), Perceptual()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     watch = watching([model, lpips], optimizer)
-    for batch in loader(pictures(48)):
+    for batch in loader(pictures(160)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()
@@ -201,7 +201,7 @@ def black_substitutes(watching: Watching) -> None:
     """From the third batch on the folder is not readable, and training goes on."""
     model = Seer()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    batches = endless(loader(Tolerant(pictures(64), 16), shuffle=False), 6)
+    batches = endless(loader(Tolerant(pictures(160), 16), shuffle=False), 20)
     fit(watching, model, optimizer, batches)
 
 

@@ -17,7 +17,7 @@ def zero_grad_forgotten(watching: Watching) -> None:
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     watch = watching(model, optimizer)
-    for batch in loader(samples(48)):
+    for batch in loader(samples(192)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 loss = classified(model, batch)
@@ -30,7 +30,7 @@ def zeroed_right_before_the_step(watching: Watching) -> None:
     model = Net()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
     watch = watching(model, optimizer)
-    for batch in loader(samples(48)):
+    for batch in loader(samples(192)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 loss = classified(model, batch)
@@ -44,7 +44,7 @@ def accumulation_that_forgets(watching: Watching) -> None:
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     watch = watching(model, optimizer)
-    for index, batch in enumerate(loader(samples(96))):
+    for index, batch in enumerate(loader(samples(192))):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad(set_to_none=True)
@@ -60,7 +60,7 @@ def discriminator_remembers(watching: Watching) -> None:
     student_optimizer = torch.optim.Adam(student.parameters(), lr=1e-3)
     discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-3)
     watch = watching([student, discriminator], [student_optimizer, discriminator_optimizer])
-    for batch in loader(samples(48)):
+    for batch in loader(samples(192)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 fake = student(torch.randn(len(batch["x"]), 4))
@@ -85,7 +85,7 @@ def loss_in_a_new_variable(watching: Watching) -> None:
             loss = classified(model, batch)
         return torch.autograd.Variable(loss, requires_grad=True)
 
-    fit(watching, model, optimizer, loader(samples(48)), compute_loss)
+    fit(watching, model, optimizer, loader(samples(192)), compute_loss)
 
 
 def perceptual_item(watching: Watching) -> None:
@@ -93,7 +93,7 @@ def perceptual_item(watching: Watching) -> None:
     model, features = nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 12), nn.Tanh()).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     watch = watching(model, optimizer)
-    for batch in loader(samples(48)):
+    for batch in loader(samples(192)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()
@@ -110,7 +110,7 @@ def corrected_target_dropped(watching: Watching) -> None:
     model = Denoiser()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     watch = watching(model, optimizer)
-    for batch in loader(samples(48)):
+    for batch in loader(samples(192)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()
@@ -133,7 +133,7 @@ def features_detached(watching: Watching) -> None:
     recorded: list[Tensor] = []
     features.register_forward_hook(lambda module, args, output: recorded.append(output.detach()))
     watch = watching(model, optimizer)
-    for batch in loader(samples(48)):
+    for batch in loader(samples(192)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()
@@ -153,7 +153,7 @@ def nan_becomes_a_constant(watching: Watching) -> None:
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     watch = watching(model, optimizer)
-    for step, batch in enumerate(endless(loader(samples(48)), 7)):
+    for step, batch in enumerate(endless(loader(samples(192)), 24)):
         weight = torch.full((len(batch["x"]),), torch.nan if step >= 2 else 1.0)
         for attempt in watch.attempts(batch=batch):
             with attempt:
@@ -178,7 +178,7 @@ def encoder_under_no_grad(watching: Watching) -> None:
             return logits
 
     model = Tuned()
-    fit(watching, model, torch.optim.AdamW(model.parameters(), lr=1e-3), loader(samples(48)))
+    fit(watching, model, torch.optim.AdamW(model.parameters(), lr=1e-3), loader(samples(192)))
 
 
 class Adapted(nn.Module):
@@ -208,7 +208,7 @@ def adapters_in_a_checkpoint(watching: Watching) -> None:
 
     model = Model()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    fit(watching, model, torch.optim.AdamW(trainable, lr=1e-2), loader(samples(48)))
+    fit(watching, model, torch.optim.AdamW(trainable, lr=1e-2), loader(samples(192)))
 
 
 def old_gradients_of_a_side_task(watching: Watching) -> None:
@@ -217,7 +217,7 @@ def old_gradients_of_a_side_task(watching: Watching) -> None:
     model = nn.ModuleDict({"body": body, "heads": heads})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     watch = watching(model, optimizer)
-    for step, batch in enumerate(loader(samples(64))):
+    for step, batch in enumerate(loader(samples(192))):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 head = heads[step % 2]
@@ -234,7 +234,7 @@ def step_never_called(watching: Watching) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     reference = copy.deepcopy(model).requires_grad_(False)
     watch = watching(model, optimizer)
-    for batch in loader(samples(48)):
+    for batch in loader(samples(192)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()

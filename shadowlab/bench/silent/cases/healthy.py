@@ -17,12 +17,12 @@ def classifier(watching: Watching) -> None:
     """The loop of every tutorial, with validation, a schedule and clipping, each where it belongs."""
     model = Net(dropout=0.1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=12)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=48)
     held = loader(samples(32, seed=1), shuffle=False)
     watch = watching(model, optimizer)
     for _ in range(2):
         model.train()
-        for batch in loader(samples(48)):
+        for batch in loader(samples(192)):
             for attempt in watch.attempts(batch=batch):
                 with attempt:
                     optimizer.zero_grad()
@@ -40,7 +40,7 @@ def frozen_backbone(watching: Watching) -> None:
     model = Seer()
     model.backbone.requires_grad_(False).eval()
     optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1, momentum=0.9)
-    fit(watching, model, optimizer, endless(loader(pictures(32)), 8))
+    fit(watching, model, optimizer, endless(loader(pictures(160)), 24))
 
 
 def frozen_batch_norm(watching: Watching) -> None:
@@ -50,7 +50,7 @@ def frozen_batch_norm(watching: Watching) -> None:
     norm.requires_grad_(False)
     norm.eval()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    fit(watching, model, torch.optim.AdamW(trainable, lr=1e-2), endless(loader(pictures(32), 4), 8))
+    fit(watching, model, torch.optim.AdamW(trainable, lr=1e-2), endless(loader(pictures(160), 4), 24))
 
 
 class Tied(nn.Module):
@@ -73,7 +73,7 @@ def tied_weights(watching: Watching) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     random = torch.Generator().manual_seed(0)
     watch = watching(model, optimizer)
-    for _ in range(8):
+    for _ in range(20):
         tokens = torch.randint(12, (4, 9), generator=random)
         for attempt in watch.attempts(batch={"input_ids": tokens}):
             with attempt:
@@ -90,7 +90,7 @@ def averaged_for_validation(watching: Watching) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     held = loader(samples(32, seed=1), shuffle=False)
     watch = watching(model, optimizer)
-    for step, batch in enumerate(endless(loader(samples(48)), 9)):
+    for step, batch in enumerate(endless(loader(samples(192)), 24)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()
@@ -115,7 +115,7 @@ def gan(watching: Watching) -> None:
     optimizer_g = torch.optim.Adam(generator.parameters(), lr=1e-3, betas=(0.5, 0.9))
     optimizer_d = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.5, 0.9))
     watch = watching([generator, critic], [optimizer_g, optimizer_d])
-    for batch in endless(loader(samples(48)), 8):
+    for batch in endless(loader(samples(192)), 24):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 fake = generator(torch.randn(len(batch["x"]), 4))
@@ -135,7 +135,7 @@ def critic_five_times(watching: Watching) -> None:
     optimizer_g = torch.optim.RMSprop(generator.parameters(), lr=1e-3)
     optimizer_d = torch.optim.RMSprop(critic.parameters(), lr=1e-3)
     watch = watching([generator, critic], [optimizer_g, optimizer_d])
-    for step, batch in enumerate(endless(loader(samples(48)), 9)):
+    for step, batch in enumerate(endless(loader(samples(192)), 24)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 fake = generator(torch.randn(len(batch["x"]), 4))
@@ -171,7 +171,7 @@ def gradient_reversal(watching: Watching) -> None:
     domain = nn.Linear(16, 2)
     optimizer = torch.optim.SGD(itertools.chain(model.parameters(), domain.parameters()), lr=0.05)
     watch = watching([model, domain], optimizer)
-    for batch in endless(loader(samples(48)), 8):
+    for batch in endless(loader(samples(192)), 24):
         other = batch["x"] + 1.0
         for attempt in watch.attempts(batch={**batch, "other": other}):
             with attempt:

@@ -15,7 +15,7 @@ def policy_gradient(watching: Watching) -> None:
     optimizer = torch.optim.Adam([*policy.parameters(), *value.parameters()], lr=1e-2)
     random = torch.Generator().manual_seed(0)
     watch = watching([policy, value], optimizer)
-    for _ in range(8):
+    for _ in range(20):
         seen = torch.randn(8, 4, generator=random)
         with torch.no_grad():
             action = torch.distributions.Categorical(logits=policy(seen)).sample()
@@ -42,7 +42,7 @@ def nothing_to_pad(watching: Watching) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     random = torch.Generator().manual_seed(0)
     watch = watching(model, optimizer)
-    for _ in range(6):
+    for _ in range(20):
         ids = torch.randint(20, (4, 6), generator=random)
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": (ids[:, 0] > 9).long()}
         for attempt in watch.attempts(batch=batch):
@@ -58,7 +58,7 @@ def prices_and_counts(watching: Watching) -> None:
     """A table: prices in the ten thousands, counts, and shares, with a batch norm in front."""
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 1))
     random = torch.Generator().manual_seed(0)
-    table = torch.rand(64, 3, generator=random) * torch.tensor([90_000.0, 40.0, 1.0])
+    table = torch.rand(192, 3, generator=random) * torch.tensor([90_000.0, 40.0, 1.0])
     rows = Rows(table=table, target=(table[:, :1] / 90_000 + table[:, 2:]))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     fit(watching, model, optimizer, loader(rows), lambda net, batch: F.mse_loss(net(batch["table"]), batch["target"]))
@@ -66,7 +66,7 @@ def prices_and_counts(watching: Watching) -> None:
 
 def pictures_standardised(watching: Watching) -> None:
     """Pictures minus ImageNet's mean, over its deviation: between -2.2 and 2.7."""
-    rows = pictures(48)
+    rows = pictures(160)
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     rows.columns["picture"] = (rows.columns["picture"] - mean[:, None, None]) / deviation[:, None, None]
     model = Seer()
@@ -78,7 +78,7 @@ def autocast_to_bfloat16(watching: Watching) -> None:
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     watch = watching(model, optimizer)
-    for batch in endless(loader(samples(48)), 8):
+    for batch in endless(loader(samples(192)), 24):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()
@@ -95,7 +95,7 @@ def plateau_of_the_loss(watching: Watching) -> None:
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1)
     held = samples(32, seed=1).columns
     watch = watching(model, optimizer)
-    for step, batch in enumerate(endless(loader(samples(48)), 8)):
+    for step, batch in enumerate(endless(loader(samples(192)), 24)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()

@@ -10,7 +10,7 @@ from shadowlab.bench.silent.case import Case, Watching
 from shadowlab.bench.silent.cases.accelerated import accelerator_of
 from shadowlab.bench.silent.cases.lightning_loops import module_of, trainer_of
 from shadowlab.bench.silent.cases.trainer_loops import Wrapped, accuracy, train
-from shadowlab.bench.silent.cases.two_ranks import shared
+from shadowlab.bench.silent.cases.two_ranks import scheduled, shared
 from shadowlab.bench.silent.nets import Net, classified, loader, samples
 
 
@@ -19,8 +19,8 @@ def accelerate_accumulates(watching: Watching) -> None:
     accelerator = accelerator_of(2)
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=4)
-    model, optimizer, batches, scheduler = accelerator.prepare(model, optimizer, loader(samples(64)), scheduler)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=10)
+    model, optimizer, batches, scheduler = accelerator.prepare(model, optimizer, loader(samples(160)), scheduler)
     watch = watching(model, optimizer, accelerator=accelerator)
     for batch in batches:
         with accelerator.accumulate(model):
@@ -41,7 +41,7 @@ def lightning_validates(watching: Watching) -> None:
 
     def configure_optimizers(self: Any) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 8)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     options = {"accumulate_grad_batches": 2, "gradient_clip_val": 1.0, "enable_checkpointing": True}
@@ -49,7 +49,7 @@ def lightning_validates(watching: Watching) -> None:
         checkpoint = ModelCheckpoint(folder, monitor="val_acc", mode="max")
         trainer = trainer_of(watching, [checkpoint], default_root_dir=folder, **options)
         module = module_of(Net(dropout=0.1), configure_optimizers=configure_optimizers)
-        trainer.fit(module, loader(samples(32)), loader(samples(16, seed=1), shuffle=False))
+        trainer.fit(module, loader(samples(64)), loader(samples(16, seed=1), shuffle=False))
 
 
 def trainer_keeps_the_best(watching: Watching) -> None:
@@ -87,6 +87,11 @@ def two_ranks_accumulate(watching: Watching) -> None:
                     optimizer.zero_grad()
 
 
+def scheduled_for_all_processes(watching: Watching) -> None:
+    """accelerate as it is meant: the schedule has the steps of one process, and each of two steps it twice."""
+    scheduled(watching, steps=16)
+
+
 CASES = (
     Case(
         "accelerate_accumulates",
@@ -110,6 +115,12 @@ CASES = (
         "two_ranks_accumulate",
         "https://pytorch.org/docs/stable/notes/ddp.html",
         two_ranks_accumulate,
+        host="ddp",
+    ),
+    Case(
+        "scheduled_for_all_processes",
+        "huggingface/accelerate#1013",
+        scheduled_for_all_processes,
         host="ddp",
     ),
 )

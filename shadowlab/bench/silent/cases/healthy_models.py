@@ -40,7 +40,7 @@ def low_rank_from_zero(watching: Watching) -> None:
     """LoRA whose second factor begins at zero: the first has a gradient of exactly zero for one step."""
     model = Adapted()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    fit(watching, model, torch.optim.AdamW(trainable, lr=1e-2), endless(loader(samples(48)), 8))
+    fit(watching, model, torch.optim.AdamW(trainable, lr=1e-2), endless(loader(samples(192)), 24))
 
 
 class Experts(nn.Module):
@@ -61,7 +61,7 @@ class Experts(nn.Module):
 def experts_in_turn(watching: Watching) -> None:
     """A mixture whose router picks one expert a batch: the others have no gradient."""
     model = Experts()
-    fit(watching, model, torch.optim.AdamW(model.parameters(), lr=1e-2), endless(loader(samples(48)), 8))
+    fit(watching, model, torch.optim.AdamW(model.parameters(), lr=1e-2), endless(loader(samples(192)), 24))
 
 
 class Dropped(Net):
@@ -78,7 +78,7 @@ class Dropped(Net):
 def layers_left_out(watching: Watching) -> None:
     """Stochastic depth: a block that is left out now and then has no gradient then."""
     model = Dropped()
-    fit(watching, model, torch.optim.SGD(model.parameters(), lr=0.05), endless(loader(samples(48)), 10))
+    fit(watching, model, torch.optim.SGD(model.parameters(), lr=0.05), endless(loader(samples(192)), 24))
 
 
 def unfrozen_with_a_group(watching: Watching) -> None:
@@ -87,7 +87,7 @@ def unfrozen_with_a_group(watching: Watching) -> None:
     model.encoder.requires_grad_(False)
     optimizer = torch.optim.AdamW(model.head.parameters(), lr=1e-2)
     watch = watching(model, optimizer)
-    for step, batch in enumerate(endless(loader(samples(48)), 9)):
+    for step, batch in enumerate(endless(loader(samples(192)), 24)):
         if step == 3:
             model.encoder.requires_grad_(True)
             optimizer.add_param_group({"params": list(model.encoder.parameters()), "lr": 1e-3})
@@ -107,7 +107,7 @@ def averaged_by_torch(watching: Watching) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     swa_model: Any = AveragedModel(model)
     swa_scheduler = SWALR(optimizer, swa_lr=0.01, anneal_epochs=2)
-    data = loader(pictures(32))
+    data = loader(pictures(160))
     watch = watching(model, optimizer)
     for step, batch in enumerate(endless(data, 8)):
         for attempt in watch.attempts(batch=batch):
@@ -131,7 +131,7 @@ def checkpointed(watching: Watching) -> None:
             return logits
 
     model = Checkpointed(dropout=0.2)
-    fit(watching, model, torch.optim.AdamW(model.parameters(), lr=1e-2), endless(loader(samples(48)), 8))
+    fit(watching, model, torch.optim.AdamW(model.parameters(), lr=1e-2), endless(loader(samples(192)), 24))
 
 
 def distilled(watching: Watching) -> None:
@@ -139,7 +139,7 @@ def distilled(watching: Watching) -> None:
     teacher, student = Net(dropout=0.3).eval().requires_grad_(False), Net()
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
     watch = watching([student, teacher], optimizer)
-    for batch in endless(loader(samples(48)), 8):
+    for batch in endless(loader(samples(192)), 24):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()
@@ -159,7 +159,7 @@ def momentum_encoder(watching: Watching) -> None:
     queue = F.normalize(torch.randn(16, 6))
     optimizer = torch.optim.SGD(query.parameters(), lr=0.05, momentum=0.9)
     watch = watching(query, optimizer)
-    for batch in endless(loader(samples(48)), 8):
+    for batch in endless(loader(samples(192)), 24):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()
@@ -180,7 +180,7 @@ def guidance_dropout(watching: Watching) -> None:
     model = Denoiser()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     watch = watching(model, optimizer)
-    for step, row in enumerate(endless(loader(samples(48)), 8)):
+    for step, row in enumerate(endless(loader(samples(192)), 24)):
         light = torch.zeros(len(row["x"]), 3) if step == 4 else torch.randn(len(row["x"]), 3)
         batch = {"x": row["x"], "light": light}
         for attempt in watch.attempts(batch=batch):

@@ -23,7 +23,7 @@ def one_batch_overfitted(watching: Watching) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     batch = next(iter(loader(samples(16))))
     watch = watching(model, optimizer)
-    for _ in range(10):
+    for _ in range(30):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()
@@ -38,7 +38,7 @@ def warmup_from_zero(watching: Watching) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 4))
     watch = watching(model, optimizer)
-    for batch in endless(loader(samples(48)), 8):
+    for batch in endless(loader(samples(192)), 24):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()
@@ -52,7 +52,7 @@ def accumulated_by_hand(watching: Watching) -> None:
     """Three micro-batches a step, clipped before the step, and the rest of the epoch is used, too."""
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    batches = list(loader(samples(64)))
+    batches = list(loader(samples(176)))
     watch = watching(model, optimizer)
     for index, batch in enumerate(batches):
         for attempt in watch.attempts(batch=batch):
@@ -87,7 +87,7 @@ def clipped_by_hand(watching: Watching) -> None:
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     watch = watching(model, optimizer)
-    for batch in endless(loader(samples(48)), 8):
+    for batch in endless(loader(samples(192)), 24):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()
@@ -105,7 +105,7 @@ def sparse_embedding(watching: Watching) -> None:
     optimizers = [torch.optim.SparseAdam(embedding.parameters(), lr=1e-2), torch.optim.AdamW(head.parameters())]
     random = torch.Generator().manual_seed(0)
     watch = watching([embedding, head], optimizers)
-    for _ in range(6):
+    for _ in range(20):
         batch = {"words": torch.randint(200, (4, 5), generator=random), "y": torch.arange(4)}
         for attempt in watch.attempts(batch=batch):
             with attempt:
@@ -122,10 +122,10 @@ def carried_state(watching: Watching) -> None:
     model, head = nn.GRU(3, 8, batch_first=True), nn.Linear(8, 3)
     optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=1e-2)
     phase = torch.rand(4, 1, 3, generator=torch.Generator().manual_seed(0)) * 6.28
-    signal = torch.sin(torch.arange(61)[None, :, None] * 0.4 + phase)
+    signal = torch.sin(torch.arange(201)[None, :, None] * 0.4 + phase)
     hidden = torch.zeros(1, 4, 8)
     watch = watching([model, head], optimizer)
-    for start in range(0, 60, 10):
+    for start in range(0, 200, 10):
         batch = {"x": signal[:, start : start + 10], "y": signal[:, start + 1 : start + 11]}
         carried = hidden.detach()
         for attempt in watch.attempts(batch=batch):
@@ -143,7 +143,7 @@ def monte_carlo_dropout(watching: Watching) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     held = samples(32, seed=1).columns["x"]
     watch = watching(model, optimizer)
-    for step, batch in enumerate(endless(loader(samples(48)), 8)):
+    for step, batch in enumerate(endless(loader(samples(192)), 24)):
         model.train()
         for attempt in watch.attempts(batch=batch):
             with attempt:
@@ -166,7 +166,7 @@ def scaled_and_unscaled(watching: Watching) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-24)
     watch = watching(model, optimizer)
-    for batch in endless(loader(samples(48)), 8):
+    for batch in endless(loader(samples(192)), 24):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad(set_to_none=True)
@@ -183,7 +183,7 @@ def sharpness_aware(watching: Watching) -> None:
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     watch = watching(model, optimizer)
-    for batch in endless(loader(samples(48)), 8):
+    for batch in endless(loader(samples(192)), 24):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()

@@ -56,7 +56,7 @@ def returns_nothing(watching: Watching) -> None:
         loss = classified(self.net, batch)
         self.log("train_loss", loss)
 
-    trainer_of(watching).fit(module_of(Net(), training_step=training_step), loader(samples(32)))
+    trainer_of(watching).fit(module_of(Net(), training_step=training_step), loader(samples(64)))
 
 
 def manual_without_a_step(watching: Watching) -> None:
@@ -70,7 +70,7 @@ def manual_without_a_step(watching: Watching) -> None:
         return loss
 
     module = module_of(Net(), training_step=training_step, automatic_optimization=False)
-    trainer_of(watching).fit(module, loader(samples(32)))
+    trainer_of(watching).fit(module, loader(samples(64)))
 
 
 def only_the_head_is_configured(watching: Watching) -> None:
@@ -80,7 +80,7 @@ def only_the_head_is_configured(watching: Watching) -> None:
         return torch.optim.AdamW(self.net.head.parameters(), lr=1e-2)
 
     module = module_of(Net(), configure_optimizers=configure_optimizers)
-    trainer_of(watching).fit(module, loader(samples(32)))
+    trainer_of(watching).fit(module, loader(samples(64)))
 
 
 def checkpoint_of_the_worst(watching: Watching) -> None:
@@ -92,7 +92,7 @@ def checkpoint_of_the_worst(watching: Watching) -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = ModelCheckpoint(folder, monitor="val_acc", save_top_k=1)
         trainer = trainer_of(watching, [checkpoint], enable_checkpointing=True, default_root_dir=folder)
-        trainer.fit(module_of(Net()), loader(samples(32)), loader(samples(16, seed=1), shuffle=False))
+        trainer.fit(module_of(Net()), loader(samples(64)), loader(samples(16, seed=1), shuffle=False))
 
 
 CASES = (

@@ -28,7 +28,7 @@ def never_back_to_training(watching: Watching) -> None:
     held = loader(samples(32, seed=1), shuffle=False)
     watch = watching(model, optimizer)
     model.train()
-    for step, batch in enumerate(endless(loader(samples(48)), 8)):
+    for step, batch in enumerate(endless(loader(samples(192)), 24)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()
@@ -46,7 +46,7 @@ def validated_in_training_mode(watching: Watching) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     held = loader(pictures(16, seed=1), shuffle=False)
     watch = watching(model, optimizer)
-    for step, batch in enumerate(endless(loader(pictures(32)), 8)):
+    for step, batch in enumerate(endless(loader(pictures(160)), 24)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()
@@ -72,7 +72,7 @@ def dropout_in_validation(watching: Watching) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     held = loader(samples(32, seed=1), shuffle=False)
     watch = watching(model, optimizer)
-    for step, batch in enumerate(endless(loader(samples(48)), 8)):
+    for step, batch in enumerate(endless(loader(samples(192)), 24)):
         model.train()
         for attempt in watch.attempts(batch=batch):
             with attempt:
@@ -92,7 +92,7 @@ def plateau_of_accuracy(watching: Watching) -> None:
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
     held = loader(samples(32, seed=1), shuffle=False)
     watch = watching(model, optimizer)
-    for step, batch in enumerate(endless(loader(samples(48)), 10)):
+    for step, batch in enumerate(endless(loader(samples(192)), 24)):
         model.train()
         for attempt in watch.attempts(batch=batch):
             with attempt:
@@ -115,7 +115,7 @@ def lowest_psnr_is_kept(watching: Watching) -> None:
     best_metric = 1e8 if main_val_metric_goal == "minimize" else -1e8
     best = copy.deepcopy(model.state_dict())
     watch = watching(model, optimizer)
-    for step, batch in enumerate(endless(loader(samples(48)), 10)):
+    for step, batch in enumerate(endless(loader(samples(192)), 24)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()

@@ -16,7 +16,7 @@ def head_replaced(watching: Watching) -> None:
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     model.head = nn.Linear(16, CLASSES)
-    fit(watching, model, optimizer, loader(samples(48)))
+    fit(watching, model, optimizer, loader(samples(192)))
 
 
 def conv_in_widened(watching: Watching) -> None:
@@ -55,7 +55,7 @@ class Highway(nn.Module):
 def blocks_in_a_list(watching: Watching) -> None:
     """Blocks in a Python list are no submodules: the optimizer never hears of them."""
     model = Highway()
-    fit(watching, model, torch.optim.Adam(model.parameters(), lr=1e-2), loader(samples(48)))
+    fit(watching, model, torch.optim.Adam(model.parameters(), lr=1e-2), loader(samples(192)))
 
 
 class Margin(nn.Module):
@@ -75,7 +75,7 @@ def margin_left_out(watching: Watching) -> None:
     model.head = nn.Identity()  # type: ignore[assignment]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     watch = watching([model, metric_fc], optimizer)
-    for batch in loader(samples(48)):
+    for batch in loader(samples(192)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 features = model(batch["x"])
@@ -91,7 +91,7 @@ def head_in_two_optimizers(watching: Watching) -> None:
     slow = torch.optim.AdamW(model.parameters(), lr=1e-3)
     fast = torch.optim.AdamW(model.head.parameters(), lr=1e-2)
     watch = watching(model, [slow, fast])
-    for batch in loader(samples(48)):
+    for batch in loader(samples(192)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 slow.zero_grad()
@@ -108,7 +108,7 @@ def frozen_but_decayed(watching: Watching) -> None:
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-2)
     watch = watching(model, optimizer)
-    for step, batch in enumerate(endless(loader(samples(48)), 8)):
+    for step, batch in enumerate(endless(loader(samples(192)), 24)):
         if step == 3:
             for parameter in model.encoder.parameters():
                 parameter.requires_grad = False
@@ -140,7 +140,7 @@ def optimizer_of_the_copy(watching: Watching) -> None:
     model = build()
     optimizer = torch.optim.Adam(itertools.chain(model.encoder.parameters(), model.head.parameters()), lr=1e-2)
     model = build()
-    fit(watching, model, optimizer, loader(samples(48)))
+    fit(watching, model, optimizer, loader(samples(192)))
 
 
 def teacher_is_trained(watching: Watching) -> None:
@@ -149,7 +149,7 @@ def teacher_is_trained(watching: Watching) -> None:
     teacher.requires_grad_(False)
     optimizer = torch.optim.SGD([*student.parameters(), *teacher.parameters()], lr=0.1, weight_decay=0.1)
     watch = watching([student, teacher], optimizer)
-    for batch in loader(samples(48)):
+    for batch in loader(samples(192)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 for parameter in teacher.parameters():  # a clean-up that an older version of the loop needed

@@ -13,7 +13,7 @@ def scaler_stepped_around(watching: Watching) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     scaler = torch.amp.GradScaler("cpu")
     watch = watching(model, optimizer)
-    for batch in loader(samples(48)):
+    for batch in loader(samples(192)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()
@@ -29,7 +29,7 @@ def unscaled_by_hand(watching: Watching) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
     watch = watching(model, optimizer)
-    for batch in loader(samples(48)):
+    for batch in loader(samples(192)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()
@@ -48,7 +48,7 @@ def clipped_while_scaled(watching: Watching) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
     watch = watching(model, optimizer)
-    for batch in loader(samples(48)):
+    for batch in loader(samples(192)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad(set_to_none=True)
@@ -65,7 +65,7 @@ def clipped_after_the_step(watching: Watching) -> None:
     model = Net()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     watch = watching(model, optimizer)
-    for batch in loader(samples(48)):
+    for batch in loader(samples(192)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()
@@ -81,7 +81,7 @@ def schedule_before_the_step(watching: Watching) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)
     watch = watching(model, optimizer)
-    for batch in loader(samples(48)):
+    for batch in loader(samples(192)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 scheduler.step()
@@ -115,7 +115,7 @@ def warmup_by_whole_numbers(watching: Watching) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step // warmup))
     watch = watching(model, optimizer)
-    for batch in endless(loader(samples(48)), 8):
+    for batch in endless(loader(samples(192)), 24):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()
@@ -130,7 +130,7 @@ def pure_bfloat16(watching: Watching) -> None:
     model = Net().to(torch.bfloat16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     watch = watching(model, optimizer)
-    for batch in loader(samples(48)):
+    for batch in loader(samples(192)):
         for attempt in watch.attempts(batch=batch):
             with attempt:
                 optimizer.zero_grad()
@@ -152,7 +152,7 @@ def norm_stuck_at_one(watching: Watching) -> None:
             return logits
 
     model = Normed()
-    fit(watching, model, torch.optim.AdamW(model.parameters(), lr=2e-4, weight_decay=0.0), loader(samples(48)))
+    fit(watching, model, torch.optim.AdamW(model.parameters(), lr=2e-4, weight_decay=0.0), loader(samples(192)))
 
 
 CASES = (

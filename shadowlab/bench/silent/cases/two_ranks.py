@@ -12,7 +12,7 @@ from shadowlab.bench.silent.case import Case, Expected, Watching
 from shadowlab.bench.silent.nets import Net, classified, loader, samples
 
 
-def shared(number: int = 64) -> Any:
+def shared(number: int = 160) -> Any:
     """Batches of this rank."""
     rows = samples(number)
     return loader(rows, shuffle=False, sampler=DistributedSampler(rows, shuffle=True))
@@ -67,13 +67,18 @@ def never_synchronised(watching: Watching) -> None:
 
 def scheduled_once_a_process(watching: Watching) -> None:
     """accelerate's scheduler steps once for each process; this one was made for the steps of one."""
+    scheduled(watching, steps=8)
+
+
+def scheduled(watching: Watching, steps: int) -> None:
+    """A cosine of so many steps in accelerate on two ranks, each of which has 8 batches."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
-    model, steps = Net(), 4
+    model = Net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-    model, optimizer, batches, scheduler = accelerator.prepare(model, optimizer, loader(samples(64)), scheduler)
+    model, optimizer, batches, scheduler = accelerator.prepare(model, optimizer, loader(samples(128)), scheduler)
     watch = watching(model, optimizer, accelerator=accelerator)
     for batch in batches:
         for attempt in watch.attempts(batch=batch):
@@ -117,7 +122,7 @@ CASES = (
         "scheduled_once_a_process",
         "huggingface/accelerate#2926",
         scheduled_once_a_process,
-        Expected(2, ("scheduler-count", "learning-rate-zero"), ("scheduler", "CosineAnnealingLR", "lr")),
+        Expected(4, ("scheduler-count", "learning-rate-zero"), ("scheduler", "CosineAnnealingLR", "lr")),
         host="ddp",
         tags=("ranks", "schedule"),
     ),
