@@ -17,6 +17,8 @@ from shadowlab.bench.silent.cases import (
     trainer_loops,
     two_ranks,
 )
+from shadowlab.bench.silent.held_out import hosts, orders, plain
+from shadowlab.bench.silent.held_out import two_ranks as held_out_ranks
 
 CORPUS: tuple[Case, ...] = (
     *ownership.CASES,
@@ -28,6 +30,10 @@ CORPUS: tuple[Case, ...] = (
     *lightning_loops.CASES,
     *trainer_loops.CASES,
     *two_ranks.CASES,
+    *plain.CASES,
+    *orders.CASES,
+    *hosts.CASES,
+    *held_out_ranks.CASES,
     *healthy.CASES,
     *healthy_models.CASES,
     *healthy_steps.CASES,
