@@ -228,7 +228,7 @@ class OfTorchAudit(_OfAnother):
 
 
 class OfNeuralDbg(_OfAnother):
-    """neuraldbg, told every loss: each event of a change into a state that is not healthy."""
+    """neuraldbg, told every loss: each event of a change into a state that is not healthy. It knows no severities."""
 
     package = "neuraldbg"
 
@@ -251,7 +251,7 @@ class OfNeuralDbg(_OfAnother):
             events = debugger.get_events()
             for event in events[self._seen :] if len(self._debuggers) == 1 else events:
                 where = names.get(event.layer_name, event.layer_name)
-                said = Said(event.event_type.value, where, step, "warning", f"{event.from_state} -> {event.to_state}")
+                said = Said(event.event_type.value, where, step, "alarm", f"{event.from_state} -> {event.to_state}")
                 known = {(one.rule, one.where, one.text) for one in self._said}
                 if str(event.to_state) not in ("healthy", "normal") and (said.rule, where, said.text) not in known:
                     self._said.append(said)

@@ -5,6 +5,7 @@ import io
 import logging
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -41,9 +42,9 @@ def tried(case: Case, tool: Tool) -> Trial:
 
 
 def run_with(case: Case, watching: Any) -> Trial:
-    """As `tried`, with a tool that the caller keeps."""
+    """As `tried`, with a tool that the caller keeps. What a tool leaves in the working folder is thrown away."""
     start, error = time.perf_counter(), None
-    with quiet(), _unheard(), _as_before():
+    with quiet(), _unheard(), _as_before(), tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         random.seed(0)
         np.random.seed(0)
         try:
