@@ -76,6 +76,8 @@ def _found(folder: Path, rank: int, code: int | None) -> Check:
 
 def _rank(rank: int, port: str, config: Config, compare: Compare, train: Train, folder: str) -> None:
     """One process: as a launcher starts it."""
+    for name in [name for name in os.environ if name.startswith("TORCHELASTIC_")]:
+        del os.environ[name]  # of the launcher of a training that asks for this stage: its store is not theirs
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
