@@ -21,7 +21,6 @@ from shadowlab.settings import Config
 from shadowlab.stages.check_forward.functions_comparison import functions, objective_functions
 from shadowlab.stages.check_forward.golden_run import Train, golden_config, plan_of, raw_vae, run_golden
 from shadowlab.stages.check_forward.judgement_comparison import judgement
-from shadowlab.stages.check_forward.pair import pair_checks
 from shadowlab.stages.check_forward.training_comparison import TrainingComparison
 from shadowlab.tasks import Task, TaskReference, open_task
 from shadowlab.training import build_unet, open_source
@@ -55,9 +54,6 @@ def step_checks(session: Session, train: Train) -> list[Check]:
         ]
         if config.precision != "fp16-pure":  # AdamW on float16 weights: what it gives is not what anybody means
             checks += trained(config, SingleProcess(device), train, quiet)
-            if session.config.distributed.processes > 1 and checks[-1].passed:
-                (folder / "pair").mkdir()
-                checks += pair_checks(config, trained, train, folder / "pair")
     return checks
 
 
