@@ -13,7 +13,27 @@ def watch(
         list[str] | None, typer.Argument(metavar="ARGS", help="All that follows is the script's.")
     ] = None,
     is_module: Annotated[bool, typer.Option("-m", help="SCRIPT is a module, as of `python -m`.")] = False,
-    incidents: Annotated[Path, typer.Option(metavar="DIR", help="Where incidents are written.")] = Path("incidents"),
+    incidents: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where incidents are written; by default `incidents`, in the records' folder if there is one.",
+        ),
+    ] = None,
+    records: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write what each step shows to DIR/metrics.jsonl, for health, inspect, report and tensorboard.",
+        ),
+    ] = None,
+    statistics_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Steps between statistics of every layer and parameter in the records, 50 if left out; 0 for none.",
+        ),
+    ] = None,
     from_step: Annotated[
         int | None,
         typer.Option(metavar="K", help="Run it again from its beginning and trace its step K, counted from 1."),
@@ -30,15 +50,18 @@ def watch(
     Example:
     shadowlab watch train.py --lr 0.1 --epochs 3
     shadowlab watch -m project.train --config base.yaml
+    shadowlab watch --records runs/mine --statistics-every 20 train.py --lr 0.1
     shadowlab watch --from-step 412 train.py --lr 0.1 --epochs 3
     """
     from shadowlab.foreign import Options, Script, run_again, watch_script, without_our_frames
     from shadowlab.interruption import signals
     from shadowlab.standard_streams import handed_over
 
+    folder = Path.cwd()  # the script may go to another
     found = Script.find(script, tuple(arguments or ()), is_module=is_module)
+    options = Options.checked(incidents, from_step, explain=explain, records=records, statistics_every=statistics_every)
     with signals.handed_over(), handed_over():
-        outcome = watch_script(found, Options(incidents, from_step, explain))
+        outcome = watch_script(found, options)
         raised = outcome.raised
         if raised is not None and not isinstance(raised, SystemExit):
             without_our_frames(raised)
@@ -46,7 +69,7 @@ def watch(
     for line in outcome.lines:
         typer.echo(line, err=True)
     if explain and outcome.again is not None:
-        raise typer.Exit(run_again(outcome.again))
+        raise typer.Exit(run_again(outcome.again, folder))
     if isinstance(raised, SystemExit):
         raise raised
     if raised is not None or outcome.was_stopped:

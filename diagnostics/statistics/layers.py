@@ -1,9 +1,9 @@
 """Activation and gradient statistics of every leaf module, in the order of execution."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from diagnostics.modules import eager_modules, eagerly, in_backward, leaf_modules
+from diagnostics.patching import replaced
 from diagnostics.statistics.tensor import Samples, TensorStatistics
 from diagnostics.tensors import tensors_in
 
@@ -42,7 +43,8 @@ class LayerStatistics:
     Inside `with statistics.recording():` nothing is read on the host: each call leaves a sample of its output on its
     device (16 KiB of a large float32 tensor, 64 KiB at most), and `collect` computes and fetches all statistics at
     once; see `TensorStatistics` for what of them is exact. Outside `recording` the model carries no hook, so it is
-    copied, pickled and compiled as if nobody watched.
+    copied, pickled and compiled as if nobody watched; inside, `torch.save` leaves the hooks out of a model that is
+    saved whole.
     Nothing is changed: outputs and gradients pass through as they are.
 
     Gradients are taken by hooks on the output tensors, not by full backward hooks, which break in-place operators
@@ -105,7 +107,8 @@ class LayerStatistics:
                 if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
                     continue
                 self._handles.append(module.register_forward_hook(partial(self._after_forward, name, recording)))
-            with eagerly() if is_hidden else eager_modules():  # a mode sees nothing of what is compiled
+            compiled = eagerly() if is_hidden else eager_modules()  # a mode sees nothing of what is compiled
+            with compiled, replaced(torch, "save", self._without_hooks):
                 yield
         finally:
             self._stop()
@@ -137,6 +140,21 @@ class LayerStatistics:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def _without_hooks(self, original: Callable[..., None]) -> Callable[..., None]:
+        """`torch.save`, which would write the hooks into a model's file."""
+
+        @wraps(original)
+        def save(*args: Any, **kwargs: Any) -> None:
+            taken = [(handle.id, hooks) for handle in self._handles if (hooks := handle.hooks_dict_ref()) is not None]
+            kept = [(hooks, number, hooks.pop(number)) for number, hooks in taken if number in hooks]
+            try:
+                original(*args, **kwargs)
+            finally:
+                for hooks, number, hook in kept:
+                    hooks[number] = hook
+
+        return save
 
     def _after_forward(self, name: str, recording: object, module: nn.Module, inputs: Any, output: Any) -> None:
         if self._recording is not recording:

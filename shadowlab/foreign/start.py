@@ -19,6 +19,7 @@ class Start:
     need it; one that makes generators from the machine's entropy is not helped by it."""
 
     def __init__(self) -> None:
+        self.folder = str(Path.cwd())
         self._python = random.getstate()
         numpy = sys.modules.get("numpy")
         self._numpy = None if numpy is None else numpy.random.get_state()
@@ -57,7 +58,7 @@ def keep_rerun(incident: Path, words: Sequence[str], start: Start, losses: dict[
         OSError: the disk refuses it.
     """
     texts = {str(step): [repr(loss) for loss in values] for step, values in losses.items()}
-    content = {"script": list(words), "cwd": str(Path.cwd()), "losses": texts, "start": start.to_json()}
+    content = {"script": list(words), "cwd": start.folder, "losses": texts, "start": start.to_json()}
     replace_text(incident / FILE, json.dumps(content) + "\n")
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -17,14 +18,24 @@ from shadowlab.foreign.loop_body import Body, NoBodyError
 _FIX = "trace the step: the command is below"
 
 
+@dataclass(frozen=True)
+class Recording:
+    """What is written of the steps that are healthy."""
+
+    folder: Path
+    """Of metrics.jsonl."""
+    statistics_every: int
+    """Steps between statistics of every layer and parameter; 0 for never."""
+
+
 class Watched:
     """Attends a script's steps with a `Watch` over all that its optimizers train."""
 
     following: Following
     """Of the script; set before it runs."""
 
-    def __init__(self, incidents: Path | None) -> None:
-        self._incidents = incidents
+    def __init__(self, incidents: Path | None, recording: Recording | None = None) -> None:
+        self._incidents, self._recording = incidents, recording
         self._watch: Watch | None = None
         self._models: list[nn.Module] = []
         self._optimizers: list[torch.optim.Optimizer] = []
@@ -39,7 +50,7 @@ class Watched:
             self._models = models
             # Without a model nobody could tell which optimizers are meant; else those that step are noticed.
             given = None if models else optimizers
-            self._watch = Watch(models, given, incidents=self._incidents, statistics_every=0)
+            self._watch = self._new_watch(models, given, step.index)
         self._optimizers = optimizers
         self._attempts = self._watch.attempts(batch=step.batch, step_index=step.index)
         self._attempt = next(self._attempts)
@@ -69,6 +80,20 @@ class Watched:
             left = GeneratorExit()  # is nobody's fault, and no reason to look
             self._attempt.__exit__(type(left), left, None)
             self._attempt = None
+
+    def _new_watch(self, models: list[nn.Module], optimizers: list[torch.optim.Optimizer] | None, index: int) -> Watch:
+        recording = self._recording
+        if recording is None:
+            return Watch(models, optimizers, incidents=self._incidents, statistics_every=0)
+        if self._watch is not None and index == 0:  # it has ended no step: there is nothing to keep
+            (recording.folder / "metrics.jsonl").unlink(missing_ok=True)
+        return Watch(
+            models,
+            optimizers,
+            incidents=self._incidents,
+            records=recording.folder,
+            statistics_every=recording.statistics_every,
+        )
 
     # What was found
 
