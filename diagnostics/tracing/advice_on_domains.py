@@ -294,9 +294,10 @@ def on_empty(birth: Birth) -> str:
             "correction=0)`, or leave such batches out"
         )
     if op.startswith(("nll_loss", "cross_entropy")):
+        ignored = birth.judgement.operands.get("ignore_index", -100)
         return (
             'all targets are ignored: `F.cross_entropy(..., reduction="sum")` divided by '
-            "`(target != -100).sum().clamp(min=1)`, or leave such batches out (OLMo-core#452)"
+            f"`(target != {ignored}).sum().clamp(min=1)`, or leave such batches out (OLMo-core#452)"
         )
     if "batch_norm" in op:
         return (

@@ -59,13 +59,19 @@ class Facts:
         listed = [roots] if isinstance(roots, Tensor) else list(roots)
         self.losses += [root.detach() for root in listed if isinstance(root, Tensor)]
 
+    def note_inputs(self, model: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> None:
+        """A model is called with these."""
+        if not any(model is one for one in self._models):
+            return
+        entering = [(str(i), one) for i, one in enumerate(args)] + list((kwargs or {}).items())
+        name = type(model).__name__
+        self._inputs += [(f"{key} of {name}", tensor) for key, one in entering for tensor in _tensors(one)]
+
     def _note_call(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if len(self._outputs) >= _MOST_CALLS:
             return
-        name = type(model).__name__
-        entering = [(str(i), one) for i, one in enumerate(args)] + list(kwargs.items())
-        self._inputs += [(f"{key} of {name}", tensor) for key, one in entering for tensor in _tensors(one)]
-        self._outputs += [(name, tensor) for tensor in _tensors(output)]
+        self.note_inputs(model, args, kwargs)
+        self._outputs += [(type(model).__name__, tensor) for tensor in _tensors(output)]
 
     @property
     def inputs(self) -> dict[str, Tensor]:
@@ -110,7 +116,8 @@ class Facts:
             phase, bearer = "loss", "the loss"
         elif bad["gradients"]:
             phase, bearer = "backward", f"gradient of {bad['gradients'][-1]}"  # of the layer nearest to the loss
-        samples = _bad_rows(dict(self._inputs)[bearer]) if phase == "data" and bearer else ()
+        came = [tensor for name, tensor in self._inputs if phase == "data" and not _is_finite([tensor])]
+        samples = _bad_rows(came[0]) if came else ()  # of the first call of several
         return Verdict(phase, None, cause, parameter=bearer, samples=samples, witness={"seen": seen}, fix=fix)
 
     def loss_text(self) -> str:

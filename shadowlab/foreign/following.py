@@ -190,6 +190,7 @@ class Following:
     def _note_call(self, module: nn.Module, inputs: Any) -> None:
         if owns_any(module, held_by(self.steps.optimizers)) and self._step is None and self.finding is None:
             self._begin(module)
+            self.facts.note_inputs(module, inputs)  # nobody stands around this call yet
 
     def _note_first_call(self) -> None:
         if self._step is not None and self._step.first_call is None:

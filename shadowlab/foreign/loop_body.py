@@ -6,6 +6,7 @@ in the same round, up to the optimizer's step is run with them. What it assigns 
 """
 
 import ast
+import inspect
 import linecache
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -98,10 +99,12 @@ class Body:
             for loop, statements in _candidates(frame.f_code, line, None if earlier is None else earlier.line):
                 if loop is None and not any(_loops(one.f_code, at) for one, at in now[position + 1 :]):
                     continue  # a function that is called once: its beginning is the script's
+                if loop is None and not _arguments(frame.f_code).isdisjoint(_assigned(statements)):
+                    continue  # what it was called with is gone; where it is called, that is there
                 num_inside = sum(_holds(statements, one.get(id(frame))) for one in marks)
                 if num_inside == 0:
                     continue  # a loop over optimizers, say
-                if num_inside < len(marks):
+                if num_inside < len(marks) or _are_of_several_rounds(statements, id(frame), marks):
                     raise NoBodyError("not all of the step's backward passes were made in this round of its loop")
                 self._take(loop, statements, Moment.of(frame, line), earlier, delivered)
                 return
@@ -193,6 +196,21 @@ def _holds(statements: Sequence[ast.stmt], line: int | None) -> bool:
     return line is not None and bool(statements) and statements[0].lineno <= line <= (statements[-1].end_lineno or 0)
 
 
+def _are_of_several_rounds(statements: Sequence[ast.stmt], frame: int, marks: Sequence[dict[int, int]]) -> bool:
+    """Whether a line of this frame made two backward passes and stands in no loop of its own: micro-batches, each of
+    them a round of the loop around."""
+    lines = [mark[frame] for mark in marks if next(iter(mark), None) == frame]  # made here, in no function called here
+    twice = {line for line in lines if lines.count(line) > 1}
+    return any(not _is_looped(statements, line) for line in twice)
+
+
+def _is_looped(statements: Sequence[ast.stmt], line: int) -> bool:
+    around = list(_around(statements, line))
+    return any(isinstance(one, (ast.For, ast.While)) for one in around) or any(
+        isinstance(node, _COMPREHENSIONS) for node in ast.walk(around[-1])
+    )
+
+
 def _slice(body: list[ast.stmt], line: int, earlier: int | None) -> list[ast.stmt]:
     """Up to the statement of `line`; from behind that of `earlier`, where it is above."""
     # The last of a line: which statement of `loss.backward(); optimizer.step()` a frame stands in is not known.
@@ -230,6 +248,11 @@ def _assigned(statements: Sequence[ast.stmt]) -> list[str]:
         elif isinstance(node, ast.ExceptHandler) and node.name:
             names.add(node.name)
     return sorted(names)
+
+
+def _arguments(code: CodeType) -> set[str]:
+    num_starred = bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
+    return set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + num_starred])
 
 
 def _target_of_batch(loop: ast.For) -> ast.expr:

@@ -119,8 +119,7 @@ def watch_script(script: Script, options: Options) -> Outcome:
 
 
 def run_again(words: Sequence[str], folder: Path) -> int:
-    """Run `shadowlab *words` in a process of its own, started in `folder`, without what it prints on stdout; returns its
-    exit code."""
+    """Run `shadowlab *words` in a process of its own, in `folder`, without its stdout; returns its exit code."""
     command = [sys.executable, "-P", "-m", "cli.main", *words]
     return subprocess.run(command, stdout=subprocess.DEVNULL, check=False, cwd=folder).returncode
 

@@ -247,3 +247,100 @@ def test_a_module_finds_its_neighbours(folder: Path) -> None:
     (folder / "project/run.py").write_text("import sys\nfrom project.part import word\nprint(word, sys.argv[1:])\n")
     done = watch("-m", "project.run", "--lr", "1")
     assert done.stdout == "here ['--lr', '1']\n"
+
+
+ACCUMULATION = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+model = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+x = torch.randn(16, 4)
+x[BAD, 2] = float("nan")
+for i, (batch,) in enumerate(DataLoader(TensorDataset(x), 2)):
+    loss = model(batch).square().mean() / 2
+    loss.backward()
+    if i % 2:
+        optimizer.step()
+        optimizer.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(("bad", "step"), [(1, 1), (9, 3), (11, 3)])
+def test_micro_batches_that_are_rounds_of_one_loop_are_not_repeated_by_the_last_of_them(
+    folder: Path, bad: int, step: int
+) -> None:
+    (folder / "micro.py").write_text(ACCUMULATION.replace("BAD", str(bad)))
+    done = watch("micro.py")
+    verdict = read_verdict_file(Path(f"incidents/step-{step:08d}/verdict.json"))
+    assert (verdict.phase, verdict.parameter, verdict.samples) == ("data", "0 of Linear", (bad % 2,))
+    assert "not all of the step's backward passes were made in this round of its loop" in done.stderr
+    assert f"--from-step {step}" in done.stderr
+    again = watch("--from-step", str(step), "micro.py")
+    assert again.exit_code == 1 and "phase data" in again.stderr
+
+
+INNER = """
+import torch
+from torch import nn
+
+torch.manual_seed(0)
+model = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for i in range(4):
+    optimizer.zero_grad()
+    for part in torch.randn(2, 3, 4):
+        loss = model(part).square().mean()
+        if i == 2:
+            loss = loss + (loss.detach() * 0).log()
+        loss.backward()
+    [(model(torch.ones(1, 4)).sum() * scale).backward() for scale in (0.1, 0.2)]
+    optimizer.step()
+"""
+
+
+def test_micro_batches_of_a_loop_within_the_step_are_repeated(folder: Path) -> None:
+    (folder / "inner.py").write_text(INNER)
+    done = watch("inner.py")
+    verdict = read_verdict_file(Path("incidents/step-00000003/verdict.json"))
+    assert (verdict.phase, verdict.op) == ("loss", "log")
+    assert "inner.py:9-16" in done.stderr
+
+
+OWN_ARGUMENT = """
+import numpy as np
+import torch
+from torch import nn
+from torch.distributions import Categorical
+
+model = nn.Linear(4, 2)
+optimizer = torch.optim.Adam(model.parameters())
+
+
+def act(state):
+    state = torch.from_numpy(state).float()
+    return Categorical(torch.softmax(model(state), -1)).sample()
+
+
+def main():
+    state = np.zeros(4, dtype="float32")
+    for i in range(9):
+        action = act(state)
+        state = state + float("nan" if i == 5 else 0)
+    optimizer.step()
+
+
+main()
+"""
+
+
+def test_a_function_that_assigns_to_its_argument_is_repeated_from_where_it_is_called(folder: Path) -> None:
+    (folder / "act.py").write_text(OWN_ARGUMENT)
+    done = watch("act.py")
+    assert done.exit_code == 1
+    verdict = read_verdict_file(Path("incidents/step-00000001/verdict.json"))
+    assert (verdict.phase, verdict.cause) == ("data", "bad_data")
+    line = line_of("action = act", "act.py")
+    assert f"act.py:{line}-{line}" in done.stderr
