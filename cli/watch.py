@@ -6,6 +6,28 @@ from typing import Annotated
 
 import typer
 
+_Incidents = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Where incidents are written; by default `incidents`, in the records' folder if there is one.",
+    ),
+]
+_Records = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Write what each step shows to DIR/metrics.jsonl, for health, inspect, report and tensorboard.",
+    ),
+]
+_StatisticsEvery = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Steps between statistics of every layer and parameter in the records, 50 if left out; 0 for none.",
+    ),
+]
+
 
 def watch(
     script: Annotated[str, typer.Argument(metavar="SCRIPT", help="The script, as `python` would take it.")],
@@ -13,27 +35,9 @@ def watch(
         list[str] | None, typer.Argument(metavar="ARGS", help="All that follows is the script's.")
     ] = None,
     is_module: Annotated[bool, typer.Option("-m", help="SCRIPT is a module, as of `python -m`.")] = False,
-    incidents: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Where incidents are written; by default `incidents`, in the records' folder if there is one.",
-        ),
-    ] = None,
-    records: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write what each step shows to DIR/metrics.jsonl, for health, inspect, report and tensorboard.",
-        ),
-    ] = None,
-    statistics_every: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Steps between statistics of every layer and parameter in the records, 50 if left out; 0 for none.",
-        ),
-    ] = None,
+    incidents: _Incidents = None,
+    records: _Records = None,
+    statistics_every: _StatisticsEvery = None,
     from_step: Annotated[
         int | None,
         typer.Option(metavar="K", help="Run it again from its beginning and trace its step K, counted from 1."),

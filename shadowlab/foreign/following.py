@@ -24,7 +24,7 @@ from torch.utils.data import dataloader
 from diagnostics import Verdict, replaced
 from diagnostics.watching import Randomness
 from shadowlab.foreign.facts import Facts
-from shadowlab.foreign.loop_body import Moment, places, places_of
+from shadowlab.foreign.loop_body import Moment, is_installed, places, places_of
 from shadowlab.foreign.models import held_by, models_of, owns_any
 from shadowlab.foreign.steps import OptimizerSteps
 
@@ -45,7 +45,7 @@ class Step:
     before: list[Moment] = field(default_factory=list)
     """Where the script stood when the step before had ended."""
     backwards: list[dict[int, int]] = field(default_factory=list)
-    """Of each backward pass, id of a frame of the script -> line."""
+    """Of each backward pass, id of a frame of the script -> line, innermost first, installed packages last."""
     first_call: dict[int, int] | None = None
     """The same of a model's first call."""
     delivered: list[tuple[Any, Any]] = field(default_factory=list)
@@ -202,7 +202,8 @@ class Following:
                 self._repeated.note_loss(tensors)
             elif self._step is not None:
                 self._step.facts.note_loss(tensors)
-                self._step.backwards.append({id(frame): line for frame, line in places(sys._getframe())})
+                here = sorted(places(sys._getframe()), key=lambda place: is_installed(place[0]))
+                self._step.backwards.append({id(frame): line for frame, line in here})
             return original(tensors, *args, **kwargs)
 
         return backward

@@ -72,6 +72,11 @@ def _is_script(frame: FrameType) -> bool:
     return not is_ours(name) and not is_library(name)
 
 
+def is_installed(frame: FrameType) -> bool:
+    """Whether its code is a package's: `Accelerator.backward`, say, which a script calls in its own loop."""
+    return "/site-packages/" in frame.f_code.co_filename
+
+
 class Body:
     """Statements of a loop, and the variables that they start from."""
 

@@ -268,11 +268,18 @@ for i, (batch,) in enumerate(DataLoader(TensorDataset(x), 2)):
 """
 
 
-@pytest.mark.parametrize(("bad", "step"), [(1, 1), (9, 3), (11, 3)])
+@pytest.mark.parametrize(("bad", "step", "backward"), [(1, 1, "own"), (9, 3, "own"), (11, 3, "installed")])
 def test_micro_batches_that_are_rounds_of_one_loop_are_not_repeated_by_the_last_of_them(
-    folder: Path, bad: int, step: int
+    folder: Path, bad: int, step: int, backward: str
 ) -> None:
-    (folder / "micro.py").write_text(ACCUMULATION.replace("BAD", str(bad)))
+    script = ACCUMULATION.replace("BAD", str(bad))
+    if backward == "installed":
+        package = folder / "site-packages/some_trainer"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text("def backward(loss):\n    loss.backward()\n")
+        before = "import sys\nsys.path.append('site-packages')\nimport some_trainer\n"
+        script = before + script.replace("loss.backward()", "some_trainer.backward(loss)")
+    (folder / "micro.py").write_text(script)
     done = watch("micro.py")
     verdict = read_verdict_file(Path(f"incidents/step-{step:08d}/verdict.json"))
     assert (verdict.phase, verdict.parameter, verdict.samples) == ("data", "0 of Linear", (bad % 2,))
