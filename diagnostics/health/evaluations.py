@@ -1,19 +1,24 @@
 """Rules of what the evaluations say: whether the loss falls, and whether the conditions reach the model."""
 
-from diagnostics.health.rule import Finding, Severity, number, rule
+from diagnostics.health.rule import Finding, Severity, number, rule, warming_up
 from diagnostics.records import History
 
 NO_RESPONSE = 1e-4
 NUM_SILENT = 3
+FEW_SILENT = 2  # of a short run
 
 MIN_EVALUATIONS = 5
+FEW_EVALUATIONS = 3  # of a short run, the first one included
 MIN_FALL = 0.01
+
+MIN_STEPS = 50  # before few evaluations count
 
 
 @rule(
     "no-response",
-    threshold=f"in each of the last {NUM_SILENT} evaluations after step 0, a response_* (relative change of the output "
-    f"when this condition alone is changed) is below {NO_RESPONSE:g}; alarm where it is 0",
+    threshold=f"in each of the last {NUM_SILENT} evaluations after step 0 (of {FEW_SILENT}, if no more are there and "
+    f"{MIN_STEPS} steps were made), a response_* (relative change of the output when this condition alone is changed) "
+    f"is below {NO_RESPONSE:g}, and the learning rate no longer rises; alarm where it is 0",
     source="a thousand times float32's rounding (1.2e-7), far below what a condition that is used does: 2e-3 to 0.1 in "
     "runs of this project",
 )
@@ -28,10 +33,13 @@ def no_response(history: History) -> list[Finding]:
         names = dict.fromkeys(key for record in records for key in record if key.startswith("response_"))
         for name in names:
             values = [record[name] for record in records if isinstance(record.get(name), (int, float))]
-            if len(values) < NUM_SILENT or not all(value < NO_RESPONSE for value in values):
+            few = len(values) < NUM_SILENT and records[-1]["step"] < MIN_STEPS
+            if len(values) < FEW_SILENT or few or not all(value < NO_RESPONSE for value in values):
                 continue
             condition = name.removeprefix("response_")
             severity: Severity = "alarm" if all(value == 0 for value in values) else "warning"
+            if severity == "warning" and len(values) < NUM_SILENT and warming_up(history):
+                continue
             evidence = f"changing {condition} alone changes the output by {number(values[-1])} of itself"
             advice = f"follow {condition} from the data to the model: is it embedded, scaled, and handed in?"
             findings.append(Finding("no-response", severity, records[-1]["step"], evidence, advice))
@@ -40,7 +48,8 @@ def no_response(history: History) -> list[Finding]:
 
 @rule(
     "loss-does-not-fall",
-    threshold=f"of {MIN_EVALUATIONS} evaluations or more, the best loss is less than {MIN_FALL:.0%} below the first",
+    threshold=f"of {MIN_EVALUATIONS} evaluations or more (of {FEW_EVALUATIONS}, {MIN_STEPS} steps apart, where the "
+    f"learning rate no longer rises), the best loss is less than {MIN_FALL:.0%} below the first",
     source="the same samples, noise and t each time, so that a fall of one percent is no chance; LossNotDecreasing of "
     "AWS SageMaker Debugger",
 )
@@ -49,7 +58,9 @@ def loss_does_not_fall(history: History) -> list[Finding]:
     findings = []
     for kind in history.evaluations:
         losses = history.curve("loss", kind)
-        if len(losses) < MIN_EVALUATIONS or not losses.values[0] > 0:
+        span = losses.steps[-1] - losses.steps[0] if losses.steps else 0
+        few = span < MIN_STEPS or warming_up(history)
+        if len(losses) < (MIN_EVALUATIONS if few else FEW_EVALUATIONS) or not losses.values[0] > 0:
             continue
         best = min((loss for loss in losses.values[1:] if loss == loss), default=losses.values[0])
         if best > (1 - MIN_FALL) * losses.values[0]:

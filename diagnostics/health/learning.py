@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from diagnostics.health.inputs import never_ran
 from diagnostics.health.rule import Finding, number, rule
 from diagnostics.records import History
 
@@ -65,11 +66,13 @@ def never_updated(history: History) -> list[Finding]:
     arrived, pushed = _there_and_not_zero(history, "gradient_norm", columns)
     none_or_zero = ~arrived | ~pushed
     measured, moved = _there_and_not_zero(history, "update_ratio", columns)
-    names = history.parameter_names
+    names, elsewhere = history.parameter_names, never_ran(history)
     unreached = none_or_zero.all(1) & ~(moved & ~arrived).any(1)  # a step in backward frees the gradient
     zero = ~measured.any(1) & (arrived | ~named).all(1)
     findings = []
     for row in ((named.sum(1) >= RECENT) & (unreached | zero)).nonzero().flatten().tolist():
+        if names[row].rpartition(".")[0] in elsewhere:
+            continue
         times = int(named[row].sum())
         if unreached[row]:
             kind = "the gradient was zero" if arrived[row].any() else "no gradient arrived"
@@ -171,5 +174,6 @@ def _taken(history: History) -> tuple[Tensor, Tensor]:
     rates = history.measured_numbers("learning_rate")
     rates = rates.where(rates.isfinite(), 1.0)
     was_made = ~history.measured_skipped & ~history.measured_tripped
-    taken = history.has_parameters & was_made & (rates > 0)
+    updates = history.measured_numbers("num_updates")
+    taken = history.has_parameters & was_made & (rates > 0) & ~(updates == 0)
     return taken.nonzero().flatten(), rates[taken]

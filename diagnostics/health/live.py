@@ -7,12 +7,24 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from diagnostics.health.continuity import AFTER, resume_jumps
 from diagnostics.health.gradients import MAX_LAG, RECENT, exploding
 from diagnostics.health.precision import WINDOW, bad_parameters, headroom, nonfinite, scaler_collapse
 from diagnostics.health.rule import Finding
-from diagnostics.records import PARTS, History, LayerTable, TrainingStep
+from diagnostics.health.upkeep import ema_does_not_follow, frozen_weights_move, gradients_summed, no_step_taken
+from diagnostics.records import PARTS, Header, History, LayerTable, TrainingStep
 
-LIVE_RULES = (nonfinite, headroom, scaler_collapse, exploding)
+LIVE_RULES = (
+    nonfinite,
+    headroom,
+    scaler_collapse,
+    exploding,
+    no_step_taken,
+    gradients_summed,
+    ema_does_not_follow,
+    frozen_weights_move,
+    resume_jumps,
+)
 _STATISTICS = ("headroom_bits", "num_nonfinite", "norm")
 _MAX_STEPS = 2 * MAX_LAG + RECENT
 
@@ -27,6 +39,7 @@ class _RecentHistory(History):
         self._steps: dict[int, dict[str, Any]] = {}
         self._layer_rows: dict[str, int] = {}
         self._dumps: list[TrainingStep] = []  # records of the columns
+        self.begun: list[Header] = []
         self._cells = torch.full((len(PARTS), len(_STATISTICS), 0, WINDOW), torch.nan, dtype=torch.float64)
         self._there = torch.zeros(len(PARTS), 0, WINDOW, dtype=torch.bool)
 
@@ -46,6 +59,7 @@ class _RecentHistory(History):
     def refresh(self) -> None:
         """Have all that is not of the tables be of the records taken."""
         super().__init__(self._steps.values(), kind=self.kind)
+        self.headers = list(self.begun)
 
     @property
     def measured_steps(self) -> tuple[int, ...]:
@@ -117,7 +131,7 @@ class HealthWatch:
         health = HealthWatch()
         for record in ...: warn(health.add(record))
 
-    In a run that is resumed, `remember` comes first.
+    In a run that is resumed, `remember` comes first: with the records that are there, and the header of this session.
 
     Args:
         kind: of the records of training steps.
@@ -131,7 +145,8 @@ class HealthWatch:
         """Take the record of one training step. Returns what was not reported before: a rule, layer and part that is
         new, or an alarm after a warning."""
         self._history.add(record)
-        if not record.get("layers") and not record.get("skipped"):
+        goes_on = any(record["step"] == header.get("resumed_at", 0) + AFTER for header in self._history.begun)
+        if not record.get("layers") and not record.get("skipped") and not goes_on:
             return []
         self._history.refresh()
         found = [finding for rule in LIVE_RULES for finding in rule.check(self._history)]
@@ -146,6 +161,8 @@ class HealthWatch:
     def remember(self, record: Mapping[str, Any]) -> None:
         """Take a record, of any kind, that the run wrote before this watch began; no rule is asked. Those of kind
         `health` say what has been reported."""
+        if record.get("kind") == "header":
+            self._history.begun.append(cast(Header, record))
         if not isinstance(record.get("step"), int):
             return
         if record.get("kind") == self._history.kind:

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 from diagnostics.records import FindingRecord, History
 
 Severity = Literal["warning", "alarm"]
+_RISING = 6  # records of the rate
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,12 @@ def rule(
         return Rule(name, threshold, source, check, live)
 
     return make
+
+
+def warming_up(history: History) -> bool:
+    """Whether the learning rate is still rising at the end of the records."""
+    rates = history.curve("learning_rate").values
+    return len(rates) > 1 and rates[-1] == max(rates) and rates[-1] > min(rates[-_RISING:])
 
 
 def number(value: float) -> str:

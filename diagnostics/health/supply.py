@@ -36,7 +36,7 @@ def repeated_data(history: History) -> list[Finding]:
     if not isinstance(num_samples, int) or num_samples < 1:
         return []
     samples, steps = history.samples(), torch.tensor(history.steps())
-    for first, end in _consecutive(steps, samples.counts):
+    for first, end in consecutive(steps, samples.counts):
         found = _repeated(samples, first, end, num_samples)
         if found is None:
             continue
@@ -54,7 +54,7 @@ def repeated_data(history: History) -> list[Finding]:
     return []
 
 
-def _consecutive(steps: Tensor, counts: Tensor) -> list[tuple[int, int]]:
+def consecutive(steps: Tensor, counts: Tensor) -> list[tuple[int, int]]:
     """(first, end) of stretches without a step missing between them; a step without samples ends one. Both (steps,)."""
     drew = counts > 0
     goes_on = torch.zeros_like(drew)

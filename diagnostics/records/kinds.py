@@ -84,6 +84,12 @@ class Header(Record, total=False):
     """What the task's metrics mean."""
     resumed_at: int
     """Steps that were done when this session of the run began; missing where it was the first."""
+    schedule: dict[str, Any]
+    """The learning rate's: `learning_rate` (its peak), `warmup_steps`, `schedule` (`constant` or `cosine`) and
+    `max_steps`, at which a cosine ends."""
+    split: dict[str, dict[str, Any]]
+    """`train` and `validation`: how many `samples` and `objects`, a `digest` of the samples' ids (SHA-256, 16 digits),
+    and `object_ids` where there are at most 64. Missing where nothing is held out."""
     changed: list[str]
     """What is configured otherwise than in the sessions before, `KEY OLD -> NEW` each; missing where nothing is."""
     command: list[str]
@@ -130,6 +136,24 @@ class TrainingStep(Record, total=False):
     """The gradient scaler's factor before the step; in records with statistics."""
     data_wait_share: float
     """Share of the time since the wait began that went into waiting, 0 to 1."""
+    ema_distance: float
+    """Norm of the difference of averages and weights over the norm of the weights; in records with statistics."""
+    ema_moved: float
+    """Norm of the averages' move in this step over what their decay asks for, about 1; in records with statistics,
+    missing where they were equal to the weights."""
+    gradient_carried: float
+    """L2 norm of the gradients that were there before the step's first forward pass, 0 where they were cleared; in
+    records with statistics."""
+    num_updates: int
+    """How often the optimizer was stepped; in records with statistics."""
+    frozen_moved: dict[str, float]
+    """Frozen parameters that are not what they were when the session began -> their change over their norm; empty where
+    none is. In records with statistics."""
+    input_std: dict[str, float]
+    """Part of the batch that the model is given -> standard deviation of its values on the first process; in records
+    with statistics."""
+    input_max: dict[str, float]
+    """The same -> largest magnitude."""
     layers: dict[str, dict[str, dict[str, float]]]
     """Layer -> `activation` or `gradient` -> statistics, in the order of execution; in records with statistics.
     `gradient` is that of the loss by the layer's output, missing where none arrived, without the gradient scaler's

@@ -8,6 +8,7 @@ from diagnostics.statistics.parameters import (
     ParameterStatistics,
     gradient_norms,
     histogram,
+    sampled,
     total_norm,
 )
 from diagnostics.statistics.recorded import recorded_layers, recorded_parameters
@@ -26,5 +27,6 @@ __all__ = [
     "histogram",
     "recorded_layers",
     "recorded_parameters",
+    "sampled",
     "total_norm",
 ]

@@ -16,7 +16,7 @@ from diagnostics.tensors import dense
 MAX_SAMPLED_ELEMENTS = 16_384
 
 
-def _sampled(parameter: Tensor) -> Tensor:
+def sampled(parameter: Tensor) -> Tensor:
     """Up to 16,384 elements, a view where the memory is dense.
 
     The stride shares no divisor with the element count, hence none with any dimension: a stride that divides a row
@@ -41,7 +41,7 @@ class _Snapshot:
     """Samples of several parameters of one device, copied into one vector."""
 
     def __init__(self, parameters: list[Tensor]) -> None:
-        samples = [_sampled(parameter) for parameter in parameters]
+        samples = [sampled(parameter) for parameter in parameters]
         self.sizes = [sample.numel() for sample in samples]
         self.values = _wide(torch.cat(samples))  # one kernel, not one a parameter; always a copy
 

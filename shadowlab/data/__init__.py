@@ -24,6 +24,7 @@ from shadowlab.data.kept_index import indexed_once
 from shadowlab.data.loader import Readable, endless_batches, in_order, micro_batch_positions
 from shadowlab.data.metadata import JsonObject, describe, parse_object, read_keys, read_number, read_text
 from shadowlab.data.order import sample_indices
+from shadowlab.data.proofs import described_split, order_fault, split_fault
 from shadowlab.data.resizing import check_image_size, composite, fit_object, fit_object_strips, fit_square, unfit_square
 from shadowlab.data.sample_set import SampleSet
 from shadowlab.data.sources import Entry, FileSource, Problem, Role, SliceSource, Source, one_line, read_file
@@ -84,9 +85,12 @@ __all__ = [
     # which samples, in which order
     "Readable",
     "Split",
+    "described_split",
     "endless_batches",
     "in_order",
     "micro_batch_positions",
+    "order_fault",
     "sample_indices",
     "split_by_object",
+    "split_fault",
 ]

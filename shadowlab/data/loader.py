@@ -107,6 +107,13 @@ class _EndlessSampler(Sampler[list[tuple[int, int]]]):
             first += batch_size * accumulation * count
 
 
+def planned_indices(
+    length: int, seed: int, first: int, batch_size: int, accumulation: int, rank: int, count: int
+) -> Iterator[list[tuple[int, int]]]:
+    """What `endless_batches` of the same arguments reads: (index, position) of a micro-batch's samples, forever."""
+    return iter(_EndlessSampler(length, seed, first, batch_size, accumulation, rank, count))
+
+
 def endless_batches(
     dataset: Readable,
     indices: Sequence[int],

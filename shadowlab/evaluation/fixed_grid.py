@@ -149,6 +149,87 @@ class FixedGrid:
             responses=answers,
         )
 
+    def encode(self, batch: TaskBatch) -> EncodedBatch:
+        """As the grid's own samples were encoded, a chunk at a time."""
+        return _encode_in_chunks(self.task, batch, self._chunk)
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """t of the grid, in [0, 1)."""
+        return self._timesteps
+
+    @torch.no_grad()
+    def loss_when_given(
+        self,
+        unet: torch.nn.Module,
+        precision: Precision,
+        t: float,
+        *,
+        encoded: EncodedBatch | None = None,
+        told: float | None = None,
+        others: Tensor | None = None,
+    ) -> float:
+        """Mean loss of the first noise at one t, where the model is given something else than is right; what it is
+        judged by stays. Run eagerly; the model is left in the mode it was in.
+
+        Args:
+            encoded: the same samples with other conditions.
+            told: the t that the model is told, in [0, 1).
+            others: int64 (n,), the sample whose x_t each one is given.
+        """
+        was_training, objective, noise = unet.training, self.task.objective, self._noises[0]
+        given, rows = self.encoded if encoded is None else encoded, torch.arange(len(self.batch))
+        losses = []
+        unet.eval()
+        try:
+            with eagerly():
+                for part in rows.split(self._chunk):
+                    signals.stop_if_asked()
+                    times = torch.full((len(part),), t, device=noise.device)
+                    shown = part if others is None else others[part]
+                    x_t = objective.noised(noise[shown], self.encoded.data[shown], times)
+                    said = times if told is None else torch.full_like(times, told)
+                    predicted = _predict(unet, objective, given.select(part), precision)(x_t, said)
+                    losses.append(objective.loss(predicted, noise[part], self.encoded.data[part], times).cpu())
+        finally:
+            unet.train(was_training)
+        return float(torch.cat(losses).mean())
+
+    @torch.no_grad()
+    def loss_without_x(self, t: float, draws: int = 8) -> float:
+        """Mean loss at t of the best prediction that knows the target and not x_t: the mean over noises."""
+        objective, data = self.task.objective, self.encoded.data
+        times = torch.full((len(data),), t, device=data.device)
+        mean = torch.zeros_like(data)
+        for k in range(draws):
+            noise = torch.stack([normal(data.shape[1:], k, "blind", name) for name in self.batch.ids]).to(data.device)
+            mean += objective.target(noise, data, times) / draws
+        return float(objective.loss(mean, self._noises[0], data, times).mean())
+
+    @torch.no_grad()
+    def loss_without_t(self, t: float) -> float:
+        """Mean loss at t of a prediction that knows the target and takes x_t for noise, as at t = 0."""
+        objective, data, noise = self.task.objective, self.encoded.data, self._noises[0]
+        times = torch.full((len(data),), t, device=data.device)
+        x_t = objective.noised(noise, data, times)
+        return float(objective.loss(objective.target(x_t, data, torch.zeros_like(times)), noise, data, times).mean())
+
+    @torch.no_grad()
+    def answer_to_t(self, unet: torch.nn.Module, precision: Precision, t: float) -> float:
+        """Relative change of the first sample's prediction at t where the model is told t = 0."""
+        first, objective = torch.tensor([0]), self.task.objective
+        noise, data = self._noises[0][first], self.encoded.data[first]
+        times = torch.full((1,), t, device=noise.device)
+        x_t, was_training = objective.noised(noise, data, times), unet.training
+        unet.eval()
+        try:
+            with eagerly():
+                predicted_at = _predict(unet, objective, self.encoded.select(first), precision)
+                own, other = predicted_at(x_t, times), predicted_at(x_t, torch.zeros_like(times))
+        finally:
+            unet.train(was_training)
+        return float((other - own).norm()) / (float(own.norm()) or 1.0)
+
     @torch.no_grad()
     def sweep(
         self, unet: torch.nn.Module, precision: Precision, steps: int = 5

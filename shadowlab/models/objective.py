@@ -49,6 +49,9 @@ class Objective(Protocol):
     def timesteps(self, t: Tensor) -> Tensor:
         """What the model is given for t (B,): (B,) float32 in [0, 1000)."""
 
+    def target(self, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        """The right prediction (B, ...) at t (B,)."""
+
     def loss(self, prediction: Tensor, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
         """The loss of each sample, (B,) float32."""
 

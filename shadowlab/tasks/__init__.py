@@ -9,7 +9,7 @@ from shadowlab.settings import Config, checked_section, describe_keys
 from shadowlab.tasks.evaluation import TRUTH, Evaluation, Tracks
 from shadowlab.tasks.exported import Exported, PipelineCode, ProgramInput, Trial
 from shadowlab.tasks.reference import ObjectiveReference, RawVae, TaskReference
-from shadowlab.tasks.task import R2, Augmentation, Baseline, Criterion, Metric, Probe, Task, TaskBatch
+from shadowlab.tasks.task import R2, Ablation, Augmentation, Baseline, Criterion, Metric, Probe, Task, TaskBatch
 from shadowlab.tasks.vae_checks import vae_is_frozen
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "R2",
+    "Ablation",
     "Augmentation",
     "TRUTH",
     "Baseline",

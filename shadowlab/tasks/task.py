@@ -23,7 +23,18 @@ from shadowlab.tasks.evaluation import Evaluation
 from shadowlab.tasks.exported import Exported
 from shadowlab.tasks.reference import TaskReference
 
-__all__ = ["R2", "Augmentation", "Baseline", "Criterion", "Metric", "Probe", "Reach", "Task", "TaskBatch"]
+__all__ = [
+    "R2",
+    "Ablation",
+    "Augmentation",
+    "Baseline",
+    "Criterion",
+    "Metric",
+    "Probe",
+    "Reach",
+    "Task",
+    "TaskBatch",
+]
 
 Reach = Literal["near", "far"]
 
@@ -108,6 +119,20 @@ class Probe:
     part: slice | None = None
     """Elements along the last dimension of what it changes that stand for this condition alone; None: those that
     differ."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ablation:
+    """The same samples, encoded with one input of the task exchanged among them, or taken out."""
+
+    name: str
+    """The input, for people and files: `object`."""
+    exchanged: EncodedBatch | None
+    """Each sample has another one's; None where the input is the same in all of them, so that it cannot be judged."""
+    removed: EncodedBatch | None
+    """Nothing, or the mean, is in its place; None where that is no other input."""
+    belongs_to: Literal["object", "sample"] = "sample"
+    """What it must differ between: of `object` one that is the same in all objects is a fault."""
 
 
 class Augmentation(Protocol):
@@ -262,6 +287,17 @@ class Task(Protocol[B]):
 
     def probes(self, batch: B, encoded: EncodedBatch, reach: Reach) -> list[Probe]:
         """One changed condition each. reach: `near` stays well inside the range, `far` goes to its other end."""
+
+    def ablations(self, batch: B, encode: Callable[[B], EncodedBatch]) -> list[Ablation]:
+        """Of every input, what `overfit` must find to be used.
+
+        A task may have no such method: then nothing is asked.
+
+        Args:
+            batch: two samples or more.
+            encode: `self.encode`, a few samples at a time. What is changed are pictures and numbers of the batch, so
+                that a fault of the encoding is in what is judged.
+        """
 
     def sweep(self, batch: B, encoded: EncodedBatch, steps: int) -> dict[str, list[tuple[float, EncodedBatch]]]:
         """Condition -> `steps` (value, one sample with it) over its range; empty where there is nothing to sweep."""

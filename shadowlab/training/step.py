@@ -9,7 +9,7 @@ and t to the step, so the same step can be run again, to resume or to find out w
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -230,6 +230,7 @@ def _step(
         group["lr"] = rate
     processes.at("optimizer")
     optimizer.step()  # not scaler.step, which reads on the host what has been read above
+    update = notes.update = replace(update, learning_rate=float(optimizer.param_groups[0]["lr"]))
     if learner.scaler is not None:
         learner.scaler.update()
     learner.update_average(parameters.values())

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
@@ -29,6 +29,7 @@ from shadowlab.training.capture import capture_step
 from shadowlab.training.sinks import Sink, Sinks
 from shadowlab.training.step import StepNotes, StepOutcome, StepPlace, training_step
 from shadowlab.training.trainee import Trainee
+from shadowlab.training.upkeep import Upkeep
 
 _INCIDENT_SECONDS = 3600.0  # a step that is looked into takes many times as long, and its evidence GiB
 _MAX_WARNINGS = 5  # of one step in words; the record has all
@@ -66,7 +67,7 @@ class Telemetry:
         self._resumed_at = resumed_at
         trainee.watch.incidents = run.path / "incidents"
         trainee.watch.on_trip = partial(trainee.processes.expect_delay, _INCIDENT_SECONDS)
-        self._parameters = ParameterStatistics(trainee.unet)
+        self._parameters, self._upkeep = ParameterStatistics(trainee.unet), Upkeep(trainee)
         self.live: dict[str, float | str] = {}
         self.recorded: set[str] = set()
         self._writer: RecordWriter | None = None
@@ -105,9 +106,12 @@ class Telemetry:
         self._trainee.processes.expect_delay(0.0)
         parameters = self._parameters if due else None
         notes = StepNotes()
+        if due:
+            self._upkeep.begin()
         try:
             outcome = training_step(self._trainee, batches, place, parameter_statistics=parameters, notes=notes)
         except NonFiniteError as error:
+            self._upkeep.drop()
             self._record_incident(error, batches, place, notes)
             raise
         record = self._record(number, batches, notes)
@@ -119,6 +123,8 @@ class Telemetry:
         if began is not None:
             record["data_wait_share"] = waited_seconds / (time.perf_counter() - began)
         if parameters is not None:
+            upkeep = self._upkeep.end(batches, skipped=outcome.skipped)
+            record = cast(TrainingStep, record | upkeep)
             record["layers"] = recorded_layers(watch.layers, scale)
             record["parameters"] = recorded_parameters(parameters.collect())
         if _is_due(number, self._config.histograms_every):
@@ -148,6 +154,7 @@ class Telemetry:
         metrics: Sequence[Metric] = (),
         changed: Sequence[str] = (),
         augmentation: str = "",
+        split: Mapping[str, Any] | None = None,
     ) -> None:
         """What the records that follow are about; it has no step.
 
@@ -157,6 +164,7 @@ class Telemetry:
             metrics: what the numbers of the evaluations mean.
             changed: of a run that goes on, what is configured otherwise than before, in words.
             augmentation: how samples are changed, in words.
+            split: who trains and who is held out.
         """
         header: Header = {
             "kind": "header",
@@ -168,6 +176,7 @@ class Telemetry:
             "charts": [chart.to_json() for chart in charts],
             "metrics": [metric.to_json() for metric in metrics],
             "command": sys.argv[1:],
+            "schedule": self._schedule(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         if self._resumed_at > 0:
@@ -176,7 +185,15 @@ class Telemetry:
             header["changed"] = list(changed)
         if augmentation:
             header["augmentation"] = augmentation
+        if split is not None:
+            header["split"] = dict(split)
         self.write(header)
+        self._health.remember(header)
+
+    def _schedule(self) -> dict[str, Any]:
+        config = self._trainee.learning_rate_config
+        named = config.model_dump(include={"learning_rate", "warmup_steps", "schedule"})
+        return named | {"max_steps": self._trainee.max_steps}
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Write a record with `kind`, and `step` but for headers, to metrics.jsonl and to every sink."""
@@ -191,6 +208,7 @@ class Telemetry:
     def close(self) -> None:
         """Take the hooks off and close the files."""
         self._trainee.watch.detach()
+        self._upkeep.drop()
         if self._writer is not None:
             self._writer.close()
         self._sinks.close()

@@ -14,8 +14,7 @@ from shadowlab.errors import StageFailedError, UserError
 from shadowlab.runs.folder import RunFolder
 from shadowlab.session import Session
 from shadowlab.settings.schema import Config
-from shadowlab.stages import overfit
-from shadowlab.stages.overfit import run_overfit
+from shadowlab.stages.overfit import overfit, run_overfit
 from shadowlab.stages.result import StageResult
 from shadowlab.stages.run import finish_stage
 from shadowlab.training.step import StepOutcome

@@ -89,7 +89,11 @@ def _passed_in(name: str, session: Session, warn: Callable[[str], None]) -> Path
         # An earlier version may have written less: then it proves nothing.
         if not isinstance(recorded, dict) or not isinstance(recorded.get("num_samples"), int | float):
             return False
-        return recorded["num_samples"] >= least and session.task.criterion.covered_by(recorded)
+        if recorded["num_samples"] < least or not session.task.criterion.covered_by(recorded):
+            return False
+        if not isinstance(summary.get("inputs"), list):
+            warn(f"{run.path}: this overfit asked nothing of the inputs (an earlier version); run it again for that")
+        return True
 
     return stage_passed(session.config, name, as_strict=as_strict, on_unreadable=warn)
 

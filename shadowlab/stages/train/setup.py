@@ -14,6 +14,7 @@ from shadowlab.plain_text import counted
 from shadowlab.runs import RunFolder, changes
 from shadowlab.session import Session
 from shadowlab.settings import Config
+from shadowlab.stages.train.beginning import Stream, prove_checkpoints, prove_data
 from shadowlab.stages.train.validation import is_due, validation_grid
 from shadowlab.training import (
     BatchSource,
@@ -65,6 +66,7 @@ class Opened:
     """Samples of all processes in a step."""
     identity: dict[str, Any]
     """What must be the same when the run is resumed."""
+    stream: Stream
 
 
 def open_training(session: Session, *, resume: bool) -> Opened | Start:
@@ -76,6 +78,9 @@ def open_training(session: Session, *, resume: bool) -> Opened | Start:
     config, run, processes, reporter = session.config, session.run, session.processes, session.reporter
     settings = config.train
     dataset, split, grid, source = _open_data(session)
+    stream = Stream(dataset, split, config.seed)
+    with processes.together():
+        prove_checkpoints(session, grid)
     trainee = _build(session)
     global_batch = settings.batch_size * settings.gradient_accumulation_steps * processes.count
     identity = {"data": dataset.fingerprint(), "effective batch": global_batch, "model": config.model_hash()}
@@ -83,6 +88,8 @@ def open_training(session: Session, *, resume: bool) -> Opened | Start:
     if start.step >= settings.max_steps and _has_result(run, start.step):
         reporter.say(f"{run.path} is complete at step {start.step}; give a larger --max-steps to train on")
         return start
+    with processes.together():
+        prove_data(session, stream, grid, start.position)
     batches = endless_batches(
         source.dataset,
         split.train,
@@ -109,6 +116,7 @@ def open_training(session: Session, *, resume: bool) -> Opened | Start:
         metrics=session.task.metrics,
         changed=changes(run.saved_config(), config) if takes_over else (),
         augmentation=config.data.augment.text,
+        split=stream.described(),
     )
     if takes_over:
         _take_over(run, config, start.step, reporter)
@@ -120,7 +128,7 @@ def open_training(session: Session, *, resume: bool) -> Opened | Start:
         f"steps {start.step} to {settings.max_steps}{'' if config.data.latents is None else ', no VAE in the step'}"
         f"{f', augmented: {config.data.augment.text}' if config.data.augment.is_on else ''}"
     )
-    return Opened(grid, source, batches, trainee, telemetry, start, global_batch, identity)
+    return Opened(grid, source, batches, trainee, telemetry, start, global_batch, identity, stream)
 
 
 def _has_result(run: RunFolder, step: int) -> bool:

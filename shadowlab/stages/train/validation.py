@@ -13,6 +13,7 @@ from shadowlab.errors import StageFailedError
 from shadowlab.evaluation import FixedGrid, GridResult
 from shadowlab.session import Session
 from shadowlab.settings import TrainConfig
+from shadowlab.stages.train.untouched import untouched
 from shadowlab.training import Telemetry, Trainee
 
 _MAX_ROWS = 8  # of a comparison
@@ -46,11 +47,11 @@ def validate(
     write: False right after a resume, where the run has this step's record already, or wants none.
 
     Raises:
-        StageFailedError: a loss or a prediction is not finite.
+        StageFailedError: a loss or a prediction is not finite, or judging changed what is trained.
     """
     task, run = session.task, session.run
     trainee.processes.at("validation")
-    with trainee.averaged_weights():
+    with untouched(trainee, step), trainee.averaged_weights():
         result = grid.evaluate(trainee.unet, trainee.precision, trainee.processes)
         sweep = grid.sweep(trainee.unet, trainee.precision) if write and task.draws_sweep else {}
     if write:

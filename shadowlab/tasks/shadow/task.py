@@ -21,6 +21,7 @@ from shadowlab.models import ImageVae, ModelSpec, Objective, RectifiedFlow, load
 from shadowlab.settings import Config, Section, key
 from shadowlab.tasks.exported import Exported
 from shadowlab.tasks.shadow import checks
+from shadowlab.tasks.shadow.ablations import ablations
 from shadowlab.tasks.shadow.augmentation import ShadowAugmentation
 from shadowlab.tasks.shadow.charts import CHARTS, WITH_INTENSITY
 from shadowlab.tasks.shadow.check import ShadowExamination
@@ -43,7 +44,7 @@ from shadowlab.tasks.shadow.metrics import per_image_metrics
 from shadowlab.tasks.shadow.own_picture import requested_picture
 from shadowlab.tasks.shadow.samples import Batch, Sample, collate
 from shadowlab.tasks.shadow.view import default_fit, read_fit
-from shadowlab.tasks.task import R2, Augmentation, Baseline, Criterion, Metric, Probe, Reach
+from shadowlab.tasks.task import R2, Ablation, Augmentation, Baseline, Criterion, Metric, Probe, Reach
 
 SOFT_IOU = Metric("soft_iou", "soft IoU")
 RMSE = Metric("rmse", "RMSE", higher_is_better=False, form=".4f")
@@ -250,6 +251,10 @@ class ShadowTask:
             change, part = f"from 1 to {1.0 - share:g}", slice(EMBEDDING_DIM, EMBEDDING_DIM + SCALAR_DIM)
             probes.append(Probe("intensity", reference, encoded, change, part))
         return probes
+
+    def ablations(self, batch: Batch, encode: Callable[[Batch], EncodedBatch]) -> list[Ablation]:
+        """Object, mask, theta, phi and size."""
+        return ablations(batch, encode)
 
     def sweep(self, batch: Batch, encoded: EncodedBatch, steps: int) -> dict[str, list[tuple[float, EncodedBatch]]]:
         """theta, phi and size over their ranges, both ends among the values, but 360 degrees of phi, which are 0."""

@@ -1,7 +1,10 @@
-"""overfit: can the model memorise a handful of samples? If not, a long training run is a waste.
+"""overfit: can the model memorise a handful of samples, and does it use every input for it? If not, a long training run
+is a waste.
 
 The training loss is a poor judge: with random t and noise it cannot reach zero. The samples are fixed and so is a
-grid of (sample, t, noise) on which the model is judged, together with the pictures it generates in one step.
+grid of (sample, t, noise) on which the model is judged, together with the pictures it generates in one step. A result
+that meets the task's criterion must also come from every input (`inputs.py`); training goes on until it does, for an
+input that tells little apart is used late.
 """
 
 from dataclasses import dataclass
@@ -12,15 +15,17 @@ from diagnostics.records import evaluation
 from shadowlab.data import sample_indices
 from shadowlab.drawing import save_picture
 from shadowlab.encoded_batch import EncodedBatch
-from shadowlab.errors import UserError
+from shadowlab.errors import StageFailedError, UserError
 from shadowlab.evaluation import FixedGrid, GridResult
 from shadowlab.models import POLICIES
 from shadowlab.plain_text import counted
-from shadowlab.seeding import permutation
 from shadowlab.session import Session
 from shadowlab.settings import OptimizerConfig
+from shadowlab.stages.overfit.inputs import InputProofs, inputs_of, judge_inputs
+from shadowlab.stages.overfit.pairs import first_stranger
+from shadowlab.stages.overfit.samples import samples_to_memorise
 from shadowlab.stages.result import StageResult
-from shadowlab.tasks import TaskBatch
+from shadowlab.tasks import Ablation, TaskBatch
 from shadowlab.training import StepPlace, Telemetry, Trainee, build_trainee, build_unet, open_source
 from shadowlab.views.tensorboard import Board
 
@@ -31,30 +36,33 @@ class _Opened:
 
     batch: TaskBatch
     grid: FixedGrid
+    ablations: list[Ablation]
+    num_objects: int
+    """That the samples show."""
     memorised: EncodedBatch
     trainee: Trainee
     telemetry: Telemetry
 
 
 def run_overfit(session: Session) -> StageResult:
-    """Train on `overfit.num_samples` samples until one-step generation meets the task's criterion.
+    """Train on `overfit.num_samples` samples until one-step generation meets the task's criterion, by every input.
 
     Raises:
         UserError: the data cannot be read or holds too few samples.
         NonFiniteError: loss or gradients are not finite.
-        StageFailedError: the gradient scaler skips forever.
+        StageFailedError: the gradient scaler skips forever, or a sample is not encoded as itself.
     """
     session.processes.require_single("overfit")
     opened = _open(session)
     settings, run, telemetry = session.config.overfit, session.run, opened.telemetry
     try:
-        result, step = _loop(session, opened)
+        result, proofs, step = _loop(session, opened)
         picture = session.task.comparison_figure(opened.batch, result.prediction, settings.num_samples)
         save_picture(picture, run.samples / f"overfit-step-{step:08d}.png")
         telemetry.image("overfit/comparison", picture, step)
     finally:
         telemetry.close()
-    return _conclude(result, step, session)
+    return _conclude(result, proofs, step, session)
 
 
 def _open(session: Session) -> _Opened:
@@ -67,7 +75,7 @@ def _open(session: Session) -> _Opened:
         reporter.warn(notice)
     if len(dataset) < settings.num_samples:
         raise UserError(f"{config.data.path}: has {len(dataset)} samples; --samples {settings.num_samples} is too many")
-    chosen = sorted(permutation(len(dataset), config.seed, "overfit-samples")[: settings.num_samples].tolist())
+    chosen = samples_to_memorise(dataset, settings.num_samples, config.seed)
     batch = task.collate([dataset[i] for i in chosen])
 
     task.load_vae(processes.device)
@@ -79,12 +87,16 @@ def _open(session: Session) -> _Opened:
         seed=config.seed,
         chunk=settings.batch_size,
     )
+    stranger = first_stranger(task, dataset, chosen, grid.encoded, "the batch")
     memorised = grid.encoded
     if config.data.latents is not None:  # what train will read, judged on the grid's own latents
         source = open_source(config, dataset, task, chosen)
         for notice in source.notices:
             reporter.warn(notice)
         memorised = source.read(chosen)
+        stranger = stranger or first_stranger(task, dataset, chosen, memorised, f"data.latents {config.data.latents}")
+    if stranger is not None:
+        raise StageFailedError(f"overfit failed: {stranger}")
     trainee, telemetry = _build(session)
     num_parameters = sum(p.numel() for p in trainee.unet.parameters())
     telemetry.write_header(
@@ -94,7 +106,8 @@ def _open(session: Session) -> _Opened:
         f"overfit: {settings.num_samples} sample{'s' if settings.num_samples > 1 else ''} of {dataset.name}, "
         f"{num_parameters:,} parameters, {config.precision}, until {task.criterion.text()}"
     )
-    return _Opened(batch, grid, memorised, trainee, telemetry)
+    num_objects = len({dataset.object_ids[i] for i in chosen})
+    return _Opened(batch, grid, inputs_of(grid), num_objects, memorised, trainee, telemetry)
 
 
 def _build(session: Session) -> tuple[Trainee, Telemetry]:
@@ -117,14 +130,14 @@ def _build(session: Session) -> tuple[Trainee, Telemetry]:
     )
 
 
-def _loop(session: Session, opened: _Opened) -> tuple[GridResult, int]:
-    """The last result, and the step it is of."""
+def _loop(session: Session, opened: _Opened) -> tuple[GridResult, InputProofs, int]:
+    """The last result, what it owes to each input, and the step it is of."""
     config, reporter, task = session.config, session.reporter, session.task
     settings, trainee, telemetry = config.overfit, opened.trainee, opened.telemetry
     size = settings.batch_size  # fewer samples come several times in a step, each time with other noise and t
     step = 0
     reporter.say("judging the untrained model on the fixed grid ...", style="dim")
-    result = opened.grid.evaluate(trainee.unet, trainee.precision)
+    result, proofs = opened.grid.evaluate(trainee.unet, trainee.precision), InputProofs(())
     with reporter.start("overfit", settings.max_steps):
         for step in range(1, settings.max_steps + 1):
             first = (step - 1) * size
@@ -138,28 +151,49 @@ def _loop(session: Session, opened: _Opened) -> tuple[GridResult, int]:
             numbers = {"loss": outcome.loss, "grad norm": outcome.grad_norm, "grid loss": result.loss}
             numbers |= {metric.text: result.numbers()[metric.name] for metric, _ in task.criterion.bounds}
             reporter.advance(step, settings.max_steps, numbers, log=judged, live=telemetry.live)
-            if judged and task.criterion.met_by(result.numbers()):
-                break
-    return result, step
+            if judged and (task.criterion.met_by(result.numbers()) or step == settings.max_steps):
+                proofs = _judge_inputs(opened, result, config.train.noise_share)
+                if proofs.passed:
+                    break
+    return result, proofs, step
 
 
-def _conclude(result: GridResult, step: int, session: Session) -> StageResult:
+def _judge_inputs(opened: _Opened, result: GridResult, noise_share: float) -> InputProofs:
+    trainee = opened.trainee
+    return judge_inputs(
+        opened.grid,
+        result,
+        opened.ablations,
+        trainee.unet,
+        trainee.precision,
+        num_objects=opened.num_objects,
+        noise_share=noise_share,
+    )
+
+
+def _conclude(result: GridResult, proofs: InputProofs, step: int, session: Session) -> StageResult:
     task, run, reporter = session.task, session.run, session.reporter
     numbers = result.numbers()
-    passed = task.criterion.met_by(numbers)
+    met = task.criterion.met_by(numbers)
     reporter.say(
         f"fixed-grid loss {result.loss:.4f}; one-step generation: R^2 {result.r2:.3f}, {result.text(task)} "
         f"after {counted(step, 'step')}"
     )
     reporter.say(f"pictures ({task.comparison}): {run.samples}")
+    if proofs.rows:
+        reporter.say(f"inputs: {proofs.text()}")
     message = ""
-    if not passed:
+    if met and not proofs.passed:
+        message = f"overfit failed: after {counted(step, 'step')} {task.criterion.text()} is met, but {proofs.message()}"
+    elif not met:
         message = (
             f"overfit failed: after {counted(step, 'step')} {task.criterion.missed_text(numbers)}. Look at: whether "
             "the loss still falls (raise --max-steps), gradient norms near zero or growing in TensorBoard (lower or "
             "raise --set overfit.learning_rate), layers without gradient (shadowlab check-forward), and the pictures "
             "(a blurred prediction: the conditions do not reach the model; a sharp wrong one: pairs are mixed up)"
         )
+        if not proofs.passed:
+            message += f"; and {proofs.message()}"
     criterion = {**task.criterion.to_json(), "num_samples": session.config.overfit.num_samples}
-    summary = {"steps": step, "criterion": criterion}
-    return StageResult("overfit", passed, summary | numbers, message)
+    summary = {"steps": step, "criterion": criterion, "inputs": proofs.to_json()}
+    return StageResult("overfit", met and proofs.passed, summary | numbers, message)
