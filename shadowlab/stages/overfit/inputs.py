@@ -27,6 +27,7 @@ MIN_R2 = 0.5
 MIN_ANSWER = 1e-4
 """Relative change of the prediction where the model is told another t: a model need not use t, for x_t shows it, but it
 must be given it. float32's rounding is 6e-8."""
+_LEAST_LOSS = 1e-9  # of a perfect memory
 PATIENCE = 0.75
 """Of the loss that a model could reach without x_t, or without t."""
 LAST_T = 0.9
@@ -109,7 +110,7 @@ def judge_inputs(
             for how, encoded in given.items()
             if encoded is not None
         }
-        growth = {how: loss / max(own, 1e-12) - 1 for how, loss in losses.items()}
+        growth = {how: (loss - own) / max(own, _LEAST_LOSS) for how, loss in losses.items()}
         rows.append(
             InputProof(
                 one.name,
