@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import torch
@@ -124,7 +124,7 @@ class Telemetry:
             record["data_wait_share"] = waited_seconds / (time.perf_counter() - began)
         if parameters is not None:
             upkeep = self._upkeep.end(batches, skipped=outcome.skipped)
-            record = cast(TrainingStep, record | upkeep)
+            record = record | upkeep
             record["layers"] = recorded_layers(watch.layers, scale)
             record["parameters"] = recorded_parameters(parameters.collect())
         if _is_due(number, self._config.histograms_every):

@@ -212,6 +212,6 @@ def test_a_batch_of_other_samples_is_named() -> None:
     dataset: Any = type("Data", (), {"ids": [f"s{i}" for i in range(32)], "object_ids": OBJECTS})()
     stream = Stream(dataset, split_by_object(OBJECTS, 0.25, seed=0), seed=0)
     own = [dataset.ids[stream.split.train[i]] for i in sample_indices(8, 4, 24, 0)]
-    stream.check(own, [8, 9, 10, 11])
+    stream.check_ids(own, [8, 9, 10, 11])
     with pytest.raises(StageFailedError, match="position 9 of the stream is"):
-        stream.check([own[0], own[0], *own[2:]], [8, 9, 10, 11])
+        stream.check_ids([own[0], own[0], *own[2:]], [8, 9, 10, 11])

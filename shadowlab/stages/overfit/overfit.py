@@ -184,7 +184,9 @@ def _conclude(result: GridResult, proofs: InputProofs, step: int, session: Sessi
         reporter.say(f"inputs: {proofs.text()}")
     message = ""
     if met and not proofs.passed:
-        message = f"overfit failed: after {counted(step, 'step')} {task.criterion.text()} is met, but {proofs.message()}"
+        message = (
+            f"overfit failed: after {counted(step, 'step')} {task.criterion.text()} is met, but {proofs.message()}"
+        )
     elif not met:
         message = (
             f"overfit failed: after {counted(step, 'step')} {task.criterion.missed_text(numbers)}. Look at: whether "

@@ -9,10 +9,20 @@ from typing import Any
 import torch
 
 from diagnostics import NonFiniteError
-from shadowlab.data import SampleSet, Split, described_split, order_fault, sample_indices, split_fault
+from shadowlab.data import (
+    SampleSet,
+    Split,
+    described_split,
+    micro_batch_positions,
+    order_fault,
+    sample_indices,
+    split_fault,
+)
+from shadowlab.distributed import Processes
 from shadowlab.errors import StageFailedError
 from shadowlab.evaluation import FixedGrid
 from shadowlab.session import Session
+from shadowlab.settings import TrainConfig
 from shadowlab.stages.train.round_trip import round_trip_fault
 
 _PROVEN: list[tuple[Any, ...]] = []  # what this process has proven: a second training in it has the same code
@@ -26,8 +36,16 @@ class Stream:
     split: Split
     seed: int
 
-    def check(self, ids: Sequence[str], positions: Sequence[int]) -> None:
-        """Raise StageFailedError where the samples at these consecutive positions are others than these."""
+    def check(self, batches: Sequence[Any], settings: TrainConfig, processes: Processes, position: int) -> None:
+        """Raise StageFailedError where this process's micro-batches of the step that begins at `position` hold other
+        samples than stand there in the stream."""
+        batch, accumulation = settings.batch_size, settings.gradient_accumulation_steps
+        places = micro_batch_positions(position, batch, accumulation, processes.rank, processes.count)
+        for one, positions in zip(batches, places, strict=True):
+            self.check_ids(one.ids, positions)
+
+    def check_ids(self, ids: Sequence[str], positions: Sequence[int]) -> None:
+        """The same of one micro-batch, by the ids of its samples and their consecutive positions."""
         indices = sample_indices(positions[0], len(positions), len(self.split.train), self.seed)
         wanted = [self.dataset.ids[self.split.train[i]] for i in indices]
         if list(ids) != wanted:

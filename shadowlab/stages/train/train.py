@@ -1,7 +1,7 @@
 """train: the run itself. One readable loop; what a step is stands in shadowlab/training/step.py."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ import torch
 from shadowlab.console import Reporter
 from shadowlab.data import micro_batch_positions
 from shadowlab.distributed import Processes
+from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.errors import InterruptedRunError, StageStoppedError, UserError
 from shadowlab.evaluation import GridResult
 from shadowlab.interruption import signals
@@ -18,7 +19,7 @@ from shadowlab.settings import Config
 from shadowlab.stages.result import StageResult
 from shadowlab.stages.train.setup import Opened, Start, open_training
 from shadowlab.stages.train.validation import is_due, validate
-from shadowlab.training import DataWait, StepPlace, Trainee, drop_old, save_checkpoint
+from shadowlab.training import BatchSource, DataWait, StepPlace, Trainee, drop_old, save_checkpoint
 
 
 def run_train(session: Session, *, resume: bool = False) -> StageResult:
@@ -63,12 +64,10 @@ def _loop(session: Session, opened: Opened) -> tuple[GridResult, GridResult, int
             processes.at("reading data")
             with processes.together():
                 micro_batches = _read(opened.batches, settings.gradient_accumulation_steps, step)
-                places = _places(config, processes, position)
-                for batch, own in zip(micro_batches, places, strict=True):
-                    opened.stream.check(batch.ids, own)
+                opened.stream.check(micro_batches, config.train, processes, position)
             waited = time.perf_counter() - started  # until every process has its data
             processes.at("encoding")
-            encoded = [opened.source.encode(b, torch.tensor(p)) for b, p in zip(micro_batches, places, strict=True)]
+            encoded = _encode(micro_batches, opened.source, config, processes, position)
             place = StepPlace(step, position, opened.global_batch)
             outcome = telemetry.step(encoded, place, waited_seconds=waited, began=started)
             data_wait.add(waited, time.perf_counter() - started)
@@ -115,10 +114,14 @@ def _read(batches: Iterator[Any], count: int, step: int) -> list[Any]:
         raise StageStoppedError(f"step {step + 1}: {error}") from error
 
 
-def _places(config: Config, processes: Processes, position: int) -> list[list[int]]:
-    """Of each of this process's micro-batches in a step that begins at `position`, its samples' places."""
-    batch, accumulation = config.train.batch_size, config.train.gradient_accumulation_steps
-    return micro_batch_positions(position, batch, accumulation, processes.rank, processes.count)
+def _encode(
+    batches: Sequence[Any], source: BatchSource, config: Config, processes: Processes, position: int
+) -> list[EncodedBatch]:
+    settings = config.train
+    places = micro_batch_positions(
+        position, settings.batch_size, settings.gradient_accumulation_steps, processes.rank, processes.count
+    )
+    return [source.encode(batch, torch.tensor(p)) for batch, p in zip(batches, places, strict=True)]
 
 
 def _save(run: RunFolder, trainee: Trainee, step: int, position: int, identity: dict[str, Any]) -> None:

@@ -53,7 +53,7 @@ def _digests(trainee: Trainee) -> dict[str, object]:
         f"training mode of {name or 'the UNet'}": module.training for name, module in trainee.unet.named_modules()
     }
     found["torch's random numbers"] = torch.get_rng_state().numpy().tobytes()
-    found["NumPy's random numbers"] = np.random.get_state()[1].tobytes()  # type: ignore[union-attr]
+    found["NumPy's random numbers"] = str(np.random.get_state(legacy=False))
     found["Python's random numbers"] = random.getstate()
     if trainee.device.type == "cuda":
         found["CUDA's random numbers"] = torch.cuda.get_rng_state(trainee.device).numpy().tobytes()

@@ -51,9 +51,10 @@ def validate(
     """
     task, run = session.task, session.run
     trainee.processes.at("validation")
-    with untouched(trainee, step), trainee.averaged_weights():
-        result = grid.evaluate(trainee.unet, trainee.precision, trainee.processes)
-        sweep = grid.sweep(trainee.unet, trainee.precision) if write and task.draws_sweep else {}
+    with untouched(trainee, step):  # noqa: SIM117
+        with trainee.averaged_weights():
+            result = grid.evaluate(trainee.unet, trainee.precision, trainee.processes)
+            sweep = grid.sweep(trainee.unet, trainee.precision) if write and task.draws_sweep else {}
     if write:
         telemetry.write(evaluation("validation", step, result.numbers()))
     _require_finite(result, sweep, grid.batch.ids, step)
