@@ -19,6 +19,7 @@ from shadowlab.training.checkpoint_files import (
 )
 from shadowlab.training.data_wait import DataWait
 from shadowlab.training.optimizer import adamw, learning_rate
+from shadowlab.training.saved_file import read_tensors
 from shadowlab.training.sinks import Sink
 from shadowlab.training.source import BatchSource, open_source
 from shadowlab.training.step import (
@@ -57,6 +58,7 @@ __all__ = [
     "objective_loss",
     "open_source",
     "prepare_unet",
+    "read_tensors",
     "remove_unfinished",
     "restore_bad_tensors",
     "save_checkpoint",

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from shadowlab.distributed import SingleProcess
@@ -28,6 +27,7 @@ from shadowlab.training import (
     build_trainee,
     load_checkpoint,
     prepare_unet,
+    read_tensors,
     save_checkpoint,
     state_tensors,
     training_step,
@@ -159,7 +159,7 @@ def _written_fault(path: Path, trainee: Trainee) -> str | None:
         file = path / folder / "diffusion_pytorch_model.safetensors"
         if not file.is_file():
             return f"{folder}/ is not there"
-        other = _first_other(wanted, load_file(file))
+        other = _first_other(wanted, read_tensors(file))
         if other is not None:
             return f"{other} in {folder}/ is not the trainee's"
     return None
