@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cli import describe_commands
+from diagnostics import CONTRACTS
 from shadowlab.settings import (
     DEFAULT_PRESET,
     KeyDescription,
@@ -155,11 +156,18 @@ def _first_sentence(house: House, name: str) -> str:
     return " ".join(text.partition("\n\n")[0].split())
 
 
+def _contracts() -> Iterator[str]:
+    """What a watched step must keep, a contract a row."""
+    rows = [[f"`{c.name}`", c.severity, f"{c.threshold}.", c.advice, c.source] for c in CONTRACTS.values()]
+    yield from _table(("contract", "severity", "it is broken when", "fix", "source"), rows)
+
+
 PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "keys": _keys,
     "presets": _presets,
     "commands": _commands,
     "rooms": _rooms,
+    "contracts": _contracts,
     "task-options": _task_options,
 }
 

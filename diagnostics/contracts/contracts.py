@@ -1,17 +1,18 @@
 """The contracts of one watched loop: hears its steps, asks its families, keeps what they find."""
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from diagnostics.contracts.calls import heard
 from diagnostics.contracts.data import Data
-from diagnostics.contracts.family import Family, Make, Reports
+from diagnostics.contracts.family import LOG, Family, Make, Reports
 from diagnostics.contracts.graph import Terms
 from diagnostics.contracts.idle import Idle, Rates
+from diagnostics.contracts.influence import Influence
 from diagnostics.contracts.metric import Metrics
 from diagnostics.contracts.modes import Modes
 from diagnostics.contracts.motion import Motion
@@ -22,7 +23,7 @@ from diagnostics.contracts.scene import Scene, Step
 from diagnostics.health import Finding
 from diagnostics.modules import in_backward
 
-_FAMILIES: tuple[Make, ...] = (Ownership, Motion, Terms, Order, Idle, Rates, Modes, Data, Ranks)
+_FAMILIES: tuple[Make, ...] = (Ownership, Motion, Terms, Influence, Order, Idle, Rates, Modes, Data, Ranks)
 
 
 class Contracts:
@@ -31,6 +32,9 @@ class Contracts:
     Reads nothing on the host but in the first steps and in steps that are due, and changes nothing.
     """
 
+    lost: list[Exception]
+    """Why families are asked no more."""
+
     def __init__(self, models: list[nn.Module], optimizers: list[Any], *, are_given: bool) -> None:
         """models, optimizers: the watch's own lists; it may add to the second. are_given: by the caller."""
         scene = Scene(models, optimizers, are_given)
@@ -38,6 +42,7 @@ class Contracts:
         self._metrics = Metrics(scene, self._reports)
         self._families: list[Family] = [make(scene, self._reports) for make in _FAMILIES]
         self._scene = scene
+        self.lost = []
         self._step: Step | None = None
         self._last: Step | None = None
         weakref.finalize(self, _detach, self._families)
@@ -60,22 +65,22 @@ class Contracts:
     @contextmanager
     def hearing(self, index: int, batch: Any, *, is_due: bool) -> Iterator[None]:
         """A step runs inside; `index` is 0-based."""
-        step = self._step = Step(index, is_due, batch)
-        for family in self._families:
-            family.begin(step)
-        with heard(self, self._scene.bare_optimizers()):
+        self._step = Step(index, is_due, batch)
+        self._ask(lambda family, step: family.begin(step))
+        with ExitStack() as stack:
+            stack.enter_context(heard(self, self._scene.bare_optimizers()))
+            for family in self._families:
+                stack.enter_context(family.around(self._step))
             yield
 
     def end(self, result: Any, *, is_skipped: bool) -> None:
         """The step has ended well, and returned `result`."""
-        step, self._step = self._step, None
+        step = self._step
         if step is None:
             return
         step.result, step.is_skipped = result, is_skipped
-        for family in self._families:
-            family.end(step)
-        step.result = step.batch = None
-        self._last = Step(step.index, step.is_due)
+        self._ask(lambda family, step: family.end(step))
+        self._step, self._last = None, Step(step.index, step.is_due)
 
     def forget(self) -> None:
         """The step was undone, or ended in an error."""
@@ -88,44 +93,50 @@ class Contracts:
         self.forget()
         _detach(self._families)
 
+    def _ask(self, question: Callable[[Family, Step], None]) -> None:
+        """A loop does not end because a question cannot be asked of it: its family is asked no more, and that is
+        logged. What ranks decide together is not left out on one of them."""
+        if self._step is None:
+            return
+        for family in list(self._families):
+            try:
+                question(family, self._step)
+            except Exception as error:
+                if isinstance(family, Ranks):
+                    raise
+                self.lost.append(error)
+                self._families.remove(family)
+                family.detach()
+                kind, text = type(family).__name__, f"{type(error).__name__}: {error}"
+                LOG.error("the contracts of %s are asked no more, the watch goes on: %s", kind.lower(), text)
+
     # What the step calls (see `calls.Listener`)
 
     def before_backward(self, roots: list[Tensor]) -> None:
         if self._step is not None and not in_backward():
             self._step.num_backward += 1
-            for family in self._families:
-                family.before_backward(self._step, roots)
+            self._ask(lambda family, step: family.before_backward(step, roots))
 
     def after_backward(self) -> None:
-        if self._step is not None and not in_backward():
-            for family in self._families:
-                family.after_backward(self._step)
+        if not in_backward():
+            self._ask(lambda family, step: family.after_backward(step))
 
     def after_clear(self, owner: Any) -> None:
-        if self._step is not None:
-            for family in self._families:
-                family.after_clear(self._step, owner)
+        self._ask(lambda family, step: family.after_clear(step, owner))
 
     def on_scaler(self, scaler: Any, call: str, optimizer: Any) -> None:
-        if self._step is not None:
-            for family in self._families:
-                family.on_scaler(self._step, scaler, call, optimizer)
+        self._ask(lambda family, step: family.on_scaler(step, scaler, call, optimizer))
 
     def on_clip(self, parameters: list[Tensor], limit: float) -> None:
-        if self._step is not None:
-            for family in self._families:
-                family.on_clip(self._step, parameters, limit)
+        self._ask(lambda family, step: family.on_clip(step, parameters, limit))
 
     def before_optimizer(self, optimizer: Any, has_closure: bool) -> None:
-        if self._step is not None:
-            for family in self._families:
-                family.before_optimizer(self._step, optimizer, has_closure=has_closure)
+        self._ask(lambda family, step: family.before_optimizer(step, optimizer, has_closure=has_closure))
 
     def after_optimizer(self, optimizer: Any, has_closure: bool) -> None:
         if self._step is not None:
             self._step.num_optimizer_steps += self._scene.concerns(optimizer)
-            for family in self._families:
-                family.after_optimizer(self._step, optimizer, has_closure=has_closure)
+        self._ask(lambda family, step: family.after_optimizer(step, optimizer, has_closure=has_closure))
 
 
 def _detach(families: list[Family]) -> None:

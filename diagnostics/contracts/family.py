@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -58,6 +59,10 @@ class Family:
 
     def begin(self, step: Step) -> None:
         """A step begins."""
+
+    def around(self, step: Step) -> AbstractContextManager[Any]:
+        """The step runs inside."""
+        return nullcontext()
 
     def before_backward(self, step: Step, roots: list[Tensor]) -> None:
         """These tensors of any shape are about to be differentiated."""

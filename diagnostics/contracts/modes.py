@@ -1,7 +1,6 @@
 """Training and evaluation mode: in the steps, and between them, where validation runs."""
 
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,12 +9,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from diagnostics.contracts.family import Family, Reports
+from diagnostics.contracts.model_calls import CALLS, Heard
 from diagnostics.contracts.scene import Scene, Step, held_by
 from diagnostics.modules import unwrapped, walk
 
 _NEVER_TRAINED = 2  # steps
-
-_Heard = Callable[[nn.Module], None]
 
 
 class Modes(Family):
@@ -29,13 +27,14 @@ class Modes(Family):
         self._is_inside = False
         self._outside: list[tuple[str, str]] = []  # name of a module and what it does in training mode
         self._is_listening = False
+        self._heard = _weakly(self)
 
     def begin(self, step: Step) -> None:
         self._is_inside = True
         if not self._is_listening:
             self._is_listening = True
             for root in self._roots:
-                _CALLS.listen(root, _weakly(self))
+                CALLS.listen(root, self._heard)
         if self._outside:
             (name, kind), num = self._outside[0], len(self._outside)
             evidence = f"the model ran without gradients in training mode, {num} times since the last step: {kind}"
@@ -81,7 +80,7 @@ class Modes(Family):
         self._is_listening = False
         self._outside = []
         for root in self._roots:
-            _CALLS.forget(root)
+            CALLS.forget(root, self._heard)
 
 
 def _kinds(root: nn.Module) -> list[tuple[str, str]]:
@@ -106,56 +105,11 @@ def _active(root: nn.Module) -> tuple[str, str] | None:
     return None
 
 
-# Calls of a model, between steps too. Not a hook: the model is copied and saved as if nobody watched.
-
-
-class _Calls:
-    """Stands in for `__call__` of the classes of some models, as long as somebody listens to one."""
-
-    def __init__(self) -> None:
-        self._heard: weakref.WeakKeyDictionary[nn.Module, list[_Heard]] = weakref.WeakKeyDictionary()
-        self._owners: dict[type, tuple[bool, Any]] = {}  # whether the class had its own, and which
-
-    def listen(self, root: nn.Module, heard: _Heard) -> None:
-        if isinstance(root, torch.jit.ScriptModule):
-            return
-        self._heard.setdefault(root, []).append(heard)
-        kind = type(root)
-        if kind in self._owners:
-            return
-        original = kind.__call__
-        self._owners[kind] = "__call__" in vars(kind), original
-        listeners = self._heard
-
-        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if not torch.compiler.is_compiling():
-                for heard in listeners.get(module, ()):
-                    heard(module)
-            return original(module, *args, **kwargs)
-
-        kind.__call__ = call  # type: ignore[method-assign]
-
-    def forget(self, root: nn.Module) -> None:
-        """Nobody listens to this model any more; of its class the last one puts everything back."""
-        self._heard.pop(root, None)
-        kind = type(root)
-        if kind not in self._owners or any(type(other) is kind for other in self._heard):
-            return
-        had_own, original = self._owners.pop(kind)
-        if had_own:
-            kind.__call__ = original  # type: ignore[method-assign]
-        else:
-            del kind.__call__
-
-
-_CALLS = _Calls()
-
-
-def _weakly(modes: Modes) -> _Heard:
+def _weakly(modes: Modes) -> Heard:
     """For a watch that nobody has any more is silent."""
     reference = weakref.ref(modes)
 
-    def heard(root: nn.Module) -> None:
+    def heard(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         own = reference()
         if own is not None:
             own.called(root)

@@ -1,0 +1,163 @@
+"""Which inputs of the batch the loss is computed from: followed through the operators of a few steps."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from diagnostics.contracts.family import Family, Reports
+from diagnostics.contracts.model_calls import CALLS
+from diagnostics.contracts.scene import Scene, Step
+from diagnostics.modules import eager_modules, in_backward, unwrapped
+from diagnostics.tensors import tensors_in
+
+_STEPS = 3  # in which an input is lost
+_NEW = ("empty", "zeros", "ones", "full", "rand", "randn", "zero_", "fill_")
+_ZERO = ("zeros", "zeros_like", "new_zeros", "zero_")
+_Names = frozenset[str]
+_NOTHING: _Names = frozenset()
+
+
+class Influence(Family):
+    """In the first step, and in the next ones where an input was lost in it."""
+
+    def __init__(self, scene: Scene, reports: Reports) -> None:
+        super().__init__(scene, reports)
+        self._lost: dict[str, int] | None = None  # input -> steps in a row; None before the first
+        self._flow: _Flow | None = None
+
+    def around(self, step: Step) -> AbstractContextManager[Any]:
+        """Compiled code runs eagerly in a step that is due, and in one that is asked again: else it is not seen."""
+        is_first = self._lost is None and step.is_due
+        return self._following(step) if is_first or self._lost else nullcontext()
+
+    @contextmanager
+    def _following(self, step: Step) -> Iterator[None]:
+        self._flow = flow = _Flow({n: t for n, t in step.inputs().items() if t.is_floating_point()})
+        heard = partial(_note_call, flow)
+        roots = [unwrapped(model) for model in self.scene.models]
+        with ExitStack() as stack:
+            for root in roots:
+                CALLS.listen(root, heard)
+                stack.callback(CALLS.forget, root, heard)
+            stack.enter_context(eager_modules())
+            stack.enter_context(flow)
+            yield
+
+    def before_backward(self, step: Step, roots: list[Tensor]) -> None:
+        if self._flow is not None:
+            self._flow.has_roots = True
+            for root in roots:
+                self._flow.reached |= self._flow.names_of(root)
+
+    def end(self, step: Step) -> None:
+        flow, self._flow = self._flow, None
+        if flow is None or not flow.has_roots or not flow.reached:
+            return
+        missing = flow.passed - flow.reached - flow.escaped
+        before = self._lost or {}
+        self._lost = {name: before.get(name, 0) + 1 for name in sorted(missing) if not before or name in before}
+        for name, count in self._lost.items():
+            if count >= _STEPS:
+                evidence = f"the model is given it, and the loss is not computed from it, {count} steps in a row"
+                self.broken("input-without-influence", step, evidence, subject=name)
+        if any(count >= _STEPS for count in self._lost.values()):
+            self._lost = {}
+
+    def forget(self) -> None:
+        self._flow = None
+
+
+def _note_call(flow: "_Flow", root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if torch.is_grad_enabled():
+        for tensor in tensors_in([*args, *kwargs.values()]):
+            flow.passed |= flow.names_of(tensor)
+
+
+class _Flow(TorchDispatchMode):
+    """Notes from which inputs each memory was computed. Runs every operator as it is."""
+
+    def __init__(self, inputs: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.passed: set[str] = set()
+        """Inputs that a model was given."""
+        self.reached: set[str] = set()
+        """Inputs that something differentiated was computed from."""
+        self.escaped: set[str] = set()
+        """Inputs that were read on the host, and may decide anything."""
+        self.has_roots = False
+        self._names: dict[int, _Names] = {}
+        self._zeros: set[int] = set()
+        for name, tensor in inputs.items():
+            key = _memory(tensor)
+            self._names[key] = self._names.get(key, _NOTHING) | {name}
+
+    def names_of(self, tensor: Tensor) -> _Names:
+        return self._names.get(_memory(tensor), _NOTHING)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not in_backward():
+            self._note(func.overloadpacket.__name__, (*args, *(kwargs or {}).values()), result)
+        return result
+
+    def _note(self, name: str, arguments: tuple[Any, ...], result: Any) -> None:
+        given = list(_any_tensors(arguments))
+        if not isinstance(result, (Tensor, list, tuple)):  # a number on the host
+            for tensor in given:
+                self.escaped |= self.names_of(tensor)
+            return
+        names = _NOTHING.union(*(self.names_of(tensor) for tensor in given))
+        is_new = name.startswith(("new_",)) or name.endswith("_like") or name in _NEW
+        is_zero = name in _ZERO or (name in ("mul", "mul_") and any(map(self._is_zero, arguments)))
+        keys = {_memory(tensor) for tensor in given}
+        for tensor in _any_tensors((result,)):
+            key = _memory(tensor)
+            is_whole = key not in keys or _is_whole(tensor)
+            if (is_new or is_zero) and is_whole:
+                self._names.pop(key, None)
+            elif key in keys and not is_whole:
+                self._names[key] = self._names.get(key, _NOTHING) | names
+            else:
+                self._names[key] = names
+            self._zeros.discard(key)
+            if is_zero and is_whole:
+                self._zeros.add(key)
+
+    def _is_zero(self, value: Any) -> bool:
+        """Whether a factor is known to be 0, without a read on an accelerator."""
+        if isinstance(value, (int, float)):
+            return value == 0
+        if not isinstance(value, Tensor):
+            return False
+        if value.is_cpu and value.dim() == 0 and type(value) is Tensor and not value.is_complex():
+            return bool(torch.ops.aten._local_scalar_dense(value) == 0)
+        return _memory(value) in self._zeros
+
+
+def _any_tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _any_tensors(value)
+
+
+def _memory(tensor: Tensor) -> int:
+    """Of the tensor's storage: views share it."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # sparse
+        return id(tensor)
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether it is all of its storage."""
+    try:
+        return tensor.numel() * tensor.itemsize >= tensor.untyped_storage().nbytes()
+    except (NotImplementedError, RuntimeError):
+        return True
