@@ -121,10 +121,10 @@ class Data(Family):
             self.broken("input-out-of-range", step, evidence, subject=name)
 
     def _check_labels(self, step: Step, name: str, known: _History, values: Tensor) -> None:
-        is_shared = known.run >= known.num_constant and known.was_shared
-        if known.num_constant >= _LABEL_STEPS and values.numel() >= _LABELS and not is_shared:
+        is_long = known.was_constant and known.run >= _LABEL_STEPS
+        if is_long and values.numel() >= _LABELS and not known.was_shared:
             evidence = f"all {values.numel()} labels of the batch are {values.reshape(-1)[0].item()}"
-            evidence += f", {known.num_constant} steps in a row"
+            evidence += f", {known.run} steps in a row"
             self.broken("labels-constant", step, evidence, subject=name)
 
     def _check_constant(self, step: Step, main: str | None) -> None:
@@ -143,8 +143,10 @@ class Data(Family):
             return
         known = self._histories[main]
         labels = [n for n in repeats if _IS_LABEL.search(n.lower()) and n != main]
-        other = repeats[main] and not known.was_constant and any(not repeats[name] for name in labels)
-        self._num_other_labels = self._num_other_labels + 1 if other and not known.was_shared else 0
+        inputs = [n for n in large if step.inputs()[n].is_floating_point()]  # a grid of coordinates may stay
+        is_all = main in varied and all(repeats[name] for name in inputs)
+        other = is_all and not known.was_shared and any(not repeats[name] for name in labels)
+        self._num_other_labels = self._num_other_labels + 1 if other else 0
         if self._num_other_labels >= _OTHER_LABELS:
             evidence = f"the same contents {known.run} steps in a row, with other labels each time"
             self.broken("batch-repeats", step, evidence, subject=main)
