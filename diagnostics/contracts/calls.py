@@ -55,11 +55,17 @@ def heard(listener: Listener, optimizers: list[Any]) -> Iterator[None]:
 
 
 def _hear_optimizers(stack: ExitStack, listener: Listener, optimizers: list[Any]) -> None:
+    running: list[Any] = []  # a class that calls its parent's `step` has the hooks called twice
+
     def before(optimizer: Any, args: Any, kwargs: Any) -> None:
-        listener.before_optimizer(optimizer, _has_closure(args[1:], kwargs))
+        if not any(optimizer is one for one in running):
+            listener.before_optimizer(optimizer, _has_closure(args[1:], kwargs))
+        running.append(optimizer)
 
     def after(optimizer: Any, args: Any, kwargs: Any) -> None:
-        listener.after_optimizer(optimizer, _has_closure(args[1:], kwargs))
+        running.pop()
+        if not any(optimizer is one for one in running):
+            listener.after_optimizer(optimizer, _has_closure(args[1:], kwargs))
 
     stack.callback(register_optimizer_step_pre_hook(before).remove)
     stack.callback(register_optimizer_step_post_hook(after).remove)

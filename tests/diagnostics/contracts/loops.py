@@ -51,6 +51,8 @@ class Loop:
         return {"x": torch.randn(16, 8), "y": torch.randint(0, 4, (16,))}
 
     def run(self, body: Body, num_steps: int = 12) -> list[Finding]:
+        """The same batches each time."""
+        torch.manual_seed(1)
         for self.index in range(num_steps):
             batch = self.batch(self.index)
             self.x, self.y = batch["x"], batch["y"]

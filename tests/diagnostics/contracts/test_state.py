@@ -1,6 +1,8 @@
 """Optimizers, parameters, precision, rates and modes: each fault is named where it is."""
 
 import copy
+import gc
+import pickle
 from typing import Any
 
 import pytest
@@ -136,6 +138,7 @@ def scheduled(num_micro_batches: int) -> tuple[Loop, Any]:
     return loop, body
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_a_schedule_that_follows_micro_batches():
     loop, body = scheduled(3)
     assert first(loop.run(body, 18)) == {"scheduler-count": 11}
@@ -184,8 +187,7 @@ def test_validation_in_training_mode(wrap: Any):
 
 
 def test_a_model_is_copied_pickled_and_called_as_if_nobody_watched():
-    import pickle
-
+    gc.collect()  # watches of other tests
     before = Net.__call__
     loop = Loop()
     loop.run(train, 3)
@@ -197,7 +199,5 @@ def test_a_model_is_copied_pickled_and_called_as_if_nobody_watched():
     again = Loop()
     again.run(train, 1)
     del again
-    import gc
-
     gc.collect()
     assert Net.__call__ is before
