@@ -82,7 +82,7 @@ class _Flow(TorchDispatchMode):
     """Notes from which inputs each memory was computed. Runs every operator as it is."""
 
     def __init__(self, inputs: dict[str, Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.passed: set[str] = set()
         """Inputs that a model was given."""
         self.reached: set[str] = set()
