@@ -111,6 +111,7 @@ class First(_Following):
         watched = self._watched
         if self._is_due or watched.guarded.is_stale:
             watched.guarded.renew()
+        stack.enter_context(watched.contracts.hearing(self._index, self._batch, is_due=self._is_due))
         self._boundary = watched.running = Boundary(
             watched.guarded,
             watched.policy,
@@ -125,7 +126,6 @@ class First(_Following):
         for layers in watched.layer_statistics:
             stack.enter_context(layers.recording(enabled=self._is_due))
         stack.enter_context(self._boundary.watching())
-        stack.enter_context(watched.contracts.hearing(self._index, self._batch, is_due=self._is_due))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
