@@ -1,11 +1,14 @@
 """Measurements of this project itself."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.options import Json
+
+if TYPE_CHECKING:
+    from shadowlab.console import Reporter
 
 
 def faults(
@@ -30,22 +33,57 @@ def faults(
 
 def silent(
     peers: Annotated[bool, typer.Option("--peers", help="Also run the tools that users pick today.")] = False,
-    only: Annotated[list[str] | None, typer.Option(help="Name of a case; may be given again.")] = None,
+    mutants: Annotated[
+        bool, typer.Option("--mutants", help="Put faults into a copy of this project instead: which stage stops them.")
+    ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Name of a case, of a mutant or of its family; may be given again.")
+    ] = None,
+    stages: Annotated[
+        list[str] | None,
+        typer.Option(help="With --mutants: check-forward, data check, overfit or train; may be given again."),
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="With --mutants: how many at a time.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Score `Watch` on loops that are finite and wrong, and on healthy ones that look odd: found, when, and where.
 
-    Example: shadowlab bench silent --peers
+    Example:
+    shadowlab bench silent --peers
+    shadowlab bench silent --mutants --only average
     """
-    from shadowlab.bench.silent import format_report, run_silent
     from shadowlab.console import Reporter
+    from shadowlab.errors import UserError
 
     reporter = Reporter(as_json=as_json)
+    if mutants and peers:
+        raise UserError("--peers: other tools are not run on mutants; leave one of both out")
+    if not mutants and (stages or processes > 1):
+        raise UserError("--stages and --processes are for --mutants; leave them out or add it")
+    document = _of_mutants(reporter, only, stages, processes) if mutants else _of_loops(reporter, only, peers)
+    reporter.result(document)
+    if not document["passed"]:
+        raise typer.Exit(1)
+
+
+def _of_loops(reporter: "Reporter", only: list[str] | None, peers: bool) -> dict[str, Any]:
+    from shadowlab.bench.silent import format_report, run_silent
+
     report = run_silent(only, peers=peers)
     reporter.say(format_report(report))
-    reporter.result(report.to_json())
-    if not report.passed:
-        raise typer.Exit(1)
+    return report.to_json()
+
+
+def _of_mutants(
+    reporter: "Reporter", only: list[str] | None, stages: list[str] | None, processes: int
+) -> dict[str, Any]:
+    from shadowlab.bench.mutants import checked_stages, format_table, line, run_mutants
+
+    report = run_mutants(
+        only, stages=checked_stages(stages), processes=processes, on_result=lambda result: reporter.say(line(result))
+    )
+    reporter.say(format_table(report))
+    return report.to_json()
 
 
 def hosts(

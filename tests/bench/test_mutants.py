@@ -6,7 +6,9 @@ from collections import Counter
 from functools import lru_cache
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.main import app
 from shadowlab.bench.mutants import (
     CODE_MUTANTS,
     DATA_MUTANTS,
@@ -225,3 +227,18 @@ def test_stages_are_run_in_their_order_whatever_the_order_of_the_names():
     assert checked_stages(["train", "check-forward"]) == ("check-forward", "train")
     with pytest.raises(UserError, match="--stages trane: no stage; there are check-forward"):
         checked_stages(["trane"])
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--mutants", "--only", "noise-konstant"], "no mutant or family is called so; close: noise-constant"),
+        (["--mutants", "--stages", "trane"], "no stage; there are check-forward"),
+        (["--mutants", "--peers"], "other tools are not run on mutants"),
+        (["--processes", "2"], "are for --mutants"),
+    ],
+)
+def test_wrong_words_are_answered_in_one_line(words, error, capsys):
+    result = CliRunner().invoke(app, ["bench", "silent", *words])
+    assert result.exit_code == 2
+    assert error in " ".join((result.stderr + capsys.readouterr().err).split())
