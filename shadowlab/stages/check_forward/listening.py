@@ -156,6 +156,8 @@ class Listener:
 
     def _module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if isinstance(module, UNet2DConditionModel):
+            if self.model is not None and module is not self.model:
+                self._forget_another()
             self.model = module
             self._called(module, args, kwargs, output)
         elif self.model is not None:
@@ -168,6 +170,13 @@ class Listener:
             self.vae_dtypes |= {_name(args[0].dtype), _name(output.dtype), _name(next(module.parameters()).dtype)}
 
     _dtypes: dict[str, str] = {}  # noqa: RUF012
+
+    def _forget_another(self) -> None:
+        """What was heard is of a model that came before the run's: the stand-in that proves its checkpoints."""
+        prepared = [one for one in self.forwards[-1:] if one.sample is None]  # for the call that is heard now
+        dropped = len(self.forwards) - len(prepared)
+        self.forwards, self.steps, self.first, self.judged, self._dtypes = prepared, [], {}, {}, {}
+        self.encodings = [(max(calls - dropped, 0), one) for calls, one in self.encodings]
 
     def _called(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         names = ("sample", "timestep", "encoder_hidden_states")

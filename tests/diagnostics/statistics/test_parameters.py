@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 
 from diagnostics import ParameterStatistics
-from diagnostics.statistics.parameters import MAX_SAMPLED_ELEMENTS, _sampled, gradient_norms, total_norm
+from diagnostics.statistics.parameters import MAX_SAMPLED_ELEMENTS, gradient_norms, sampled, total_norm
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -147,12 +147,12 @@ class TestSampling:
         """For each dimension, each index is sampled equally often, to a few in a hundred."""
         x = torch.empty(shape, device="meta")
         count = x.numel()
-        small = torch.empty(1).expand(count)  # takes no memory; its stride tells how _sampled would step
+        small = torch.empty(1).expand(count)  # takes no memory; its stride tells how sampled would step
         step = math.ceil(count / MAX_SAMPLED_ELEMENTS)
         while math.gcd(step, count) > 1:
             step += 1
         places = torch.arange(0, count, step)
-        assert len(_sampled(small.clone() if count < 10**6 else torch.zeros(count, dtype=torch.uint8))) == len(places)
+        assert len(sampled(small.clone() if count < 10**6 else torch.zeros(count, dtype=torch.uint8))) == len(places)
         assert len(places) <= MAX_SAMPLED_ELEMENTS
         for dim, size in enumerate(shape):
             index = places // math.prod(shape[dim + 1 :]) % size
@@ -166,12 +166,12 @@ class TestSampling:
         x = torch.zeros(360, 360, 3, 3)
         for tap in range(9):
             x.zero_().view(360, 360, 9)[..., tap] = 1
-            assert float(_sampled(x).mean()) == pytest.approx(1 / 9, rel=0.02)
+            assert float(sampled(x).mean()) == pytest.approx(1 / 9, rel=0.02)
 
     def test_view_of_dense_memory(self):
         x = torch.randn(64, 64, 8, 8).contiguous(memory_format=torch.channels_last)
-        assert _sampled(x).untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
-        assert torch.equal(_sampled(x[:, ::2, :1, 0].contiguous()).sort().values, x[:, ::2, :1, 0].flatten().sort()[0])
+        assert sampled(x).untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+        assert torch.equal(sampled(x[:, ::2, :1, 0].contiguous()).sort().values, x[:, ::2, :1, 0].flatten().sort()[0])
 
 
 class TestNorms:
