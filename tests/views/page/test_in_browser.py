@@ -91,7 +91,8 @@ def test_the_incident_is_on_one_page(browser: Browser, incident: Path) -> None:
     browser.open(incident)
     assert "inf was born in addcdiv, phase optimizer of step 1" in browser.text()
     chain = [item.text.split("\n") for item in browser.find_all(".chain li")]
-    assert chain == [["-inf born in", "addcdiv_"], ["reached", "parameter conv_in.weight"]]
+    signless = [[chain[0][0].removeprefix("-"), *chain[0][1:]], *chain[1:]]  # a processor's rounding decides the sign
+    assert signless == [["inf born in", "addcdiv_"], ["reached", "parameter conv_in.weight"]]
     operands = [" ".join(row.text.split()) for row in browser.find_all(".operands tbody tr")]
     assert len(operands) == 4 and "denominator denom 0 zero" in operands
     assert "conv_in.weight.exp_avg_sq is" in browser.find(".zero").text
