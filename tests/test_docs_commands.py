@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -153,6 +154,7 @@ ELSEWHERE = {
     "tests/test_planning.py::test_the_plan_is_within_a_tenth_of_the_measured_peak": ["shadowlab bench memory"],
     "tests/views/tensorboard/test_tensorboard.py::test_charts_pictures_and_words_are_served": [
         "shadowlab tensorboard latest",
+        "shadowlab tensorboard runs/mine --rebuild",
     ],
 }
 WEDGE = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n"
@@ -179,9 +181,25 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "photo.jpg").write_bytes(pictures["object"])
     (folder / "mask.png").write_bytes(pictures["mask"])
     make_own_pictures(folder)
+    make_own_loop(folder / "runs" / "mine")
     for command in stages_of_the_readme():
         prove(command, folder)
     return folder
+
+
+def make_own_loop(run: Path) -> None:
+    """Records of a loop that is the user's own."""
+    model = torch.nn.Linear(4, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    watch = diagnostics.Watch(model, optimizer, records=run, incidents=run / "incidents", statistics_every=2)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(torch.randn(8, 4)).square().mean().backward()
+        optimizer.step()
+
+    for _ in range(4):
+        watch.step(step)
 
 
 def make_own_pictures(folder: Path) -> None:
