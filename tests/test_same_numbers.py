@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -38,6 +39,7 @@ from shadowlab.models import load_unet
 from shadowlab.runs.folder import SUBFOLDERS
 from shadowlab.seeding import derive_seed, normal
 from shadowlab.settings import AugmentConfig, load_config, preset_names, values
+from shadowlab.stages.train import setup
 from shadowlab.tasks.shadow.dataset import open_dataset
 from shadowlab.tasks.shadow.light import embed_light
 from shadowlab.tasks.shadow.task import ShadowTask
@@ -55,6 +57,19 @@ YOUNG = {
     "task_options.view",
     *(f"data.augment.{name}" for name in AugmentConfig.model_fields),
 }  # keys that the earlier version did not have
+
+YOUNG_RECORDS = {
+    "ema_distance",
+    "ema_moved",
+    "frozen_moved",
+    "gradient_carried",
+    "input_max",
+    "input_std",
+    "num_updates",
+    "schedule",
+    "split",
+}  # keys of records that it did not write
+YOUNG_FINDINGS = {"subject"}
 
 # After three steps of 1e-3 with AVX512, AVX2 and SSE4 the weights were 6e-8 apart.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -109,7 +124,8 @@ class Resumed:
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resumed]:
     folder = copy_of(tmp_path_factory.mktemp("old"))
-    with contextlib.chdir(folder), make.drawn() as texts:
+    without_a_stand_in = mock.patch.object(setup, "prove_checkpoints")  # which draws noise of its own
+    with contextlib.chdir(folder), make.drawn() as texts, without_a_stand_in:
         output = shadowlab(*make.RESUME).output
         yield Resumed(folder / "runs" / "fallen", output, list(texts))
 
@@ -136,7 +152,8 @@ def shape_of(value: Any) -> Any:
 
 
 def assert_same_records(records: list[dict[str, Any]], name: str) -> None:
-    """As the earlier version wrote them, in its order, up to rounding."""
+    """As the earlier version wrote them, in its order, up to rounding, and no other keys but the young ones."""
+    records = [{key: value for key, value in one.items() if key not in YOUNG_RECORDS} for one in records]
     wanted = list(read_records(make.RECORDS[name]))
     assert [shape_of(record) for record in records] == [shape_of(record) for record in wanted]
     numbers = [list(numbers_in({str(n): record for n, record in enumerate(one)})) for one in (records, wanted)]
@@ -185,7 +202,9 @@ def test_weights_averages_and_moments_are_the_old_ones(resumed: Resumed) -> None
 def test_they_are_equal_bit_for_bit(resumed: Resumed) -> None:
     found = {name: digest(tensor)[:16] for name, tensor in resumed.tensors.items()}
     assert [name for name, was in RECORDED["resumed"]["tensors"].items() if found[name] != was] == []
-    assert make.records_of(resumed.run / "metrics.jsonl", after=3) == list(read_records(make.RECORDS["resumed"]))
+    found_records = make.records_of(resumed.run / "metrics.jsonl", after=3)
+    kept = [{key: value for key, value in one.items() if key not in YOUNG_RECORDS} for one in found_records]
+    assert kept == list(read_records(make.RECORDS["resumed"]))
 
 
 def test_old_proofs_and_old_latents_are_good(folder: Path) -> None:
@@ -225,7 +244,13 @@ def test_an_old_incident_is_explained_as_before(folder: Path, run: str) -> None:
 def test_old_records_are_read_as_before(folder: Path, command: str) -> None:
     words, code = make.SHOWN[command]
     done = shadowlab(command, "runs/fallen", "--json", *words, code=code)
-    assert json.loads(done.stdout) == RECORDED["shown"][command]
+    found, was = json.loads(done.stdout), RECORDED["shown"][command]
+    if command == "health":  # rules that came later find nothing in it
+        assert set(was["rules"]) <= set(found["rules"])
+        found["rules"] = was["rules"]
+        for finding in found["findings"]:
+            assert {finding.pop(key) for key in YOUNG_FINDINGS} == {None}
+    assert found == was
 
 
 def test_old_runs_are_listed_and_reported(folder: Path) -> None:
@@ -329,6 +354,9 @@ def test_the_light_is_embedded_as_before() -> None:
 def test_check_forward_asks_and_sees_what_it_did(folder: Path, words: list[str], name: str) -> None:
     found, was = make.checks_of(document(*make.CHECK, *words, "--run", "again")), dict(RECORDED[name])
     answers, old = (re.findall(r"[\d.]+(?:e-\d+)?", " ".join(one.pop("answers"))) for one in (found, was))
+    names = [check for check, _ in was["checks"]]
+    assert all(passed for _, passed in found["checks"])
+    found["checks"] = [one for one in found["checks"] if one[0] in names]  # others came later
     assert found == was
     assert [float(number) for number in answers] == pytest.approx([float(number) for number in old], rel=5e-3)
 

@@ -159,6 +159,8 @@ def test_overfit_memorises_what_train_will_read(
         return sample
 
     original_read = LatentDataset.__getitem__
+    # It would see that they are not the samples' own.
+    monkeypatch.setattr("shadowlab.stages.overfit.overfit.first_stranger", lambda *_: None)
     monkeypatch.setattr(Telemetry, "step", noting)
     monkeypatch.setattr(LatentDataset, "__getitem__", read)
     words = ("overfit.min_r2=-1e9", "overfit.min_soft_iou=0", "overfit.num_samples=3", "overfit.batch_size=4")

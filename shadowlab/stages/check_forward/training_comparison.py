@@ -20,6 +20,7 @@ from shadowlab.stages.check_forward.listening import Forward, OptimizerStep
 from shadowlab.stages.check_forward.reference import MicroBatch, Plan
 from shadowlab.tasks import TaskReference
 
+_PRECISION = "shadowlab/models/precision.py, Precision"
 _STEP = "shadowlab/training/step.py"
 _LOOP = "shadowlab/stages/train/train.py"
 _LOOSENESS = {"fp32": 1.0, "tf32": 30.0, "bf16": 300.0, "fp16": 100.0}
@@ -166,6 +167,9 @@ class TrainingComparison:
         timesteps = seen.timesteps if seen.timesteps is None else seen.timesteps.reshape(-1)
         yield Quantity(f"{name}timesteps", objective.places["timesteps"], timesteps, wanted.timesteps, 1e-6)
         yield Quantity(f"{name}dtype of timesteps", adapter, _dtype(seen.timesteps), "torch.float32")
+        yield Quantity(
+            f"{name}arithmetic of weights", _PRECISION, seen.dtypes.get("weights"), "float32"
+        )  # rounds inputs
         yield Quantity(f"{name}input of the model", adapter, seen.sample, wanted.sample, 1e-4)
         yield Quantity(f"{name}embedding given to the model", adapter, seen.embedding, wanted.embedding, 1e-6)
         yield Quantity(f"{name}tokens given to the model", adapter, seen.tokens, wanted.tokens, 1e-6)
@@ -176,11 +180,12 @@ class TrainingComparison:
         yield Quantity(f"{name}training mode", grid, seen.training_mode, True)
         half = reference.AUTOCAST[self.precision]
         low = "float32" if half is None else str(half).removeprefix("torch.")
-        wanted = {"weights": "float32", "conv_in": low, "conv_norm_out": "float32", "conv_out": low}
-        place = "shadowlab/models/precision.py, Precision"
+        wanted = {"conv_in": low, "conv_norm_out": "float32", "conv_out": low}
         for layer, dtype in wanted.items():
-            yield Quantity(f"{name}arithmetic of {layer} in {self.precision}", place, seen.dtypes.get(layer), dtype)
-        yield Quantity(f"{name}TF32 allowed", f"{place}.apply_to_backend", seen.tf32, self.precision == "tf32")
+            yield Quantity(
+                f"{name}arithmetic of {layer} in {self.precision}", _PRECISION, seen.dtypes.get(layer), dtype
+            )
+        yield Quantity(f"{name}TF32 allowed", f"{_PRECISION}.apply_to_backend", seen.tf32, self.precision == "tf32")
 
     def _micro_batch(self, step: int, positions: list[int], encoded: Any = None) -> MicroBatch:
         """From the reference's own latents, or from those of `encoded`."""
