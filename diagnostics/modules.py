@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -159,11 +160,14 @@ def eagerly() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
+_EAGER = ContextVar("eager_modules", default=False)
+
+
 @contextmanager
 def eager_modules() -> Iterator[None]:
     """As `eagerly`, but an optimizer's `step` inside runs as it was compiled: it calls no module, and its compiled
     kernels round in another way than the eager ones. One that is given a closure, which calls modules, runs eagerly."""
-    if "torch._dynamo" not in sys.modules:
+    if "torch._dynamo" not in sys.modules or _EAGER.get():  # two would put back one another's stance
         yield
         return
     lifted: list[Any] = []
@@ -177,6 +181,7 @@ def eager_modules() -> Iterator[None]:
             lifted.pop().__exit__(None, None, None)
 
     with ExitStack() as stack:
+        stack.callback(_EAGER.reset, _EAGER.set(True))
         stack.enter_context(eagerly())
         stack.callback(register_optimizer_step_pre_hook(before).remove)
         stack.callback(register_optimizer_step_post_hook(after).remove)

@@ -65,7 +65,7 @@ def agreement(name: str, quantities: Iterable[Quantity]) -> Check:
 
 
 def same(seen: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> bool:
-    """Whether both tensors are of one shape and equal within the tolerance of a `Quantity`."""
+    """Whether both tensors, of any shape, are of one shape and equal within the tolerance of a `Quantity`."""
     return not _tensor_difference(seen, wanted, tolerance)
 
 

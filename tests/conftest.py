@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: one that starts last would leave the other processors without work."""
     num_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -num_slow[item.path])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """What stands in for torch's own while something runs is gone afterwards: the next test would meet it."""
+    yield
+    modules = sys.modules.get("torch.nn.modules.module")
+    if modules is not None and modules._has_any_global_hook():
+        kept = [one for name, one in vars(modules).items() if name.startswith("_global_") and one]
+        for hooks in kept:
+            if isinstance(hooks, dict):
+                hooks.clear()
+        pytest.fail(f"{item.nodeid} left hooks on every module: {kept}")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -113,6 +113,7 @@ class Contracts:
     # What the step calls (see `calls.Listener`)
 
     def before_backward(self, roots: list[Tensor]) -> None:
+        """roots: of any shape."""
         if self._step is not None and not in_backward():
             self._step.num_backward += 1
             self._ask(lambda family, step: family.before_backward(step, roots))
@@ -128,6 +129,7 @@ class Contracts:
         self._ask(lambda family, step: family.on_scaler(step, scaler, call, optimizer))
 
     def on_clip(self, parameters: list[Tensor], limit: float) -> None:
+        """parameters: of any shape."""
         self._ask(lambda family, step: family.on_clip(step, parameters, limit))
 
     def before_optimizer(self, optimizer: Any, has_closure: bool) -> None:

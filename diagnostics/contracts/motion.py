@@ -100,9 +100,10 @@ class Motion(Family):
         self._running, self._looks = [], []
 
     def _judge(self, step: Step, look: _Look) -> None:
-        moved = _read([after - before for after, before in zip(look.after, look.before, strict=True)])
-        gradients = _read([torch.zeros(()) if g is None else g for g in look.gradients])
-        sizes = _read(look.sizes)
+        moves = [after - before for after, before in zip(look.after, look.before, strict=True)]
+        found = _read([*moves, *(torch.zeros(()) if g is None else g for g in look.gradients), *look.sizes])
+        num = len(moves)
+        moved, gradients, sizes = found[:num], found[num : 2 * num], found[2 * num :]
         name = self.scene.name_of_optimizer(look.optimizer)
         frozen, still = [], []
         for number, parameter in enumerate(look.parameters):

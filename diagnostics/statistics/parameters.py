@@ -17,7 +17,7 @@ MAX_SAMPLED_ELEMENTS = 16_384
 
 
 def sampled(parameter: Tensor) -> Tensor:
-    """Up to 16,384 elements, a view where the memory is dense.
+    """Up to 16,384 elements of a tensor of any shape, (n,); a view where the memory is dense.
 
     The stride shares no divisor with the element count, hence none with any dimension: a stride that divides a row
     would always read the same column, one that is a multiple of 9 always the same tap of a 3 x 3 kernel.

@@ -1,5 +1,6 @@
 """What is kept of the moment before one step, so that the step can be repeated and undone."""
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -80,7 +81,13 @@ class Undo:
 
     def first_writes(self) -> FirstWrites:
         """A guard of the parameters that no copy is kept of, to be switched on where the step may write to them."""
-        guard = FirstWrites(self._guarded.unguarded(), self._in_copies)
+        me = weakref.ref(self)  # a cycle would hold the copies until Python next looks for cycles
+
+        def has_copy(parameter: nn.Parameter) -> bool:
+            undo = me()
+            return undo is not None and undo._in_copies(parameter)
+
+        guard = FirstWrites(self._guarded.unguarded(), has_copy)
         self._first_writes.append(guard)
         return guard
 

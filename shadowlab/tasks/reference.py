@@ -33,13 +33,17 @@ class ObjectiveReference(Protocol):
     places: Mapping[str, str]
     """`noised`, `timesteps`, `loss`, `generate` -> where the harness has it: `shadowlab/models/flow.py, interpolate`"""
 
-    def noised(self, noise: Tensor, data: Tensor, t: Tensor) -> Tensor: ...
+    def noised(self, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        """noise, data: (B, 4, h, w). t: (B,) in [0, 1]. Returns (B, 4, h, w)."""
 
-    def timesteps(self, t: Tensor) -> Tensor: ...
+    def timesteps(self, t: Tensor) -> Tensor:
+        """t: (B,) in [0, 1]. Returns (B,), in the model's units."""
 
-    def loss(self, prediction: Tensor, noise: Tensor, data: Tensor, t: Tensor) -> Tensor: ...
+    def loss(self, prediction: Tensor, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        """prediction, noise, data: (B, 4, h, w). t: (B,). Returns (B,), of each sample."""
 
-    def generate(self, predict: Predict, noise: Tensor, steps: int) -> Tensor: ...
+    def generate(self, predict: Predict, noise: Tensor, steps: int) -> Tensor:
+        """noise: (B, 4, h, w). Returns (B, 4, h, w), latents."""
 
 
 class TaskReference(Protocol):
@@ -74,7 +78,7 @@ class TaskReference(Protocol):
         """Named as in `EncodedBatch.tensors`, each (B, ...)."""
 
     def parts(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, str]]:
-        """Name for people -> a part of such tensors, and where the harness computes it; first those others need."""
+        """Name for people -> a part of such tensors, (B, ...), and where it is computed; first those others need."""
 
     def decoded(self, latents: Tensor, vae: RawVae) -> Tensor:
         """(B, 4, h, w) -> (B, C, H, W) in [0, 1]."""

@@ -21,7 +21,7 @@ def damaged(file: Path, problem: str) -> UserError:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Name -> tensor on the CPU, all finite: nothing else is ever saved.
+    """Name -> tensor of any shape on the CPU, all finite: nothing else is ever saved.
 
     Raises:
         UserError: absent, no safetensors, or not finite.
@@ -38,7 +38,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def require_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Raise UserError that names the first one that is not."""
+    """Raise UserError that names the first tensor, of any shape, that is not."""
     if not bool(all_finite(tensors.values())):
         bad = next(name for name, tensor in tensors.items() if not bool(all_finite([tensor])))
         raise damaged(file, f"{bad} is not finite, and no such tensor is ever saved")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules.module import _global_forward_hooks_with_kwargs, register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from shadowlab.distributed import whole
@@ -123,6 +123,7 @@ class Listener:
         finally:
             for handle in handles:
                 handle.remove()
+                _global_forward_hooks_with_kwargs.pop(handle.id, None)  # torch's own `remove` leaves it
             for name in heard:
                 delattr(task, name)
             vars(task).update(own)

@@ -231,7 +231,8 @@ def test_an_exception_of_finite_numbers_passes_and_is_not_repeated(fault: Callab
     with pytest.raises((RuntimeError, ValueError, IndexError)) as caught:
         loop.watch.step(loop)
     assert loop.num_runs == 1 and not isinstance(caught.value, NonFiniteError)
-    assert traceback.extract_tb(caught.value.__traceback__)[-1].name == fault.__name__
+    own = [frame for frame in traceback.extract_tb(caught.value.__traceback__) if frame.filename == __file__]
+    assert own[-1].name == fault.__name__  # the first steps are followed, and torch's frames come after
     assert loop.model.last.weight.grad is not None  # as the exception left it
 
 
