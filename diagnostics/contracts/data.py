@@ -17,11 +17,13 @@ from diagnostics.tensors import strided
 
 _NUM_ELEMENTS = 4096
 _FIRST_STEPS = 8
-_CONSTANT_STEPS, _LABEL_STEPS = 3, 8
+_CONSTANT_STEPS, _LABEL_STEPS = 3, 3
 _LARGE_SAMPLE, _LABELS = 64, 4  # elements of a sample; samples
 _FACTOR, _KNOWN = 16.0, 4
 _VARIED, _REPEATS, _OTHER_LABELS = 4, 4, 2
 _MOST_TENSORS = 16
+_BYTES, _BYTES_STEPS = 64.0, 2  # largest value, from which pictures of whole numbers are those of bytes
+_IS_TIME = re.compile(r"(^|[^a-z])(t|times?|timesteps?|sigmas?|noise_levels?)([^a-z]|$)")
 _IS_LABEL = re.compile(r"(^|[^a-z])(labels?|targets?|y|class(es)?)([^a-z]|$)")
 
 
@@ -48,6 +50,8 @@ class _History:
     was_shared: bool = False
     """Whether a run had the same object: the loop means to repeat it."""
     was_constant: bool = False
+    num_bytes: int = 0
+    """Steps in a row with pictures of whole numbers up to 255."""
 
 
 class Data(Family):
@@ -105,6 +109,9 @@ class Data(Family):
         known.last, known.object = few, weakref.ref(tensor)
         if values.is_floating_point() and values.dim() > 1:
             self._check_range(step, name, known, max(abs(low), abs(high)))
+            self._check_bytes(step, name, known, values, low, high)
+        if values.is_floating_point() and values.dim() <= 2 and _IS_TIME.search(name.lower()):
+            self._check_time(step, name, known, values)
         if not values.is_floating_point() and _IS_LABEL.search(name.lower()):
             self._check_labels(step, name, known, values)
         return is_same
@@ -119,6 +126,22 @@ class Data(Family):
         elif size > _FACTOR * known.highest > 0 or size < known.lowest / _FACTOR:
             evidence = f"up to {size:.3g} in this batch, {known.lowest:.3g} to {known.highest:.3g} in the first steps"
             self.broken("input-out-of-range", step, evidence, subject=name)
+
+    def _check_bytes(self, step: Step, name: str, known: _History, values: Tensor, low: float, high: float) -> None:
+        """A warning, for a model may divide by 255 itself."""
+        is_picture = values.dim() == 4 and (values.shape[1] in (1, 3, 4) or values.shape[3] in (1, 3, 4))
+        is_byte = is_picture and low >= 0 and _BYTES <= high <= 255 and known.last is not None
+        whole = is_byte and known.last is not None and torch.equal(known.last, known.last.round())
+        known.num_bytes = known.num_bytes + 1 if whole else 0
+        if known.num_bytes >= _BYTES_STEPS:
+            evidence = f"floating pictures of whole numbers from {low:g} to {high:g}, {known.num_bytes} steps in a row"
+            self.broken("input-out-of-range", step, evidence, subject=name, severity="warning")
+
+    def _check_time(self, step: Step, name: str, known: _History, values: Tensor) -> None:
+        """A warning, for one step may be all that is learned."""
+        if values.numel() >= _LABELS and known.num_constant >= _CONSTANT_STEPS and float(values.flatten()[0]) == 0:
+            evidence = f"all {values.numel()} are 0, {known.num_constant} steps in a row"
+            self.broken("constant-input", step, evidence, subject=name, severity="warning")
 
     def _check_labels(self, step: Step, name: str, known: _History, values: Tensor) -> None:
         is_long = known.was_constant and known.run >= _LABEL_STEPS
@@ -154,11 +177,15 @@ class Data(Family):
             evidence = f"the same contents {known.run} steps in a row, after {known.num_varied} that differed"
             self.broken("batch-repeats", step, evidence, subject=main)
         for name in varied:
-            self._check_workers(step, name, self._histories[name])
+            others = any(is_same for other, is_same in repeats.items() if other != name and other in large | set(labels))
+            self._check_workers(step, name, self._histories[name], any_other_repeats=others)
 
-    def _check_workers(self, step: Step, name: str, known: _History) -> None:
-        """Each of several workers draws the same: what one has drawn comes once from each of them."""
+    def _check_workers(self, step: Step, name: str, known: _History, *, any_other_repeats: bool) -> None:
+        """Each of several workers draws the same: what one has drawn comes once from each of them. Where all else of
+        the batch differs, the second run need not have come to its end."""
         last = known.runs[-2:]
-        if len(last) == 2 and last[0] == last[1] >= 2 and known.run == 1 and not known.was_shared:
-            evidence = f"the same contents {last[0]} steps in a row, twice, each time in a tensor of its own"
+        has_ended = len(last) == 2 and last[0] == last[1] >= 2 and known.run == 1
+        is_second = len(last) >= 1 and last[-1] == known.run >= 2 and not any_other_repeats
+        if (has_ended or is_second) and not known.was_shared:
+            evidence = f"the same contents {last[-1]} steps in a row, twice, each time in a tensor of its own"
             self.broken("workers-repeat", step, evidence, subject=name)

@@ -16,7 +16,9 @@ from diagnostics.tensors import strided
 _DROPPED = 2
 _DROPPED_OF_SEVERAL = 8  # where an optimizer of another model steps: a GAN's critic takes several steps in between
 _WITHOUT_BACKWARD = 3
-_ZERO_RATES, _ZERO_RATES_WITH_SCHEDULE = 5, 50
+_ZERO_RATES = 3  # in a row: a warm-up from 0 has one
+_ZERO_RATES_ALARM, _ZERO_RATES_WITH_SCHEDULE = 5, 50
+_OFTEN = 2  # steps in a row with more than one step of the scheduler
 _NUM_PARAMETERS, _NUM_ELEMENTS = 16, 64
 
 
@@ -123,9 +125,12 @@ class Rates(Family):
         rate = largest_rate(optimizer)
         count = self._num_zero.get(id(optimizer), 0) + 1 if rate == 0 else 0
         self._num_zero[id(optimizer)] = count
-        if count >= (_ZERO_RATES_WITH_SCHEDULE if moves else _ZERO_RATES):
-            name = self.scene.name_of_optimizer(optimizer)
-            self.broken("learning-rate-zero", step, f"the rate of {name} was 0 in {count} steps", subject=name)
+        if count >= _ZERO_RATES:
+            name, place = self.scene.name_of_optimizer(optimizer), self.scene.call_of(optimizer, "param_groups[0].lr")
+            evidence = f"the rate of {name} was 0 in {count} of its steps in a row"
+            is_long = count >= (_ZERO_RATES_WITH_SCHEDULE if moves else _ZERO_RATES_ALARM)
+            severity = "alarm" if is_long else "warning"
+            self.broken("learning-rate-zero", step, evidence, subject=place, severity=severity)
 
     def _check_schedules(self, step: Step, optimizer: Any) -> bool:
         """Whether a scheduler of it has moved."""
@@ -137,7 +142,7 @@ class Rates(Family):
             for one in found if is_first else ():
                 if _count(one) == 2:  # one made it; after a resume there are more
                     evidence = f"{type(one).__name__} has stepped before the first step of {name}"
-                    self.broken("scheduler-order", step, evidence, subject=type(one).__name__)
+                    self.broken("scheduler-order", step, evidence, subject=_step_of(one))
             self._schedules[id(optimizer)] = [(weakref.ref(one), _count(one), 0) for one in found]
             return True
         now = []
@@ -146,11 +151,26 @@ class Rates(Family):
             count = before if one is None else _count(one)
             often = often + 1 if count - before >= 2 else 0
             now.append((reference, count, often))
-            if often >= 3 and not several and not _is_of_accelerate():
+            if often >= _OFTEN and not several and not _is_of_accelerate():
                 evidence = f"{type(one).__name__} stepped {count - before} times for one step of {name}, {often} times"
-                self.broken("scheduler-count", step, evidence, subject=type(one).__name__)
+                self.broken("scheduler-count", step, evidence, subject=_step_of(one))
+            if one is not None:
+                self._check_length(step, one, name)
         self._schedules[id(optimizer)] = now
         return any(count != before for (_, count, _), (_, before, _) in zip(now, known, strict=True))
+
+    def _check_length(self, step: Step, scheduler: Any, name: str) -> None:
+        """Half a cosine that goes on is a rate that rises again."""
+        length, last = getattr(scheduler, "T_max", None), getattr(scheduler, "last_epoch", None)
+        is_cosine = isinstance(scheduler, torch.optim.lr_scheduler.CosineAnnealingLR)
+        if is_cosine and isinstance(length, int) and isinstance(last, int) and last > length:
+            evidence = f"{type(scheduler).__name__} was made for {length} steps (T_max) and has taken {last}"
+            evidence += f": the rate of {name} rises again"
+            self.broken("scheduler-count", step, evidence, subject=_step_of(scheduler), severity="warning")
+
+
+def _step_of(scheduler: Any) -> str:
+    return f"scheduler.step ({type(scheduler).__name__})"
 
 
 def _count(scheduler: Any) -> int:

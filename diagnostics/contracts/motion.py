@@ -15,6 +15,8 @@ from diagnostics.tensors import dense, strided
 
 _FIRST_STEPS = 3
 _STEPS = 2  # in which something stands still
+_ZERO_STEPS = 3
+_FEWEST = 8  # elements of a parameter that stand still
 _NUM_ELEMENTS = 4096  # of a parameter of 16 bits
 _LOST = 0.5
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -57,6 +59,7 @@ class Motion(Family):
         self._num_looks: dict[int, int] = {}
         self._still: dict[int, int] = {}  # parameter -> looks in a row
         self._num_lost: dict[int, int] = {}
+        self._num_zero: dict[int, int] = {}  # weight -> looks in a row with a gradient of zeros
         self._running: list[_Look] = []
         self._looks: list[_Look] = []
         self._trained: set[int] = set()  # at a backward of this step
@@ -106,6 +109,7 @@ class Motion(Family):
         moved, gradients, sizes = found[:num], found[num : 2 * num], found[2 * num :]
         name = self.scene.name_of_optimizer(look.optimizer)
         frozen, still = [], []
+        self._judge_inputs(step, look, gradients)
         for number, parameter in enumerate(look.parameters):
             if not parameter.requires_grad:
                 if moved[number] and id(parameter) not in self._trained:
@@ -126,20 +130,44 @@ class Motion(Family):
             self.broken_in("parameter-stands-still", step, [p for p, _ in still], evidence)
         self._judge_halves(step, look, name)
 
+    def _judge_inputs(self, step: Step, look: _Look, gradients: list[float]) -> None:
+        """A layer whose bias has a gradient, and whose weight has one of zeros, is given zeros."""
+        by_id = {id(p): gradient for p, gradient in zip(look.parameters, gradients, strict=True) if p.grad is not None}
+        for module in self.scene.layers():
+            weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+            is_zero = by_id.get(id(weight)) == 0 and by_id.get(id(bias), 0.0) > 0
+            count = self._num_zero.get(id(weight), 0) + 1 if is_zero else 0
+            self._num_zero[id(weight)] = count
+            if weight is not None and count >= _ZERO_STEPS:
+                evidence = f"its gradient is 0 throughout in {count} looks, and that of its bias is not: its layer is"
+                self.broken_in("parameter-without-gradient", step, [weight], f"{evidence} given zeros alone")
+
     def _judge_halves(self, step: Step, look: _Look, name: str) -> None:
         if not look.lost:
             return
         counts = torch.stack([one.cpu() for one in look.lost])
         num, lost = counts.sum(0).tolist()
         is_lost = num > 0 and lost > _LOST * num
-        count = self._num_lost.get(id(look.optimizer), 0) + 1 if is_lost else 0
-        self._num_lost[id(look.optimizer)] = count
-        if count >= _STEPS:
-            worst = int((counts[:, 1] - _LOST * counts[:, 0]).argmax())
+        worst = int((counts[:, 1] - _LOST * counts[:, 0]).argmax())
+        kind = str(look.parameters[look.halves[worst][0]].dtype).removeprefix("torch.")
+        if self._count_lost(id(look.optimizer), is_lost=is_lost) >= _STEPS:
             parameter = look.parameters[look.halves[worst][0]]
-            kind = str(parameter.dtype).removeprefix("torch.")
             evidence = f"{100 * lost / num:.0f} % of {kind} elements with a gradient did not change in a step of {name}"
             self.broken("half-precision-weights", step, evidence, parameter=self.scene.name_of(parameter))
+            return
+        whole = []
+        for (number, _, _), (there, same) in zip(look.halves, counts.tolist(), strict=True):
+            parameter = look.parameters[number]
+            if self._count_lost(id(parameter), is_lost=there == same >= _FEWEST) >= _STEPS:
+                whole.append(parameter)
+        if whole:
+            evidence = f"no element of it changed in {_STEPS} steps of {name}, and each of {_FEWEST} or more has a"
+            self.broken_in("half-precision-weights", step, whole, f"{evidence} gradient: {kind} rounds the update away")
+
+    def _count_lost(self, key: int, *, is_lost: bool) -> int:
+        """Looks in a row, of an optimizer or a parameter."""
+        count = self._num_lost[key] = self._num_lost.get(key, 0) + 1 if is_lost else 0
+        return count
 
 
 def _look(optimizer: Any) -> _Look:

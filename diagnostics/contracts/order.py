@@ -102,16 +102,16 @@ class Order(Family):
         cycle = self._cycle(optimizer)
         if cycle is None or has_closure:
             return
-        name = self.scene.name_of_optimizer(optimizer)
+        name, call_of = self.scene.name_of_optimizer(optimizer), self.scene.call_of
         is_empty = not has_gradient(optimizer) or self._is_cleared(cycle)
         cycle.num_empty = cycle.num_empty + 1 if is_empty else 0
         if is_empty and (cycle.is_fresh or (cycle.was_reached and cycle.num_since_clear == 0)):
             evidence = f"{name} steps without gradient: backward computed it, and it was cleared before the step"
-            self.broken("gradients-cleared-too-early", step, evidence, subject=name)
+            self.broken("gradients-cleared-too-early", step, evidence, subject=call_of(optimizer, "zero_grad"))
         elif cycle.num_empty >= _EMPTY_STEPS:
             what = "what was differentiated does not reach its parameters" if step.num_backward else "no backward ran"
             evidence = f"{name} stepped {cycle.num_empty} times in a row without any gradient: {what}"
-            self.broken("loss-without-gradient", step, evidence, subject=name)
+            self.broken("loss-without-gradient", step, evidence, subject="loss.backward")
         if not is_empty:
             self._check_sums(step, cycle, name)
             self._check_stale(step, cycle, name)
@@ -139,12 +139,12 @@ class Order(Family):
         cycle.num_stale = cycle.num_stale + 1 if is_stale else 0
         if cycle.num_stale >= _STALE_STEPS and not are_zero(same):
             evidence = f"{name} has stepped {cycle.num_stale} times in a row on a gradient that it had stepped on"
-            self.broken("stale-gradients", step, evidence, subject=name)
+            self.broken("stale-gradients", step, evidence, subject=self.scene.call_of(cycle.optimizer(), "step"))
 
     def _check_scaling(self, step: Step, cycle: Cycle, name: str) -> None:
         if cycle.is_scaled and not cycle.is_unscaled and not self._in_scaler_step and self._is_as_computed(cycle):
             evidence = f"the loss was scaled, and {name} steps on gradients that still have the factor"
-            self.broken("scaler-bypassed", step, evidence, subject=name)
+            self.broken("scaler-bypassed", step, evidence, subject="scaler.step")
 
     @staticmethod
     def _is_as_computed(cycle: Cycle) -> bool:
@@ -157,7 +157,7 @@ class Order(Family):
         if cycle.num_wasted >= _WASTED_STEPS:
             num = cycle.num_dropped
             evidence = f"{name} steps on the last of {num + 1} backward passes; the gradients of {num} were dropped"
-            self.broken("accumulation-count", step, evidence, subject=name)
+            self.broken("accumulation-count", step, evidence, subject=self.scene.call_of(cycle.optimizer(), "zero_grad"))
 
     def after_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
         cycle = self._cycle(optimizer)
@@ -214,7 +214,7 @@ class Order(Family):
             name = self.scene.name_of_optimizer(optimizer)
             if cycle.is_scaled and not cycle.is_unscaled and self._is_as_computed(cycle):
                 evidence = f"gradients of {name} are clipped to {limit:g} while they have the scaler's factor"
-                self.broken("clipping-before-unscaling", step, evidence, subject=name)
+                self.broken("clipping-before-unscaling", step, evidence, subject="clip_grad_norm_")
             if cycle.num_steps and cycle.num_backward == 0 and untouched(cycle.after_step):
                 evidence = f"gradients of {name} are clipped to {limit:g} after it has stepped on them"
-                self.broken("clipping-after-step", step, evidence, subject=name)
+                self.broken("clipping-after-step", step, evidence, subject="clip_grad_norm_")

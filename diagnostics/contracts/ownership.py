@@ -1,6 +1,7 @@
 """Optimizers and parameters match: each that trains is held once, and gets a gradient."""
 
 import gc
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,11 +10,12 @@ from torch import Tensor, nn
 from diagnostics.contracts.family import Family, Reports
 from diagnostics.contracts.motion import digest
 from diagnostics.contracts.scene import Scene, Step, held_by
-from diagnostics.modules import walk
+from diagnostics.modules import unwrapped, walk
 from diagnostics.tensors import strided
 
 _UNHELD = 2  # steps in which it gets a gradient
 _WITHOUT_GRADIENT = 3  # steps of its optimizer
+_WITHOUT_GRADIENT_ROUTED = 20  # where the parameters that have a gradient change from step to step
 _FEW = 0.02  # of the elements that an optimizer trains
 
 
@@ -32,6 +34,10 @@ class Ownership(Family):
         self._handles: list[Any] = []
         self._looks = False
         self._reached: set[int] = set()  # parameters that had a gradient when an optimizer stepped
+        self._had_gradient: set[int] = set()  # parameters that ever had one after a backward
+        self._patterns: dict[int, tuple[set[int], int]] = {}  # optimizer -> which have a gradient, steps in a row
+        self._is_routed: set[int] = set()  # optimizers
+        self._hidden: list[tuple[str, nn.Parameter]] = []  # that the model does not know of
 
     # A step
 
@@ -40,6 +46,7 @@ class Ownership(Family):
         self._looks = step.is_due or self._num_looks <= _WITHOUT_GRADIENT
         if step.is_due and not self._has_run:  # compiled modules run eagerly in such a step
             self._note_runs()
+            self._hidden = [pair for model in self.scene.models for pair in _hidden_in(unwrapped(model))]
 
     def _note_runs(self) -> None:
         """Which modules run: one that does not cannot get a gradient."""
@@ -49,8 +56,7 @@ class Ownership(Family):
                     self._handles.append(module.register_forward_pre_hook(self._note_run))
 
     def _note_run(self, module: nn.Module, args: Any) -> None:
-        if torch.is_grad_enabled():
-            self._has_run.add(id(module))
+        self._has_run.add(id(module))
 
     def leave(self) -> None:
         """Take hooks off."""
@@ -61,6 +67,11 @@ class Ownership(Family):
     def detach(self) -> None:
         self.leave()
 
+    def after_backward(self, step: Step) -> None:
+        """A gradient that was there and that the loop sets to None is a loop's own affair."""
+        if self._looks:
+            self._had_gradient |= {key for key, p in self.scene.parameters().items() if p.grad is not None}
+
     def before_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
         if not self._looks or has_closure:
             return
@@ -69,7 +80,8 @@ class Ownership(Family):
         if num == 1:
             self._check_twice(step, optimizer, held)
         own = self.scene.parameters()
-        self._reached |= {key for key, p in own.items() if p.grad is not None}
+        hidden = {id(p): p for _, p in self._hidden}
+        self._reached |= {key for key, p in (own | hidden).items() if p.grad is not None}
         if not any(id(p) in own for p in held) and not any(optimizer is o for o in self.scene.bare_optimizers()):
             return
         self._check_same_gradient(step, optimizer, held)
@@ -127,24 +139,35 @@ class Ownership(Family):
             name, first = self.scene.name_of_optimizer(optimizer), (copies or strangers)[0]
             evidence = f"{name} holds {len(strangers)} parameters that are not the model's and get no gradient"
             evidence += f", the first of shape {tuple(first.shape)}"
-            self.broken("optimizer-holds-stranger", step, evidence, subject=name)
+            unheld = [p for key, p in own.items() if key not in known and p.requires_grad]
+            meant = [p for p in unheld if p.shape == first.shape] or unheld
+            if meant:
+                self.broken_in("optimizer-holds-stranger", step, meant[:1], f"{evidence}; it does not hold this one")
+            else:
+                self.broken("optimizer-holds-stranger", step, evidence, subject=name)
 
     def _check_gradients(
         self, step: Step, optimizer: Any, held: list[nn.Parameter], own: dict[int, nn.Parameter]
     ) -> None:
         trained = [p for p in held if p.requires_grad and id(p) in own]
+        pattern = {id(p) for p in trained if p.grad is not None}
+        before, num_same = self._patterns.get(id(optimizer), (pattern, 0))
+        self._patterns[id(optimizer)] = pattern, num_same + 1 if pattern == before else 1
+        if self._patterns[id(optimizer)][1] < min(_WITHOUT_GRADIENT, self._num_steps[id(optimizer)]):
+            self._is_routed.add(id(optimizer))
         for parameter in trained:
             there = parameter.grad is not None
             self._without[id(parameter)] = 0 if there else self._without.get(id(parameter), 0) + 1
         if all(p.grad is None for p in trained):
             return  # another contract
         ran = self._parameters_that_ran()
-        missing = [p for p in trained if self._without[id(p)] >= _WITHOUT_GRADIENT and id(p) in ran]
+        most = _WITHOUT_GRADIENT_ROUTED if id(optimizer) in self._is_routed else _WITHOUT_GRADIENT
+        missing = [p for p in trained if self._without[id(p)] >= most and id(p) in ran - self._had_gradient]
         if not missing:
             return
         share = sum(p.numel() for p in missing) / max(1, sum(p.numel() for p in trained))
         name = self.scene.name_of_optimizer(optimizer)
-        evidence = f"no gradient in {_WITHOUT_GRADIENT} steps of {name} in a row, though its layer runs"
+        evidence = f"no gradient in {most} steps of {name} in a row, though its layer runs"
         evidence += f"; {100 * share:.1f} % of what it trains"
         severity = "alarm" if share >= _FEW else "warning"
         self.broken_in("parameter-without-gradient", step, missing, evidence, severity=severity)
@@ -155,9 +178,10 @@ class Ownership(Family):
 
     def _check_unheld(self, step: Step) -> None:
         held = {id(p) for optimizer in self.scene.bare_optimizers() for p in held_by(optimizer)}
+        hidden = {id(p): p for _, p in self._hidden}
         unheld = [
             p
-            for key, p in self.scene.parameters().items()
+            for key, p in (self.scene.parameters() | hidden).items()
             if key not in held and p.requires_grad and key in self._reached and strided(p) is not None
         ]
         if not held or not unheld:
@@ -178,7 +202,28 @@ class Ownership(Family):
                 found.append(parameter)
         if found:
             evidence = "it trains and gets a gradient, and no optimizer holds it"
-            self.broken_in("parameter-without-optimizer", step, found, evidence)
+            own = [p for p in found if id(p) not in hidden]
+            if own:
+                self.broken_in("parameter-without-optimizer", step, own, evidence)
+            name = next((name for name, p in self._hidden if any(p is one for one in found)), None)
+            if name is not None:
+                evidence += ": it stands in a list, a tuple or a dict, which registers nothing (nn.ModuleList does)"
+                self.broken("parameter-without-optimizer", step, evidence, parameter=name)
+
+
+def _hidden_in(root: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Dotted names and parameters of any shape that stand in plain containers of its modules."""
+    own = {id(p) for _, module in walk(root) for p in module._parameters.values() if p is not None}
+    for prefix, module in walk(root):
+        for key, value in vars(module).items():
+            if key.startswith("_") or not isinstance(value, (list, tuple, dict)):
+                continue
+            for place, one in value.items() if isinstance(value, dict) else enumerate(value):
+                name = f"{prefix}.{key}.{place}".lstrip(".")
+                if isinstance(one, nn.Parameter) and id(one) not in own:
+                    yield name, one
+                elif isinstance(one, nn.Module):
+                    yield from ((f"{name}.{n}", p) for n, p in one.named_parameters() if id(p) not in own)
 
 
 def _all_optimizers() -> list[Any]:

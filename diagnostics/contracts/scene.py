@@ -67,6 +67,11 @@ class Scene:
                 found |= {id(p): p for p in module._parameters.values() if p is not None}
         return found
 
+    def layers(self) -> list[nn.Module]:
+        """Linear layers and convolutions."""
+        kinds = (nn.Linear, nn.modules.conv._ConvNd)
+        return [module for model in self.models for _, module in walk(model) if isinstance(module, kinds)]
+
     def names(self) -> dict[int, str]:
         """id of a parameter -> its dotted name in the bare model; of several models, `0.weight` is the first one's."""
         found: dict[int, str] = {}
@@ -95,6 +100,12 @@ class Scene:
         place = next((i for i, one in enumerate(own) if one is optimizer), None)
         kind = type(optimizer).__name__
         return f"optimizer {place} ({kind})" if len(own) > 1 and place is not None else kind
+
+    def call_of(self, optimizer: Any, call: str) -> str:
+        """`optimizer.zero_grad`; `optimizer 1.zero_grad` where there are several."""
+        own = self.bare_optimizers()
+        place = next((i for i, one in enumerate(own) if one is optimizer), None)
+        return f"optimizer {place}.{call}" if len(own) > 1 and place is not None else f"optimizer.{call}"
 
 
 @dataclass
