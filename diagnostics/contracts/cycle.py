@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diagnostics.contracts.motion import digest
 from diagnostics.contracts.scene import samples_of
 
 _Seen = list[tuple[Any, "weakref.ref[Tensor]", int]]
@@ -28,6 +29,12 @@ def written(seen: _Seen) -> list[Any]:
 
 def _is_same(gradient: Tensor | None, before: "weakref.ref[Tensor]") -> bool:
     return gradient is not None and gradient is before()
+
+
+def with_same_bits(parameters: list[Any], before: dict[int, Tensor]) -> list[Any]:
+    """Those whose gradient has the digest that it had. Reads on the host: only where something is suspected."""
+    pairs = ((p, digest(p.grad), before.get(id(p))) for p in parameters)
+    return [p for p, now, then in pairs if now is not None and then is not None and int(now) == int(then)]
 
 
 def are_zero(parameters: list[Any]) -> bool:
@@ -56,6 +63,16 @@ class Cycle:
         """The loop zeroes gradients in a way that shows in no version (`p.grad.data.zero_()`)."""
         self.num_stale = 0
         """Steps in a row on a gradient that it had stepped on."""
+        self.num_partly_stale = 0
+        """Steps in a row on some gradients that it had stepped on, next to new ones."""
+        self.digests: dict[int, Tensor] = {}
+        """Parameter -> bits of its gradient when it had stepped; since some were suspected."""
+        self.asks_no_more = False
+        """Of those: the loop writes to gradients where no version shows it."""
+        self.num_mixed = 0
+        """Steps in a row on the sum of its own loss's gradients and another optimizer's."""
+        self.num_without_update = 0
+        """Steps on gradients of a scaled loss, whose scaler was asked nothing."""
         self.num_wasted = 0
         """Steps in a row that came after dropped backward passes."""
         self.refresh()
@@ -87,6 +104,24 @@ class Cycle:
         """Gradients when backward had computed them."""
         self.after_clear: _Seen = []
         self.step_of_backward: int | None = None
+        self.has_own = False
+        """A backward since its gradients were cleared reached it, and no other optimizer."""
+        self.shared_with: list[Any] = []
+        """Other optimizers that a backward since then reached, too."""
+        self.is_foreign = False
+        """One of these has stepped since, and this one has not."""
+
+    def reached_with(self, others: list[Any]) -> None:
+        """A backward reached it and these other optimizers."""
+        self.has_own |= not others
+        self.shared_with = [*self.shared_with, *others]
+
+    def clear(self) -> None:
+        """Its gradients were cleared."""
+        self.is_fresh = self.is_scaled = self.has_own = self.is_foreign = False
+        self.num_since_clear = 0
+        self.after_step, self.suspects, self.after_backward, self.shared_with = [], [], [], []
+        self.after_clear = self.gradients()
 
     def forget(self) -> None:
         """Gradients were undone."""

@@ -1,18 +1,22 @@
 """The order of backward, clearing, clipping, scaling and steps."""
 
 import math
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diagnostics.contracts.cycle import Cycle, are_zero, has_gradient, untouched, written
+from diagnostics.contracts.cycle import Cycle, are_zero, has_gradient, untouched, with_same_bits, written
 from diagnostics.contracts.family import Family, Reports
+from diagnostics.contracts.motion import digest
 from diagnostics.contracts.scene import Scene, Step, held_by
 
 _EMPTY_STEPS = 2
 _WASTED_STEPS = 2
 _STALE_STEPS = 2
+_MANY_DROPPED = 3  # backward passes before one step
+_MIXED_STEPS = _EARLY_STEPS = _STEPS_WITHOUT_UPDATE = 2
 
 
 class Order(Family):
@@ -23,6 +27,8 @@ class Order(Family):
         self._cycles: list[Cycle] = []
         self._scaled = False  # a loss was scaled since the last backward
         self._in_scaler_step = False
+        self._has_update = False  # a scaler was asked for more than a factor
+        self._num_early = 0  # steps in a row before an accumulation's end
         self._stepped_by_scaler: dict[int, set[int]] = {}  # scaler -> optimizers since its last update
 
     # Which cycle
@@ -69,6 +75,7 @@ class Order(Family):
                 cycle.suspects = [] if cycle.clears_unseen else cycle.suspects
 
     def after_backward(self, step: Step) -> None:
+        reached: list[Cycle] = []
         for cycle in self._known():
             cycle.num_since_clear += 1
             now = cycle.gradients()
@@ -81,7 +88,10 @@ class Order(Family):
             cycle.is_fresh = cycle.was_reached = True
             cycle.is_scaled, cycle.is_unscaled = self._scaled, False
             cycle.after_backward, cycle.step_of_backward = now, step.index
+            reached.append(cycle)
         self._scaled = False
+        for cycle in reached:
+            cycle.reached_with([other.optimizer() for other in reached if other is not cycle])
 
     def after_clear(self, step: Step, owner: Any) -> None:
         is_optimizer = isinstance(owner, torch.optim.Optimizer)
@@ -91,10 +101,7 @@ class Order(Family):
                 continue
             if cycle.is_fresh and cycle.step_of_backward != step.index:  # an attack drops its own, in one step
                 cycle.num_dropped += 1
-            cycle.is_fresh = cycle.is_scaled = False
-            cycle.num_since_clear = 0
-            cycle.after_step, cycle.suspects, cycle.after_backward = [], [], []
-            cycle.after_clear = cycle.gradients()
+            cycle.clear()
 
     # Steps
 
@@ -114,9 +121,12 @@ class Order(Family):
             self.broken("loss-without-gradient", step, evidence, subject="loss.backward")
         if not is_empty:
             self._check_sums(step, cycle, name)
+            self._check_mixed(step, cycle, name)
             self._check_stale(step, cycle, name)
+            self._check_partly_stale(step, cycle, name)
             self._check_scaling(step, cycle, name)
             self._check_wasted(step, cycle, name)
+            self._check_sync(step, optimizer, name)
 
     def _is_cleared(self, cycle: Cycle) -> bool:
         """Whether all gradients are as they were when they were cleared, to zeros."""
@@ -133,6 +143,27 @@ class Order(Family):
         where = self.scene.name_of(summed[0])
         self.broken("gradients-not-cleared", step, f"{evidence} ({where} and others)", parameter=where)
 
+    def _check_mixed(self, step: Step, cycle: Cycle, name: str) -> None:
+        """A GAN's judge that steps on what the maker's loss left in it, too."""
+        cycle.num_mixed = cycle.num_mixed + 1 if cycle.has_own and cycle.is_foreign else 0
+        if cycle.num_mixed >= _MIXED_STEPS:
+            evidence = f"{name} steps on the sum of its own loss's gradients and of those that another optimizer has"
+            where = self.scene.call_of(cycle.optimizer(), "zero_grad")
+            self.broken("gradients-not-cleared", step, f"{evidence} stepped on before", subject=where)
+
+    def _check_partly_stale(self, step: Step, cycle: Cycle, name: str) -> None:
+        """Values are compared in the second step: a loop may write gradients where no version shows it."""
+        same = [p for p in untouched(cycle.after_step) if p.requires_grad]
+        is_partly = bool(same) and len(same) < len(cycle.gradients()) and cycle.num_backward > 0
+        cycle.num_partly_stale = cycle.num_partly_stale + 1 if is_partly and not cycle.asks_no_more else 0
+        if cycle.num_partly_stale < _STALE_STEPS:
+            return
+        same = with_same_bits(same, cycle.digests)
+        cycle.asks_no_more = True
+        if same and not are_zero(same):
+            evidence = f"{name} steps on a gradient that it has stepped on, and that no backward has touched since"
+            self.broken_in("stale-gradients", step, same, evidence)
+
     def _check_stale(self, step: Step, cycle: Cycle, name: str) -> None:
         same = untouched(cycle.after_step)
         is_stale = cycle.num_backward == 0 and bool(same) and len(same) == len(cycle.gradients())
@@ -142,9 +173,17 @@ class Order(Family):
             self.broken("stale-gradients", step, evidence, subject=self.scene.call_of(cycle.optimizer(), "step"))
 
     def _check_scaling(self, step: Step, cycle: Cycle, name: str) -> None:
-        if cycle.is_scaled and not cycle.is_unscaled and not self._in_scaler_step and self._is_as_computed(cycle):
+        is_scaled = cycle.is_scaled and not cycle.is_unscaled and not self._in_scaler_step
+        if is_scaled and self._is_as_computed(cycle):
             evidence = f"the loss was scaled, and {name} steps on gradients that still have the factor"
             self.broken("scaler-bypassed", step, evidence, subject="scaler.step")
+
+            return
+        cycle.num_without_update = cycle.num_without_update + 1 if is_scaled and not self._has_update else 0
+        if cycle.num_without_update >= _STEPS_WITHOUT_UPDATE:
+            evidence = f"{name} stepped {cycle.num_without_update} times on gradients of a scaled loss, and the scaler"
+            evidence += " was asked neither step nor update: no inf is looked for, and the scale never moves"
+            self.broken("scaler-not-updated", step, evidence, subject="scaler.update")
 
     @staticmethod
     def _is_as_computed(cycle: Cycle) -> bool:
@@ -154,23 +193,43 @@ class Order(Family):
     def _check_wasted(self, step: Step, cycle: Cycle, name: str) -> None:
         is_wasted = cycle.num_dropped > 0 and len(self._known()) == 1
         cycle.num_wasted = cycle.num_wasted + 1 if is_wasted else 0
-        if cycle.num_wasted >= _WASTED_STEPS:
+        if cycle.num_wasted >= _WASTED_STEPS or (is_wasted and cycle.num_dropped >= _MANY_DROPPED):
             num = cycle.num_dropped
             evidence = f"{name} steps on the last of {num + 1} backward passes; the gradients of {num} were dropped"
             self.broken("accumulation-count", step, evidence, subject=self.scene.call_of(cycle.optimizer(), "zero_grad"))
+
+    def _check_sync(self, step: Step, optimizer: Any, name: str) -> None:
+        """accelerate's own optimizers wait for the last micro-batch; one that was not prepared does not know of it."""
+        state = getattr(sys.modules.get("accelerate.state"), "GradientState", None)
+        shared = getattr(state, "_shared_state", {})
+        plugin = shared.get("plugin_kwargs", {})
+        is_early = plugin.get("num_steps", 1) not in (None, 1) and shared.get("sync_gradients", True) is False
+        self._num_early = self._num_early + 1 if is_early else 0
+        if self._num_early >= _EARLY_STEPS:
+            evidence = f"{name} steps on a micro-batch of an accumulation of accelerate's that has not come to its end"
+            advice = "give the optimizer to accelerator.prepare()"
+            where = self.scene.call_of(optimizer, "step")
+            self.broken("accumulation-count", step, evidence, subject=where, advice=advice)
 
     def after_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
         cycle = self._cycle(optimizer)
         if cycle is None:
             return
+        for other in self._cycles:
+            if other is not cycle and any(optimizer is one for one in other.shared_with):
+                other.is_foreign = True
         cycle.num_steps += 1
         cycle.suspects = []
         cycle.renew()
         cycle.after_step = [] if has_closure else cycle.gradients()
+        if cycle.num_partly_stale:
+            pairs = ((p, digest(p.grad)) for p, _, _ in cycle.after_step)
+            cycle.digests = {id(p): one for p, one in pairs if one is not None}
 
     # Gradient scalers
 
     def on_scaler(self, step: Step, scaler: Any, call: str, optimizer: Any) -> None:
+        self._has_update |= call in ("unscale_", "step", "update")
         if call == "scale":
             self._scaled = True
         elif call == "update":

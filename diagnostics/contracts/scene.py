@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diagnostics.modules import unwrapped, walk
 from diagnostics.tensors import named_tensors
 
-_NUM_SAMPLES = 8  # parameters of an optimizer that are looked at in every step
+_NUM_SAMPLES = 24  # parameters of an optimizer that are looked at in every step
 _MAX_NAMED = 200  # tensors of a batch
 
 
