@@ -177,8 +177,8 @@ class Data(Family):
             evidence = f"the same contents {known.run} steps in a row, after {known.num_varied} that differed"
             self.broken("batch-repeats", step, evidence, subject=main)
         for name in varied:
-            others = any(is_same for other, is_same in repeats.items() if other != name and other in large | set(labels))
-            self._check_workers(step, name, self._histories[name], any_other_repeats=others)
+            others = [repeats[other] for other in large | set(labels) if other != name]
+            self._check_workers(step, name, self._histories[name], any_other_repeats=not others or any(others))
 
     def _check_workers(self, step: Step, name: str, known: _History, *, any_other_repeats: bool) -> None:
         """Each of several workers draws the same: what one has drawn comes once from each of them. Where all else of

@@ -183,7 +183,7 @@ class Order(Family):
         if cycle.num_without_update >= _STEPS_WITHOUT_UPDATE:
             evidence = f"{name} stepped {cycle.num_without_update} times on gradients of a scaled loss, and the scaler"
             evidence += " was asked neither step nor update: no inf is looked for, and the scale never moves"
-            self.broken("scaler-not-updated", step, evidence, subject="scaler.update")
+            self.broken("scaler-not-updated", step, evidence, subject="scaler.update", severity="warning")
 
     @staticmethod
     def _is_as_computed(cycle: Cycle) -> bool:
@@ -196,7 +196,8 @@ class Order(Family):
         if cycle.num_wasted >= _WASTED_STEPS or (is_wasted and cycle.num_dropped >= _MANY_DROPPED):
             num = cycle.num_dropped
             evidence = f"{name} steps on the last of {num + 1} backward passes; the gradients of {num} were dropped"
-            self.broken("accumulation-count", step, evidence, subject=self.scene.call_of(cycle.optimizer(), "zero_grad"))
+            where = self.scene.call_of(cycle.optimizer(), "zero_grad")
+            self.broken("accumulation-count", step, evidence, subject=where)
 
     def _check_sync(self, step: Step, optimizer: Any, name: str) -> None:
         """accelerate's own optimizers wait for the last micro-batch; one that was not prepared does not know of it."""

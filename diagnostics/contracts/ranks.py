@@ -44,9 +44,7 @@ class Ranks(Family):
     def before_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
         if self._looks and self._gradients is None and not has_closure and self.scene.concerns(optimizer):
             held = {id(p) for p in held_by(optimizer)}
-            self._gradients = [
-                _digest_or_zero(p.grad if key in held else None) for key, p in self._unsharded().items()
-            ]
+            self._gradients = [_digest_or_zero(p.grad if key in held else None) for key, p in self._unsharded().items()]
 
     def end(self, step: Step) -> None:
         if not self._looks:

@@ -8,7 +8,8 @@ _LISTED = (
     Contract(
         "parameter-without-optimizer",
         "alarm",
-        "a parameter that trains gets a gradient, no optimizer holds it, and it does not move, twice",
+        "a parameter that trains gets a gradient, no optimizer holds it, and it does not move, twice; modules in plain "
+        "lists, tuples and dicts are looked at, too",
         "accelerate#2665: an optimizer built before a layer was replaced",
         "build the optimizer after the model is finished, or set requires_grad_(False) on what is not to train",
     ),
@@ -30,8 +31,10 @@ _LISTED = (
     Contract(
         "parameter-without-gradient",
         "alarm",
-        "a parameter that an optimizer trains has no gradient in 3 of its steps in a row, though its layer ran and "
-        "others have one; a warning where this is less than 2 % of what the optimizer trains",
+        "a parameter that an optimizer trains has had no gradient in 3 of its steps in a row (20 where those that have "
+        "one change from step to step), though its layer ran and others have one; a warning where this is less than "
+        "2 % of what the optimizer trains; or a layer's weight has a gradient of zeros in 3 looks, and its bias "
+        "has not",
         "discuss.pytorch.org/t/84911; a detach, no_grad or .data on the way to the loss",
         "find what cuts its output off from the loss (detach, no_grad, .data, .item, numpy), or freeze it",
     ),
@@ -55,14 +58,15 @@ _LISTED = (
         "half-precision-weights",
         "alarm",
         "parameters of 16 bits: more than half of the elements whose gradient is not 0 do not change in a step of "
-        "torch's optimizer, in 2 steps; looked at in up to 4096 elements of each",
+        "torch's optimizer, or all of them of one parameter, in 2 steps; looked at in up to 4096 elements of each",
         "arxiv.org/abs/1710.03740 section 3.1: updates below half an ulp of the weight vanish",
         "keep the weights in float32 and compute under autocast",
     ),
     Contract(
         "learning-rate-zero",
         "alarm",
-        "all rates of an optimizer are 0 in 5 of its steps in a row; 50 while a scheduler of it moves",
+        "all rates of an optimizer are 0 in 5 of its steps in a row, 50 while a scheduler of it moves; a warning "
+        "after 3",
         "huggingface/transformers#21851: a schedule with a wrong number of steps",
         "look at the schedule: number of warm-up and total steps, and whether scheduler.step() is called",
     ),
@@ -103,7 +107,8 @@ _LISTED = (
     Contract(
         "gradients-not-cleared",
         "alarm",
-        "backward adds to the gradient of an earlier step of the optimizer, and it steps on the sum",
+        "backward adds to the gradient of an earlier step of the optimizer, and it steps on the sum; or it steps, "
+        "twice, on the sum of its own loss's gradients and of those on which another optimizer has stepped",
         "stackoverflow.com/questions/60335387: no zero_grad, or that of another model",
         "call zero_grad() of this optimizer once between its step and the next backward",
     ),
@@ -117,21 +122,23 @@ _LISTED = (
     Contract(
         "stale-gradients",
         "alarm",
-        "an optimizer steps once more on the gradient that it has stepped on, in 2 steps",
+        "an optimizer steps once more on the gradient that it has stepped on, of all parameters or of some, in 2 steps",
         f"{_DOCS}/optim.html#taking-an-optimization-step; a backward on another loss, or a second step()",
         "one backward for each step(), on a loss that reaches these parameters",
     ),
     Contract(
         "accumulation-count",
         "alarm",
-        "in 2 steps of the only optimizer in a row, all but the last of several backward passes were dropped",
+        "in 2 steps of the only optimizer in a row, or before one where they are 3, all but the last of several "
+        "backward passes were dropped; or an optimizer steps before the end of an accumulation of accelerate's, twice",
         f"{_DOCS}/notes/amp_examples.html#gradient-accumulation",
         "call zero_grad() once an accumulation, after optimizer.step()",
     ),
     Contract(
         "scaler-not-updated",
         "alarm",
-        "a gradient scaler steps the same optimizer again without an update() in between",
+        "a gradient scaler steps the same optimizer again without an update() in between; a warning where gradients of "
+        "a scaled loss were unscaled by hand in 2 steps, and the scaler was asked nothing",
         f"{_DOCS}/amp.html#gradient-scaling",
         "call scaler.update() once after the steps",
     ),
@@ -152,7 +159,8 @@ _LISTED = (
     Contract(
         "scheduler-count",
         "alarm",
-        "a scheduler steps twice or more for each step of the only optimizer, 3 times in a row",
+        "a scheduler steps twice or more for each step of the only optimizer, 2 times in a row; a warning where half a "
+        "cosine goes on beyond its T_max steps",
         "accelerate#1398: once a process; or once a micro-batch of an accumulation",
         "call scheduler.step() once for each optimizer.step(), or make the schedule that much longer",
     ),
@@ -190,7 +198,8 @@ _LISTED = (
     Contract(
         "constant-input",
         "alarm",
-        "the largest floating input, of 64 elements a sample or more, is one number throughout, in 3 steps",
+        "the largest floating input, of 64 elements a sample or more, is one number throughout, in 3 steps; a warning "
+        "where the times of 4 samples or more (named t, time, timesteps or sigma) are 0 throughout",
         "arxiv.org/abs/2112.04036 (DeepDiagnosis): unchanging inputs",
         "look at what is read: a failed decoding, a mask that covers everything, a factor of 0",
     ),
@@ -198,14 +207,14 @@ _LISTED = (
         "input-out-of-range",
         "alarm",
         "the largest magnitude of an input is over 16 times, or below a 16th of, what it was in the first steps (4 or "
-        "more)",
+        "more); a warning where floating pictures are whole numbers up to 64..255, in 2 steps",
         "karpathy.github.io/2019/04/25/recipe: 0..255 where 0..1 was",
         "normalise every source of the input in the same way",
     ),
     Contract(
         "labels-constant",
         "warning",
-        "integer labels (named label, target or y) of 4 samples or more are one number in 8 steps in a row",
+        "integer labels (named label, target or y) of 4 samples or more are one number in 3 steps in a row",
         "karpathy.github.io/2019/04/25/recipe: verify what comes out of the loader",
         "shuffle, and look at how labels are read",
     ),
@@ -221,7 +230,7 @@ _LISTED = (
         "workers-repeat",
         "alarm",
         "a tensor of the batch comes in runs of the same length, 2 or more, twice, each time in an object of its own, "
-        "and changes after them",
+        "and changes after them; the second run need not end where nothing else of the batch repeats",
         "pytorch#5059, stackoverflow.com/questions/67180955: workers share NumPy's seed",
         "seed NumPy and random in worker_init_fn by torch.initial_seed(), and shard an IterableDataset by worker",
     ),
@@ -229,16 +238,16 @@ _LISTED = (
     Contract(
         "ranks-differ",
         "alarm",
-        "parameters that were the same on all ranks, or are DistributedDataParallel's, differ in their bits at a step "
-        "that is due",
+        "parameters that were the same on all ranks, or are DistributedDataParallel's, differ in their bits in one "
+        "of the first 4 steps or one that is due",
         "pytorch#104336, BLOOM-176B chronicles: ranks that drift apart",
         "call the wrapped model, and let every rank take every step",
     ),
     Contract(
         "gradients-not-averaged",
         "alarm",
-        "parameters began the same on all ranks, and the gradients that an optimizer steps on are not, at a step that "
-        "is due",
+        "parameters began the same on all ranks, and the gradients that an optimizer steps on are not, in one of the "
+        "first 4 steps or one that is due",
         "pytorch#104336; the raw module called in place of DistributedDataParallel",
         "call the model that DistributedDataParallel returned, and leave no_sync() for the last micro-batch",
     ),

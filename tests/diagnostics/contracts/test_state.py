@@ -28,7 +28,7 @@ def test_a_layer_that_was_replaced_after_the_optimizer_was_built():
 def test_an_optimizer_of_a_copy():
     model = Net()
     optimizer = torch.optim.AdamW(copy.deepcopy(model).parameters(), lr=1e-2)
-    assert places(Loop(model, optimizer))["optimizer-holds-stranger"] == (1, "AdamW")
+    assert places(Loop(model, optimizer))["optimizer-holds-stranger"] == (1, "first.weight")
 
 
 def test_a_parameter_that_no_optimizer_holds_and_another_that_waits_for_its_optimizer():
@@ -141,7 +141,7 @@ def scheduled(num_micro_batches: int) -> tuple[Loop, Any]:
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_a_schedule_that_follows_micro_batches():
     loop, body = scheduled(3)
-    assert first(loop.run(body, 18)) == {"scheduler-count": 11}
+    assert first(loop.run(body, 18)) == {"scheduler-count": 8}
     loop, body = scheduled(1)
     assert loop.run(body) == []
 
