@@ -80,11 +80,11 @@ def start_training(request: Request, *, resume: bool = False, skip_stages: bool 
     return _train_in_processes(training, module)
 
 
-def run_train(session: "Session", *, resume: bool = False) -> "StageResult":
+def run_train(session: "Session", *, resume: bool = False, proves_checkpoints: bool = True) -> "StageResult":
     """The stage alone, in a run that is open: it is loaded when it is called."""
     from shadowlab.stages.train.train import run_train as run
 
-    return run(session, resume=resume)
+    return run(session, resume=resume, proves_checkpoints=proves_checkpoints)
 
 
 def _asked_for(request: Request, *, resume: bool, skip_stages: bool) -> _Training:

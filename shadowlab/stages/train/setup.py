@@ -69,7 +69,7 @@ class Opened:
     stream: Stream
 
 
-def open_training(session: Session, *, resume: bool) -> Opened | Start:
+def open_training(session: Session, *, resume: bool, proves_checkpoints: bool = True) -> Opened | Start:
     """Data, model, checkpoint, records; the start alone where the run is complete already.
 
     Raises:
@@ -80,7 +80,8 @@ def open_training(session: Session, *, resume: bool) -> Opened | Start:
     dataset, split, grid, source = _open_data(session)
     stream = Stream(dataset, split, config.seed)
     with processes.together():
-        prove_checkpoints(session, grid)
+        if proves_checkpoints:
+            prove_checkpoints(session, grid)
     trainee = _build(session)
     global_batch = settings.batch_size * settings.gradient_accumulation_steps * processes.count
     identity = {"data": dataset.fingerprint(), "effective batch": global_batch, "model": config.model_hash()}

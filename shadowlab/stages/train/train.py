@@ -22,11 +22,12 @@ from shadowlab.stages.train.validation import is_due, validate
 from shadowlab.training import BatchSource, DataWait, StepPlace, Trainee, drop_old, save_checkpoint
 
 
-def run_train(session: Session, *, resume: bool = False) -> StageResult:
+def run_train(session: Session, *, resume: bool = False, proves_checkpoints: bool = True) -> StageResult:
     """Train to `train.max_steps`, with `resume` from the newest complete checkpoint of the run, if it came to one.
 
     The first SIGINT or SIGTERM ends the loop after the running step, on every process after the same one, and saves.
     A checkpoint is written before the validation of its step; a resume makes up for a validation that did not happen.
+    proves_checkpoints: let a stand-in's checkpoint make its round trip first, about a second.
 
     Raises:
         UserError: data, weights or checkpoint cannot be read, or every checkpoint of the run is damaged.
@@ -35,7 +36,7 @@ def run_train(session: Session, *, resume: bool = False) -> StageResult:
         NonFiniteError: loss or gradients are not finite; the last checkpoint stays.
         StageFailedError: weights turned non-finite in a step, or validation is not finite.
     """
-    opened = open_training(session, resume=resume)
+    opened = open_training(session, resume=resume, proves_checkpoints=proves_checkpoints)
     if isinstance(opened, Start):
         return StageResult("train", True, {"steps": opened.step, "nothing_to_do": True}, idle=True)
     try:

@@ -136,7 +136,6 @@ def test_a_wrong_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, f
     path = reference.write("folder", tmp_path / "data")
     config = golden_config(session.config, reference, path, tmp_path)
     fault.put_in(monkeypatch)
-    monkeypatch.setattr(setup, "prove_checkpoints", lambda *_: None)  # it may stop the run, once in a process
     checks = step_checks.trained(config, session.processes, run_train, Reporter(active=False))
     found = failing(checks)
     assert len(found) == 1
