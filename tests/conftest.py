@@ -38,6 +38,10 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
             if isinstance(hooks, dict):
                 hooks.clear()
         pytest.fail(f"{item.nodeid} left hooks on every module: {kept}")
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+        pytest.fail(f"{item.nodeid} left a process group")
 
 
 @pytest.fixture(scope="session", autouse=True)

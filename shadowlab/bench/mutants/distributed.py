@@ -8,16 +8,14 @@ _PROCESSES = "shadowlab/distributed/processes.py"
 _STEP = "shadowlab/training/step.py"
 _SETUP = "shadowlab/stages/train/setup.py"
 _BOTH: tuple[Stage, ...] = ("check-forward", "train")
-_TWO = "--processes 2"
+_TWO = "--set distributed.processes=2"
 _SHARDED = "--set distributed.strategy=fsdp2"
 
 
 def mutant(
     name: str, place: str, old: str, new: str, *, options: str = "", also: tuple[str, ...] = (), says: tuple[str, ...]
 ) -> CodeMutant:
-    return one(
-        name, place, old, new, stages=_BOTH, options=options, train_options=_TWO, also=also, says=(*says, "rank")
-    )
+    return one(name, place, old, new, stages=_BOTH, options=f"{_TWO} {options}", also=also, says=(*says, "rank"))
 
 
 DISTRIBUTED = (

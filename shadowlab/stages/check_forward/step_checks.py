@@ -12,7 +12,7 @@ from typing import Any
 import shadowlab
 from shadowlab.checks import Check
 from shadowlab.console import Reporter
-from shadowlab.distributed import Processes, SingleProcess
+from shadowlab.distributed import Processes, SingleProcess, launched_processes
 from shadowlab.errors import InterruptedRunError
 from shadowlab.latents import encode_dataset
 from shadowlab.quantities import Quantity, agreement
@@ -21,6 +21,7 @@ from shadowlab.settings import Config
 from shadowlab.stages.check_forward.functions_comparison import functions, objective_functions
 from shadowlab.stages.check_forward.golden_run import Train, golden_config, plan_of, raw_vae, run_golden
 from shadowlab.stages.check_forward.judgement_comparison import judgement
+from shadowlab.stages.check_forward.pair import pair_checks
 from shadowlab.stages.check_forward.training_comparison import TrainingComparison
 from shadowlab.tasks import Task, TaskReference, open_task
 from shadowlab.training import build_unet, open_source
@@ -54,6 +55,9 @@ def step_checks(session: Session, train: Train) -> list[Check]:
         ]
         if config.precision != "fp16-pure":  # AdamW on float16 weights: what it gives is not what anybody means
             checks += trained(config, SingleProcess(device), train, quiet)
+            several = max(session.config.distributed.processes, launched_processes() or 1) > 1
+            if several and all(check.passed for check in checks):
+                checks += pair_checks(config, trained, train, folder)
     return checks
 
 

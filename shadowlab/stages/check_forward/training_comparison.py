@@ -242,9 +242,9 @@ class TrainingComparison:
         yield Quantity(f"{name}learning rate", f"{_STEP}, _step", float(record["learning_rate"]), rate, 1e-5)
         if finite:
             norm = reference.norm_of(gradients)
-            yield Quantity(
-                f"{name}gradient norm", f"{_STEP}, _step", float(record["grad_norm"]), norm, 1e-3 * self.loose
-            )
+            seen = float(record["grad_norm"])
+            place = self._place_of_gradient(step, is_multiple=_is_off_by(seen / max(norm, 1e-30), self.scale))
+            yield Quantity(f"{name}gradient norm", place, seen, norm, 1e-3 * self.loose)
 
     # Optimizer
 
@@ -263,7 +263,8 @@ class TrainingComparison:
         wanted = reference.clipped(gradients, plan.max_grad_norm)
         limit = 1e-3 * self.loose * max(float(gradient.abs().amax()) for gradient in wanted.values())
         how = partial(self._whose_gradient, seen, gradients, limit)
-        yield from self._each(f"{name}gradient", f"{_STEP}, _step", seen.gradients, wanted, 0.0, limit, how)
+        place = self._place_of_gradient(step, is_multiple=bool(self._whose_gradient(seen, gradients, limit)))
+        yield from self._each(f"{name}gradient", place, seen.gradients, wanted, 0.0, limit, how)
         rate = reference.learning_rate(plan, step)
         for group in seen.groups:
             yield Quantity(f"{name}learning rate of the optimizer", f"{_STEP}, _step", float(group["lr"]), rate, 1e-6)
@@ -272,7 +273,8 @@ class TrainingComparison:
             yield Quantity(f"{name}betas, eps, decay", "shadowlab/training/optimizer.py, adamw", options, known)
         after = self.adam.step(seen.before, seen.gradients, rate)
         for kind, moments in (("exp_avg", self.adam.mean), ("exp_avg_sq", self.adam.square)):
-            yield from self._each(f"{name}{kind}", f"{_STEP}, _step", seen.moments.get(kind, {}), moments, 1e-4)
+            place = "shadowlab/training/optimizer.py, adamw"  # its rates are right, and what it was given
+            yield from self._each(f"{name}{kind}", place, seen.moments.get(kind, {}), moments, 1e-4)
         yield from self._each(f"{name}weights after it", f"{_STEP}, _step", seen.after, after, 0.0, 2e-3 * rate + 1e-7)
         ceiling = plan.ema_decay
         if ceiling is not None:
@@ -296,6 +298,11 @@ class TrainingComparison:
             relative = limit / max(float(tensor.abs().amax()), 1e-6) if limit else tolerance
             yield Quantity(f"{name} of {one}", place, seen.get(one), tensor, relative, how)
 
+    def _place_of_gradient(self, step: int, *, is_multiple: bool) -> str:
+        """Of one that is wrong though each prediction's is right. What is unscaled, clipped or not cleared before the
+        next step keeps its direction, or shows from the second step on; what is summed wrongly shows in the first."""
+        return f"{_STEP}, _step" if step or is_multiple else f"{_STEP}, _accumulate"
+
     def _whose_gradient(self, seen: OptimizerStep, gradients: dict[str, Tensor], limit: float) -> str:
         """Whether it was not clipped, still has the one before, or is a multiple."""
         found, norm = seen.gradients, reference.norm_of(gradients)
@@ -306,6 +313,11 @@ class TrainingComparison:
         if all(name in found and float((found[name] - g).abs().amax()) <= 10 * limit for name, g in scaled.items()):
             return f"is {own / min(norm, self.plan.max_grad_norm):.4g} times what it should be"
         return ""
+
+
+def _is_off_by(ratio: float, scale: float) -> bool:
+    """Whether a number is off by the gradient scale, which is not 1."""
+    return scale != 1.0 and abs(ratio / scale - 1) < 0.01
 
 
 def _dtype(tensor: Tensor | None) -> str:

@@ -83,8 +83,13 @@ def prove_checkpoints(session: Session, grid: FixedGrid) -> None:
     """Raise StageFailedError where a checkpoint does not give back what it took. One process is enough."""
     config = session.config
     shape = (config.task, config.precision, config.train.ema_decay, config.optimizer, grid.encoded.data.shape[1:])
-    if not session.processes.is_main or shape in _PROVEN:
-        return
+    with session.processes.together():
+        if session.processes.is_main and shape not in _PROVEN:
+            _prove(session, grid)
+            _PROVEN.append(shape)
+
+
+def _prove(session: Session, grid: FixedGrid) -> None:
     try:
         fault = round_trip_fault(session, grid.encoded.select(torch.arange(min(2, len(grid.batch)))))
     except NonFiniteError:  # the run's own first step will say where it is born
@@ -92,4 +97,3 @@ def prove_checkpoints(session: Session, grid: FixedGrid) -> None:
         return
     if fault is not None:
         raise StageFailedError(f"train failed: {fault}")
-    _PROVEN.append(shape)

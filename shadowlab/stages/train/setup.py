@@ -79,9 +79,8 @@ def open_training(session: Session, *, resume: bool, proves_checkpoints: bool = 
     settings = config.train
     dataset, split, grid, source = _open_data(session)
     stream = Stream(dataset, split, config.seed)
-    with processes.together():
-        if proves_checkpoints:
-            prove_checkpoints(session, grid)
+    if proves_checkpoints:
+        prove_checkpoints(session, grid)
     trainee = _build(session)
     global_batch = settings.batch_size * settings.gradient_accumulation_steps * processes.count
     identity = {"data": dataset.fingerprint(), "effective batch": global_batch, "model": config.model_hash()}
