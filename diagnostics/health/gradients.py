@@ -75,7 +75,7 @@ def _grown_most(table: LayerTable, step: int) -> str | None:
     columns = [i for i, at in enumerate(table.steps) if at <= step]
     if len(columns) < 3:
         return None
-    growth = table.values[:, columns[-1]] / table.values[:, columns[:-1]].nanmedian(1).values
+    growth = table.values[:, columns[-1]] / _medians(table.values[:, : len(columns) - 1])  # the steps ascend
     growth = growth.where(growth.isfinite(), 0.0)
     row = int(growth.argmax())
     return table.names[row] if growth[row] > 1 else None
@@ -96,10 +96,12 @@ def vanishing(history: History) -> list[Finding]:
     other layers of the same step, because all gradients fall together when a loss does. A layer that was always
     small is left alone: what stands ahead of a normalisation may get none by design. Exact zeros are for `dead-layer`.
     """
-    rms = history.layers("mean", "gradient").values  # in place: tables of long runs are large
-    rms = rms.hypot_(history.layers("std", "gradient").values)
-    rms.masked_fill_(~((rms > 0) & rms.isfinite()), math.nan)
     names, measured = history.layer_names, history.measured_steps
+    rms = torch.empty(len(names), len(measured), dtype=torch.float64)  # in pieces: tables of long runs are large
+    for piece in history.column_pieces():
+        mean, std = (history.layers(key, "gradient", piece).values for key in ("mean", "std"))
+        torch.hypot(mean, std, out=mean)
+        rms[:, piece] = mean.masked_fill_(~((mean > 0) & mean.isfinite()), math.nan)
     seen = ~rms.isnan().all(0)
     rms, steps = (
         rms if bool(seen.all()) else rms[:, seen],
@@ -111,9 +113,9 @@ def vanishing(history: History) -> list[Finding]:
 
 
 def _over_time(names: tuple[str, ...], rms: Tensor, steps: list[int]) -> list[Finding]:
-    median = rms.nanmedian(0).values
+    median = _medians(rms.T)
     early = slice(1, max(2, len(steps) // 2))  # the first step may meet zero-initialised layers
-    before = (rms[:, early] / median[early]).nanmedian(1).values
+    before = _medians(rms[:, early] / median[early])
     fallen = rms[:, -RECENT:] / median[-RECENT:] / before[:, None]
     found = (fallen < VANISHED).all(1) & (before > VANISHED)
     return [
@@ -128,6 +130,11 @@ def _over_time(names: tuple[str, ...], rms: Tensor, steps: list[int]) -> list[Fi
         )
         for row in found.nonzero().flatten().tolist()
     ]
+
+
+def _medians(values: Tensor) -> Tensor:
+    """Of each row, NaN left out, (rows,). In pieces: a median takes copies, and tables of long runs are large."""
+    return torch.cat([rows.nanmedian(1).values for rows in values.split(64)])
 
 
 def _over_depth(names: tuple[str, ...], rms: Tensor, steps: list[int]) -> list[Finding]:

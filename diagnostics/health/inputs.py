@@ -1,5 +1,7 @@
 """Rules of what the model is given, and of layers that are given nothing."""
 
+import torch
+
 from diagnostics.health.rule import Finding, number, rule
 from diagnostics.records import History
 
@@ -50,15 +52,16 @@ def input_out_of_range(history: History) -> list[Finding]:
 def layer_never_ran(history: History) -> list[Finding]:
     """A layer that is built and never called is not part of the model that trains. Named once, with its parameters."""
     ran = set(history.layer_names)
-    gradient = history.parameters("gradient_norm")
     columns = history.has_parameters & history.has_layers & ~history.measured_skipped & ~history.measured_tripped
     if not ran or int(columns.sum()) < RECENT:
         return []
-    values, there = gradient.values[:, columns], gradient.present[:, columns]
-    reached = (there & (values != 0)).any(1)
+    reached = torch.zeros(len(history.parameter_names), dtype=torch.bool)
+    for piece in columns.nonzero().flatten().split(256):
+        gradient = history.parameters("gradient_norm", piece)
+        reached |= (gradient.present & (gradient.values != 0)).any(1)
     silent: dict[str, list[str]] = {}
     spoken: set[str] = set()
-    for name, is_reached in zip(gradient.names, reached.tolist(), strict=True):
+    for name, is_reached in zip(history.parameter_names, reached.tolist(), strict=True):
         layer = name.rpartition(".")[0]
         (spoken.add(layer) if is_reached else silent.setdefault(layer, []).append(name))
     step = history.measured_steps[-1]

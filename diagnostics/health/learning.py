@@ -26,8 +26,8 @@ def dead_layer(history: History) -> list[Finding]:
     Zero-initialised layers return zeros in their first step and no gradient passes them: they wake up with the first
     update, so that five records in a row are no beginning. Layers without parameters of their own may lack a gradient.
     """
-    activation = history.layers("max_abs", last=RECENT)
-    gradient = history.layers("max_abs", "gradient", last=RECENT)
+    activation = history.layers("max_abs", columns=slice(-RECENT, None))
+    gradient = history.layers("max_abs", "gradient", slice(-RECENT, None))
     if len(activation.steps) < RECENT:
         return []
     trained = {name.rpartition(".")[0] for name in history.parameter_names}
@@ -108,9 +108,9 @@ def lost_updates(history: History) -> list[Finding]:
     if len(kept) < RECENT:
         return []
     step = history.measured_steps[int(kept[-1])]
-    gradient, ratio = history.parameters("gradient_norm"), history.parameters("update_ratio")
-    names, norms = gradient.names, gradient.values[:, kept]
-    still = ratio.present[:, kept] & (ratio.values[:, kept] == 0) & gradient.present[:, kept] & (norms > 0)
+    gradient, ratio = history.parameters("gradient_norm", kept), history.parameters("update_ratio", kept)
+    names, norms = gradient.names, gradient.values
+    still = ratio.present & (ratio.values == 0) & gradient.present & (norms > 0)
     lost = [(names[row], float(norms[row, -1])) for row in still.all(1).nonzero().flatten().tolist()]
     evidence = f"in the last {RECENT} records, with gradients of norm"
     advice = "keep the weights in float32 (autocast computes in half precision), or raise the learning rate"
@@ -139,9 +139,8 @@ def large_updates(history: History) -> list[Finding]:
     columns, _ = _taken(history)
     if len(columns) < MIN_RECORDS:
         return []
-    table = history.parameters("update_ratio")
-    last_step = table.steps[int(columns[-1])]
-    ratios = table.values[:, columns[-RECENT:]]
+    table = history.parameters("update_ratio", columns[-RECENT:])
+    last_step, ratios = table.steps[-1], table.values
     advice = "lower the learning rate, or warm it up for longer"
     medians = ratios.nanmedian(0).values
     if bool((medians > LARGE_RATIO).all()):
@@ -164,8 +163,12 @@ def large_updates(history: History) -> list[Finding]:
 def _there_and_not_zero(history: History, key: str, columns: Tensor) -> tuple[Tensor, Tensor]:
     """Of each parameter in some columns of the tables, (parameters, columns) bool: whether it has the number, and
     whether it has one that is not zero."""
-    table = history.parameters(key)
-    return table.present[:, columns], (table.present & (table.values != 0))[:, columns]
+    there, not_zero = [], []
+    for piece in columns.split(256):
+        table = history.parameters(key, piece)
+        there.append(table.present)
+        not_zero.append(table.present & (table.values != 0))
+    return torch.cat(there, 1), torch.cat(not_zero, 1)
 
 
 def _taken(history: History) -> tuple[Tensor, Tensor]:

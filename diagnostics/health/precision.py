@@ -42,7 +42,7 @@ def headroom(history: History) -> list[Finding]:
     """
     findings = []
     for part in PARTS:
-        table = history.layers("headroom_bits", part, last=WINDOW)
+        table = history.layers("headroom_bits", part, slice(-WINDOW, None))
         bits, steps = table.values, torch.tensor(table.steps, dtype=torch.float64)
         if part == "gradient":
             bits = bits + _scaler_room(history.measured_numbers("loss_scale")[-WINDOW:])
@@ -166,9 +166,10 @@ def bad_parameters(record: TrainingStep) -> list[tuple[str, str, float]]:
 
 def _first_bad_parameter(history: History) -> list[Finding]:
     there = torch.zeros(len(history.measured_steps), dtype=torch.bool)
-    for key in ("gradient_norm", "update_ratio"):
-        table = history.parameters(key)
-        there |= (table.present & ~table.values.isfinite()).any(0)
+    for piece in history.column_pieces():
+        for key in ("gradient_norm", "update_ratio"):
+            table = history.parameters(key, piece)
+            there[piece] |= (table.present & ~table.values.isfinite()).any(0)
     columns = (there & ~history.measured_skipped).nonzero().flatten().tolist()
     bad = bad_parameters(history.measured_records()[columns[0]]) if columns else []
     if not bad:

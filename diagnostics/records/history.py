@@ -19,6 +19,9 @@ from diagnostics.records.lines import open_records, read_records
 from diagnostics.records.reading import Rows
 from diagnostics.records.source import KEPT_BYTES, RecordsInFile, RecordsInMemory, Source
 
+ALL_STEPS = slice(None)
+_PIECE = 256  # measured steps: 3.5 MB of a table of 1,700 parameters
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -300,37 +303,41 @@ class History:
         """
         return self._columns.named(self.kind, "parameters", self.parameter_names)
 
-    def layers(self, statistic: str, part: str = "activation", *, last: int | None = None) -> LayerTable:
+    def layers(self, statistic: str, part: str = "activation", columns: slice | Tensor = ALL_STEPS) -> LayerTable:
         """A statistic (one of `STATISTICS`) of a part (one of `PARTS`) of every layer.
 
         Args:
-            last: so many of the measured steps; None for all.
+            columns: places among `measured_steps`, ascending: those of the table. One of a long run has tens of MB,
+                so that it is better read in the pieces that `column_pieces` names, or as far as it is needed.
 
         Raises:
             ValueError: no such statistic or part.
         """
         if statistic not in STATISTICS or part not in PARTS:
             raise ValueError(f"{part} {statistic}: parts are {', '.join(PARTS)}; statistics {', '.join(STATISTICS)}")
-        return self._table("layers", (part, statistic), last)
+        return self._table("layers", (part, statistic), columns)
 
-    def parameters(self, key: str, *, last: int | None = None) -> LayerTable:
+    def parameters(self, key: str, columns: slice | Tensor = ALL_STEPS) -> LayerTable:
         """`gradient_norm` or `update_ratio` of every parameter.
 
         Args:
-            last: as in `layers`.
+            columns: as in `layers`.
 
         Raises:
             ValueError: no such key.
         """
         if ("", key) not in CELLS["parameters"]:
             raise ValueError(f"{key}: parameters have gradient_norm and update_ratio")
-        return self._table("parameters", ("", key), last)
+        return self._table("parameters", ("", key), columns)
 
-    def _table(self, part: str, cell: tuple[str, str], last: int | None) -> LayerTable:
-        names, steps = self._columns.names(self.kind, part), self.measured_steps
-        first = 0 if last is None else max(0, len(steps) - last)
-        values = self._columns.table(self.kind, part, CELLS[part].index(cell), names, first)
-        return LayerTable(names, steps[first:], values, values.view(torch.int64) != ABSENT_BITS)
+    def column_pieces(self) -> list[slice]:
+        """The measured steps in neighbours of a few hundred."""
+        return [slice(i, i + _PIECE) for i in range(0, len(self._measured), _PIECE)]
+
+    def _table(self, part: str, cell: tuple[str, str], columns: slice | Tensor) -> LayerTable:
+        names, steps = self._columns.names(self.kind, part), self._rows(None).steps[self._measured[columns]]
+        values = self._columns.table(self.kind, part, CELLS[part].index(cell), names, columns)
+        return LayerTable(names, tuple(steps.tolist()), values, values.view(torch.int64) != ABSENT_BITS)
 
 
 def _source(path: Path, on_damage: Callable[[Exception], None] | None) -> Source:

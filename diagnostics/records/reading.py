@@ -133,14 +133,15 @@ class Columns:
         """Of layers or parameters: one that ran in some steps only comes after its predecessor in those."""
         return merged_order(self.measured(kind)[1][part])
 
-    def table(self, kind: str, part: str, cell: int, names: Sequence[str], first: int = 0) -> Tensor:
-        """(names, measured steps from the `first` on) float64, `ABSENT_BITS` where there is no number.
+    def table(self, kind: str, part: str, cell: int, names: Sequence[str], columns: slice | Tensor) -> Tensor:
+        """(names, columns) float64, `ABSENT_BITS` where there is no number.
 
         Args:
             cell: place among the `CELLS` of the part.
             names: of the rows.
+            columns: places among the measured steps, ascending.
         """
-        measured = self.measured(kind)[0][first:]
+        measured = self.measured(kind)[0][columns]
         found = torch.full((len(names), len(measured)), ABSENT_BITS, dtype=torch.int64).view(torch.float64)
         place = {name: row for row, name in enumerate(names)}
         for read, places, own in self._groups(kind, part):
@@ -148,8 +149,7 @@ class Columns:
             if bool(kept.any()):
                 values = read(cell).view(len(places), len(own))
                 rows = torch.tensor([place[name] for name in own])
-                columns = torch.searchsorted(measured, places[kept])
-                found[rows[:, None], columns] = (values if bool(kept.all()) else values[kept]).T
+                found[rows[:, None], torch.searchsorted(measured, places[kept])] = (values if bool(kept.all()) else values[kept]).T
         return found
 
     def named(self, kind: str, part: str, names: Sequence[str]) -> Tensor:

@@ -77,6 +77,10 @@ class RecordsInFile(Source):
         self._blocks = [*before, *gatherer.blocks]
         if whole is not None and whole - end >= max(_LEAST_GROWTH if before else 0, end // _LEAST_SHARE, 1):
             index.save(path, self._file, status, known, self._blocks)
+            saved = index.load(path, self._file)  # ids of samples, and what the heap is left with, go with the old one
+            if saved is not None:
+                known, self._blocks, file = saved
+                weakref.finalize(self, file.close)
         known.forget()
         super().__init__(Columns(self._blocks, known), self._read)
 

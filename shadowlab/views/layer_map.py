@@ -12,6 +12,7 @@ from diagnostics.records import LayerTable
 from shadowlab.views.charts import LayerMap
 
 MAX_COLUMNS = 128
+_ROWS = 64  # of a table at a time, whose columns are merged: tables of long runs are large
 
 
 def merged(values: Tensor, present: Tensor, width: int, *, low_is_worse: bool) -> tuple[Tensor, Tensor]:
@@ -26,6 +27,12 @@ def merged(values: Tensor, present: Tensor, width: int, *, low_is_worse: bool) -
     """
     if width == 1:
         return values, present
+    rows = zip(values.split(_ROWS), present.split(_ROWS), strict=True)
+    found = [_merged_rows(*pair, width, low_is_worse=low_is_worse) for pair in rows]
+    return torch.cat([worst for worst, _ in found]), torch.cat([there for _, there in found])
+
+
+def _merged_rows(values: Tensor, present: Tensor, width: int, *, low_is_worse: bool) -> tuple[Tensor, Tensor]:
     nothing = math.inf if low_is_worse else -math.inf
     spare = -values.shape[1] % width
     filled = torch.nn.functional.pad(values.masked_fill(~present, nothing), (0, spare), value=nothing)

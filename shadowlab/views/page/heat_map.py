@@ -18,6 +18,7 @@ from shadowlab.views.layer_map import blocks, merged
 from shadowlab.views.page.wording import number
 
 MAX_COLUMNS = 400
+_ROWS = 64  # of a table at a time, where it has to be copied
 ABSENT, NAN, INF, MINUS_INF, ZERO, FIRST = 0, 1, 2, 3, 4, 16
 _LAST = 65535
 
@@ -85,7 +86,8 @@ class _Facts:
             self._least = _least(table)
             return
         excused = [one.part == "gradient" and skipped.get(step, False) for step in table.steps]
-        bad = table.present & ~table.values.isfinite() & ~torch.tensor(excused, dtype=torch.bool)
+        finite = torch.cat([rows.isfinite() for rows in table.values.split(_ROWS)])  # it takes a copy
+        bad = table.present & ~finite & ~torch.tensor(excused, dtype=torch.bool)
         for row in bad.any(1).nonzero().flatten().tolist():
             step = table.steps[int(bad[row].nonzero()[0])]
             self._bad[row] = min(step, self._bad.get(row, step))
@@ -104,12 +106,13 @@ class _Facts:
 
 def _least(table: LayerTable) -> list[str]:
     """Each layer's least headroom, and when."""
-    values = table.values.masked_fill(~table.present, math.inf)
-    worst = values.nan_to_num(-math.inf, math.inf, -math.inf).argmin(1)
+    least: list[tuple[int, float]] = []
+    for own, there in zip(table.values.split(_ROWS), table.present.split(_ROWS), strict=True):
+        values = own.masked_fill(~there, math.inf)
+        worst = values.nan_to_num(-math.inf, math.inf, -math.inf).argmin(1)
+        least += zip(worst.tolist(), values.gather(1, worst[:, None]).flatten().tolist(), strict=True)
     texts = []
-    for row, (column, value) in enumerate(
-        zip(worst.tolist(), values.gather(1, worst[:, None]).flatten().tolist(), strict=True)
-    ):
+    for row, (column, value) in enumerate(least):
         text = f"{number(value)} at step {table.steps[column]}" if value < math.inf else "all zero"
         if math.isnan(value):
             text = f"NaN at step {table.steps[column]}"

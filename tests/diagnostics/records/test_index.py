@@ -110,7 +110,7 @@ def told(history: History) -> dict[str, Any]:
             table.steps,
             table.values.tolist(),
             table.present.tolist(),
-            history.layers("norm", part, last=3).steps,
+            history.layers("norm", part, columns=slice(-3, None)).steps,
         )
     found["ratios"] = history.parameters("update_ratio").values.tolist()
     found["findings"] = list(map(str, examine(history)))
@@ -347,7 +347,7 @@ def test_an_earlier_history_goes_on_when_a_resume_replaces_the_file(tmp_path: Pa
 def test_of_a_table_no_more_is_kept_than_is_asked_for(tmp_path: Path) -> None:
     path = written(tmp_path, made(7, 80))
     history = History.read(path)
-    whole, last = history.layers("norm"), history.layers("norm", last=4)
+    whole, last = history.layers("norm"), history.layers("norm", columns=slice(-4, None))
     assert last.steps == whole.steps[-4:]
     assert torch.equal(last.present, whole.present[:, -4:])
     assert last.values.tolist().__repr__() == whole.values[:, -4:].tolist().__repr__()
