@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from diagnostics.health.rule import Finding, number, rule
+from diagnostics.health.rule import Finding, column_pieces, number, rule
 from diagnostics.records import History, LayerTable
 
 RECENT = 5  # records whose median is judged: one spike is what clipping is for
@@ -98,7 +98,7 @@ def vanishing(history: History) -> list[Finding]:
     """
     names, measured = history.layer_names, history.measured_steps
     rms = torch.empty(len(names), len(measured), dtype=torch.float64)  # in pieces: tables of long runs are large
-    for piece in history.column_pieces():
+    for piece in column_pieces(history):
         mean, std = (history.layers(key, "gradient", piece).values for key in ("mean", "std"))
         torch.hypot(mean, std, out=mean)
         rms[:, piece] = mean.masked_fill_(~((mean > 0) & mean.isfinite()), math.nan)

@@ -76,16 +76,15 @@ class _RecentHistory(History):
     def measured_skipped(self) -> Tensor:
         return torch.tensor([bool(record.get("skipped")) for record in self._dumps], dtype=torch.bool)
 
-    def parameters(self, key: str, *, last: int | None = None) -> LayerTable:
+    def parameters(self, key: str, columns: slice | Tensor = slice(None)) -> LayerTable:
         held = [cast(Mapping[str, Mapping[str, Any]], record["parameters"]) for record in self._dumps]
         names = tuple(dict.fromkeys(name for own in held for name in own))
         found = [[own.get(name, {}).get(key) for own in held] for name in names]
         there = torch.tensor([[value is not None for value in row] for row in found], dtype=torch.bool)
         values = [[math.nan if value is None else value for value in row] for row in found]
         shape = (len(names), len(held))
-        return LayerTable(
-            names, self.measured_steps, torch.tensor(values, dtype=torch.float64).view(shape), there.view(shape)
-        )
+        whole = torch.tensor(values, dtype=torch.float64).view(shape)
+        return _at(columns, LayerTable(names, self.measured_steps, whole, there.view(shape)))
 
     def _add_layers(self, layers: Mapping[str, Any]) -> None:
         for name in layers:
@@ -107,12 +106,18 @@ class _RecentHistory(History):
                 values = torch.tensor([one[key] for one in found], dtype=torch.float64)
                 self._cells[number, place, rows, -1] = values
 
-    def layers(self, statistic: str, part: str = "activation", *, last: int | None = None) -> LayerTable:
-        used = min(len(self._dumps), WINDOW if last is None else last)
+    def layers(self, statistic: str, part: str = "activation", columns: slice | Tensor = slice(None)) -> LayerTable:
+        used = min(len(self._dumps), WINDOW)
         number, first = PARTS.index(part), WINDOW - used
         cells = self._cells[number, _STATISTICS.index(statistic)]
         steps = self.measured_steps[len(self._dumps) - used :]
-        return LayerTable(tuple(self._layer_rows), steps, cells[:, first:], self._there[number, :, first:])
+        whole = LayerTable(tuple(self._layer_rows), steps, cells[:, first:], self._there[number, :, first:])
+        return _at(columns, whole)
+
+
+def _at(columns: slice | Tensor, table: LayerTable) -> LayerTable:
+    steps = torch.tensor(table.steps, dtype=torch.int64)[columns].tolist()
+    return LayerTable(table.names, tuple(steps), table.values[:, columns], table.present[:, columns])
 
 
 def _norm(record: Mapping[str, Any]) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diagnostics.health.rule import Finding, number, rule
+from diagnostics.health.rule import Finding, column_pieces, number, rule
 from diagnostics.records import PARTS, History, Incident, LayerTable, TrainingStep
 from diagnostics.verdict import read_verdict
 
@@ -166,7 +166,7 @@ def bad_parameters(record: TrainingStep) -> list[tuple[str, str, float]]:
 
 def _first_bad_parameter(history: History) -> list[Finding]:
     there = torch.zeros(len(history.measured_steps), dtype=torch.bool)
-    for piece in history.column_pieces():
+    for piece in column_pieces(history):
         for key in ("gradient_norm", "update_ratio"):
             table = history.parameters(key, piece)
             there[piece] |= (table.present & ~table.values.isfinite()).any(0)

@@ -9,6 +9,7 @@ from diagnostics.records import FindingRecord, History
 
 Severity = Literal["warning", "alarm"]
 _RISING = 6  # records of the rate
+_PIECE = 256  # measured steps: 3.5 MB of a table of 1,700 parameters
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,8 @@ def warming_up(history: History) -> bool:
 def number(value: float) -> str:
     """Three digits: evidence is read, not computed with."""
     return f"{value:.3g}"
+
+
+def column_pieces(history: History) -> list[slice]:
+    """The measured steps, a few hundred at a time: a whole table of a long run has tens of MB."""
+    return [slice(i, i + _PIECE) for i in range(0, len(history.measured_steps), _PIECE)]

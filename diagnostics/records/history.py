@@ -19,9 +19,6 @@ from diagnostics.records.lines import open_records, read_records
 from diagnostics.records.reading import Rows
 from diagnostics.records.source import KEPT_BYTES, RecordsInFile, RecordsInMemory, Source
 
-ALL_STEPS = slice(None)
-_PIECE = 256  # measured steps: 3.5 MB of a table of 1,700 parameters
-
 
 @dataclass(frozen=True)
 class Curve:
@@ -303,12 +300,11 @@ class History:
         """
         return self._columns.named(self.kind, "parameters", self.parameter_names)
 
-    def layers(self, statistic: str, part: str = "activation", columns: slice | Tensor = ALL_STEPS) -> LayerTable:
+    def layers(self, statistic: str, part: str = "activation", columns: slice | Tensor = slice(None)) -> LayerTable:
         """A statistic (one of `STATISTICS`) of a part (one of `PARTS`) of every layer.
 
         Args:
-            columns: places among `measured_steps`, ascending: those of the table. One of a long run has tens of MB,
-                so that it is better read in the pieces that `column_pieces` names, or as far as it is needed.
+            columns: places among `measured_steps`, ascending: those of the table, which has tens of MB in a long run.
 
         Raises:
             ValueError: no such statistic or part.
@@ -317,7 +313,7 @@ class History:
             raise ValueError(f"{part} {statistic}: parts are {', '.join(PARTS)}; statistics {', '.join(STATISTICS)}")
         return self._table("layers", (part, statistic), columns)
 
-    def parameters(self, key: str, columns: slice | Tensor = ALL_STEPS) -> LayerTable:
+    def parameters(self, key: str, columns: slice | Tensor = slice(None)) -> LayerTable:
         """`gradient_norm` or `update_ratio` of every parameter.
 
         Args:
@@ -329,10 +325,6 @@ class History:
         if ("", key) not in CELLS["parameters"]:
             raise ValueError(f"{key}: parameters have gradient_norm and update_ratio")
         return self._table("parameters", ("", key), columns)
-
-    def column_pieces(self) -> list[slice]:
-        """The measured steps in neighbours of a few hundred."""
-        return [slice(i, i + _PIECE) for i in range(0, len(self._measured), _PIECE)]
 
     def _table(self, part: str, cell: tuple[str, str], columns: slice | Tensor) -> LayerTable:
         names, steps = self._columns.names(self.kind, part), self._rows(None).steps[self._measured[columns]]

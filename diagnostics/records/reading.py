@@ -149,7 +149,9 @@ class Columns:
             if bool(kept.any()):
                 values = read(cell).view(len(places), len(own))
                 rows = torch.tensor([place[name] for name in own])
-                found[rows[:, None], torch.searchsorted(measured, places[kept])] = (values if bool(kept.all()) else values[kept]).T
+                found[rows[:, None], torch.searchsorted(measured, places[kept])] = (
+                    values if bool(kept.all()) else values[kept]
+                ).T
         return found
 
     def named(self, kind: str, part: str, names: Sequence[str]) -> Tensor:

@@ -79,8 +79,9 @@ class RecordsInFile(Source):
             index.save(path, self._file, status, known, self._blocks)
             saved = index.load(path, self._file)  # ids of samples, and what the heap is left with, go with the old one
             if saved is not None:
-                known, self._blocks, file = saved
-                weakref.finalize(self, file.close)
+                weakref.finalize(self, saved[2].close)
+                if saved[1][-1].end == self._blocks[-1].end:  # not that of another process meanwhile
+                    known, self._blocks, _ = saved
         known.forget()
         super().__init__(Columns(self._blocks, known), self._read)
 
