@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from diagnostics.contracts.calls import heard
 from diagnostics.contracts.data import Data
 from diagnostics.contracts.family import LOG, Family, Make, Reports
+from diagnostics.contracts.frozen import Statistics
 from diagnostics.contracts.graph import Terms
 from diagnostics.contracts.idle import Idle, Rates
 from diagnostics.contracts.influence import Influence
@@ -23,7 +24,7 @@ from diagnostics.contracts.scene import Scene, Step
 from diagnostics.health import Finding
 from diagnostics.modules import in_backward
 
-_FAMILIES: tuple[Make, ...] = (Ownership, Motion, Terms, Influence, Order, Idle, Rates, Modes, Data, Ranks)
+_FAMILIES: tuple[Make, ...] = (Ownership, Motion, Statistics, Terms, Influence, Order, Idle, Rates, Modes, Data, Ranks)
 
 
 class Contracts:
@@ -59,6 +60,10 @@ class Contracts:
     def add_metric(self, name: str, value: float, *, higher_is_better: bool | None, kept: bool) -> None:
         """As `Watch.metric`."""
         self._metrics.add(self._last or Step(0, False), name, value, higher_is_better=higher_is_better, kept=kept)
+
+    def add_choice(self, name: str, *, higher_is_better: bool, by: str) -> None:
+        """A host keeps or stops by this metric's highest, or lowest, value."""
+        self._metrics.add_choice(self._last or Step(0, False), name, higher_is_better=higher_is_better, by=by)
 
     # A step
 

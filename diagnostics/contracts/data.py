@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diagnostics.contracts.family import Family, Reports
+from diagnostics.contracts.loaders import LOADERS
 from diagnostics.contracts.scene import Scene, Step
 from diagnostics.tensors import strided
 
@@ -21,6 +22,7 @@ _CONSTANT_STEPS, _LABEL_STEPS = 3, 3
 _LARGE_SAMPLE, _LABELS = 64, 4  # elements of a sample; samples
 _FACTOR, _KNOWN = 16.0, 4
 _VARIED, _REPEATS, _OTHER_LABELS = 4, 4, 2
+_FIRST_BATCHES = 2  # in a row, after one more of the same contents
 _MOST_TENSORS = 16
 _BYTES, _BYTES_STEPS = 64.0, 2  # largest value, from which pictures of whole numbers are those of bytes
 _IS_TIME = re.compile(r"(^|[^a-z])(t|times?|timesteps?|sigmas?|noise_levels?)([^a-z]|$)")
@@ -62,6 +64,13 @@ class Data(Family):
         self._histories: dict[str, _History] = {}
         self._num_steps = 0
         self._num_other_labels = 0
+        self._num_first = 0  # steps in a row whose batch comes first out of its iterator
+
+    def begin(self, step: Step) -> None:
+        LOADERS.listen(self)
+
+    def detach(self) -> None:
+        LOADERS.forget(self)
 
     def end(self, step: Step) -> None:
         self._num_steps += 1
@@ -175,6 +184,11 @@ class Data(Family):
             self.broken("batch-repeats", step, evidence, subject=main)
         if known.run >= _REPEATS and known.num_varied >= _VARIED and main in varied:
             evidence = f"the same contents {known.run} steps in a row, after {known.num_varied} that differed"
+            self.broken("batch-repeats", step, evidence, subject=main)
+        is_first = main in varied and not known.was_shared and LOADERS.is_first(step.inputs()[main])
+        self._num_first = self._num_first + 1 if is_first else 0
+        if self._num_first >= _FIRST_BATCHES and known.run > self._num_first and all(repeats[name] for name in inputs):
+            evidence = f"the same contents {known.run} steps in a row, each time the first batch of a new iterator"
             self.broken("batch-repeats", step, evidence, subject=main)
         for name in varied:
             others = [repeats[other] for other in large | set(labels) if other != name]

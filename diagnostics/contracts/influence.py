@@ -18,6 +18,10 @@ from diagnostics.tensors import tensors_in
 _STEPS = 3  # in which an input is lost
 _NEW = ("empty", "zeros", "ones", "full", "rand", "randn", "zero_", "fill_")
 _ZERO = ("zeros", "zeros_like", "new_zeros", "zero_")
+_MOVES = frozenset(
+    "alias detach view _unsafe_view reshape clone _to_copy slice select narrow expand unsqueeze squeeze transpose t "
+    "permute as_strided split unbind lift_fresh".split()
+)
 _Names = frozenset[str]
 _NOTHING: _Names = frozenset()
 
@@ -37,7 +41,7 @@ class Influence(Family):
 
     @contextmanager
     def _following(self, step: Step) -> Iterator[None]:
-        self._flow = flow = _Flow({n: t for n, t in step.inputs().items() if t.is_floating_point()})
+        self._flow = flow = _Flow({n: t for n, t in step.inputs().items() if not t.is_complex()})
         heard = partial(_note_call, flow)
         roots = [unwrapped(model) for model in self.scene.models]
         with ExitStack() as stack:
@@ -58,13 +62,16 @@ class Influence(Family):
         flow, self._flow = self._flow, None
         if flow is None or not flow.has_roots or not flow.reached:
             return
-        missing = flow.passed - flow.reached - flow.escaped
+        inputs = step.inputs()
+        whole = {name for name, tensor in inputs.items() if not tensor.is_floating_point()}
+        missing = flow.passed - flow.reached - flow.escaped - (whole & flow.used)
         before = self._lost or {}
         self._lost = {name: before.get(name, 0) + 1 for name in sorted(missing) if not before or name in before}
         for name, count in self._lost.items():
             if count >= _STEPS:
                 evidence = f"the model is given it, and the loss is not computed from it, {count} steps in a row"
-                self.broken("input-without-influence", step, evidence, subject=name)
+                severity = "warning" if name in whole else "alarm"
+                self.broken("input-without-influence", step, evidence, subject=name, severity=severity)
         if any(count >= _STEPS for count in self._lost.values()):
             self._lost = {}
 
@@ -89,6 +96,8 @@ class _Flow(TorchDispatchMode):
         """Inputs that something differentiated was computed from."""
         self.escaped: set[str] = set()
         """Inputs that were read on the host, and may decide anything."""
+        self.used: set[str] = set()
+        """Inputs that an operator took which does more than move them."""
         self.has_roots = False
         self._names: dict[int, _Names] = {}
         self._zeros: set[int] = set()
@@ -111,6 +120,8 @@ class _Flow(TorchDispatchMode):
             for tensor in given:
                 self.escaped |= self.names_of(tensor)
             return
+        if name not in _MOVES:
+            self.used.update(*(self.names_of(tensor) for tensor in given))
         names = _NOTHING.union(*(self.names_of(tensor) for tensor in given))
         is_new = name.startswith(("new_",)) or name.endswith("_like") or name in _NEW
         is_zero = name in _ZERO or (name in ("mul", "mul_") and any(map(self._is_zero, arguments)))

@@ -47,6 +47,14 @@ class Metrics(Family):
         if kept:
             known.best = value
 
+    def add_choice(self, step: Step, name: str, *, higher_is_better: bool, by: str) -> None:
+        """Something chooses by this metric; by: its name."""
+        meant = direction_of(name)
+        if meant is not None and meant != higher_is_better:
+            words = ("lower", "higher")
+            evidence = f"{by} takes a {words[higher_is_better]} {name} for the better, and {words[meant]} is"
+            self.broken("metric-direction", step, evidence, subject=f"{by}: {name}")
+
 
 def direction_of(name: str) -> bool | None:
     """Whether a higher value is better, by the metric's name; None where it does not say it."""

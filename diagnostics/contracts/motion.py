@@ -60,6 +60,8 @@ class Motion(Family):
         self._still: dict[int, int] = {}  # parameter -> looks in a row
         self._num_lost: dict[int, int] = {}
         self._num_zero: dict[int, int] = {}  # weight -> looks in a row with a gradient of zeros
+        self._wanted: set[int] = set()  # optimizers that hold a frozen parameter with a gradient
+        self._asked: set[int] = set()  # such parameters that were looked at
         self._running: list[_Look] = []
         self._looks: list[_Look] = []
         self._trained: set[int] = set()  # at a backward of this step
@@ -70,15 +72,29 @@ class Motion(Family):
     def before_backward(self, step: Step, roots: list[Tensor]) -> None:
         """A GAN's loop may freeze a model between its backward and its optimizer's step."""
         optimizers = self.scene.bare_optimizers()
-        if step.is_due or any(self._num_looks.get(id(one), 0) < _FIRST_STEPS for one in optimizers):
+        if step.is_due or self._wanted or any(self._num_looks.get(id(one), 0) < _FIRST_STEPS for one in optimizers):
             self._trained |= {id(p) for one in optimizers for p in held_by(one) if p.requires_grad}
 
     def before_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
         num = self._num_looks.get(id(optimizer), 0)
-        if has_closure or not (num < _FIRST_STEPS or step.is_due) or not self.scene.concerns(optimizer):
+        if has_closure or not self.scene.concerns(optimizer):
+            return
+        if num >= _FIRST_STEPS and not step.is_due:
+            self._look_at_frozen(optimizer)
             return
         self._num_looks[id(optimizer)] = num + 1
         self._running.append(_look(optimizer))
+
+    def _look_at_frozen(self, optimizer: Any) -> None:
+        """What was frozen since, and has a gradient left: in the next step, for it may have trained in this one."""
+        left = [p for p in held_by(optimizer) if not p.requires_grad and p.grad is not None]
+        left = [p for p in left if id(p) not in self._asked]
+        if left and id(optimizer) in self._wanted:
+            self._wanted.discard(id(optimizer))
+            self._asked |= {id(p) for p in left}
+            self._running.append(_look(optimizer, {id(p) for p in left}))
+        elif left:
+            self._wanted.add(id(optimizer))
 
     def after_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
         look = next((one for one in self._running if one.optimizer is optimizer), None)
@@ -170,12 +186,14 @@ class Motion(Family):
         return count
 
 
-def _look(optimizer: Any) -> _Look:
+def _look(optimizer: Any, only: set[int] | None = None) -> _Look:
+    """only: ids of parameters; all by default."""
     parameters, rates = [], []
     for group in getattr(optimizer, "param_groups", ()):
         rate = group.get("lr")
         for parameter in group["params"]:
-            if strided(parameter) is not None and parameter.numel():
+            is_asked = only is None or id(parameter) in only
+            if is_asked and strided(parameter) is not None and parameter.numel():
                 parameters.append(parameter)
                 rates.append(float(rate) if isinstance(rate, (int, float)) else None)
     is_torchs = type(optimizer).__module__.startswith("torch.optim")

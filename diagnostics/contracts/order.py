@@ -111,14 +111,10 @@ class Order(Family):
             return
         name, call_of = self.scene.name_of_optimizer(optimizer), self.scene.call_of
         is_empty = not has_gradient(optimizer) or self._is_cleared(cycle)
-        cycle.num_empty = cycle.num_empty + 1 if is_empty else 0
         if is_empty and (cycle.is_fresh or (cycle.was_reached and cycle.num_since_clear == 0)):
             evidence = f"{name} steps without gradient: backward computed it, and it was cleared before the step"
             self.broken("gradients-cleared-too-early", step, evidence, subject=call_of(optimizer, "zero_grad"))
-        elif cycle.num_empty >= _EMPTY_STEPS:
-            what = "what was differentiated does not reach its parameters" if step.num_backward else "no backward ran"
-            evidence = f"{name} stepped {cycle.num_empty} times in a row without any gradient: {what}"
-            self.broken("loss-without-gradient", step, evidence, subject="loss.backward")
+        self._check_empty(step, cycle, name, is_empty=is_empty)
         if not is_empty:
             self._check_sums(step, cycle, name)
             self._check_mixed(step, cycle, name)
@@ -127,6 +123,14 @@ class Order(Family):
             self._check_scaling(step, cycle, name)
             self._check_wasted(step, cycle, name)
             self._check_sync(step, optimizer, name)
+
+    def _check_empty(self, step: Step, cycle: Cycle, name: str, *, is_empty: bool) -> None:
+        cycle.num_empty = cycle.num_empty + 1 if is_empty else 0
+        is_cleared = cycle.is_fresh or (cycle.was_reached and cycle.num_since_clear == 0)  # another contract
+        if cycle.num_empty >= _EMPTY_STEPS and not is_cleared:
+            what = "what was differentiated does not reach its parameters" if step.num_backward else "no backward ran"
+            evidence = f"{name} stepped {cycle.num_empty} times in a row without any gradient: {what}"
+            self.broken("loss-without-gradient", step, evidence, subject="loss.backward")
 
     def _is_cleared(self, cycle: Cycle) -> bool:
         """Whether all gradients are as they were when they were cleared, to zeros."""
@@ -216,6 +220,9 @@ class Order(Family):
         cycle = self._cycle(optimizer)
         if cycle is None:
             return
+        if has_closure:
+            name = self.scene.name_of_optimizer(optimizer)
+            self._check_empty(step, cycle, name, is_empty=not has_gradient(optimizer))
         for other in self._cycles:
             if other is not cycle and any(optimizer is one for one in other.shared_with):
                 other.is_foreign = True

@@ -73,8 +73,15 @@ class Ownership(Family):
             self._had_gradient |= {key for key, p in self.scene.parameters().items() if p.grad is not None}
 
     def before_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
-        if not self._looks or has_closure:
-            return
+        if self._looks and not has_closure:
+            self._ask(step, optimizer)
+
+    def after_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
+        """A closure computes the gradients inside the optimizer's step, as Lightning's does."""
+        if self._looks and has_closure:
+            self._ask(step, optimizer)
+
+    def _ask(self, step: Step, optimizer: Any) -> None:
         held = held_by(optimizer)
         num = self._num_steps[id(optimizer)] = self._num_steps.get(id(optimizer), 0) + 1
         if num == 1:

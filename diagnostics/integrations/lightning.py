@@ -69,6 +69,8 @@ class WatchCallback(Callback):  # type: ignore[misc]
         parameters = {id(parameter) for parameter in pl_module.parameters()}
         own = [optimizer for optimizer in trainer.optimizers if _holds(optimizer, parameters)]
         self.watch = Watch(pl_module, own or None, **self._options)
+        for name, is_max, by in _choices(trainer):
+            self.watch._watched.contracts.add_choice(name, higher_is_better=is_max, by=by)
         metrics = [module for module in pl_module.modules() if hasattr(module, "_defaults")]
         watched, loop = _Watched(self.watch, trainer, metrics), trainer.fit_loop.epoch_loop
         for part in (loop.automatic_optimization, loop.manual_optimization):
@@ -212,6 +214,15 @@ def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
         return list(value) if isinstance(value, list) else value
 
     return {name: copied(value) for name, value in values.items()}
+
+
+def _choices(trainer: Any) -> Iterator[tuple[str, bool, str]]:
+    """Metrics by which callbacks and schedulers choose, whether a higher value is better for them, and their names."""
+    owners = [(getattr(one, "monitor", None), one) for one in trainer.callbacks if getattr(one, "save_top_k", 1) != 0]
+    owners += [(config.monitor, config.scheduler) for config in trainer.lr_scheduler_configs]
+    for monitor, owner in owners:
+        if isinstance(monitor, str) and getattr(owner, "mode", None) in ("min", "max"):
+            yield monitor, owner.mode == "max", type(owner).__name__
 
 
 def _holds(optimizer: Any, parameters: set[int]) -> bool:

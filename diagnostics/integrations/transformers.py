@@ -153,6 +153,11 @@ class _Steps:
         options = checked_options(self._trainer.watch_options)
         options.setdefault("accelerator", self._trainer.accelerator)
         self._trainer.watch = Watch(model, optimizer, **options)
+        arguments = self._trainer.args
+        name, is_greater = arguments.metric_for_best_model, arguments.greater_is_better
+        if arguments.load_best_model_at_end and name is not None and is_greater is not None:
+            kept = self._trainer.watch._watched.contracts
+            kept.add_choice(name, higher_is_better=bool(is_greater), by="greater_is_better")
         self._optimizer_patch.enter_context(replaced(optimizer, "step", self._around_optimizer_step))
 
     def _open(self, body: Callable[[], Any], inputs: Any) -> None:

@@ -62,6 +62,12 @@ class KeptContracts:
             self._contracts.add_metric(name, value, higher_is_better=higher_is_better, kept=kept)
             self._publish(index)
 
+    def add_choice(self, name: str, *, higher_is_better: bool, by: str) -> None:
+        """The host that owns the loop keeps or stops by a metric."""
+        if self._contracts is not None:
+            self._contracts.add_choice(name, higher_is_better=higher_is_better, by=by)
+            self._publish(0)
+
     def detach(self) -> None:
         """Leave no trace in torch or in the models."""
         if self._contracts is not None:
