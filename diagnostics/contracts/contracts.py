@@ -41,7 +41,7 @@ class Contracts:
         scene = Scene(models, optimizers, are_given)
         self._reports = Reports()
         self._metrics = Metrics(scene, self._reports)
-        self._families: list[Family] = [make(scene, self._reports) for make in _FAMILIES]
+        self._families: list[Family] = [self._metrics, *(make(scene, self._reports) for make in _FAMILIES)]
         self._scene = scene
         self.lost = []
         self._step: Step | None = None

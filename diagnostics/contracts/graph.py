@@ -9,10 +9,13 @@ from torch import Tensor
 
 from diagnostics.contracts.family import Family, Reports
 from diagnostics.contracts.scene import Scene, Step
+from diagnostics.contracts.sums import constant_in
+from diagnostics.frames import own_frames, variables_of
 
 _FIRST_STEPS = 3
 _STEPS = 2
 _CLOSE = 1e-4  # relative: rounding of a sum
+_ROUNDING, _SMALL, _VARIES = 2e-6, 1e-3, 0.02  # of the loss; of it; of a variable from step to step
 _MOST_NODES = 200_000
 _IS_LOSS = re.compile(r"(^|[^a-z])(loss|losses|kl|kld|reg|regularizer|penalty)([^a-z]|$)")
 
@@ -27,6 +30,7 @@ class Terms(Family):
         self._roots: list[Tensor] = []
         self._nodes: set[Any] = set()
         self._counts: dict[str, int] = {}
+        self._ratios: dict[str, tuple[float, float]] = {}  # variable -> its last value, and the constant part over it
 
     def begin(self, step: Step) -> None:
         self._looks = step.is_due or self._num_looks < _FIRST_STEPS
@@ -36,6 +40,30 @@ class Terms(Family):
         if self._looks:
             self._roots += [root.detach() for root in roots if root.numel() == 1]
             self._nodes |= _nodes_below([root.grad_fn for root in roots])
+            if len(roots) == 1 and roots[0].numel() == 1:
+                self._look_at_variables(step, roots[0])
+
+    def _look_at_variables(self, step: Step, root: Tensor) -> None:
+        """Variables of the loop that are named as losses, have no graph, and follow what is constant in the loss."""
+        frame = next(own_frames(), None)
+        variables = {} if frame is None else variables_of(frame)
+        named = {name: value for name, value in variables.items() if _IS_LOSS.search(name.lower())}
+        values = {name: value for name, value in named.items() if _is_without_graph(value)}
+        constant = constant_in(root, variables) if values else None
+        size = abs(float(root.detach())) if constant is not None else 0.0
+        if constant is None or abs(constant) < _SMALL * size:
+            self._ratios = {}
+            return
+        before, self._ratios = self._ratios, {}
+        for name, value in values.items():
+            number = float(value)
+            if number == 0 or not math.isfinite(number):
+                continue
+            self._ratios[name] = number, constant / number
+            last, ratio = before.get(name, (number, 0.0))
+            off = abs(constant - ratio * number)
+            if abs(number - last) > _VARIES * abs(last) and off <= _CLOSE * abs(constant) + _ROUNDING * size:
+                self._report(step, name, "constant")
 
     def end(self, step: Step) -> None:
         roots, nodes, self._roots, self._nodes = self._roots, self._nodes, [], set()
@@ -80,6 +108,13 @@ class Terms(Family):
             if _is_close(values[name] + sum(values[n] for n in with_graph), total):
                 return name
         return None
+
+
+def _is_without_graph(value: Any) -> bool:
+    """Whether it is a number, or a tensor () that nothing can be differentiated through."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and value.is_floating_point() and not value.requires_grad
+    return isinstance(value, float)
 
 
 def _is_close(value: float, other: float) -> bool:

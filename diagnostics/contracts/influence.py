@@ -13,14 +13,14 @@ from diagnostics.contracts.family import Family, Reports
 from diagnostics.contracts.model_calls import CALLS
 from diagnostics.contracts.scene import Scene, Step
 from diagnostics.modules import eager_modules, in_backward, unwrapped
-from diagnostics.tensors import tensors_in
+from diagnostics.tensors import named_tensors
 
 _STEPS = 3  # in which an input is lost
 _NEW = ("empty", "zeros", "ones", "full", "rand", "randn", "zero_", "fill_")
 _ZERO = ("zeros", "zeros_like", "new_zeros", "zero_")
-_MOVES = frozenset(
-    "alias detach view _unsafe_view reshape clone _to_copy slice select narrow expand unsqueeze squeeze transpose t "
-    "permute as_strided split unbind lift_fresh".split()
+_MOVES = (
+    *("alias", "detach", "view", "_unsafe_view", "reshape", "clone", "_to_copy", "slice", "select", "narrow", "expand"),
+    *("unsqueeze", "squeeze", "transpose", "t", "permute", "as_strided", "split", "unbind", "lift_fresh"),
 )
 _Names = frozenset[str]
 _NOTHING: _Names = frozenset()
@@ -81,7 +81,7 @@ class Influence(Family):
 
 def _note_call(flow: "_Flow", root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if torch.is_grad_enabled():
-        for tensor in tensors_in([*args, *kwargs.values()]):
+        for _, tensor in named_tensors("", [*args, *kwargs.values()]):
             flow.passed |= flow.names_of(tensor)
 
 

@@ -1,10 +1,13 @@
 """Results by which a loop chooses its best checkpoint."""
 
 import re
+import weakref
 from dataclasses import dataclass
+from typing import Any
 
 from diagnostics.contracts.family import Family, Reports
-from diagnostics.contracts.scene import Scene, Step
+from diagnostics.contracts.plateaus import PLATEAUS
+from diagnostics.contracts.scene import Scene, Step, bare
 
 _HIGHER = r"(acc|accuracy|iou|miou|psnr|ssim|f1|auc|auroc|map|precision|recall|dice|zncc|bleu|rouge|r2|reward|return)"
 _LOWER = r"(loss|error|err|rmse|mse|mae|nll|fid|lpips|perplexity|ppl|wer|cer|kl|absrel)"
@@ -23,6 +26,28 @@ class Metrics(Family):
     def __init__(self, scene: Scene, reports: Reports) -> None:
         super().__init__(scene, reports)
         self._results: dict[str, _Results] = {}
+        self._last = Step(0, False)
+
+    def begin(self, step: Step) -> None:
+        self._last = Step(step.index, False)
+        own = weakref.ref(self)
+
+        def heard(scheduler: Any, names: list[str]) -> None:
+            metrics = own()
+            if metrics is not None and metrics.scene.concerns(bare(scheduler.optimizer)):
+                metrics._check_plateau(scheduler, names)
+
+        PLATEAUS.listen(self, heard)
+
+    def detach(self) -> None:
+        PLATEAUS.forget(self)
+
+    def _check_plateau(self, scheduler: Any, names: list[str]) -> None:
+        meant = {name: direction_of(name) for name in names}
+        if len(set(meant.values()) - {None}) == 1:
+            name = next(name for name, one in meant.items() if one is not None)
+            by = f"ReduceLROnPlateau(mode={scheduler.mode!r})"
+            self.add_choice(self._last, name, higher_is_better=scheduler.mode == "max", by=by)
 
     def add(self, step: Step, name: str, value: float, *, higher_is_better: bool | None, kept: bool) -> None:
         """A result.

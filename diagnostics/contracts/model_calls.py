@@ -2,13 +2,14 @@
 
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
 from torch import nn
 
-Heard = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
-"""Gets the model and the arguments of the call, before it."""
+Heard = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], AbstractContextManager[Any] | None]
+"""Gets the model and the arguments of the call, before it; inside what it returns the call runs."""
 
 
 class _Calls:
@@ -30,10 +31,14 @@ class _Calls:
         listeners = self._heard
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if not torch.compiler.is_compiling():
-                for heard in listeners.get(module, ()):
-                    heard(module, args, kwargs)
-            return original(module, *args, **kwargs)
+            if torch.compiler.is_compiling():
+                return original(module, *args, **kwargs)
+            around = [heard(module, args, kwargs) for heard in listeners.get(module, ())]
+            with ExitStack() as stack:
+                for one in around:
+                    if one is not None:
+                        stack.enter_context(one)
+                return original(module, *args, **kwargs)
 
         kind.__call__ = call  # type: ignore[method-assign]
 

@@ -1,6 +1,7 @@
 """Training and evaluation mode: in the steps, and between them, where validation runs."""
 
 import weakref
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -8,12 +9,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from diagnostics.contracts.dropouts import Dropouts
 from diagnostics.contracts.family import Family, Reports
 from diagnostics.contracts.model_calls import CALLS, Heard
 from diagnostics.contracts.scene import Scene, Step, held_by
 from diagnostics.modules import unwrapped, walk
 
 _NEVER_TRAINED = 2  # steps
+_FOLLOWED = 2  # calls
 
 
 class Modes(Family):
@@ -26,6 +29,7 @@ class Modes(Family):
         self._num_untrained = [0] * len(self._roots)
         self._is_inside = False
         self._outside: list[tuple[str, str]] = []  # name of a module and what it does in training mode
+        self._num_followed = 0  # calls in evaluation mode
         self._is_listening = False
         self._heard = _weakly(self)
 
@@ -37,17 +41,29 @@ class Modes(Family):
                 CALLS.listen(root, self._heard)
         if self._outside:
             (name, kind), num = self._outside[0], len(self._outside)
-            evidence = f"the model ran without gradients in training mode, {num} times since the last step: {kind}"
+            how = "" if "evaluation" in kind else " in training mode"
+            evidence = f"the model ran without gradients{how}, {num} times since the last step: {kind}"
             self.broken("training-mode-in-evaluation", step, evidence, layer=name)
             self._outside = []
 
-    def called(self, root: nn.Module) -> None:
+    def called(self, root: nn.Module) -> AbstractContextManager[Any] | None:
         """A model runs."""
-        if self._is_inside or torch.is_grad_enabled() or not root.training:
-            return
+        if self._is_inside or torch.is_grad_enabled():
+            return None
+        if not root.training:
+            return self._without_dropout(root)
         found = _active(root)
         if found is not None:
             self._outside.append(found)
+        return None
+
+    def _without_dropout(self, root: nn.Module) -> AbstractContextManager[Any] | None:
+        """The first calls in evaluation mode are followed; a module that was put into training mode is meant to be."""
+        is_meant = any(module.training for module in root.modules() if isinstance(module, _DropoutNd))
+        if self._num_followed >= _FOLLOWED or is_meant:
+            return None
+        self._num_followed += 1
+        return Dropouts(root, lambda place: self._outside.append((place, "dropout is active in evaluation mode")))
 
     def before_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
         held = {id(p) for p in held_by(optimizer)}
@@ -109,9 +125,8 @@ def _weakly(modes: Modes) -> Heard:
     """For a watch that nobody has any more is silent."""
     reference = weakref.ref(modes)
 
-    def heard(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def heard(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AbstractContextManager[Any] | None:
         own = reference()
-        if own is not None:
-            own.called(root)
+        return None if own is None else own.called(root)
 
     return heard

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from inspect import CO_OPTIMIZED
 from itertools import islice
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any, Literal
@@ -18,11 +17,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from diagnostics.frames import variables_of
+
 Kind = Literal[
     "", "generator", "accelerator", "iterator", "function", "method", "partial", "mapping", "items", "object"
 ]
 
-_HELD_BY_FRAME = 3  # references to the snapshot of a frame's variables: the frame's, a local one, the question's
 _ATOMS = (int, float, str, bytes, type(None), complex, range, slice, type, ModuleType, BuiltinFunctionType, Tensor)
 _LIBRARIES = (
     *("torch", "numpy", "accelerate", "logging", "pathlib", "argparse", "tqdm", "wandb", "builtins"),
@@ -90,16 +90,6 @@ def around_body(frame: FrameType, batch: Any, *, is_thorough: bool) -> Surroundi
     own = [] if frame.f_locals is frame.f_globals else list(variables_of(frame).items())
     named = [(name, frame.f_globals[name]) for name in code.co_names if name in frame.f_globals]
     return look.run([*own, *named, ("batch", batch)])
-
-
-def variables_of(frame: FrameType) -> dict[str, Any]:
-    """Names and values of a frame's own variables, as they are now; nothing of it is kept by the frame."""
-    found = frame.f_locals
-    values = dict(found)
-    is_snapshot = frame.f_code.co_flags & CO_OPTIMIZED and type(found) is dict
-    if is_snapshot and sys.getrefcount(found) <= _HELD_BY_FRAME:  # else the frame's code has it, from `locals()`
-        found.clear()  # before Python 3.13 it would keep alive what the variables held, until somebody looks again
-    return values
 
 
 def is_generator(value: Any) -> bool:

@@ -1,0 +1,56 @@
+"""What `ReduceLROnPlateau` is given, and under which name its caller has it."""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from diagnostics.frames import own_frames, variables_of
+
+Heard = Callable[[Any, list[str]], None]
+"""Gets the scheduler, and names of the result that it is given."""
+
+
+class _Plateaus:
+    """Stands in for its `step`, as long as somebody listens."""
+
+    def __init__(self) -> None:
+        self._listeners: weakref.WeakKeyDictionary[Any, Heard] = weakref.WeakKeyDictionary()
+        self._original: Any = None
+
+    def listen(self, listener: Any, heard: Heard) -> None:
+        """listener: until `forget`, or until nobody has it; `heard` must not hold it."""
+        self._listeners[listener] = heard
+        if self._original is not None:
+            return
+        original = self._original = ReduceLROnPlateau.step
+        listeners = self._listeners
+
+        def step(scheduler: Any, metrics: Any, *args: Any, **kwargs: Any) -> Any:
+            if listeners:
+                names = list(_names_of(metrics))
+                for heard in list(listeners.values()):
+                    heard(scheduler, names)
+            return original(scheduler, metrics, *args, **kwargs)
+
+        ReduceLROnPlateau.step = step  # type: ignore[method-assign]
+
+    def forget(self, listener: Any) -> None:
+        self._listeners.pop(listener, None)
+        if not self._listeners and self._original is not None:
+            ReduceLROnPlateau.step = self._original  # type: ignore[method-assign]
+            self._original = None
+
+
+def _names_of(value: Any) -> Iterator[str]:
+    """Names of this object in the caller's frame: of variables, and keys of its dicts."""
+    frame = next(own_frames(), None)
+    for name, one in ({} if frame is None else variables_of(frame)).items():
+        if one is value:
+            yield name
+        elif isinstance(one, Mapping) and type(one).__module__ == "builtins":
+            yield from (str(key) for key, item in one.items() if item is value)
+
+
+PLATEAUS = _Plateaus()
