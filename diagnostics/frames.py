@@ -7,9 +7,9 @@ from types import FrameType
 from typing import Any
 
 _HELD_BY_FRAME = 3  # references to the snapshot of a frame's variables: the frame's, a local one, the question's
-_LIBRARIES = frozenset(
-    "torch diagnostics accelerate lightning pytorch_lightning lightning_fabric transformers deepspeed ignite contextlib "
-    "functools".split()  # noqa: SIM905 (a line each would be eleven)
+_LIBRARIES = (
+    *("torch", "diagnostics", "accelerate", "lightning", "pytorch_lightning", "lightning_fabric", "transformers"),
+    *("deepspeed", "ignite", "contextlib", "functools"),
 )
 
 

@@ -33,7 +33,7 @@ class _Loaders:
                 loaders._note(iterator, batch)
             return batch
 
-        kind.__next__ = following  # type: ignore[method-assign]
+        kind.__next__ = following  # type: ignore[method-assign, assignment]
 
     def forget(self, listener: Any) -> None:
         self._listeners.discard(listener)

@@ -34,7 +34,7 @@ class _Plateaus:
                     heard(scheduler, names)
             return original(scheduler, metrics, *args, **kwargs)
 
-        ReduceLROnPlateau.step = step  # type: ignore[method-assign]
+        ReduceLROnPlateau.step = step  # type: ignore[method-assign, assignment]
 
     def forget(self, listener: Any) -> None:
         self._listeners.pop(listener, None)

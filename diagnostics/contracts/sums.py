@@ -1,9 +1,11 @@
 """A loss that is differentiated, taken apart into its terms: those with a graph, and what is constant."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 _DEPTH = 64
 
@@ -17,21 +19,22 @@ def constant_in(root: Tensor, variables: Mapping[str, Any]) -> float | None:
     values = {tensor.grad_fn: tensor for tensor in tensors}
     if root.grad_fn is None or not _has_constant(root.grad_fn, _DEPTH):
         return None
-    terms = _terms(root.grad_fn, values, _DEPTH)
-    if terms is None:
-        return None
-    return float(root.detach()) - sum(weight * float(values[node].detach()) for weight, node in terms)
+    with _disable_current_modes():  # a mode that follows operators would be given numbers in place of tensors
+        terms = _terms(root.grad_fn, values, _DEPTH)
+        if terms is None:
+            return None
+        return float(root.detach()) - sum(weight * float(values[node].detach()) for weight, node in terms)
 
 
 def _kind(node: Any) -> str:
-    return type(node).__name__.removesuffix("Backward0")
+    return re.sub(r"Backward\d+$", "", type(node).__name__)
 
 
 def _has_constant(node: Any, depth: int) -> bool:
     children = [child for child, _ in node.next_functions]
-    if depth == 0 or _kind(node) not in ("Add", "Sub", "Mul", "Div", "Neg"):
+    if depth == 0 or _kind(node) not in ("Add", "Sub", "Rsub", "Mul", "Div", "Neg"):
         return False
-    if _kind(node) in ("Add", "Sub") and None in children:
+    if _kind(node) == "Rsub" or (_kind(node) in ("Add", "Sub") and None in children):
         return True
     return any(_has_constant(child, depth - 1) for child in children if child is not None)
 
@@ -58,6 +61,8 @@ def _factors(node: Any) -> list[tuple[float, Any]] | None:
         alpha = _number(getattr(node, "_saved_alpha", 1)) or 1.0
         signs = (1.0, alpha if kind == "Add" else -alpha)
         return [(sign, child) for sign, child in zip(signs, children, strict=False) if child is not None]
+    if kind == "Rsub":
+        return [(-(_number(getattr(node, "_saved_alpha", 1)) or 1.0), children[0])]
     if kind == "Neg":
         return [(-1.0, children[0])]
     if kind == "Mul" and sum(child is not None for child in children) == 1:
