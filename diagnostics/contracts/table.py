@@ -50,7 +50,8 @@ _LISTED = (
     Contract(
         "frozen-parameter-moves",
         "alarm",
-        "an optimizer's step changes the bits of a parameter with requires_grad=False",
+        "an optimizer's step changes the bits of a parameter with requires_grad=False; or the running statistics of a "
+        "batch normalisation inside a frozen module move in 3 steps with gradients, and no weight of that module does",
         f"{_DOCS}/notes/autograd.html#setting-requires-grad: a gradient left behind, or weight decay, moves it",
         "set its grad to None when you freeze it, or leave it out of the optimizer",
     ),
@@ -82,16 +83,17 @@ _LISTED = (
     Contract(
         "loss-term-without-gradient",
         "alarm",
-        "the step returns named terms whose sum is the loss that was differentiated, and one of them has no graph; a "
-        "warning where a returned loss has a graph that is not differentiated; in 2 steps",
+        "the step returns named terms whose sum is the loss that was differentiated, and one of them has no graph; or "
+        "a variable of the loop that is named as a loss has none, and what is constant in the loss is a multiple of it; "
+        "a warning where a returned loss has a graph that is not differentiated; in 2 steps",
         "discuss.pytorch.org: a term computed by .item(), numpy or under no_grad adds a constant",
         "compute the term from tensors with a graph, and add it to what is differentiated",
     ),
     Contract(
         "input-without-influence",
         "alarm",
-        "a floating input of the batch is handed to the model, and nothing that is differentiated is computed from "
-        "it, in 3 steps",
+        "a floating input of the batch is handed to the model, and nothing that is differentiated is computed from it, "
+        "in 3 steps; a warning where an integer input is handed to the model and to no operator",
         "arxiv.org/abs/2506.14813; conditions that a forward takes and does not use",
         "use the argument in forward, or leave it out",
     ),
@@ -190,7 +192,8 @@ _LISTED = (
     Contract(
         "training-mode-in-evaluation",
         "alarm",
-        "between two steps the model runs without gradients in training mode, with dropout or batch normalisation",
+        "between two steps the model runs without gradients in training mode, with dropout or batch normalisation; or "
+        "in evaluation mode, with dropout that is called as a function and does not know of it",
         f"{_DOCS}/notes/autograd.html#evaluation-mode-nn-module-eval",
         "call model.eval() before validation and model.train() after it",
     ),
@@ -221,8 +224,8 @@ _LISTED = (
     Contract(
         "batch-repeats",
         "alarm",
-        "after 4 different batches in a row the same contents come 4 times in a row; or inputs that repeat come with "
-        "other labels, twice",
+        "after 4 different batches in a row the same contents come 4 times in a row; inputs that repeat come with other "
+        "labels, twice; or the same contents come 3 times as the first batch of a new iterator that has more",
         "github.com/pytorch/pytorch/issues/5059: one random state for several readers",
         "take the next batch in each step; look at iter(loader) inside the loop, and at the sampler",
     ),
@@ -263,7 +266,8 @@ _LISTED = (
         "metric-direction",
         "alarm",
         "a result is kept as the best although an earlier kept one is better, or a better one is not kept, by the "
-        "direction that was given or that the metric's name has",
+        "direction that was given or that the metric's name has; or ReduceLROnPlateau, a callback of Lightning's or the "
+        "Trainer of transformers takes the worse for the better",
         "github.com/prs-eth/Marigold-like trainers: best checkpoint by min of an accuracy",
         "compare in the direction in which the metric improves",
     ),
