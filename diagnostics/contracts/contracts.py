@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from diagnostics.contracts.best import Best
 from diagnostics.contracts.calls import heard
 from diagnostics.contracts.data import Data
 from diagnostics.contracts.family import LOG, Family, Make, Reports
@@ -24,7 +25,20 @@ from diagnostics.contracts.scene import Scene, Step
 from diagnostics.health import Finding
 from diagnostics.modules import in_backward
 
-_FAMILIES: tuple[Make, ...] = (Ownership, Motion, Statistics, Terms, Influence, Order, Idle, Rates, Modes, Data, Ranks)
+_FAMILIES: tuple[Make, ...] = (
+    Ownership,
+    Motion,
+    Statistics,
+    Terms,
+    Influence,
+    Order,
+    Idle,
+    Rates,
+    Modes,
+    Data,
+    Best,
+    Ranks,
+)
 
 
 class Contracts:

@@ -1,16 +1,13 @@
 """Results by which a loop chooses its best checkpoint."""
 
-import re
 import weakref
 from dataclasses import dataclass
 from typing import Any
 
+from diagnostics.contracts.directions import direction_of
 from diagnostics.contracts.family import Family, Reports
 from diagnostics.contracts.plateaus import PLATEAUS
 from diagnostics.contracts.scene import Scene, Step, bare
-
-_HIGHER = r"(acc|accuracy|iou|miou|psnr|ssim|f1|auc|auroc|map|precision|recall|dice|zncc|bleu|rouge|r2|reward|return)"
-_LOWER = r"(loss|error|err|rmse|mse|mae|nll|fid|lpips|perplexity|ppl|wer|cer|kl|absrel)"
 
 
 @dataclass
@@ -79,10 +76,3 @@ class Metrics(Family):
             words = ("lower", "higher")
             evidence = f"{by} takes a {words[higher_is_better]} {name} for the better, and {words[meant]} is"
             self.broken("metric-direction", step, evidence, subject=f"{by}: {name}")
-
-
-def direction_of(name: str) -> bool | None:
-    """Whether a higher value is better, by the metric's name; None where it does not say it."""
-    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
-    lower, higher = (any(re.fullmatch(one, word) for word in words) for one in (_LOWER, _HIGHER))
-    return None if lower == higher else higher

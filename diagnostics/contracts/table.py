@@ -84,8 +84,8 @@ _LISTED = (
         "loss-term-without-gradient",
         "alarm",
         "the step returns named terms whose sum is the loss that was differentiated, and one of them has no graph; or "
-        "a variable of the loop that is named as a loss has none, and what is constant in the loss is a multiple of it; "
-        "a warning where a returned loss has a graph that is not differentiated; in 2 steps",
+        "a variable of the loop that is named as a loss has none, and what is constant in the loss is a multiple of "
+        "it; a warning where a returned loss has a graph that is not differentiated; in 2 steps",
         "discuss.pytorch.org: a term computed by .item(), numpy or under no_grad adds a constant",
         "compute the term from tensors with a graph, and add it to what is differentiated",
     ),
@@ -224,8 +224,8 @@ _LISTED = (
     Contract(
         "batch-repeats",
         "alarm",
-        "after 4 different batches in a row the same contents come 4 times in a row; inputs that repeat come with other "
-        "labels, twice; or the same contents come 3 times as the first batch of a new iterator that has more",
+        "after 4 different batches in a row the same contents come 4 times in a row; inputs that repeat come with "
+        "other labels, twice; or the same contents come 3 times as the first batch of a new iterator that has more",
         "github.com/pytorch/pytorch/issues/5059: one random state for several readers",
         "take the next batch in each step; look at iter(loader) inside the loop, and at the sampler",
     ),
@@ -266,8 +266,9 @@ _LISTED = (
         "metric-direction",
         "alarm",
         "a result is kept as the best although an earlier kept one is better, or a better one is not kept, by the "
-        "direction that was given or that the metric's name has; or ReduceLROnPlateau, a callback of Lightning's or the "
-        "Trainer of transformers takes the worse for the better",
+        "direction that was given or that the metric's name has, in `watch.metric` or in a variable of the loop named "
+        "best; or ReduceLROnPlateau, a callback of Lightning's or the Trainer of transformers takes the worse for the "
+        "better",
         "github.com/prs-eth/Marigold-like trainers: best checkpoint by min of an accuracy",
         "compare in the direction in which the metric improves",
     ),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diagnostics import CONTRACTS
-from diagnostics.contracts.metric import direction_of
+from diagnostics.contracts.directions import direction_of
 from tests.diagnostics.contracts.loops import Loop, first, train
 
 

@@ -1,6 +1,7 @@
 """What a loop differentiates, judges by and feeds: each fault next to a loop that looks like it and is right."""
 
 import gc
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -106,6 +107,36 @@ def test_what_a_plateau_is_given(mode: str, name: str):
     where = f"ReduceLROnPlateau(mode='{mode}'): {name}"
     assert said(loop) == ({("metric-direction", where)} if is_wrong else set())
     loop.watch.detach()
+
+
+def chosen(first: float, *, is_higher: bool, notes_more: bool = False) -> list[Any]:
+    """A loop that keeps its best `val_acc` in a variable; `notes_more`: and the loss that came with it."""
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    watch = Watch(model, optimizer, incidents=None)
+    best_metric, best_loss, best_epoch = first, 9.0, 0
+
+    def body() -> None:
+        optimizer.zero_grad()
+        model(torch.randn(4, 8)).square().mean().backward()
+        optimizer.step()
+
+    for index, val_acc in enumerate([0.2, 0.4, 0.3, 0.5, 0.1, 0.6]):
+        watch.step(body)
+        val_loss = 0.5 + val_acc
+        if val_acc > best_metric if is_higher else val_acc < best_metric:
+            best_metric, best_epoch = val_acc, index
+            if notes_more:
+                best_loss = val_loss
+    watch.detach()
+    assert best_epoch and best_loss
+    return [(f.rule, f.step, f.where) for f in watch.findings]
+
+
+def test_the_best_that_a_loop_keeps_in_a_variable():
+    assert chosen(0.0, is_higher=True) == chosen(-math.inf, is_higher=True, notes_more=True) == []
+    for first in (1e8, math.inf, 1.0):
+        assert chosen(first, is_higher=False) == [("metric-direction", 2, "val_acc")]
 
 
 def test_nothing_stands_in_for_torch_once_the_watch_is_gone():
