@@ -60,14 +60,15 @@ class Best(Family):
     def _judge_changes(
         self, step: Step, changed: list[tuple[str, float]], now: dict[str, float], metrics: dict[str, bool]
     ) -> None:
-        """One result is chosen by, and others may be noted with it: where one is right, all are."""
+        """One result is chosen by, and others may be noted with it: where one is right, or is of a metric that is
+        not at hand any more, nothing is said."""
         found = []
         for name, old in changed:
             same = {metric: higher for metric, higher in metrics.items() if now[metric] == now[name]}
             if len(set(same.values())) == 1:
                 metric, higher = next(iter(same.items()))
                 found.append((name, old, metric, higher, (now[name] < old) == higher))
-        is_any_right = any(not is_wrong for *_, is_wrong in found)
+        is_any_right = any(not is_wrong for *_, is_wrong in found) or len(found) < len(changed)
         for name, old, metric, higher, is_wrong in found:
             if is_any_right:
                 self._pairs.pop(name, None)

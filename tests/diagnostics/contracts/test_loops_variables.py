@@ -121,8 +121,9 @@ def chosen(first: float, *, is_higher: bool, notes_more: bool = False) -> list[A
         model(torch.randn(4, 8)).square().mean().backward()
         optimizer.step()
 
-    for index, val_acc in enumerate([0.2, 0.4, 0.3, 0.5, 0.1, 0.6]):
+    for index, result in enumerate([0.2, 0.4, 0.3, 0.5, 0.1, 0.6]):
         watch.step(body)
+        val_acc = result
         val_loss = 0.5 + val_acc
         if val_acc > best_metric if is_higher else val_acc < best_metric:
             best_metric, best_epoch = val_acc, index
@@ -135,6 +136,7 @@ def chosen(first: float, *, is_higher: bool, notes_more: bool = False) -> list[A
 
 def test_the_best_that_a_loop_keeps_in_a_variable():
     assert chosen(0.0, is_higher=True) == chosen(-math.inf, is_higher=True, notes_more=True) == []
+    assert chosen(math.inf, is_higher=False, notes_more=True) == []  # lower losses come with it
     for first in (1e8, math.inf, 1.0):
         assert chosen(first, is_higher=False) == [("metric-direction", 2, "val_acc")]
 
