@@ -10,7 +10,7 @@ from typing import Any
 from diagnostics.contracts.directions import direction_of
 from diagnostics.contracts.family import Family, Reports
 from diagnostics.contracts.scene import Scene, Step
-from diagnostics.frames import own_frames, variables_of
+from diagnostics.patching import own_frames, variables_of
 
 _IS_BEST = re.compile(r"(^|[^a-z])best([^a-z]|$)")
 _MOST_ITEMS = 32

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diagnostics.frames import variables_of
 from diagnostics.modules import walk
+from diagnostics.patching import variables_of
 
 
 class Dropouts(TorchDispatchMode):

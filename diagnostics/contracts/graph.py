@@ -10,7 +10,7 @@ from torch import Tensor
 from diagnostics.contracts.family import Family, Reports
 from diagnostics.contracts.scene import Scene, Step
 from diagnostics.contracts.sums import constant_in
-from diagnostics.frames import own_frames, variables_of
+from diagnostics.patching import own_frames, variables_of
 
 _FIRST_STEPS = 3
 _STEPS = 2

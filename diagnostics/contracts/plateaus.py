@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from diagnostics.frames import own_frames, variables_of
+from diagnostics.patching import own_frames, variables_of
 
 Heard = Callable[[Any, list[str]], None]
 """Gets the scheduler, and names of the result that it is given."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from types import FrameType, FunctionType
 from typing import Any, NoReturn, TypeVar, cast
 
-from diagnostics.frames import variables_of
+from diagnostics.patching import variables_of
 
 ATTEMPTS = "    for attempt in watch.attempts(batch=batch):\n        with attempt:\n            ...the step..."
 _STEP = "    loss = watch.step(lambda: train_one(batch), batch=batch)"

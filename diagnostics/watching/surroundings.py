@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from diagnostics.frames import variables_of
+from diagnostics.patching import variables_of
 
 Kind = Literal[
     "", "generator", "accelerator", "iterator", "function", "method", "partial", "mapping", "items", "object"
