@@ -1,10 +1,11 @@
-# On a fresh machine: `make quickstart` trains, `make check` and `make test` prove a change, `make docs` builds the site.
+# On a fresh machine: `make quickstart` trains, `make check` and `make test` prove a change, `make test-all` a release,
+# `make docs` builds the site.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: quickstart check test docs reference
+.PHONY: quickstart check test test-all docs reference
 
 quickstart: $(VENV)/.installed
 	$(BIN)/shadowlab check-forward
@@ -23,6 +24,9 @@ check: $(VENV)/.installed-dev
 	. $(BIN)/activate && python -m pytest --quiet -n 0 tests/test_house.py
 
 test: $(VENV)/.installed-dev
+	. $(BIN)/activate && python -m pytest -m "not slow"
+
+test-all: $(VENV)/.installed-dev
 	. $(BIN)/activate && python -m pytest
 
 docs: $(VENV)/.installed-docs

@@ -21,8 +21,16 @@ settings.register_profile("shadowlab", deadline=None, derandomize=True)
 settings.load_profile("shadowlab")
 
 
+SLOW = frozenset((Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").split())
+"""As `scripts/slow_tests.py` measured them."""
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: one that starts last would leave the other processors without work."""
+    for item in items:
+        if item.nodeid.split("[")[0] in SLOW:
+            item.add_marker("slow")
     num_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -num_slow[item.path])
 

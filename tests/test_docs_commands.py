@@ -218,7 +218,6 @@ def broken(seed_fp16: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory
     return shutil.copytree(seed_fp16[1], tmp_path_factory.mktemp("broken") / "user")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if pages.commands(page)], ids=lambda page: page.name)
 def test_commands_run_and_print_what_the_page_says(page: Path, request: pytest.FixtureRequest) -> None:
     world = "broken" if str(page.relative_to(ROOT)) in AFTER_THE_FIRST_RUN else "trained"
@@ -233,7 +232,6 @@ def test_commands_run_and_print_what_the_page_says(page: Path, request: pytest.F
         assert not absent, f"{command.place}: `{command.words}` printed\n{printed}\nand not\n" + "\n".join(absent)
 
 
-@pytest.mark.slow
 def test_train_takes_up_what_the_stages_proved_and_goes_on_where_it_stopped(trained: Path) -> None:
     printed = prove(stages_of_the_readme()[3], trained)
     assert "check-forward: passed before" in printed

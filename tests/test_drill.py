@@ -11,13 +11,8 @@ from shadowlab.drill.case import Drill, Forecast
 from shadowlab.drill.cases import DRILLS
 from shadowlab.drill.run import run_drill
 
-LONG = ("drift",)
 
-
-@pytest.mark.parametrize(
-    "drill",
-    [pytest.param(d, id=d.name, marks=[pytest.mark.slow] if d.name in LONG else []) for d in DRILLS],
-)
+@pytest.mark.parametrize("drill", DRILLS, ids=lambda drill: drill.name)
 def test_the_verdict_names_the_injected_place(drill: Drill):
     result = run_drill(drill)
     assert result.passed, f"{result.misses}\n{result.error}"

@@ -12,7 +12,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
 def test_a_transformers_loop_under_watch(tmp_path: Path):
     pytest.importorskip("transformers")
     script = ROOT / "examples" / "watch_transformers.py"

@@ -40,7 +40,6 @@ def whole(stage_folder: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     return output / "whole"
 
 
-@pytest.mark.slow
 def test_interrupted_and_resumed_is_as_if_nothing_had_been(
     stage_folder: dict[str, Path], tmp_path: Path, whole: Path
 ) -> None:
@@ -63,7 +62,6 @@ def test_interrupted_and_resumed_is_as_if_nothing_had_been(
     same_run(whole, run)
 
 
-@pytest.mark.slow
 def test_interrupted_before_any_step_the_name_is_free(
     stage_folder: dict[str, Path], tmp_path: Path, whole: Path
 ) -> None:
@@ -246,7 +244,6 @@ def hears(process: subprocess.Popen[str]) -> bool:
     return caught is not None and bool(int(caught[1], 16) & 1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("after", [0.0, 0.5, 1.2])
 @pytest.mark.parametrize(
     ("number", "words"),

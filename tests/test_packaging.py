@@ -62,7 +62,6 @@ def test_every_imported_package_is_declared() -> None:
     assert not undeclared
 
 
-@pytest.mark.slow
 def test_installed_wheel_runs_among_decoys(wheel: Path, tmp_path: Path) -> None:
     """Console script, presets, embedded data and the fault corpus come from the wheel, not from the working folder."""
     environment = tmp_path / "environment"

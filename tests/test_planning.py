@@ -87,7 +87,6 @@ def test_strategies_differ_where_they_should(plan: MemoryPlan) -> None:
         assert fsdp2.peak(moment).items[ACTIVATIONS] == pytest.approx(ddp.peak(moment).items[ACTIVATIONS], rel=0.1)
 
 
-@pytest.mark.slow
 def test_choices_show(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     """More samples take more, checkpointing less; without an EMA there is none, and no copy while it is judged."""
 
@@ -121,7 +120,6 @@ def test_the_table_says_what_fits_and_what_is_assumed(plan: MemoryPlan) -> None:
     assert needed == of(plan, "ddp").highest.total + sum(of(plan, "ddp").assumed.values())
 
 
-@pytest.mark.slow
 def test_the_plan_is_within_a_tenth_of_the_measured_peak() -> None:
     """Resident memory of a real round in a process of its own, on a UNet of 31 M parameters; see `bench memory`."""
     widths = {"block_out_channels": (128, 384), "norm_num_groups": 32, "sample_size": 32}

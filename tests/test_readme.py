@@ -4,7 +4,6 @@ import json
 import re
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
@@ -13,7 +12,6 @@ from tests import pages
 README = pages.ROOT / "README.md"
 
 
-@pytest.mark.slow
 def test_the_verdict_is_what_is_printed(seed_fp16: tuple[str, Path]) -> None:
     """Word for word; but operands depend on the processor, and the run's name on the time."""
     [shown] = [command for command in pages.commands(README) if command.words.endswith("--allow-unsafe")]

@@ -23,7 +23,6 @@ def log_of(run: Path) -> str:
     return (run / "log.txt").read_text()
 
 
-@pytest.mark.slow
 def test_training_goes_on_when_the_disk_of_its_output_is_full(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     words = command(stage_folder, tmp_path, "run", STEPS, *SHOWN)
     with open("/dev/full", "w") as full:
@@ -59,7 +58,6 @@ def read_all(terminal: int) -> None:
         pass
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_closed_session_ends_the_run_as_sigterm_does(
     stage_folder: dict[str, Path], tmp_path: Path, num_processes: int
@@ -77,7 +75,6 @@ def test_a_closed_session_ends_the_run_as_sigterm_does(
     assert (run / "checkpoints" / f"step-{int(found[1]):08d}" / "COMPLETE").is_file()
 
 
-@pytest.mark.slow
 def test_under_nohup_a_closed_session_ends_nothing(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
     process, terminal = in_a_terminal(command(stage_folder, tmp_path, "run", STEPS, *SHOWN), nohup=True)

@@ -44,7 +44,6 @@ def test_the_count_is_the_closed_form(hub_folder, batch: int, size: int) -> None
     assert training_flops(unet.to("meta"), batch, size) == closed_form(tiny.shadow_unet(hub_folder), batch, size)
 
 
-@pytest.mark.slow
 def test_full_sdxl_is_counted_without_its_memory() -> None:
     unet = unet_without_memory("sdxl")
     assert {p.device.type for p in unet.parameters()} == {"meta"}

@@ -66,7 +66,6 @@ def test_the_page_shows_the_loops_as_they_run() -> None:
     assert not [line for block in shown for line in block.text.splitlines() if line.strip() not in lines]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "accumulations"),
     [
@@ -88,7 +87,6 @@ def test_a_host_is_right_in_every_phase(file: str, accumulations: tuple[int, ...
         assert row.passed, row.wrong
 
 
-@pytest.mark.slow
 def test_hosts_of_two_processes_are_right_in_every_phase() -> None:
     """With an accumulation in which FSDP2 keeps gradients to itself; without, see `tests/diagnostics/test_ranks.py`."""
     rows = try_together([host for host in HOSTS if host.num_processes == 2], 2, (4,))

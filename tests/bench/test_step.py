@@ -11,7 +11,6 @@ from shadowlab.bench.rounds import Rounds, row_lines
 from tests import tiny
 
 
-@pytest.mark.slow
 def test_a_miniature_gives_every_row(hub_folder):
     options = {name: words for name, words in step.OPTIONS.items() if name != "torch.compile"}
     report = step.measure_step(

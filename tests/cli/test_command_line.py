@@ -164,7 +164,6 @@ def test_a_used_run_folder_is_refused_and_left_alone() -> None:
     assert [path.name for path in folder.iterdir()] == ["precious.txt"]
 
 
-@pytest.mark.slow
 def test_plan_fits_or_ends_with_1(stage_folder: dict[str, Path]) -> None:
     words = ["plan", "--weights", str(stage_folder["unet"]), "--set", f"model.vae={stage_folder['vae']}", "--json"]
     words += ["--set", "data.image_size=32", "--strategy", "ddp", "--batch", "2", "--checkpointing"]
@@ -192,7 +191,6 @@ def test_resume_without_a_run_says_so() -> None:
     assert "no run of preset tiny" in error_line(result)
 
 
-@pytest.mark.slow
 def test_check_forward_passes_and_prints_json() -> None:
     result = shadowlab("check-forward", "--json", "--run", "proof")
     assert result.exit_code == 0, result.stderr
@@ -206,7 +204,6 @@ def test_check_forward_passes_and_prints_json() -> None:
     assert json.loads((run / "stages.json").read_text())["check-forward"]["passed"] is True
 
 
-@pytest.mark.slow
 def test_data_check_names_every_malformed_sample(tmp_path: Path) -> None:
     """Over 30 malformed data sets: exit 2, every problem one line that names the sample, no traceback."""
     cases = make_all(tmp_path / "malformed")

@@ -108,7 +108,6 @@ def opened(browser: Browser, address: str) -> None:
     until(lambda: browser.find_all("#shadow img"), "no shadow is shown")
 
 
-@pytest.mark.slow
 def test_half_a_turn_of_the_light_moves_the_shadow_to_the_other_side(browser: Browser, address: str) -> None:
     opened(browser, address)
     right = centroid(changed(browser, lambda: browser.run(_SLIDE, "#phi", 180)))

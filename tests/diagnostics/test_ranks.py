@@ -14,7 +14,6 @@ from diagnostics import Verdict
 from tests.diagnostics import ranks
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo"),
 ]
 SECONDS = 240
@@ -70,7 +69,6 @@ def of_scene(reports: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return [report[name] for report in reports]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_a_healthy_run_is_silent_and_bit_identical(reports: list[dict[str, Any]], wrapper: str):
     for report in of_scene(reports, f"{wrapper}-healthy"):

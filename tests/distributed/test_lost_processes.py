@@ -11,7 +11,6 @@ import pytest
 from tests.runs import command, run_here, started, steps_of, wait_for
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "says"),
     [
@@ -48,7 +47,6 @@ def test_the_others_end_and_name_it(stage_folder: dict[str, Path], tmp_path: Pat
     assert f"steps {done // 3 * 3} to {done + 2}" in resumed.stdout
 
 
-@pytest.mark.slow
 def test_one_that_is_asked_to_end_has_all_of_them_save(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = started([*command(stage_folder, tmp_path, "run", 500), "--processes", "2"])

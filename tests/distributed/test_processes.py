@@ -60,7 +60,6 @@ def stopped_at(stderr: str) -> int:
     return int(step)
 
 
-@pytest.mark.slow
 def test_four_sharded_processes_then_two_then_one(stage_folder: dict[str, Path], tmp_path: Path, alone: Path) -> None:
     """torchrun's 4 with FSDP2, 2 of our own with DDP, 1: each goes on with the same samples and the same curve."""
     run = tmp_path / "run"
@@ -95,7 +94,6 @@ def test_four_sharded_processes_then_two_then_one(stage_folder: dict[str, Path],
     same_curve(alone, run)
 
 
-@pytest.mark.slow
 def test_a_bad_sample_on_one_rank_is_everybodys_error(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     """The second process alone reads it, in the second step: the first must not wait for it in a collective."""
     folders = {**stage_folder, "data": Path(shutil.copytree(stage_folder["data"], tmp_path / "data"))}
@@ -119,7 +117,6 @@ def test_a_bad_sample_on_one_rank_is_everybodys_error(stage_folder: dict[str, Pa
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
 def test_a_wrong_option_is_one_error_of_all_processes(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     """What only the task can see, which the launcher does not load: each process sees it, one says it."""
     words = command(stage_folder, tmp_path, "two", STEPS, "task_options.min_soft_iou=2")

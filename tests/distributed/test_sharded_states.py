@@ -3,7 +3,6 @@
 import subprocess
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -14,7 +13,6 @@ from tests.runs import BINARY
 FILES = ("optimizer.safetensors", "unet/diffusion_pytorch_model.safetensors", "ema/diffusion_pytorch_model.safetensors")
 
 
-@pytest.mark.slow
 def test_states_of_any_optimizer_in_two_sharded_processes(hub_folder: Path, tmp_path: Path) -> None:
     words = [str(BINARY / "torchrun"), "--nproc-per-node", "2", "--master-port", "29523"]
     words += ["-m", "tests.distributed.sharded_states", str(hub_folder), str(tmp_path)]

@@ -138,7 +138,6 @@ def encode(data: Path, out: Path) -> list[str]:
     return [str(BINARY / "shadowlab"), "data", "encode", "--data", str(data), "--out", str(out), "--device", "cpu"]
 
 
-@pytest.mark.slow
 def test_encode_by_two_launchers_makes_the_files_of_one_process(
     pictures: Path, encoded: dict[str, str], tmp_path: Path
 ) -> None:
@@ -147,7 +146,6 @@ def test_encode_by_two_launchers_makes_the_files_of_one_process(
     assert "80 latents of 40 samples" in first.stdout and second.stdout == ""
 
 
-@pytest.mark.slow
 def test_a_killed_process_is_named_and_the_same_command_goes_on(
     pictures: Path, encoded: dict[str, str], tmp_path: Path
 ) -> None:
@@ -171,7 +169,6 @@ def test_a_killed_process_is_named_and_the_same_command_goes_on(
     assert digests(out) == encoded
 
 
-@pytest.mark.slow
 def test_three_processes_pack_and_one_error_of_theirs_is_one_line(pictures: Path, tmp_path: Path) -> None:
     words = [str(BINARY / "shadowlab"), "data", "pack", str(pictures), "--shard-mib", "0.1", "--out"]
     done = subprocess.run(
@@ -188,7 +185,6 @@ def test_three_processes_pack_and_one_error_of_theirs_is_one_line(pictures: Path
     assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1, done.stderr
 
 
-@pytest.mark.slow
 def test_train_by_two_launchers_is_the_run_of_one(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     """4 processes by one launcher: the same bits. One process with the same batch: within rounding."""
     settings = ("train.validate_every=2",)

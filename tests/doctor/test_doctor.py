@@ -33,7 +33,6 @@ def bad(items: Any) -> list[Item]:
     return found
 
 
-@pytest.mark.slow
 def test_where_all_is_well_it_says_so_and_leaves_nothing_behind(tmp_path: Path) -> None:
     before = set(Path("/tmp").glob("shadowlab-doctor-*"))
     result = shadowlab("doctor", "--json", "--device", "cpu", "--set", f"output_dir={tmp_path / 'runs'}")

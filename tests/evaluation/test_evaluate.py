@@ -124,7 +124,6 @@ def test_the_summary_is_that_of_the_lines_and_the_lines_of_the_samples(whole: Pa
     assert {"model, 1 step", "model, 2 steps"} <= document["control"].keys()
 
 
-@pytest.mark.slow
 def test_killed_and_resumed_by_several_the_files_are_the_same(whole: Path, world: Path) -> None:
     out = world / "killed"
     words = (

@@ -95,7 +95,6 @@ def files_of(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
 
 
-@pytest.mark.slow
 def test_any_number_of_processes_finds_the_same(data: Path) -> None:
     before = files_of(data)
     alone = asdict(checked(data, image_size=16))
@@ -173,7 +172,6 @@ def test_a_damaged_part_is_examined_again(
     assert told.lines == ["resuming: 8 of 23 samples are examined already"] and not state.exists()
 
 
-@pytest.mark.slow
 def test_two_processes_that_were_stopped_are_resumed_by_one(tmp_path: Path) -> None:
     """The whole command, ended by Ctrl-C while it works."""
     make_folder(tmp_path / "set", 600)
@@ -196,7 +194,6 @@ def test_two_processes_that_were_stopped_are_resumed_by_one(tmp_path: Path) -> N
     assert asdict(resumed) == asdict(checked(tmp_path / "set")) and resumed.num_examined == 600
 
 
-@pytest.mark.slow
 def test_quick_examines_a_sample_drawn_over_the_whole_set_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,7 +230,6 @@ def opened_by_a_check(path: Path) -> Counter[str]:
     return Counter(done.stdout.split())
 
 
-@pytest.mark.slow
 def test_every_picture_is_read_once(tmp_path: Path) -> None:
     make_folder(tmp_path / "set", 9)
     times = opened_by_a_check(tmp_path / "set")

@@ -22,7 +22,6 @@ def export(*words: str) -> Any:
     return CliRunner().invoke(app, ["export", *words])
 
 
-@pytest.mark.slow  # a process of its own imports diffusers and runs the folder
 def test_the_command_runs_what_it_wrote_without_shadowlab(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "pipeline"
     done = export(str(run), "--to", "diffusers", "--out", str(out), "--json")

@@ -79,7 +79,6 @@ def given(count: int, height: int, width: int) -> dict[str, torch.Tensor]:
     return {"noise": noise, "object_image": object_image * mask, "mask": mask, "light": light}
 
 
-@pytest.mark.slow  # tracing and converting, once for both formats
 def test_onnx_programs_give_what_the_model_gives(exported: Any, few: LoadedModel) -> None:
     import onnxruntime
 
@@ -96,7 +95,6 @@ def test_onnx_programs_give_what_the_model_gives(exported: Any, few: LoadedModel
         assert np.abs(latents - wanted.numpy()).max() <= 1e-4 and np.abs(shadow - picture.numpy()).max() <= 1e-4
 
 
-@pytest.mark.slow
 def test_torch_programs_give_what_the_model_gives(
     exported: Any, few: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,7 +89,6 @@ def test_a_list_is_its_rows_one_by_one_and_goes_on_where_it_stopped(place: Path)
     assert all(Path(f"one/{k}.png").read_bytes() == Path(f"all/{k}.png").read_bytes() for k in range(5))
 
 
-@pytest.mark.slow
 def test_two_processes_write_the_same_files(place: Path) -> None:
     """In processes of their own, where a device has a number."""
     words = ["generate", "first", "--device", "cpu", "--list", "list.csv"]

@@ -53,7 +53,6 @@ def test_it_stops_when_the_criterion_is_met(stage_folder: dict[str, Path], tmp_p
     assert run.stages()["overfit"]["passed"] is True
 
 
-@pytest.mark.slow
 def test_it_learns(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     """The loss on the fixed grid falls clearly below 1: what a silent model pays for the noise alone."""
     words = ("overfit.max_steps=40", "overfit.learning_rate=5e-3", "overfit.evaluate_every=20", "overfit.min_r2=-1e9")

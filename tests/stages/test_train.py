@@ -136,7 +136,6 @@ def test_resuming_changes_nothing(
     assert numbers(parts) == numbers(whole)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_three_parts_make_the_whole(stage_folder: dict[str, Path], tmp_path: Path, precision: str) -> None:
     """Weights, EMA, moments, scaler, data order and records, bit for bit; TensorBoard's steps only grow."""

@@ -168,7 +168,6 @@ def test_a_bad_state_is_kept_apart_and_repaired(stage_folder: dict[str, Path], t
     assert "go on from the last good checkpoint" in document["conclusion"]
 
 
-@pytest.mark.slow
 def test_float16_overflow_that_float32_holds(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     run = failed_run(stage_folder, tmp_path, "precision=fp16", at=0, sabotage=spoil_weights(1e6))
     document = answered(str(run.path))
@@ -179,7 +178,6 @@ def test_float16_overflow_that_float32_holds(stage_folder: dict[str, Path], tmp_
     assert "train with --precision bf16" in document["conclusion"]
 
 
-@pytest.mark.slow
 def test_a_scaler_that_collapsed_is_a_matter_of_its_scale(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     def raise_scale(trainee: Trainee, _: Any) -> None:
         trainee.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)

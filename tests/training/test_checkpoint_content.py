@@ -194,7 +194,6 @@ def test_every_value_of_state_json(path: Path, trainee: Trainee) -> None:
     assert tried > 200
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("part", ["unet", "ema"])
 def test_every_value_of_the_models_configuration(path: Path, trainee: Trainee, part: str) -> None:
     config = json.loads((path / part / "config.json").read_text())
@@ -213,7 +212,6 @@ def _without(config: dict[str, Any], few: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in few}
 
 
-@pytest.mark.slow
 def test_every_value_of_optimizer_json(with_document: Path, hub: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(with_document, tmp_path / with_document.name))
     document = json.loads((path / "optimizer.json").read_text())

@@ -45,7 +45,6 @@ def trainee_after(hub_folder: Path, num_steps: int, *words: str, attached: bool 
     return trainee
 
 
-@pytest.mark.slow
 def test_watching_a_compiled_model(hub_folder: Path) -> None:
     """Between statistics weights are bit for bit those of an unwatched run; a step with statistics, which measures
     every layer, is bit for bit an eager one."""
@@ -64,7 +63,6 @@ def test_watching_a_compiled_model(hub_folder: Path) -> None:
         torch.testing.assert_close(everything(compiled)[name], value, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", ["false", "true"])
 def test_a_fault_inside_a_compiled_block_is_explained(hub_folder: Path, checkpointed: str) -> None:
     """Blamed is the layer inside the block, although no hook is there when it happens."""
@@ -81,7 +79,6 @@ def test_a_fault_inside_a_compiled_block_is_explained(hub_folder: Path, checkpoi
     assert_equal(everything(trainee), before)
 
 
-@pytest.mark.slow
 def test_a_bad_sample_of_a_compiled_model_is_named(hub_folder: Path) -> None:
     trainee = trainee_after(hub_folder, 2, COMPILED)
     batch = tiny.encoded_batch(range(8, 12))
@@ -91,7 +88,6 @@ def test_a_bad_sample_of_a_compiled_model_is_named(hub_folder: Path) -> None:
     assert (caught.value.verdict.phase, caught.value.verdict.samples) == ("data", (2,))
 
 
-@pytest.mark.slow
 def test_checkpoints_are_the_same_files(hub_folder: Path, tmp_path: Path) -> None:
     compiled = trainee_after(hub_folder, 2, COMPILED)
     path = save_checkpoint(tmp_path, compiled, step=2, position=8, identity={}, keep_last=1)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -76,6 +76,7 @@ def test_workers_that_draw_the_same(num_workers: int, key: str):
     assert first(Seen(batch).run()) == {"workers-repeat": 2 * num_workers - (key == "noise")}
 
 
+@settings(max_examples=20)  # each is a watched run
 @given(st.lists(st.integers(0, 3), min_size=6, max_size=14))
 def test_batches_that_differ_from_their_neighbours_are_silent(order: list[int]):
     """Whatever returns later, a second epoch for instance."""

@@ -137,7 +137,6 @@ class TestFile:
         assert len(list(read_records(path))) == 1
 
 
-@pytest.mark.slow
 def test_a_long_run_of_a_large_model(tmp_path):
     """900 layers of 12 values in 200 records. Writing one record takes some hundredths of a second."""
     names = ("norm", "mean", "std", "max_abs", "fraction_zero", "num_nonfinite")

@@ -270,7 +270,6 @@ torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.slow
 def test_norm_of_sharded_gradients_is_that_of_the_whole(tmp_path):
     """FSDP2 on two processes; the norm of one shard would be too small by about the root of two."""
     script = tmp_path / "sharded.py"

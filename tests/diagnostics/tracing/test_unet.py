@@ -61,7 +61,6 @@ def loss_of(unet: nn.Module) -> Tensor:
     return loss.detach()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("checkpointing", "precision"), [(False, None), (True, torch.float16), (True, torch.bfloat16)])
 def test_faults_are_named(unet: nn.Module, checkpointing: bool, precision: torch.dtype | None):
     unet.enable_gradient_checkpointing() if checkpointing else unet.disable_gradient_checkpointing()

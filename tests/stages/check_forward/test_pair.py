@@ -13,8 +13,6 @@ from shadowlab.stages.check_forward.step_checks import trained
 from shadowlab.stages.train.train import run_train
 from tests.stages.check_forward.test_reference import session_of
 
-pytestmark = pytest.mark.slow
-
 
 def alone(session: Any, **options: Any) -> Any:
     """Trains without the other process: what is wrapped is the bare model."""

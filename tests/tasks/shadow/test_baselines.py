@@ -39,7 +39,6 @@ def _scores(samples: list[Sample], name: str, turned: float = 0.0) -> dict[str, 
     return {metric: float(values.mean()) for metric, values in metrics.items()}
 
 
-@pytest.mark.slow
 def test_inflated_silhouette_is_near_the_renders_and_a_drop_shadow_is_not(samples: list[Sample]) -> None:
     inflated, drop = _scores(samples, "inflated silhouette"), _scores(samples, "drop shadow")
     assert inflated["soft_iou"] >= 0.60 and inflated["zncc"] >= 0.80

@@ -54,7 +54,6 @@ def lines_of(report: CheckReport) -> list[str]:
     return [*map(str, report.problems), *report.errors, *report.warnings, *report.notices]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mutant", DATA_MUTANTS, ids=lambda mutant: mutant.name)
 def test_each_fault_is_named_with_its_conversion(mutant: FaultySet, sound: Path, tmp_path: Path) -> None:
     mutant.make(sound, tmp_path / "set")
@@ -127,7 +126,6 @@ ODD: dict[str, Callable[[int], tuple[float, float, float]]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ODD)
 def test_odd_sets_of_lights_are_no_error(kind: str, sound: Path, tmp_path: Path) -> None:
     report = check_dataset(drawn_set(tmp_path / "set", sound, ODD[kind]))

@@ -23,7 +23,7 @@ from tests.views.page.run_folders import add_pictures, layers, make_run, stage, 
 ROOT = Path(__file__).parents[3]
 PICTURE = os.environ.get("SHADOWLAB_REPORT_PICTURE")
 
-pytestmark = [pytest.mark.slow, requires_chromium]
+pytestmark = requires_chromium
 
 NAMES = [f"{block}.{kind}" for block in ("down_blocks.0", "mid_block", "up_blocks.0") for kind in ("conv1", "norm")]
 

@@ -43,7 +43,6 @@ def shown_steps(api: str) -> list[int]:
     return [step for _, step, _ in points]
 
 
-@pytest.mark.slow
 def test_every_leaf_module_has_activation_and_gradient_norms(board_run: Path, api: str) -> None:
     unet = UNet2DConditionModel.from_pretrained(board_run / "checkpoints" / "step-00000004" / "unet")
     remove_cross_attention(unet)
@@ -64,14 +63,12 @@ def test_every_leaf_module_has_activation_and_gradient_norms(board_run: Path, ap
     assert any(tag.startswith("histogram_gradient/conv_in") for listing in histograms.values() for tag in listing)
 
 
-@pytest.mark.slow
 def test_steps_are_monotone_across_a_resume(board_run: Path, api: str) -> None:
     steps = [json.loads(line) for line in (board_run / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in steps if record["kind"] == "train"] == [1, 2, 3, 4]
     assert shown_steps(api) == [1, 2, 3, 4]
 
 
-@pytest.mark.slow
 def test_charts_pictures_and_words_are_served(board_run: Path, api: str) -> None:
     shown_steps(api)
     charts = fetch(f"{api}/data/plugin/custom_scalars/layout")["category"]

@@ -13,7 +13,7 @@ from diagnostics.records.lines import read_records
 from tests.boards import serving
 from tests.browser import Browser, browser, requires_chromium  # noqa: F401
 
-pytestmark = [pytest.mark.slow, requires_chromium]
+pytestmark = requires_chromium
 
 PICTURE = os.environ.get("SHADOWLAB_DOCS")  # folder for the picture of the README, where one is wanted
 PICTURE_RUN = os.environ.get("SHADOWLAB_DOCS_RUN")  # a longer run to take it of
