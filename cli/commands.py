@@ -47,7 +47,7 @@ app.add_typer(config_app, name="config", rich_help_panel=BEFORE)
 plan = with_request(stages.plan, keys=("train.batch_size", "model.gradient_checkpointing"), without=("quiet",))
 add_command(app, reports_errors(plan), panel=BEFORE)
 for stage, keys in {
-    stages.check_forward: (),
+    stages.check_forward: ("distributed.processes",),
     stages.overfit: ("overfit.num_samples", "overfit.max_steps"),
     stages.train: ("train.max_steps", "distributed.processes"),
     stages.check_precision: (),

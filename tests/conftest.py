@@ -94,6 +94,16 @@ def seed_fp16(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return _made_once(tmp_path_factory, "seed-fp16", train_seed_fp16)
 
 
+@pytest.fixture
+def own_group() -> Iterator[None]:
+    """Some cases of the corpus make a process group of one process."""
+    import torch
+
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> tuple[Any, Path]:
     """What `make` returned for a folder of this name; several test processes share it."""
     shared = factory.getbasetemp()

@@ -152,6 +152,7 @@ def final_bits(fault: Fault, run: Callable[[Scene], Any]) -> dict[str, bytes]:
 UNREPEATABLE = ("unwritten", "uninitialized", "garbage", "empty")
 
 
+@pytest.mark.usefixtures("own_group")
 @pytest.mark.parametrize(
     "fault", [f for f in FAULTS if not any(word in f.name for word in UNREPEATABLE)], ids=lambda fault: fault.name
 )
@@ -159,11 +160,7 @@ def test_a_step_leaves_the_same_bits_when_it_is_explained(fault: Fault):
     def explained(scene: Scene) -> None:
         explain(scene.step, model=scene.model, optimizer=scene.optimizer, batch=scene.batch)
 
-    try:
-        assert final_bits(fault, explained) == final_bits(fault, lambda scene: scene.step())
-    finally:
-        if torch.distributed.is_initialized():  # `one_process`
-            torch.distributed.destroy_process_group()
+    assert final_bits(fault, explained) == final_bits(fault, lambda scene: scene.step())
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

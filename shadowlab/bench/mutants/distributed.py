@@ -8,7 +8,7 @@ _PROCESSES = "shadowlab/distributed/processes.py"
 _STEP = "shadowlab/training/step.py"
 _SETUP = "shadowlab/stages/train/setup.py"
 _BOTH: tuple[Stage, ...] = ("check-forward", "train")
-_TWO = "--set distributed.processes=2"
+_TWO = "--processes 2"
 _SHARDED = "--set distributed.strategy=fsdp2"
 
 

@@ -17,6 +17,7 @@ ISSUE = re.compile(r"[\w-]+#\d+")
 CASES = [fault for fault in FAULTS if fault.expected is not None]
 
 
+@pytest.mark.usefixtures("own_group")
 @pytest.mark.parametrize("fault", CASES, ids=lambda fault: fault.name)
 def test_the_fix_mends_its_case(fault: Fault):
     verdict = verdict_of(fault)
