@@ -304,7 +304,7 @@ class History:
         """A statistic (one of `STATISTICS`) of a part (one of `PARTS`) of every layer.
 
         Args:
-            columns: places among `measured_steps`, ascending: those of the table, which has tens of MB in a long run.
+            columns: (n,) places among `measured_steps`, ascending: those of the table, which has tens of MB in a long run.
 
         Raises:
             ValueError: no such statistic or part.
@@ -317,7 +317,7 @@ class History:
         """`gradient_norm` or `update_ratio` of every parameter.
 
         Args:
-            columns: as in `layers`.
+            columns: (n,), as in `layers`.
 
         Raises:
             ValueError: no such key.
