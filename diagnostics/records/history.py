@@ -304,7 +304,7 @@ class History:
         """A statistic (one of `STATISTICS`) of a part (one of `PARTS`) of every layer.
 
         Args:
-            columns: (n,) places among `measured_steps`, ascending: those of the table, which has tens of MB in a long run.
+            columns: (n,) places among `measured_steps`, ascending: those of the table, which has tens of MB else.
 
         Raises:
             ValueError: no such statistic or part.
