@@ -29,6 +29,8 @@ class Order(Family):
         self._in_scaler_step = False
         self._has_update = False  # a scaler was asked for more than a factor
         self._num_early = 0  # steps in a row before an accumulation's end
+        self._first_sync: bool | None = None
+        self._sync_moves = False  # accelerate's state is of this loop, not left by another one in this process
         self._stepped_by_scaler: dict[int, set[int]] = {}  # scaler -> optimizers since its last update
 
     # Which cycle
@@ -57,6 +59,7 @@ class Order(Family):
 
     def begin(self, step: Step) -> None:
         self._scaled = self._in_scaler_step = False
+        self._sync_now()
         for cycle in self._cycles if step.is_due else ():
             cycle.refresh()
 
@@ -203,12 +206,21 @@ class Order(Family):
             where = self.scene.call_of(cycle.optimizer(), "zero_grad")
             self.broken("accumulation-count", step, evidence, subject=where)
 
-    def _check_sync(self, step: Step, optimizer: Any, name: str) -> None:
-        """accelerate's own optimizers wait for the last micro-batch; one that was not prepared does not know of it."""
+    def _sync_now(self) -> bool | None:
+        """accelerate's `sync_gradients`, which all loops of a process share; None without an accumulation of its."""
         state = getattr(sys.modules.get("accelerate.state"), "GradientState", None)
         shared = getattr(state, "_shared_state", {})
-        plugin = shared.get("plugin_kwargs", {})
-        is_early = plugin.get("num_steps", 1) not in (None, 1) and shared.get("sync_gradients", True) is False
+        if shared.get("plugin_kwargs", {}).get("num_steps", 1) in (None, 1):
+            return None
+        flag = bool(shared.get("sync_gradients", True))
+        if self._first_sync is None:
+            self._first_sync = flag
+        self._sync_moves |= flag != self._first_sync
+        return flag
+
+    def _check_sync(self, step: Step, optimizer: Any, name: str) -> None:
+        """accelerate's own optimizers wait for the last micro-batch; one that was not prepared does not know of it."""
+        is_early = self._sync_now() is False and self._sync_moves
         self._num_early = self._num_early + 1 if is_early else 0
         if self._num_early >= _EARLY_STEPS:
             evidence = f"{name} steps on a micro-batch of an accumulation of accelerate's that has not come to its end"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from diagnostics import Watch
 from tests.diagnostics.contracts.loops import Loop, Net, first, train
 
 
@@ -325,3 +326,24 @@ def test_overflows_that_a_scaler_skips_are_silent():
     loop = Scaled()
     loop.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     assert loop.run(scales) == []
+
+
+def test_an_accumulation_of_another_loop_in_the_process_is_not_this_ones(monkeypatch: pytest.MonkeyPatch):
+    """accelerate's state is shared by all; one that an ended loop left in the middle of an accumulation stays."""
+    state = pytest.importorskip("accelerate.state")
+    left = {"sync_gradients": False, "plugin_kwargs": {"num_steps": 4}}
+    monkeypatch.setattr(state.GradientState, "_shared_state", left)
+    model, x = nn.Linear(4, 2), torch.randn(3, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    watch = Watch(model, optimizer, incidents=None)
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    for _ in range(6):
+        watch.step(step)
+    assert watch.findings == []
