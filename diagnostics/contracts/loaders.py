@@ -15,14 +15,15 @@ class _Loaders:
     def __init__(self) -> None:
         self._listeners: weakref.WeakSet[Any] = weakref.WeakSet()
         self._original: Any = None
+        self._stand_in: Any = None
         self._first: list[weakref.ref[Tensor]] = []
 
     def listen(self, listener: Any) -> None:
         """listener: any object; it listens until `forget`, or until nobody has it."""
         self._listeners.add(listener)
-        if self._original is not None:
-            return
         kind = dataloader._BaseDataLoaderIter
+        if self._stand_in is not None and kind.__next__ is self._stand_in:  # another one may have put its own back
+            return
         original = self._original = kind.__next__
         own = weakref.ref(self)
 
@@ -33,13 +34,14 @@ class _Loaders:
                 loaders._note(iterator, batch)
             return batch
 
-        kind.__next__ = following  # type: ignore[method-assign, assignment]
+        self._stand_in = kind.__next__ = following  # type: ignore[method-assign, assignment]
 
     def forget(self, listener: Any) -> None:
         self._listeners.discard(listener)
         if not self._listeners and self._original is not None:
-            dataloader._BaseDataLoaderIter.__next__ = self._original  # type: ignore[method-assign]
-            self._original, self._first = None, []
+            if dataloader._BaseDataLoaderIter.__next__ is self._stand_in:
+                dataloader._BaseDataLoaderIter.__next__ = self._original  # type: ignore[method-assign]
+            self._original, self._stand_in, self._first = None, None, []
 
     def _note(self, iterator: Any, batch: Any) -> None:
         try:

@@ -143,6 +143,8 @@ def test_the_best_that_a_loop_keeps_in_a_variable():
 
 def test_nothing_stands_in_for_torch_once_the_watch_is_gone():
     kinds = (ReduceLROnPlateau, torch.utils.data.dataloader._BaseDataLoaderIter)
+    LOADERS._listeners.clear()  # watches of other tests that something still has
+    LOADERS.forget(Loop())
     loop = Loop()
     loop.run(train, 2)
     loop.watch.detach()
@@ -182,6 +184,17 @@ def test_the_first_batch_again_and_again():
     assert (found.rule, found.step, found.where) == ("batch-repeats", 2, "x")
     assert batches(DataLoader(rows, 16), 9, anew=False) == []
     assert batches(DataLoader(rows, 64), 6, anew=False) == []  # an epoch is one batch
+
+
+def test_loaders_are_heard_though_another_has_put_its_own_back(monkeypatch: pytest.MonkeyPatch):
+    kind, keeper = torch.utils.data.dataloader._BaseDataLoaderIter, Loop()
+    own = kind.__next__
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "__next__", lambda iterator: own(iterator))
+        keeper.run(train, 2)
+    rows = TensorDataset(torch.randn(64, 8), torch.arange(64) % 4)
+    assert [one.rule for one in batches(DataLoader(rows, 16), 6, anew=True)] == ["batch-repeats"]
+    keeper.watch.detach()
 
 
 def test_pictures_of_bytes_and_times_of_zero_are_worth_a_look():
