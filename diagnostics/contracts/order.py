@@ -184,7 +184,6 @@ class Order(Family):
         if is_scaled and self._is_as_computed(cycle):
             evidence = f"the loss was scaled, and {name} steps on gradients that still have the factor"
             self.broken("scaler-bypassed", step, evidence, subject="scaler.step")
-
             return
         cycle.num_without_update = cycle.num_without_update + 1 if is_scaled and not self._has_update else 0
         if cycle.num_without_update >= _STEPS_WITHOUT_UPDATE:

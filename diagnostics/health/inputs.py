@@ -2,7 +2,7 @@
 
 import torch
 
-from diagnostics.health.rule import Finding, number, rule
+from diagnostics.health.rule import PIECE, Finding, number, rule
 from diagnostics.records import History
 
 RECENT = 3  # records with statistics
@@ -56,7 +56,7 @@ def layer_never_ran(history: History) -> list[Finding]:
     if not ran or int(columns.sum()) < RECENT:
         return []
     reached = torch.zeros(len(history.parameter_names), dtype=torch.bool)
-    for piece in columns.nonzero().flatten().split(256):
+    for piece in columns.nonzero().flatten().split(PIECE):
         gradient = history.parameters("gradient_norm", piece)
         reached |= (gradient.present & (gradient.values != 0)).any(1)
     silent: dict[str, list[str]] = {}

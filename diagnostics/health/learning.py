@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diagnostics.health.inputs import never_ran
-from diagnostics.health.rule import Finding, number, rule
+from diagnostics.health.rule import PIECE, Finding, number, rule
 from diagnostics.records import History
 
 RECENT = 5  # records with statistics
@@ -164,7 +164,7 @@ def _there_and_not_zero(history: History, key: str, columns: Tensor) -> tuple[Te
     """Of each parameter in some columns of the tables, (parameters, columns) bool: whether it has the number, and
     whether it has one that is not zero."""
     there, not_zero = [], []
-    for piece in columns.split(256):
+    for piece in columns.split(PIECE):
         table = history.parameters(key, piece)
         there.append(table.present)
         not_zero.append(table.present & (table.values != 0))

@@ -9,7 +9,7 @@ from diagnostics.records import FindingRecord, History
 
 Severity = Literal["warning", "alarm"]
 _RISING = 6  # records of the rate
-_PIECE = 256  # measured steps: 3.5 MB of a table of 1,700 parameters
+PIECE = 256  # measured steps: 3.5 MB of a table of 1,700 parameters
 
 
 @dataclass(frozen=True)
@@ -94,4 +94,4 @@ def number(value: float) -> str:
 
 def column_pieces(history: History) -> list[slice]:
     """The measured steps, a few hundred at a time: a whole table of a long run has tens of MB."""
-    return [slice(i, i + _PIECE) for i in range(0, len(history.measured_steps), _PIECE)]
+    return [slice(i, i + PIECE) for i in range(0, len(history.measured_steps), PIECE)]

@@ -10,8 +10,11 @@ import json
 import multiprocessing
 import os
 import socket
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,8 @@ from shadowlab.stages.check_forward.golden_run import Train
 
 WORLD = 2
 PAIR = "two processes train as the reference does"
-_PATIENCE_SECONDS = 600.0
+_ANSWER = "an answer of each process"
+_PATIENCE_SECONDS, _GRACE_SECONDS = 600.0, 30.0
 Compare = Callable[[Config, Processes, Train, Reporter], list[Check]]
 """The golden run and its comparison, in each of the processes."""
 
@@ -53,13 +57,25 @@ def pair_checks(config: Config, compare: Compare, train: Train, folder: Path) ->
     try:
         for rank in ranks:
             rank.start()
-        for rank in ranks:
-            rank.join(_PATIENCE_SECONDS)
+        _await(ranks)
     finally:
         for rank in ranks:
             if rank.is_alive():
                 rank.kill()
-    return [_found(folder, number, rank.exitcode) for number, rank in enumerate(ranks)]
+    checks = [_found(folder, number, rank.exitcode) for number, rank in enumerate(ranks)]
+    return sorted(checks, key=lambda check: check.expected == _ANSWER)  # what one says it saw tells more
+
+
+def _await(ranks: list[Any]) -> None:
+    """Until all have ended; one that fails leaves the others in a collective, so that they get a few seconds more."""
+    waiting = {rank.sentinel: rank for rank in ranks}
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while waiting and (left := end - time.monotonic()) > 0:
+        ended = [waiting.pop(one) for one in wait(list(waiting), left)]
+        for rank in ended:
+            rank.join()
+            if rank.exitcode:
+                end = min(end, time.monotonic() + _GRACE_SECONDS)
 
 
 def _found(folder: Path, rank: int, code: int | None) -> Check:
@@ -69,7 +85,7 @@ def _found(folder: Path, rank: int, code: int | None) -> Check:
         checks = [Check(**one) for one in read_json(folder / f"rank-{rank}.json")]
     except (OSError, ValueError, TypeError):
         seen = "it did not end" if code is None else f"it ended with code {code}, before it had compared anything"
-        return Check(name, False, "an answer of each process", seen, "see what it printed; shadowlab/distributed")
+        return Check(name, False, _ANSWER, seen, "see what it printed; shadowlab/distributed")
     first = next((check for check in checks if not check.passed), checks[0])
     return Check(name, first.passed, first.expected, first.seen, first.mend)
 
@@ -94,8 +110,9 @@ def _rank(rank: int, port: str, config: Config, compare: Compare, train: Train, 
             asdict(check) for check in compare(config, processes, train, Reporter(active=False))
         ]
         replace_text(Path(folder) / f"rank-{rank}.json", json.dumps(checks))
-        if all(check["passed"] for check in checks):
-            processes.wait()
+        if not all(check["passed"] for check in checks):
+            sys.exit(1)
+        processes.wait()
     finally:
         processes.close()
 

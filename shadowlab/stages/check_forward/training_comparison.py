@@ -5,7 +5,7 @@ Each is judged given those before it, as they were seen and found right: the fir
 Legend: B samples of a micro-batch, h w latents.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -243,7 +243,7 @@ class TrainingComparison:
         if finite:
             norm = reference.norm_of(gradients)
             seen = float(record["grad_norm"])
-            place = self._place_of_gradient(step, is_multiple=_is_off_by(seen / max(norm, 1e-30), self.scale))
+            place = self._place_of_gradient(step, lambda: _is_off_by(seen / max(norm, 1e-30), self.scale))
             yield Quantity(f"{name}gradient norm", place, seen, norm, 1e-3 * self.loose)
 
     # Optimizer
@@ -263,7 +263,7 @@ class TrainingComparison:
         wanted = reference.clipped(gradients, plan.max_grad_norm)
         limit = 1e-3 * self.loose * max(float(gradient.abs().amax()) for gradient in wanted.values())
         how = partial(self._whose_gradient, seen, gradients, limit)
-        place = self._place_of_gradient(step, is_multiple=bool(self._whose_gradient(seen, gradients, limit)))
+        place = self._place_of_gradient(step, lambda: bool(how()))
         yield from self._each(f"{name}gradient", place, seen.gradients, wanted, 0.0, limit, how)
         rate = reference.learning_rate(plan, step)
         for group in seen.groups:
@@ -298,10 +298,10 @@ class TrainingComparison:
             relative = limit / max(float(tensor.abs().amax()), 1e-6) if limit else tolerance
             yield Quantity(f"{name} of {one}", place, seen.get(one), tensor, relative, how)
 
-    def _place_of_gradient(self, step: int, *, is_multiple: bool) -> str:
+    def _place_of_gradient(self, step: int, is_multiple: Callable[[], bool]) -> str:
         """Of one that is wrong though each prediction's is right. What is unscaled, clipped or not cleared before the
         next step keeps its direction, or shows from the second step on; what is summed wrongly shows in the first."""
-        return f"{_STEP}, _step" if step or is_multiple else f"{_STEP}, _accumulate"
+        return f"{_STEP}, _step" if step or is_multiple() else f"{_STEP}, _accumulate"
 
     def _whose_gradient(self, seen: OptimizerStep, gradients: dict[str, Tensor], limit: float) -> str:
         """Whether it was not clipped, still has the one before, or is a multiple."""

@@ -84,16 +84,17 @@ def prove_checkpoints(session: Session, grid: FixedGrid) -> None:
     config = session.config
     shape = (config.task, config.precision, config.train.ema_decay, config.optimizer, grid.encoded.data.shape[1:])
     with session.processes.together():
-        if session.processes.is_main and shape not in _PROVEN:
-            _prove(session, grid)
+        if session.processes.is_main and shape not in _PROVEN and _is_proven(session, grid):
             _PROVEN.append(shape)
 
 
-def _prove(session: Session, grid: FixedGrid) -> None:
+def _is_proven(session: Session, grid: FixedGrid) -> bool:
+    """False where it cannot be told; raises as `prove_checkpoints`."""
     try:
         fault = round_trip_fault(session, grid.encoded.select(torch.arange(min(2, len(grid.batch)))))
     except NonFiniteError:  # the run's own first step will say where it is born
         session.reporter.warn("the round trip of a checkpoint was not proven: a step of its stand-in is not finite")
-        return
+        return False
     if fault is not None:
         raise StageFailedError(f"train failed: {fault}")
+    return True

@@ -1,17 +1,14 @@
 """Copies put any nesting of values back bit for bit, into the objects that held them."""
 
-import gc
 from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
-from diagnostics import Watch
 from diagnostics.watching.copies import Copies
 from tests.diagnostics.states import bits_of
 from tests.diagnostics.watching.eight_bits import EightBit
@@ -151,34 +148,3 @@ def test_other_objects_are_kept_as_they_are() -> None:
     state.clear()
     copies.restore()
     assert state == {"model": model, "generator": generator, "function": len}
-
-
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
-def test_what_was_kept_of_a_step_is_gone_with_it(kind: Any):
-    """A copy of the weights in a cycle of references stays until Python looks for cycles: gigabytes for minutes."""
-    model, x = nn.Linear(4, 2), torch.ones(3, 4)
-    optimizer = kind(model.parameters(), lr=1e-3)
-    watch = Watch(model, optimizer, incidents=None, statistics_every=2)
-
-    def step() -> Tensor:
-        optimizer.zero_grad()
-        loss = model(x).square().mean()
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    gc.collect()
-    gc.disable()
-    try:
-        for _ in range(4):
-            watch.step(step)
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        gc.collect()
-        kept = [
-            type(one).__name__ for one in gc.garbage if isinstance(one, Tensor) or "watching" in type(one).__module__
-        ]
-    finally:
-        gc.set_debug(0)
-        gc.garbage.clear()
-        gc.enable()
-    assert not kept

@@ -1,6 +1,7 @@
 """Ways in which a loop could keep something bad, or alarm without cause, that a simple loop does not show."""
 
 import copy
+import gc
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -435,3 +436,28 @@ def test_a_watch_inside_its_own_step():
 def test_wrong_arguments(arguments: tuple[Any, ...], options: dict[str, Any], text: str):
     with pytest.raises((TypeError, ValueError), match=text):
         Watch(*arguments, **options)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_what_was_kept_of_a_step_is_gone_with_it(kind: Any):
+    """A copy of the weights in a cycle of references stays until Python looks for cycles: gigabytes for minutes."""
+    model, x = nn.Linear(4, 2), torch.ones(3, 4)
+    optimizer = kind(model.parameters(), lr=1e-3)
+    watch = Watch(model, optimizer, incidents=None, statistics_every=2)
+
+    step = plain(model, optimizer, x)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(4):
+            watch.step(step)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        kept = [
+            type(one).__name__ for one in gc.garbage if isinstance(one, Tensor) or "watching" in type(one).__module__
+        ]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not kept
