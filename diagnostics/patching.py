@@ -29,6 +29,33 @@ def replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None
             delattr(owner, name)
 
 
+class StandIn:
+    """As `replaced`, for as long as its owner likes; what others put in the same place meanwhile is left to them."""
+
+    def __init__(self, owner: type, name: str, make: Callable[[Any], Any]) -> None:
+        """make: gets the original, and returns what stands in."""
+        self._owner, self._name, self._make = owner, name, make
+        self._original: Any = None
+        self._own: Any = None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether a call of the attribute comes to it first."""
+        return self._own is not None and getattr(self._owner, self._name) is self._own
+
+    def put(self) -> None:
+        """Stand in, once more where another has put its own original back over it."""
+        if not self.is_there:
+            self._original = getattr(self._owner, self._name)
+            self._own = self._make(self._original)
+            setattr(self._owner, self._name, self._own)
+
+    def take_back(self) -> None:
+        if self.is_there:
+            setattr(self._owner, self._name, self._original)
+        self._original = self._own = None
+
+
 # Autograd
 
 

@@ -6,41 +6,38 @@ from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from diagnostics.patching import own_frames, variables_of
+from diagnostics.patching import StandIn, own_frames, variables_of
 
 Heard = Callable[[Any, list[str]], None]
 """Gets the scheduler, and names of the result that it is given."""
 
 
 class _Plateaus:
-    """Stands in for its `step`, as long as somebody listens."""
+    """Hears its `step`, as long as somebody listens."""
 
     def __init__(self) -> None:
         self._listeners: weakref.WeakKeyDictionary[Any, Heard] = weakref.WeakKeyDictionary()
-        self._original: Any = None
+        self.stand_in = StandIn(ReduceLROnPlateau, "step", self._following)
 
     def listen(self, listener: Any, heard: Heard) -> None:
         """listener: until `forget`, or until nobody has it; `heard` must not hold it."""
         self._listeners[listener] = heard
-        if self._original is not None:
-            return
-        original = self._original = ReduceLROnPlateau.step
-        listeners = self._listeners
-
-        def step(scheduler: Any, metrics: Any, *args: Any, **kwargs: Any) -> Any:
-            if listeners:
-                names = list(_names_of(metrics))
-                for heard in list(listeners.values()):
-                    heard(scheduler, names)
-            return original(scheduler, metrics, *args, **kwargs)
-
-        ReduceLROnPlateau.step = step  # type: ignore[method-assign, assignment]
+        self.stand_in.put()
 
     def forget(self, listener: Any) -> None:
         self._listeners.pop(listener, None)
-        if not self._listeners and self._original is not None:
-            ReduceLROnPlateau.step = self._original  # type: ignore[method-assign]
-            self._original = None
+        if not self._listeners:
+            self.stand_in.take_back()
+
+    def _following(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def step(scheduler: Any, metrics: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._listeners:
+                names = list(_names_of(metrics))
+                for heard in list(self._listeners.values()):
+                    heard(scheduler, names)
+            return original(scheduler, metrics, *args, **kwargs)
+
+        return step
 
 
 def _names_of(value: Any) -> Iterator[str]:

@@ -2,7 +2,14 @@
 
 import torch
 
-from diagnostics.patching import after_gradients, before_backward, before_grad, before_scale, before_scaler_step
+from diagnostics.patching import (
+    StandIn,
+    after_gradients,
+    before_backward,
+    before_grad,
+    before_scale,
+    before_scaler_step,
+)
 
 
 def test_two_observers_see_each_call_and_leave_no_trace():
@@ -36,3 +43,26 @@ def test_two_observers_see_each_call_and_leave_no_trace():
     assert [dict(vars(owner)) for owner in owners] == before
     step()
     assert len(seen) == 8
+
+
+def test_a_stand_in_comes_back_and_leaves_others_alone():
+    class Owner:
+        def call(self) -> str:
+            return "own"
+
+    own, owner = Owner.call, Owner()
+    stand_in = StandIn(Owner, "call", lambda original: lambda owner: f"heard {original(owner)}")
+    stand_in.put()
+    stand_in.put()
+    assert owner.call() == "heard own" and stand_in.is_there
+    Owner.call = own  # another one, that had been put first, is taken back
+    assert not stand_in.is_there
+    stand_in.put()
+    assert owner.call() == "heard own"
+    Owner.call = other = lambda owner: "other"
+    stand_in.take_back()
+    assert Owner.call is other and not stand_in.is_there
+    Owner.call = own
+    stand_in.put()
+    stand_in.take_back()
+    assert Owner.call is own

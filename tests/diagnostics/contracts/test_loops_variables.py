@@ -149,7 +149,7 @@ def test_nothing_stands_in_for_torch_once_the_watch_is_gone():
     loop.run(train, 2)
     loop.watch.detach()
     gc.collect()  # watches that nobody has any more
-    assert LOADERS._original is None
+    assert not LOADERS.stand_in.is_there
     assert "contracts" not in ReduceLROnPlateau.step.__module__ and "contracts" not in kinds[1].__next__.__module__
 
 
