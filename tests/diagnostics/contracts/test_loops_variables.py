@@ -1,6 +1,5 @@
 """What a loop differentiates, judges by and feeds: each fault next to a loop that looks like it and is right."""
 
-import gc
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from diagnostics import Watch
 from diagnostics.contracts.loaders import LOADERS
+from diagnostics.contracts.plateaus import PLATEAUS
 from diagnostics.contracts.sums import constant_in
 from tests.diagnostics.contracts.loops import Loop, Net, train
 
@@ -143,13 +143,14 @@ def test_the_best_that_a_loop_keeps_in_a_variable():
 
 def test_nothing_stands_in_for_torch_once_the_watch_is_gone():
     kinds = (ReduceLROnPlateau, torch.utils.data.dataloader._BaseDataLoaderIter)
-    LOADERS._listeners.clear()  # watches of other tests that something still has
-    LOADERS.forget(Loop())
+    everybody = (LOADERS, PLATEAUS)
+    for place in everybody:
+        place._listeners.clear()  # watches of other tests that something still has
+        place.forget(Loop())
     loop = Loop()
     loop.run(train, 2)
     loop.watch.detach()
-    gc.collect()  # watches that nobody has any more
-    assert not LOADERS.stand_in.is_there
+    assert not any(place.stand_in.is_there for place in everybody)
     assert "contracts" not in ReduceLROnPlateau.step.__module__ and "contracts" not in kinds[1].__next__.__module__
 
 
