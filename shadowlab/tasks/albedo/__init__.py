@@ -1,0 +1,15 @@
+"""Albedo from a beauty image: the colour of surfaces, without light, shadow and gloss (Ke et al., Marigold, 2024)."""
+
+from shadowlab.tasks.albedo.colour import SPACES, ColourSpace, converted, to_linear, to_srgb
+from shadowlab.tasks.albedo.samples import AlbedoBatch, AlbedoSample, collate
+
+__all__ = [
+    "SPACES",
+    "AlbedoBatch",
+    "AlbedoSample",
+    "ColourSpace",
+    "collate",
+    "converted",
+    "to_linear",
+    "to_srgb",
+]
