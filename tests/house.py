@@ -23,6 +23,7 @@ LIGHT = ("shadowlab.distributed", "shadowlab.settings", "shadowlab.runs", "shado
 UNPICKLERS = "diagnostics.incidents"  # evidence from any loop; read with weights_only
 WRITES_TENSORBOARD = "diagnostics.board.tensorboard"
 OWN_LIBRARIES = {  # of the modules that are made for one
+    "diagnostics.files.quick_json": ("orjson",),
     "diagnostics.integrations.lightning": ("lightning", "pytorch_lightning"),
     "diagnostics.integrations.transformers": ("transformers", "accelerate"),
 }

@@ -3,27 +3,22 @@
 Records are taken in blocks, so that those of a long run can leave the memory block by block: see `records.index`.
 """
 
-import struct
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
-from operator import itemgetter
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from diagnostics.records.kinds import PARTS, STATISTICS, Kinds
+from diagnostics.records.numbers import ABSENT, NO_NAMES, extend, extend_all, is_number, mappings
 
 CELLS: dict[str, tuple[tuple[str, str], ...]] = {
     "layers": tuple((part, statistic) for part in PARTS for statistic in STATISTICS),
     "parameters": (("", "gradient_norm"), ("", "update_ratio")),
 }
 """What is kept of each layer and of each parameter of a measured step, in this order."""
-ABSENT_BITS = 0x7FF85AD000000001
-"""Of a float64 that stands for a number that is not there: a NaN that no measurement gives."""
-ABSENT: float = struct.unpack("<d", struct.pack("<Q", ABSENT_BITS))[0]
 OFFSETS = "offset"
 """Array of a block from a file: the bytes at which its records begin."""
 DTYPES = {"d": torch.float64, "q": torch.int64, "i": torch.int32}
@@ -35,7 +30,7 @@ FLAGS = ("skipped", "tripped")
 _HEAVY = frozenset({"layers", "parameters", "histograms", "samples"})
 _MAX_STEP = 2**62
 _BLOCK_NUMBERS = 2**20  # of a block, at 8 bytes or fewer
-_NO_NAMES: dict[str, Any] = {}
+_IDS = {str, int, float}
 
 
 class Arrays(Protocol):
@@ -141,17 +136,19 @@ class _KindBuilder:
         self.steps.append(step)
         self.places.append(place)
         for key, value in record.items():
-            if isinstance(value, int | float):
-                if not isinstance(value, bool):
-                    column = self.numbers.get(key)
-                    if column is None:
-                        column = self.numbers[key] = _Sparse()
-                    column.add(row, value)
-            elif isinstance(value, Mapping) and key not in _HEAVY:
+            if is_number(value):
+                column = self.numbers.get(key)
+                if column is None:
+                    column = self.numbers[key] = _Sparse()
+                column.add(row, value)
+            elif isinstance(value, dict | Mapping) and key not in _HEAVY:
                 taken += len(value)
                 for name, number in value.items():
-                    if isinstance(number, int | float) and not isinstance(number, bool):
-                        self.inner.setdefault((key, name), _Sparse()).add(row, number)
+                    if is_number(number):
+                        inner = self.inner.get((key, name))
+                        if inner is None:
+                            inner = self.inner[key, name] = _Sparse()
+                        inner.add(row, number)
         for key, rows in self.flags.items():
             if record.get(key):
                 rows.append(row)
@@ -170,16 +167,14 @@ class _KindBuilder:
         if group is None:
             group = self.groups[part][layout] = _Group(layout, len(cells))
         group.rows.append(row)
-        own = [one if isinstance(one, Mapping) else _NO_NAMES for one in held.values()]
+        own = mappings(list(held.values()))
         for name in dict.fromkeys(outer for outer, _ in cells):
-            found = [one.get(name, _NO_NAMES) for one in own] if name else own
-            if not all(type(one) is dict for one in found):
-                found = [one if isinstance(one, Mapping) else _NO_NAMES for one in found]
+            found = mappings([one.get(name, NO_NAMES) for one in own]) if name else own
             keys = tuple(key for outer, key in cells if outer == name)
             columns = [column for (outer, _), column in zip(cells, group.cells, strict=True) if outer == name]
-            if not _extend_all(columns, keys, found):
+            if not extend_all(columns, keys, found):
                 for key, column in zip(keys, columns, strict=True):
-                    _extend(column, [one.get(key, ABSENT) for one in found])
+                    extend(column, [one.get(key, ABSENT) for one in found])
         return len(held) * len(cells)
 
     def close(self, number: int, arrays: "dict[str, array[Any]]") -> KindColumns:
@@ -202,32 +197,6 @@ class _KindBuilder:
         return KindColumns(
             self.kind, rows, list(self.numbers), list(self.inner), layouts["layers"], layouts["parameters"]
         )
-
-
-def _extend_all(columns: "list[array[float]]", keys: tuple[str, ...], found: list[Any]) -> bool:
-    """Add the numbers of these keys where each of `found` has all of them, or is empty: half of the time of a cell
-    after the other. Returns whether that was so; nothing is added where it was not."""
-    take, nothing = itemgetter(*keys), (ABSENT,) * len(keys)
-    try:
-        rows = array("d", list(chain.from_iterable([take(one) if one else nothing for one in found])))
-    except (KeyError, TypeError, OverflowError):
-        return False
-    for place, column in enumerate(columns):
-        column.extend(rows[place :: len(keys)])
-    return True
-
-
-def _extend(column: "array[float]", values: list[Any]) -> None:
-    before = len(column)
-    try:
-        column.extend(values)
-    except (TypeError, OverflowError):  # in records of another writer: text, null, a huge integer
-        del column[before:]
-        for value in values:
-            try:
-                column.append(value)
-            except (TypeError, OverflowError):
-                column.append(ABSENT)
 
 
 @dataclass
@@ -271,7 +240,7 @@ class Gathered:
             self.samples = list(self.samples)
             known |= {name: number for number, name in enumerate(self.samples)}
         for name in names:
-            if not isinstance(name, str | int | float):
+            if type(name) not in _IDS and not isinstance(name, str | int | float):
                 return []
             number = known.setdefault(name, len(known))
             if number == len(self.samples):
@@ -334,6 +303,10 @@ class Gatherer:
                 known.last_training, known.last_stage = kind, None
         if self._keep is not None and self._numbers >= _BLOCK_NUMBERS:
             self.close()
+
+    def go_on(self) -> None:
+        """Behind records that another gatherer took, and that are known."""
+        self._begin()
 
     def close(self) -> None:
         """What was taken since the last block is one."""

@@ -13,9 +13,10 @@ from typing import Any, Literal, cast, overload
 import torch
 from torch import Tensor
 
-from diagnostics.records.columns import ABSENT_BITS, CELLS
+from diagnostics.records.columns import CELLS
 from diagnostics.records.kinds import PARTS, STATISTICS, Header, Health, Incident, Kinds, Stage, TrainingStep
 from diagnostics.records.lines import open_records, read_records
+from diagnostics.records.numbers import ABSENT_BITS
 from diagnostics.records.reading import Rows
 from diagnostics.records.source import KEPT_BYTES, RecordsInFile, RecordsInMemory, Source
 

@@ -45,6 +45,10 @@ _ERRORS = (
 )
 
 
+Extents = Mapping[str, tuple[str, int, int, int]]
+"""Of arrays in a file: name -> type code, first byte, bytes, CRC-32."""
+
+
 class ArrayFile:
     """Takes arrays to a file without a name, in the run's folder or where temporary files are; in memory where no disk
     takes them.
@@ -59,11 +63,24 @@ class ArrayFile:
 
     def keep(self, arrays: "Mapping[str, array[Any]]") -> "StoredArrays":
         extents = {name: self._append(found) for name, found in arrays.items()}
-        return StoredArrays(lambda: self._open(), extents)
+        return StoredArrays(self.file, extents)
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether a process that was forked since it was opened has the same one."""
+        return not isinstance(self.file(), BytesIO)
+
+    def kept_by_child(self, extents: Extents, samples: Sequence[int]) -> "StoredArrays":
+        """Arrays that a forked process put there; numbers of samples become those at their places in `samples`."""
+        found, own = StoredArrays(self.file, extents), dict(extents)
+        for name in extents:
+            if name.endswith("/sample"):
+                own[name] = self._append(array("i", [samples[number] for number in array("i", bytes(found.raw(name)))]))
+        return StoredArrays(self.file, own)
 
     def _append(self, values: "array[Any]") -> tuple[str, int, int, int]:
         raw = memoryview(values).cast("B") if len(values) else memoryview(b"")
-        file = self._open()
+        file = self.file()
         begin = file.seek(0, os.SEEK_END)
         try:
             _write(file, raw)
@@ -76,7 +93,7 @@ class ArrayFile:
             self._file = memory
         return values.typecode, begin, len(raw), zlib.crc32(raw)
 
-    def _open(self) -> IO[bytes]:
+    def file(self) -> IO[bytes]:
         if self._file is None:
             for folder in (self._folder, None):
                 with suppress(OSError):
@@ -97,19 +114,19 @@ class StoredArrays:
 
     Args:
         file: gives it.
-        extents: name -> type code, first byte, bytes, CRC-32.
+        extents: where they are.
     """
 
-    def __init__(self, file: Callable[[], IO[bytes]], extents: Mapping[str, tuple[str, int, int, int]]) -> None:
-        self._file, self._extents = file, extents
+    def __init__(self, file: Callable[[], IO[bytes]], extents: Extents) -> None:
+        self._file, self.extents = file, extents
 
     @property
     def codes(self) -> Mapping[str, str]:
-        return {name: extent[0] for name, extent in self._extents.items()}
+        return {name: extent[0] for name, extent in self.extents.items()}
 
     def raw(self, name: str) -> bytearray:
         """Raises ValueError where they are not what was written."""
-        _, begin, length, checksum = self._extents[name]
+        _, begin, length, checksum = self.extents[name]
         content, file = bytearray(length), self._file()
         file.seek(begin)
         place, view = 0, memoryview(content)
@@ -174,13 +191,13 @@ def save(path: Path, records: IO[bytes], status: os.stat_result, known: Gathered
         try:
             with create(temporary) as file:
                 file.write(_MAGIC)
-                described = [_block(file, block) for block in blocks]
+                written = [_block(file, block) for block in blocks]
                 samples = json.dumps(list(known.samples)).encode("ascii")
                 content = {
                     "samples": [len(known.samples), file.tell(), len(samples), zlib.crc32(samples)],
                     "source": [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns],
-                    "known": {k: v for k, v in vars(known).items() if k != "samples" and not k.startswith("_")},
-                    "blocks": described,
+                    "known": described(known),
+                    "blocks": written,
                     "edges": [_edges(records, block) for block in blocks],
                 }
                 file.write(samples)
@@ -237,10 +254,7 @@ def _restored(content: Mapping[str, Any], file: IO[bytes]) -> tuple[Gathered, li
     known.layouts = [tuple(names) for names in known.layouts]
     size, blocks = os.fstat(file.fileno()).st_size, []
     for one in content["blocks"]:
-        kinds = [
-            KindColumns(**{**kind, "inner": [(str(outer), str(inner)) for outer, inner in kind["inner"]]})
-            for kind in one["kinds"]
-        ]
+        kinds = kinds_of(one["kinds"])
         extents = {}
         for name, (code, begin, length, checksum) in one["arrays"].items():
             _require_extent(begin, length, size)
@@ -250,6 +264,19 @@ def _restored(content: Mapping[str, Any], file: IO[bytes]) -> tuple[Gathered, li
         arrays = StoredArrays(lambda: file, extents)
         blocks.append(Block(one["first"], one["records"], kinds, arrays, one["begin"], one["end"]))
     return known, blocks
+
+
+def described(known: Gathered) -> dict[str, Any]:
+    """What is written of it, but for the samples, of which there may be many."""
+    return {key: value for key, value in vars(known).items() if key != "samples" and not key.startswith("_")}
+
+
+def kinds_of(described: Sequence[Mapping[str, Any]]) -> list[KindColumns]:
+    """As `asdict` wrote them to JSON."""
+    return [
+        KindColumns(**{**kind, "inner": [(str(outer), str(inner)) for outer, inner in kind["inner"]]})
+        for kind in described
+    ]
 
 
 def _require_extent(begin: int, length: int, size: int) -> None:

@@ -157,13 +157,13 @@ def parse(line: bytes) -> Any:
         ValueError: it is not JSON.
     """
     if b"NaN" not in line and b"Infinity" not in line:  # half of the time: most lines have no such word
-        return parse_json(line)
+        return parse_json(line, is_exact=False)
     if b"\\" not in line:  # no text is one of the words behind backslashes
         bare = line
         for word in _NONFINITE:
             bare = bare.replace(b'"%b"' % word.encode(), word.encode())
         with suppress(ValueError):  # a key may be such a word
-            return parse_json(bare)
+            return parse_json(bare, is_exact=False)
     return decode(parse_json(line))
 
 

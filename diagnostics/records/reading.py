@@ -7,7 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from diagnostics.records.columns import ABSENT_BITS, CELLS, Block, Gathered
+from diagnostics.records.columns import CELLS, Block, Gathered
+from diagnostics.records.numbers import ABSENT_BITS
 
 
 @dataclass(frozen=True)

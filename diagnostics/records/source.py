@@ -4,19 +4,22 @@ import bisect
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, BinaryIO, overload
 
 import torch
 from torch import Tensor
 
 from diagnostics.records import index
 from diagnostics.records.columns import OFFSETS, Block, Gathered, Gatherer
+from diagnostics.records.halves import SecondHalf, middle_of, no_collection
 from diagnostics.records.lines import lines_of, open_records, parse
 from diagnostics.records.reading import Columns
 
 KEPT_BYTES = 2**24
 """Of a file whose records are kept as they are: no more is gained by an index."""
+_BEGINNING_BYTES = 2**20  # with the header, which says what trains
 _LEAST_GROWTH = 2**25  # bytes that a file must have grown by for its index to be written again
 _LEAST_SHARE = 20  # and the share of what is indexed, its inverse
 
@@ -87,18 +90,44 @@ class RecordsInFile(Source):
 
     def _gather(self, gatherer: Gatherer, begin: int, on_damage: Callable[[Exception], None] | None) -> int | None:
         """Returns where the last line ends; None where it has no end, or another is damaged."""
-        self._file.seek(begin)
-        place = begin
-        line = b"\n"
+        size = os.fstat(self._file.fileno()).st_size
         try:
-            for line, record in lines_of(self._file, self._path, number=gatherer.known.records + 1):
-                gatherer.add(record, place, place + len(line))
-                place += len(line)
+            with no_collection():
+                middle = middle_of(self._path, begin, size)
+                if middle is None:
+                    return self._lines(self._file, gatherer, begin, None)
+                begun = self._lines(self._file, gatherer, begin, min(begin + _BEGINNING_BYTES, middle))
+                assert begun is not None  # a line ends at the middle
+                second = SecondHalf(gatherer, self._path.parent, partial(self._lines_of_child, middle))
+                try:
+                    self._lines(self._file, gatherer, begun, middle)
+                except BaseException:
+                    second.stop()
+                    raise
+                ended = second.add_to(gatherer)
+                return ended or self._lines(self._file, gatherer, middle, None)
         except ValueError as error:
             if on_damage is None:
                 raise
             on_damage(error)
             return None
+
+    def _lines_of_child(self, begin: int, gatherer: Gatherer) -> int | None:
+        with open_records(self._path) as file:  # the place in a file that was opened before the fork is everybody's
+            if not os.path.samestat(os.fstat(file.fileno()), os.fstat(self._file.fileno())):
+                return None
+            return self._lines(file, gatherer, begin, None)
+
+    def _lines(self, file: BinaryIO, gatherer: Gatherer, begin: int, end: int | None) -> int | None:
+        """Lines from a byte to another, or to the end; as `_gather`."""
+        file.seek(begin)
+        place, line = begin, b"\n"
+        try:
+            for line, record in lines_of(file, self._path, number=gatherer.known.records + 1):
+                gatherer.add(record, place, place + len(line))
+                place += len(line)
+                if end is not None and place >= end:
+                    break
         finally:
             gatherer.close()
         return place if line.endswith(b"\n") else None

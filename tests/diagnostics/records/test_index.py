@@ -16,19 +16,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from diagnostics.health import examine
-from diagnostics.records import History, RecordWriter, index, read_records, source
+from diagnostics.records import History, RecordWriter, halves, index, read_records, source
 from diagnostics.records import columns as columns_module
 
 INDEX = "metrics.index"
 
 
-@pytest.fixture(autouse=True)
-def every_file_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=["one process", "two processes"])
+def every_file_is_long(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Files of any size get an index, in blocks of a few records."""
     monkeypatch.setattr(source, "KEPT_BYTES", 0)
     monkeypatch.setattr("diagnostics.records.history.KEPT_BYTES", 0)
     monkeypatch.setattr(source, "_LEAST_GROWTH", 0)
     monkeypatch.setattr(columns_module, "_BLOCK_NUMBERS", 400)
+    if request.param == "two processes":
+        monkeypatch.setattr(halves, "WORTHWHILE_BYTES", 1)
+        monkeypatch.setattr(source, "_BEGINNING_BYTES", 300)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
 
 
 def made(seed: int, length: int) -> list[dict[str, Any]]:
@@ -133,6 +137,28 @@ def test_a_file_is_what_its_records_are(tmp_path_factory: pytest.TempPathFactory
     with path.open("ab") as file:
         file.write(b"".join(lines[len(lines) // 2 + 1 :]))
     assert told(History.read(path)) == expected
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_the_second_process_is_heard_or_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, is_killed: bool
+) -> None:
+    if "one process" in request.node.name:
+        return
+    answers: list[int | None] = []
+    add_to = halves.SecondHalf.add_to
+
+    def heard(second: halves.SecondHalf, gatherer: Any) -> int | None:
+        answers.append(add_to(second, gatherer))
+        return answers[-1]
+
+    monkeypatch.setattr(halves.SecondHalf, "add_to", heard)
+    if is_killed:
+        monkeypatch.setattr(source.RecordsInFile, "_lines_of_child", lambda *_: os.kill(os.getpid(), 9))
+    records = [one for one in made(7, 60) if one.get("kind", "train") == "train"]
+    path = written(tmp_path, records)
+    assert told(History.read(path)) == told(History(list(read_records(path))))
+    assert answers == [None if is_killed else path.stat().st_size]
 
 
 def has_index(path: Path) -> bool:
