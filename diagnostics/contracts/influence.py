@@ -58,6 +58,14 @@ class Influence(Family):
             for root in roots:
                 self._flow.reached |= self._flow.names_of(root)
 
+    def before_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
+        if self._flow is not None:
+            self._flow.is_paused = not has_closure  # a closure computes losses
+
+    def after_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
+        if self._flow is not None:
+            self._flow.is_paused = False
+
     def end(self, step: Step) -> None:
         flow, self._flow = self._flow, None
         if flow is None or not flow.has_roots or not flow.reached:
@@ -99,6 +107,8 @@ class _Flow(TorchDispatchMode):
         self.used: set[str] = set()
         """Inputs that an operator took which does more than move them."""
         self.has_roots = False
+        self.is_paused = False
+        """The optimizer steps: many operators, and nothing of theirs is a loss."""
         self._names: dict[int, _Names] = {}
         self._zeros: set[int] = set()
         for name, tensor in inputs.items():
@@ -110,22 +120,21 @@ class _Flow(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not in_backward():
+        if not self.is_paused and not in_backward():
             self._note(func.overloadpacket.__name__, (*args, *(kwargs or {}).values()), result)
         return result
 
     def _note(self, name: str, arguments: tuple[Any, ...], result: Any) -> None:
-        given = list(_any_tensors(arguments))
+        keys = {_memory(tensor) for tensor in _any_tensors(arguments)}
+        found = [self._names[key] for key in keys if key in self._names]
+        names = _NOTHING.union(*found)
         if not isinstance(result, (Tensor, list, tuple)):  # a number on the host
-            for tensor in given:
-                self.escaped |= self.names_of(tensor)
+            self.escaped |= names
             return
-        if name not in _MOVES:
-            self.used.update(*(self.names_of(tensor) for tensor in given))
-        names = _NOTHING.union(*(self.names_of(tensor) for tensor in given))
-        is_new = name.startswith(("new_",)) or name.endswith("_like") or name in _NEW
+        if found and name not in _MOVES:
+            self.used.update(*found)
+        is_new = name.startswith("new_") or name.endswith("_like") or name in _NEW
         is_zero = name in _ZERO or (name in ("mul", "mul_") and any(map(self._is_zero, arguments)))
-        keys = {_memory(tensor) for tensor in given}
         for tensor in _any_tensors((result,)):
             key = _memory(tensor)
             is_whole = key not in keys or _is_whole(tensor)
@@ -133,8 +142,10 @@ class _Flow(TorchDispatchMode):
                 self._names.pop(key, None)
             elif key in keys and not is_whole:
                 self._names[key] = self._names.get(key, _NOTHING) | names
-            else:
+            elif names:
                 self._names[key] = names
+            else:
+                self._names.pop(key, None)
             self._zeros.discard(key)
             if is_zero and is_whole:
                 self._zeros.add(key)
