@@ -32,7 +32,7 @@ OPENINGS = {
     "shadowlab/training/capture.py load_file": "the library takes names alone; behind require_file",
     "shadowlab/training/saved_file.py load_file": "the library takes names alone; behind require_file",
     "shadowlab/training/checkpoint_files.py os.open": "of a folder or file of ours, to be synced",
-    "shadowlab/tasks/shadow/render/dataset.py os.open": "of a folder of ours, to be locked",
+    "shadowlab/tasks/shadow/render/gathering.py os.open": "of a folder of ours, to be locked",
     "shadowlab/tasks/shadow/result_picture.py Image.open": "of a file that the door opened",
     "shadowlab/tasks/shadow/render/textures.py Image.open": "of a file that the door opened",
     "shadowlab/planning/measure.py _RESET.write_text": "a file of the kernel's, which cannot be replaced",

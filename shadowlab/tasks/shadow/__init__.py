@@ -4,7 +4,7 @@ from shadowlab.tasks.shadow.compositing import Background, Fit, composite, map_l
 from shadowlab.tasks.shadow.dataset import index_dataset, open_dataset
 from shadowlab.tasks.shadow.drawn_files import FilesReport, generate_files
 from shadowlab.tasks.shadow.generate import PreparedObject, ShadowGenerator
-from shadowlab.tasks.shadow.light import RANGES, Light
+from shadowlab.tasks.shadow.light import RANGES, Light, light_position
 from shadowlab.tasks.shadow.light_presets import PRESETS, preset_light
 from shadowlab.tasks.shadow.object_picture import ObjectPicture, object_picture, read_object_picture
 from shadowlab.tasks.shadow.render.dataset import render_dataset
@@ -21,6 +21,7 @@ __all__ = [
     "collate",
     "fit_view",
     "index_dataset",
+    "light_position",
     "open_dataset",
     "render_dataset",
     # a trained model's shadows of one's own objects

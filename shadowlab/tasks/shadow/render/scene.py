@@ -111,7 +111,11 @@ def _srgb_from_linear(value: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class SceneObject:
-    """An object uploaded to Mitsuba once and rendered under many lights."""
+    """An object uploaded to Mitsuba once and rendered under many lights.
+
+    Attributes:
+        meshes: name -> mesh of Mitsuba, with its surface; it floats by a thousandth of a unit.
+    """
 
     def __init__(self, mi: ModuleType, parts: Sequence[Part]) -> None:
         """`parts` rest on z = 0 (see `placement.rest_on_ground`); `mi` comes from `mitsuba()`."""
@@ -119,7 +123,7 @@ class SceneObject:
         surfaces = [(part, crease_corners(part)) for part in parts]
         solid = [(part, corners) for part, corners in surfaces if len(corners.positions)]
         self._vertices = np.vstack([corners.positions for _, corners in solid]) + _LIFT
-        self._meshes = {f"part{k}": self._mesh(f"part{k}", *surface) for k, surface in enumerate(solid)}
+        self.meshes = {f"part{k}": self._mesh(f"part{k}", *surface) for k, surface in enumerate(solid)}
 
     def _mesh(self, name: str, part: Part, corners: Corners) -> Any:
         mi = self._mi
@@ -166,7 +170,7 @@ class SceneObject:
                     "to_world": key,
                     "emitter": {"type": "area", "radiance": {"type": "rgb", "value": 7.0}},
                 },
-                **self._meshes,
+                **self.meshes,
             }
         )
         rgba = np.array(mi.render(scene, seed=_FIXED_SEED), dtype=np.float64)
@@ -184,7 +188,7 @@ class SceneObject:
         if left < right and top < bottom:
             mirrored = (left, image_size - bottom, right, image_size - top)
             sensor = _sensor(self._mi, image_size, samples_per_pixel, True, mirrored)
-            with_object = self._irradiance(theta, phi, size, sensor, seed, self._meshes)
+            with_object = self._irradiance(theta, phi, size, sensor, seed, self.meshes)
             without = self._irradiance(theta, phi, size, sensor, seed, {})
             ratio = np.divide(with_object, without, out=np.ones_like(without), where=without > 0)
             picture[top:bottom, left:right] = _to_bytes(1 - ratio)

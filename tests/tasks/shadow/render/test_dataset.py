@@ -16,6 +16,7 @@ from shadowlab.distributed.processes import SingleProcess
 from shadowlab.errors import MissingDependencyError, UserError
 from shadowlab.tasks.shadow.folder import FolderDataset
 from shadowlab.tasks.shadow.render import dataset as rendering
+from shadowlab.tasks.shadow.render.gathering import Gathering
 from shadowlab.tasks.shadow.render.scene import BACKGROUND
 
 pytest.importorskip("mitsuba", reason="rendering is optional: pip install mitsuba trimesh")
@@ -123,15 +124,15 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, number: int, do: Any) -> list[str]:
     """Have `do` called before that sample is saved; returns the names of those that were."""
-    original, saved = rendering._save_sample, []
+    original, saved = Gathering.save, []
 
-    def save(folder: Path, sample: str, **pictures: Any) -> None:
+    def save(self: Gathering, pictures: Any) -> None:
         if len(saved) == number:
             do()
-        original(folder, sample, **pictures)
-        saved.append(sample)
+        original(self, pictures)
+        saved.append(Path(next(iter(pictures))).name)
 
-    monkeypatch.setattr(rendering, "_save_sample", save)
+    monkeypatch.setattr(Gathering, "save", save)
     return saved
 
 
