@@ -47,12 +47,12 @@ def unit_irradiance(theta: float, phi: float, size: float) -> float:
 
 
 def choose_lighting(seed: int, object_index: int, light_index: int) -> Lighting:
-    """A white ground at the origin is 0.55 to 1 bright, of which the sky gives 8 to 45 %; both have a colour."""
+    """A white ground at the origin is 0.35 to 1 bright, of which the sky gives 10 to 40 %; both have a colour."""
     rng = random_generator(seed, "albedo/light", object_index, light_index)
-    level, share = rng.uniform(0.55, 1.0), rng.uniform(0.08, 0.45)
+    level, share = rng.uniform(0.35, 1.0), rng.uniform(0.1, 0.4)
     hue = rng.uniform()
-    key = _tint(hue, rng.uniform(0, 0.55)) * level * (1 - share)
-    sky = _tint(hue + rng.uniform(0.3, 0.7), rng.uniform(0, 0.5)) * level * share
+    key = _tint(hue, rng.uniform(0, 0.7)) * level * (1 - share)
+    sky = _tint(hue + rng.uniform(0.3, 0.7), rng.uniform(0, 0.6)) * level * share
     red, green, blue = key.tolist()
     return Lighting(
         theta=round(float(rng.uniform(8, 55)), 1),

@@ -16,8 +16,8 @@ Picture = NDArray[np.uint8]
 Random = np.random.Generator
 SIDE = 128
 """Pixels of a pattern; it is laid on about one object's width."""
-_PLAIN = 0.35  # share of parts and grounds of one colour
-_TILE = 1.3  # scene units that a pattern spans
+_PLAIN = 0.45  # share of parts and grounds of one colour
+_TILE = 2.2  # scene units that a pattern spans
 
 
 def surface_colour(rng: Random) -> NDArray[np.float64]:
@@ -42,19 +42,19 @@ def _grid() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 def _checker(rng: Random) -> NDArray[np.int64]:
     row, column = _grid()
-    count = rng.integers(2, 6)
+    count = rng.integers(2, 4)
     return (row * count).astype(np.int64) + (column * count).astype(np.int64)
 
 
 def _stripes(rng: Random) -> NDArray[np.int64]:
     row, column = _grid()
-    along, across = rng.integers(0, 4, 2)
-    return ((row * max(along, along == across == 0) + column * across) * rng.integers(1, 3) * 2).astype(np.int64)
+    along, across = rng.integers(0, 3, 2)
+    return ((row * max(along, along == across == 0) + column * across) * 2).astype(np.int64)
 
 
 def _dots(rng: Random) -> NDArray[np.int64]:
     row, column = _grid()
-    count = rng.integers(2, 5)
+    count = rng.integers(2, 4)
     down, right = (row * count) % 1 - 0.5, (column * count) % 1 - 0.5
     inside = np.hypot(down, right) < rng.uniform(0.2, 0.42)
     return np.where(inside, 1, 0) * (1 + (row * count).astype(np.int64) % 2)
@@ -63,7 +63,7 @@ def _dots(rng: Random) -> NDArray[np.int64]:
 def _patches(rng: Random) -> NDArray[np.int64]:
     """Cells of random points, on a torus: the pattern repeats without a seam."""
     row, column = _grid()
-    count = int(rng.integers(5, 14))
+    count = int(rng.integers(4, 9))
     points, kinds = rng.uniform(size=(count, 2)), rng.integers(0, 4, count)
     down, right = (np.abs(place[..., None] - points[:, i]) for i, place in enumerate((row, column)))
     nearest = np.hypot(np.minimum(down, 1 - down), np.minimum(right, 1 - right)).argmin(axis=-1)
@@ -75,14 +75,14 @@ def _waves(rng: Random) -> NDArray[np.int64]:
     row, column = _grid()
     height = np.zeros((SIDE, SIDE))
     for _ in range(5):
-        down, right = rng.integers(-3, 4, 2)
+        down, right = rng.integers(-2, 3, 2)
         height += np.cos(2 * np.pi * (down * row + right * column + rng.uniform())) * rng.uniform(0.3, 1)
     return np.asarray(np.digitize(height, np.quantile(height, (0.3, 0.55, 0.8))))
 
 
 def _bricks(rng: Random) -> NDArray[np.int64]:
     row, column = _grid()
-    rows = rng.integers(3, 6)
+    rows = rng.integers(2, 5)
     line = (row * rows).astype(np.int64)
     along = (column * rows / 2 + 0.5 * (line % 2)) % 1
     joint = ((row * rows) % 1 < 0.16) | (along < 0.08)

@@ -21,12 +21,12 @@ from shadowlab.tasks.shadow.render import Part, SceneObject, light_frame, linear
 
 NOTHING = 128
 """sRGB level of both pictures where there is no surface; those pixels are not valid."""
-BOUNCES = 4
+BOUNCES = 3
 """Of light at most, the last one to the camera among them."""
-_CAMERA, _TARGET, _FIELD_OF_VIEW = (0.0, -7.2, 4.6), (0.0, 0.0, 0.5), 28.0
+_CAMERA, _TARGET, _FIELD_OF_VIEW = (0.0, -7.2, 4.6), (0.0, 0.0, 0.45), 23.0
 _BLOCK_SIZE = 16  # fixed: Mitsuba's own choice, and with it the noise, depends on the number of threads
 _COVERED = 0.999  # share of a pixel that a surface covers, to be valid
-_GROUND_TILE = 2.0  # scene units that the ground's picture spans
+_GROUND_TILE = 4.0  # scene units that the ground's picture spans
 
 
 @dataclass(frozen=True, eq=False)
