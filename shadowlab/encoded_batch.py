@@ -47,13 +47,16 @@ class EncodedBatch:
     data: Tensor
     """(B, 4, h, w) latents of the target."""
     conditions: Conditions
+    valid: Tensor | None = None
+    """(B, 1, h, w) float32 in {0, 1}: where the target is known, which is where the loss is taken; None: everywhere."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def tensors(self) -> dict[str, Tensor]:
         """Named (B, ...) float tensors, for blame."""
-        return {"data": self.data, **self.conditions.named()}
+        known = {} if self.valid is None else {"valid": self.valid}
+        return {"data": self.data, **self.conditions.named(), **known}
 
     @classmethod
     def from_tensors(cls, named: Mapping[str, Any]) -> Self:
@@ -63,11 +66,13 @@ class EncodedBatch:
             ValueError: something is absent, unknown or no tensor, or they do not fit one another.
         """
         conditions = {field.name for field in fields(Conditions)}
-        unknown = sorted(named.keys() - conditions - {"ids", "positions", "data"})
+        unknown = sorted(named.keys() - conditions - {"ids", "positions", "data", "valid"})
         if unknown:
             raise ValueError(f"`{unknown[0]}` is not part of a batch")
         given = {
-            name: named[name] for name in ("positions", "data", *sorted(conditions & named.keys())) if name in named
+            name: named[name]
+            for name in ("positions", "data", "valid", *sorted(conditions & named.keys()))
+            if name in named
         }
         wrong = [name for name in ("positions", "data") if name not in given]
         wrong += [name for name, value in given.items() if not isinstance(value, Tensor)]
@@ -75,7 +80,8 @@ class EncodedBatch:
             raise ValueError(f"`{wrong[0] if wrong else 'ids'}` is absent or not what it must be")
         _require_one_batch(given, named["ids"])
         positions, data = given.pop("positions"), given.pop("data")
-        return cls(list(named["ids"]), positions.cpu(), data, Conditions(**given))
+        valid = given.pop("valid", None)
+        return cls(list(named["ids"]), positions.cpu(), data, Conditions(**given), valid)
 
     def at_positions(self, positions: Tensor) -> Self:
         """The same samples at other places (B,) of the stream, so with other noise."""
@@ -86,11 +92,12 @@ class EncodedBatch:
         return replace(self, conditions=replace(self.conditions, **changed))
 
     def resized(self, side: int) -> Self:
-        """The same samples with latents area-averaged to `side` x `side`."""
+        """The same samples with latents area-averaged to `side` x `side`; known is what was known in all its area."""
         resize = torch.nn.functional.adaptive_avg_pool2d
         own = self.conditions.concatenated
         smaller = self if own is None else self.with_conditions(concatenated=resize(own, side))
-        return replace(smaller, data=resize(self.data, side))
+        valid = None if self.valid is None else (resize(self.valid, side) == 1).to(self.valid.dtype)
+        return replace(smaller, data=resize(self.data, side), valid=valid)
 
     def select(self, rows: slice | Tensor) -> Self:
         """Those samples. rows: a slice, or int64 indices (n,)."""
@@ -101,6 +108,7 @@ class EncodedBatch:
             positions=self.positions[index],
             data=self.data[index],
             conditions=self.conditions.select(index),
+            valid=None if self.valid is None else self.valid[index],
         )
 
 
@@ -109,16 +117,18 @@ def joined(batches: Sequence[EncodedBatch]) -> EncodedBatch:
     conditions = {
         name: torch.cat([batch.conditions.named()[name] for batch in batches]) for name in batches[0].conditions.named()
     }
+    valid = [batch.valid for batch in batches if batch.valid is not None]
     return EncodedBatch(
         ids=[name for batch in batches for name in batch.ids],
         positions=torch.cat([batch.positions for batch in batches]),
         data=torch.cat([batch.data for batch in batches]),
         conditions=Conditions(**conditions),
+        valid=torch.cat(valid) if valid else None,
     )
 
 
 def _require_one_batch(tensors: Mapping[str, Tensor], ids: list[Any]) -> None:
-    """Raise ValueError where these are not positions (B,) int64, data (B, 4, h, w) and conditions (B, ...) of B ids."""
+    """Raise ValueError where these are not positions (B,) int64, data (B, 4, h, w), and others (B, ...) of B ids."""
     positions, size = tensors["positions"], len(ids)
     if not size or not all(isinstance(name, str) for name in ids):
         raise ValueError("`ids` is no list of names")

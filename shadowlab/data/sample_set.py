@@ -9,7 +9,10 @@ S_co = TypeVar("S_co", covariant=True)
 
 
 class SampleSet(Protocol[S_co]):
-    """Samples that can be read at any time, from any process."""
+    """Samples that can be read at any time, from any process.
+
+    One that brings its own validation samples has an attribute `held_out`, the set of their object ids.
+    """
 
     @property
     def name(self) -> str:

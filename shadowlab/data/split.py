@@ -4,7 +4,7 @@ Consecutive benchmark images show one object under several lights: a split by sa
 validation set repeat the training set.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from shadowlab.errors import UserError
@@ -19,7 +19,9 @@ class Split:
     validation: list[int]
 
 
-def split_by_object(object_ids: Sequence[str], validation_fraction: float, seed: int) -> Split:
+def split_by_object(
+    object_ids: Sequence[str], validation_fraction: float, seed: int, held_out: Collection[str] | None = None
+) -> Split:
     """Split so that all samples of an object are on one side.
 
     Objects are ranked by a hash of (seed, object id) and the first `validation_fraction` of them, rounded, are
@@ -29,6 +31,7 @@ def split_by_object(object_ids: Sequence[str], validation_fraction: float, seed:
         object_ids: object id of each sample, in data set order.
         validation_fraction: share of the objects, in (0, 1).
         seed: any integer.
+        held_out: the objects that are for validation, where a data set says so itself; then nothing is drawn.
 
     Raises:
         UserError: the fraction is outside (0, 1), or there are fewer than two objects.
@@ -41,8 +44,9 @@ def split_by_object(object_ids: Sequence[str], validation_fraction: float, seed:
             f"cannot split {len(object_ids)} samples of {len(objects)} object(s) into training and validation; "
             "add samples of a second object, or name `object` in metadata.json"
         )
-    num_validation = min(max(round(validation_fraction * len(objects)), 1), len(objects) - 1)
-    held_out = set(objects[:num_validation])
+    if held_out is None:
+        num_validation = min(max(round(validation_fraction * len(objects)), 1), len(objects) - 1)
+        held_out = set(objects[:num_validation])
     return Split(
         train=[i for i, name in enumerate(object_ids) if name not in held_out],
         validation=[i for i, name in enumerate(object_ids) if name in held_out],

@@ -18,7 +18,7 @@ from shadowlab.distributed import Processes
 from shadowlab.encoded_batch import EncodedBatch, joined
 from shadowlab.interruption import signals
 from shadowlab.metrics import r_squared
-from shadowlab.models import Objective, Precision, Predict, predict
+from shadowlab.models import Objective, Precision, Predict, loss_where_known, predict
 from shadowlab.seeding import normal
 from shadowlab.tasks import Task, TaskBatch
 
@@ -142,7 +142,7 @@ class FixedGrid:
         return GridResult(
             loss=sum(loss_by_t.values()) / len(loss_by_t),
             loss_by_t=loss_by_t,
-            r2=r_squared(torch.cat(generated), self.encoded.data.cpu().repeat(len(generated), 1, 1, 1)),
+            r2=r_squared(*_where_known(torch.cat(generated), self.encoded, len(generated))),
             metrics=_mean_metrics([part.metrics for part in parts]),
             baselines=self._baselines,
             prediction=torch.cat([part.pictures for part in by_noise[0]]),
@@ -190,7 +190,9 @@ class FixedGrid:
                     x_t = objective.noised(noise[shown], self.encoded.data[shown], times)
                     said = times if told is None else torch.full_like(times, told)
                     predicted = _predict(unet, objective, given.select(part), precision)(x_t, said)
-                    losses.append(objective.loss(predicted, noise[part], self.encoded.data[part], times).cpu())
+                    losses.append(
+                        loss_where_known(objective, predicted, noise[part], self.encoded.select(part), times).cpu()
+                    )
         finally:
             unet.train(was_training)
         return float(torch.cat(losses).mean())
@@ -204,7 +206,7 @@ class FixedGrid:
         for k in range(draws):
             noise = torch.stack([normal(data.shape[1:], k, "blind", name) for name in self.batch.ids]).to(data.device)
             mean += objective.target(noise, data, times) / draws
-        return float(objective.loss(mean, self._noises[0], data, times).mean())
+        return float(loss_where_known(objective, mean, self._noises[0], self.encoded, times).mean())
 
     @torch.no_grad()
     def loss_without_t(self, t: float) -> float:
@@ -212,7 +214,8 @@ class FixedGrid:
         objective, data, noise = self.task.objective, self.encoded.data, self._noises[0]
         times = torch.full((len(data),), t, device=data.device)
         x_t = objective.noised(noise, data, times)
-        return float(objective.loss(objective.target(x_t, data, torch.zeros_like(times)), noise, data, times).mean())
+        taken_for = objective.target(x_t, data, torch.zeros_like(times))
+        return float(loss_where_known(objective, taken_for, noise, self.encoded, times).mean())
 
     @torch.no_grad()
     def answer_to_t(self, unet: torch.nn.Module, precision: Precision, t: float) -> float:
@@ -293,7 +296,7 @@ class FixedGrid:
         for t in self._timesteps:
             times = torch.full((len(rows),), t, device=eps.device)
             predicted = predicted_at(objective.noised(eps, encoded.data, times), times)
-            losses[t] = objective.loss(predicted, eps, encoded.data, times).cpu()
+            losses[t] = loss_where_known(objective, predicted, eps, encoded, times).cpu()
         latents = objective.generate(predicted_at, eps, 1)
         pictures = self.task.decode(latents)
         metrics = {name: v.cpu() for name, v in self.task.judge(pictures, self.batch.select(rows)).items()}
@@ -306,6 +309,17 @@ def _predict(unet: torch.nn.Module, objective: Objective, encoded: EncodedBatch,
             return predict(unet, x, objective.timesteps(t), encoded.conditions)
 
     return predicted_at
+
+
+def _where_known(generated: Tensor, encoded: EncodedBatch, draws: int) -> tuple[Tensor, Tensor]:
+    """Generated latents (draws n, 4, h, w) and the targets', both the target's mean of each channel where no target is
+    known, so that neither error nor variance is there."""
+    data = encoded.data.cpu().repeat(draws, 1, 1, 1)
+    if encoded.valid is None:
+        return generated, data
+    known = encoded.valid.cpu().repeat(draws, 1, 1, 1)
+    mean = (data * known).sum(dim=(0, 2, 3), keepdim=True) / known.sum().clamp_min(1)
+    return torch.where(known > 0, generated, mean), torch.where(known > 0, data, mean)
 
 
 def _encode_in_chunks(task: Task[Any], batch: TaskBatch, chunk: int) -> EncodedBatch:

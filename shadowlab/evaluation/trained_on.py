@@ -39,7 +39,7 @@ def trained_on(model: LoadedModel, data: SampleSet[Any]) -> TrainedOn:
     fingerprint = recorded or (None if training is None else training.fingerprint())
     where = one_line(config.data.path)
     if fingerprint == data.fingerprint():
-        flags = _members(data.object_ids, _training_objects(data.object_ids, config))
+        flags = _members(data.object_ids, _training_objects(data, config))
         return TrainedOn(flags, f"{_count(flags)} of the training split are judged apart" if flags.any() else "")
     if training is None or (recorded is not None and training.fingerprint() != recorded):
         return TrainedOn(
@@ -48,7 +48,7 @@ def trained_on(model: LoadedModel, data: SampleSet[Any]) -> TrainedOn:
             "has changed since",
             is_known=False,
         )
-    objects = _training_objects(training.object_ids, config)
+    objects = _training_objects(training, config)
     named = _members(data.object_ids, objects)
     if not named.any():
         return TrainedOn(named, "")
@@ -81,9 +81,10 @@ def _training_set(config: Config) -> SampleSet[Any] | None:
         return None
 
 
-def _training_objects(object_ids: Sequence[str], config: Config) -> set[str]:
+def _training_objects(data: SampleSet[Any], config: Config) -> set[str]:
+    object_ids, held_out = data.object_ids, getattr(data, "held_out", None)
     try:
-        split = split_by_object(object_ids, config.data.validation_fraction, config.seed)
+        split = split_by_object(object_ids, config.data.validation_fraction, config.seed, held_out)
     except UserError:  # nobody can train on it
         return set()
     return {object_ids[i] for i in split.train}

@@ -1,12 +1,17 @@
 """What every task builds its model from: backbone and its changes, VAE, precision, objective."""
 
 from shadowlab.models.adapter import predict
+from shadowlab.models.diffusion import EpsilonPrediction, VPrediction
 from shadowlab.models.flow import RectifiedFlow, interpolate, stratified_times, velocity
-from shadowlab.models.objective import ForwardSeen, Objective, Predict
+from shadowlab.models.multi_resolution import MultiResolutionNoise
+from shadowlab.models.noise_schedule import NoiseSchedule
+from shadowlab.models.objective import ForwardSeen, Objective, Predict, loss_where_known
+from shadowlab.models.one_step import OneStep
 from shadowlab.models.precision import POLICIES, Precision, true_float32
 from shadowlab.models.spec import ModelSpec, Widening
 from shadowlab.models.surgery import (
     adapt,
+    conv_in_before,
     cross_attention_modules,
     freeze,
     remove_cross_attention,
@@ -22,6 +27,7 @@ __all__ = [
     "adapt",
     "architecture_config",
     "architecture_of",
+    "conv_in_before",
     "cross_attention_modules",
     "freeze",
     "load_unet",
@@ -38,12 +44,18 @@ __all__ = [
     "unwritten_vae",
     # what is predicted, and in which arithmetic
     "POLICIES",
+    "EpsilonPrediction",
     "ForwardSeen",
+    "MultiResolutionNoise",
+    "NoiseSchedule",
     "Objective",
+    "OneStep",
     "Precision",
     "Predict",
     "RectifiedFlow",
+    "VPrediction",
     "interpolate",
+    "loss_where_known",
     "stratified_times",
     "true_float32",
     "velocity",

@@ -17,7 +17,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.embeddings import TimestepEmbedding
-from torch import nn
+from torch import Tensor, nn
 
 from shadowlab.errors import UserError
 from shadowlab.models.spec import ModelSpec, Widening
@@ -92,12 +92,18 @@ def widen_conv_in(unet: UNet2DConditionModel, in_channels: int, rule: Widening) 
             new.bias.copy_(old.bias)
     unet.conv_in = new
     new.widened_from = old.in_channels
+    new.before = (old.weight.detach(), None if old.bias is None else old.bias.detach())
     unet.register_to_config(in_channels=in_channels)
 
 
 def widened_from(unet: UNet2DConditionModel) -> int | None:
     """Input channels before `widen_conv_in` made this conv_in; None where its channels came with the weights."""
     return getattr(unet.conv_in, "widened_from", None)
+
+
+def conv_in_before(unet: UNet2DConditionModel) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the conv_in that `widen_conv_in` replaced, float32 on the CPU: what it must still compute."""
+    return unet.conv_in.before
 
 
 def freeze(unet: UNet2DConditionModel, trainable: Sequence[str]) -> None:

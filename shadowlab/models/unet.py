@@ -25,7 +25,7 @@ def load_unet(
 
     Args:
         weights: `random`, a folder in diffusers' layout (itself or its `unet/`), or a hub id.
-        architecture: `tiny` or `sdxl`; read for random weights only.
+        architecture: `tiny`, `small`, `sdxl`, `sd15` or `sd21`; read for random weights only.
         seed: of the random weights and of the parts that loaded weights lack.
         downloads: whether a hub id may be fetched; if not, it must lie in the hub's cache on this machine.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from shadowlab.errors import UserError
 from shadowlab.runs.folder import RunFolder
-from shadowlab.settings import Config, describe_keys, load_config, preset_names, values
+from shadowlab.settings import TASK_MODEL, Config, describe_keys, load_config, preset_names, values
 
 
 def resumed_config(
@@ -63,7 +63,8 @@ def _kept() -> list[str]:
     with the checkpoint's. So may data.latents: the cache holds the same samples' latents, of the same VAE, up to the
     last bits (batches of one).
     """
-    return [key.name for key in describe_keys() if key.marks.decides in ("model", "numbers")]
+    kept = [key.name for key in describe_keys() if key.marks.decides in ("model", "numbers")]
+    return [*kept, f"task_options.{TASK_MODEL}"]
 
 
 def _what(key: str) -> str:

@@ -12,6 +12,9 @@ from diagnostics.files import reason_of, sha256_of
 from shadowlab.errors import UserError
 from shadowlab.settings.keys import Section, leaves, marks_of
 
+TASK_MODEL = "model"
+"""Of `task_options`, the part whose options decide the model; all others decide nothing."""
+
 
 def hash_of(config: Section, places: Iterable[str]) -> str:
     """12 hex digits of the keys of `config` that decide the model, and of the contents of local folders.
@@ -27,7 +30,8 @@ def hash_of(config: Section, places: Iterable[str]) -> str:
 
 
 def _proven_values(config: Section) -> dict[str, Any]:
-    """The keys that decide the model: those of the section `model` in one mapping, the others by their last name.
+    """The keys that decide the model: those of the section `model` in one mapping, the others by their last name;
+    and the task's own, as they are given.
 
     So it was written before the keys were marked, and the hashes in run folders stay good.
     """
@@ -42,6 +46,8 @@ def _proven_values(config: Section) -> dict[str, Any]:
         if marks.hashed_if_changed and value == reduce(getitem, sections, default)[last]:
             continue
         (proven["model"] if sections == ["model"] else proven)[last] = value
+    if options := given.get("task_options", {}).get(TASK_MODEL):  # absent from hashes that are older
+        proven["task_options"] = options
     return proven
 
 

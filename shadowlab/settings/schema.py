@@ -26,7 +26,7 @@ MAX_IMAGE_SIZE = 4096
 class ModelConfig(Section):
     """The UNet and the VAE: where their weights come from, and how they are computed."""
 
-    architecture: Literal["tiny", "small", "sdxl"] = key("tiny", decides="model")
+    architecture: Literal["tiny", "small", "sdxl", "sd15", "sd21"] = key("tiny", decides="model")
     """UNet configuration for random weights; loaded weights bring their own."""
     weights: str = key(
         "random", decides="model", option="--weights", examples=["stabilityai/stable-diffusion-xl-base-1.0", "my-unet/"]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shadowlab.errors import UserError
-from shadowlab.settings import Config, checked_section, describe_keys
+from shadowlab.settings import TASK_MODEL, Config, checked_section, describe_keys
 from shadowlab.tasks.evaluation import TRUTH, Evaluation, Tracks
 from shadowlab.tasks.exported import Exported, PipelineCode, ProgramInput, Trial
 from shadowlab.tasks.reference import ObjectiveReference, RawVae, TaskReference
@@ -52,7 +52,11 @@ def task_class(name: str) -> type[Any]:
             from shadowlab.tasks.shadow.task import ShadowTask
 
             return ShadowTask
-    raise UserError(f"task: there is no task {name!r}; there is: shadow")
+        case "albedo":
+            from shadowlab.tasks.albedo.task import AlbedoTask
+
+            return AlbedoTask
+    raise UserError(f"task: there is no task {name!r}; there are: shadow, albedo")
 
 
 def open_task(config: Config, device: torch.device | None = None, *, vae: "ImageVae | None" = None) -> Task[Any]:
@@ -64,12 +68,17 @@ def open_task(config: Config, device: torch.device | None = None, *, vae: "Image
 
     Raises:
         UserError: no such task, an option or an augmentation that it does not have, or a VAE that cannot be read.
-        TypeError: the task declares an option that decides the model or its numbers.
+        TypeError: the task declares an option that decides the model, or its numbers, elsewhere than under
+            `task_options.model`, where the model hash and a resume look for them.
     """
     kind = task_class(config.task)
     for option in describe_keys(kind.options(), "task_options."):
-        if option.marks.decides != "nothing":
-            raise TypeError(f"{option.name}: neither the model hash nor a resume looks at a task's options yet")
+        wanted = "model" if option.section == f"task_options.{TASK_MODEL}" else "nothing"
+        if option.marks.decides != wanted:
+            raise TypeError(
+                f"{option.name}: the model hash and a resume look at task_options.{TASK_MODEL} alone, whose options "
+                "all decide the model"
+            )
     task: Task[Any] = kind(config, checked_section(kind.options(), config.task_options, "task_options"))
     if config.data.augment.is_on and task.augmentation is None:
         raise UserError(

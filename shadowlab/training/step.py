@@ -21,7 +21,7 @@ from diagnostics import Watch, all_finite
 from diagnostics.statistics import ParameterStatistics, gradient_norms, total_norm
 from shadowlab.distributed import Processes, local
 from shadowlab.encoded_batch import EncodedBatch
-from shadowlab.models import predict, stratified_times
+from shadowlab.models import loss_where_known, predict, stratified_times
 from shadowlab.seeding import generator, normal
 from shadowlab.settings import OptimizerConfig
 from shadowlab.training.optimizer import learning_rate
@@ -269,7 +269,7 @@ def _objective_losses(
 
 
 def objective_loss(trainee: Trainee, model: nn.Module, batch: EncodedBatch, place: StepPlace) -> Tensor:
-    """The objective's loss of each sample, (B,) float32."""
+    """The objective's loss of each sample where its target is known, (B,) float32."""
     device, seed, objective = trainee.device, trainee.seed, trainee.objective
     shape = batch.data.shape[1:]
     noise = torch.stack([normal(shape, seed, "noise", position) for position in batch.positions.tolist()])
@@ -278,6 +278,8 @@ def objective_loss(trainee: Trainee, model: nn.Module, batch: EncodedBatch, plac
     x_t = objective.noised(noise, batch.data, t)
     with trainee.precision.autocast(device):
         predicted = predict(model, x_t, objective.timesteps(t), batch.conditions)
+    if batch.valid is not None:
+        return loss_where_known(objective, predicted, noise, batch, t)
     return objective.loss(predicted, noise, batch.data, t)
 
 

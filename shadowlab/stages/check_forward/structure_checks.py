@@ -10,6 +10,7 @@ from shadowlab.encoded_batch import LATENT_CHANNELS
 from shadowlab.models import (
     ModelSpec,
     architecture_config,
+    conv_in_before,
     cross_attention_modules,
     embedded_parameters,
     remove_cross_attention,
@@ -64,7 +65,7 @@ def parameters(config: Config, unet: UNet2DConditionModel, task: Task[Any]) -> l
         expected = expected_parameters(unet, config, task.spec)
         wanted, right = f"{expected:,}", count == expected
     vae_wanted: int | None = embedded_parameters() if config.model.vae_source == "embedded" else None
-    if config.model.architecture == "sdxl":
+    if config.model.architecture in ("sdxl", "sd15", "sd21"):  # one architecture, other weights
         vae_wanted = SDXL_VAE_PARAMETERS
     fix = "model.weights is not of this architecture; check model.architecture"
     checks = [Check("UNet parameters", right, wanted, seen, fix)]
@@ -107,10 +108,11 @@ def new_channels(unet: UNet2DConditionModel, spec: ModelSpec, config: Config) ->
         bare[:, LATENT_CHANNELS:] = 0
         change, limit = float((conv(x) - conv(bare)).abs().amax()), 0.0
     else:
-        copies = conv.in_channels // before
         one = x[:, :before]
-        old = torch.nn.functional.conv2d(one, conv.weight[:, :before] * copies, conv.bias, padding=conv.padding)
-        whole = conv(one.repeat(1, copies, 1, 1))
+        weight, bias = conv_in_before(unet)
+        whole_bias = None if bias is None else bias.to(x)
+        old = torch.nn.functional.conv2d(one, weight.to(x), whole_bias, padding=conv.padding)
+        whole = conv(one.repeat(1, conv.in_channels // before, 1, 1))
         change, limit = float((whole - old).abs().amax()), 1e-3 * float(old.abs().amax())
     fix = f"widen conv_in with rule `{spec.widening}`, before anything trains it"
     return Check(name, change <= limit, f"change {limit:.3g}", f"change {change:.3g}", fix)

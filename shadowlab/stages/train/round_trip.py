@@ -139,7 +139,8 @@ def _stand_in(session: Session, config: Config, batch: EncodedBatch, seed: int) 
 
 def _on_cpu(batch: EncodedBatch) -> EncodedBatch:
     conditions = {name: tensor.cpu() for name, tensor in batch.conditions.named().items()}
-    return replace(batch.with_conditions(**conditions), data=batch.data.cpu())
+    valid = None if batch.valid is None else batch.valid.cpu()
+    return replace(batch.with_conditions(**conditions), data=batch.data.cpu(), valid=valid)
 
 
 def _take(trainee: Trainee, batch: EncodedBatch, step: int) -> float:

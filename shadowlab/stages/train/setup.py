@@ -160,7 +160,8 @@ def _open_data(session: Session) -> tuple[SampleSet[Any], Split, FixedGrid, Batc
         dataset = task.open_data() if first is None else first
         for notice in dataset.notices:
             reporter.warn(notice)
-        split = split_by_object(dataset.object_ids, config.data.validation_fraction, config.seed)
+        held_out = getattr(dataset, "held_out", None)
+        split = split_by_object(dataset.object_ids, config.data.validation_fraction, config.seed, held_out)
         task.load_vae(processes.device)
         grid = validation_grid(session, dataset, split)
         source = open_source(config, dataset, task, split.train, augmented=True)

@@ -1,0 +1,181 @@
+"""The checks of check-forward on what enters the model: pictures, colour spaces, the empty prompt, channels.
+
+Each returns Check objects; none raises for a wrong model.
+
+Legend: B batch, H W pixels, h w latents (H/8), N tokens, E width of cross-attention.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shadowlab.checks import Check, PathTable
+from shadowlab.encoded_batch import EncodedBatch
+from shadowlab.errors import MissingDependencyError, UserError
+from shadowlab.seeding import normal
+from shadowlab.settings import Config
+from shadowlab.tasks.albedo.colour import to_linear, to_srgb
+from shadowlab.tasks.albedo.contrast import RIGHT, contrast, fault_of
+from shadowlab.tasks.albedo.metrics import wrong_space_loss_db
+from shadowlab.tasks.albedo.options import AlbedoOptions
+from shadowlab.tasks.albedo.prompt import NUM_TOKENS, computed, empty_prompt, text_encoder_folder
+from shadowlab.tasks.albedo.samples import AlbedoBatch
+from shadowlab.tasks.task import Task
+from shadowlab.tasks.vae_checks import decoded_target, latents_are_finite
+
+LATENT_LIMITS = (-30.0, 30.0)  # scaled latents have about unit deviation
+_TOKEN_LIMITS = (-100.0, 100.0)  # of a text encoder's last norm; Stable Diffusion's reach 28
+_ROUND_TRIP = 1e-6
+_CONDITION_SIDE = 128  # pixels of the corner that is encoded again and again with one input changed
+
+
+def batch(batch: AlbedoBatch, path: PathTable) -> list[Check]:
+    """Before anything is encoded."""
+    path.add("input", "beauty", batch.beauty, "(B, 3, H, W)", (0, 1))
+    path.add("input", "albedo", batch.albedo, "(B, 3, H, W)", (0, 1))
+    path.add("input", "valid", batch.valid, "(B, 1, H, W)", (0, 1))
+    return [colour_round_trip(), spaces_are_right(batch), target_is_not_the_input(batch)]
+
+
+def colour_round_trip() -> Check:
+    """sRGB to linear and back, and the other way, over the whole range; and the figure of the standard in between."""
+    levels = torch.linspace(0, 1, 4097)
+    trips = [to_srgb(to_linear(levels)) - levels, to_linear(to_srgb(levels)) - levels]
+    worst = float(torch.stack(trips).abs().amax())
+    middle = float(to_linear(torch.tensor(0.5)))
+    return Check(
+        "sRGB and linear are each other's inverse",
+        worst <= _ROUND_TRIP and abs(middle - 0.2140411) < _ROUND_TRIP,
+        f"there and back within {_ROUND_TRIP:g}, 0.5 in sRGB is 0.214041 in linear",
+        f"{worst:.1e}, {middle:.6f}",
+        "see shadowlab/tasks/albedo/colour.py: the curve is IEC 61966-2-1",
+    )
+
+
+def spaces_are_right(batch: AlbedoBatch) -> Check:
+    """Whether the samples, as they are declared, behave as light does; and what a mistake would cost."""
+    found = [
+        contrast(beauty, albedo, valid, batch.space, batch.space)
+        for beauty, albedo, valid in zip(batch.beauty, batch.albedo, batch.valid, strict=True)
+    ]
+    wrong = [one for one in found if not one.is_right]
+    cost = float(wrong_space_loss_db(batch.albedo, batch.valid, batch.space).mean())
+    ratios = ", ".join(f"{one.ratio:.2f} over {one.num_edges}" for one in found)
+    return Check(
+        "colour spaces are those that are declared",
+        not wrong,
+        f"steps of the beauty {RIGHT[0]:g} to {RIGHT[1]:g} times those of the albedo",
+        f"{ratios} steps; all is in {batch.space} now, and a perfect prediction in the other space would have a PSNR "
+        f"of {cost:.1f} dB",
+        fault_of(wrong[0].ratio, batch.space, batch.space) if wrong else "",
+    )
+
+
+def target_is_not_the_input(batch: AlbedoBatch) -> Check:
+    """Of samples that are one picture twice nothing is learnt but to copy."""
+    same = [name for i, name in enumerate(batch.ids) if torch.equal(batch.beauty[i], batch.albedo[i])]
+    return Check(
+        "beauty and albedo are two pictures",
+        not same,
+        "they differ in every sample",
+        f"the same in {', '.join(same)}" if same else f"{len(batch)} of {len(batch)} differ",
+        "the columns of the list, or the folders, name one file twice",
+    )
+
+
+def encoding(
+    task: Task[Any],
+    batch: AlbedoBatch,
+    encoded: EncodedBatch,
+    path: PathTable,
+    *,
+    config: Config,
+    options: AlbedoOptions,
+) -> list[Check]:
+    """Latents finite, decoded range right, conditions in their places; a trained VAE gives the albedo back."""
+    parts = _parts(encoded)
+    path.add("condition", "beauty latent", parts["beauty latent"], "(B, 4, h, w)", LATENT_LIMITS)
+    path.add("condition", "empty prompt", parts["empty prompt"], "(B, N, E)", _TOKEN_LIMITS)
+    path.add("condition", "valid latents", parts["valid"], "(B, 1, h, w)", (0, 1))
+    path.add("VAE", "albedo latent (data)", encoded.data, "(B, 4, h, w)", LATENT_LIMITS)
+    found = [latents_are_finite(encoded, torch.cat([encoded.data, parts["beauty latent"]]))]
+    round_trip = decoded_target(task, batch, encoded, path, "albedo")
+    found += [] if config.model.vae_source == "random" else [round_trip]
+    return [*found, prompt_is_right(parts["empty prompt"], config, options), *places(task, batch)]
+
+
+def prompt_is_right(told: Tensor, config: Config, options: AlbedoOptions) -> Check:
+    """What cross-attention is told, (B, N, E), next to what the text encoder says now; the same for all samples."""
+    told = told.float().cpu()
+    differ = bool((told != told[:1]).any())
+    weights, width = config.model.weights, told.shape[-1]
+    name, fix = "cross-attention is told the empty prompt", "see shadowlab/tasks/albedo/prompt.py"
+    if options.empty_prompt is not None:
+        wanted = empty_prompt(weights, width, file=options.empty_prompt, seed=config.seed)
+        source = options.empty_prompt
+    elif weights == "random":
+        wanted, source = normal((NUM_TOKENS, width), config.seed, "empty-prompt"), "random numbers of the seed"
+    else:
+        try:
+            wanted, source = computed(text_encoder_folder(weights, downloads=False)), "as the text encoder says it now"
+        except (UserError, MissingDependencyError) as error:
+            return Check(name, False, "a text encoder that loads", str(error), fix)
+    same_shape = wanted.shape == told[0].shape
+    off = float((told[0] - wanted).abs().amax()) if same_shape else float("inf")
+    return Check(
+        name,
+        not differ and same_shape and off <= 1e-4,
+        f"{tuple(wanted.shape)}, the same for every sample ({source})",
+        f"{tuple(told.shape[1:])}, off by {off:.2g}{', samples differ' if differ else ''}",
+        "remove the kept embedding (shadowlab's cache folder, prompts/), or correct task_options.empty_prompt",
+    )
+
+
+def places(task: Task[Any], batch: AlbedoBatch) -> list[Check]:
+    """Each input reaches its own part of what the model sees, and no other: above all, the target none of it."""
+    window = (..., slice(0, _CONDITION_SIDE), slice(0, _CONDITION_SIDE))
+    corner = replace(batch, beauty=batch.beauty[window], albedo=batch.albedo[window], valid=batch.valid[window])
+    before = _parts(task.encode(corner))
+    changed = {
+        "albedo": replace(corner, albedo=_other(corner.albedo)),
+        "beauty": replace(corner, beauty=_other(corner.beauty)),
+        "valid": replace(corner, valid=1 - corner.valid),
+    }
+    moved = {}
+    for name, other in changed.items():
+        after = _parts(task.encode(other))
+        moved[name] = [part for part in before if not torch.equal(before[part], after[part])]
+    leaked = [part for part in moved["albedo"] if part != "data"]
+    wrong = [f"{name} -> {', '.join(moved[name]) or 'nothing'}" for name in _PLACES if moved[name] != [_PLACES[name]]]
+    return [
+        Check(
+            "the target does not reach the conditions",
+            not leaked,
+            "beauty latent, prompt and mask bit-equal under another albedo",
+            f"moved: {', '.join(leaked) or 'none'}",
+            "the answer is in the input: take the albedo out of what Task.encode concatenates",
+        ),
+        Check(
+            "each input has its own channels",
+            not wrong,
+            "albedo in the target, beauty in channels 4-7, the mask in neither",
+            "; ".join(wrong) or "the same",
+            "Task.encode must join [x_t, beauty latent] in this order: it is in the weights of every checkpoint",
+        ),
+    ]
+
+
+_PLACES = {"albedo": "data", "beauty": "beauty latent", "valid": "valid"}
+
+
+def _parts(encoded: EncodedBatch) -> dict[str, Tensor]:
+    beauty, told = encoded.conditions.concatenated, encoded.conditions.tokens
+    assert beauty is not None and told is not None and encoded.valid is not None, "the albedo task gives all three"
+    return {"data": encoded.data, "beauty latent": beauty, "empty prompt": told, "valid": encoded.valid}
+
+
+def _other(picture: Tensor) -> Tensor:
+    """Another picture in [0, 1] everywhere."""
+    return torch.where(picture > 0.5, picture - 0.5, picture + 0.5)
