@@ -12,6 +12,7 @@ from shadowlab.settings import Request
 if TYPE_CHECKING:
     from shadowlab.examination import CheckReport
 
+TaskName = Annotated[str, typer.Option("--task", metavar="NAME", help="shadow or albedo.")]
 CHECK_IS_KEPT = "what is examined is kept; go on with the same command and --resume"
 
 
@@ -23,6 +24,10 @@ def render(
     spp: Annotated[int, typer.Option(min=1, help="Samples per pixel; 256 leaves about 2 grey levels of noise.")] = 256,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     meshes: Annotated[Path | None, typer.Option(help="Folder of OBJ, PLY or GLB files.")] = None,
+    task: TaskName = "shadow",
+    textures: Annotated[
+        Path | None, typer.Option(help="Folder of photographs that surfaces show, of --task albedo.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Render training samples with Mitsuba 3 (pip install mitsuba trimesh).
@@ -30,16 +35,18 @@ def render(
     Example:
     shadowlab data render --meshes DIR --out my-renders --lights 4
     shadowlab data render --objects 1000 --out my-renders --processes 8
+    shadowlab data render --task albedo --objects 200 --lights 2 --spp 64 --out my-pairs
     """
     from shadowlab.console import Reporter
     from shadowlab.distributed import workers
     from shadowlab.standard_streams import outlived
-    from shadowlab.tasks.shadow import render_dataset
+    from shadowlab.tasks import render_samples
 
     outlived()
     with workers() as processes:
         reporter = Reporter(as_json=as_json, active=processes.is_main)
-        count = render_dataset(
+        count = render_samples(
+            task,
             out,
             processes,
             reporter,
@@ -49,8 +56,10 @@ def render(
             samples_per_pixel=spp,
             seed=seed,
             meshes=meshes,
+            textures=textures,
         )
-    reporter.say(f"{count} samples in {out}; examine them with: shadowlab data check {out}")
+    of_task = "" if task == "shadow" else f" --set task={task}"
+    reporter.say(f"{count} samples in {out}; examine them with: shadowlab data check {out}{of_task}")
     reporter.result({"samples": count, "out": str(out)})
 
 
@@ -192,8 +201,9 @@ def encode(
 
 
 def train_vae(
-    data: Annotated[Path, typer.Option(help="Folder data set with shadow maps and object images.")],
+    data: Annotated[Path, typer.Option(help="Data set of the task.")],
     out: Annotated[Path, typer.Option(help="New folder for the autoencoder, in diffusers' layout.")],
+    task: TaskName = "shadow",
     steps: Annotated[int, typer.Option(min=1)] = 800,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     learning_rate: Annotated[float, typer.Option(min=0)] = 2e-3,
@@ -204,10 +214,13 @@ def train_vae(
 ) -> None:
     """Train a small AutoencoderKL (8x, 4 channels) on renders.
 
-    Example: shadowlab train-vae --data my-renders --out my-vae
+    Example:
+    shadowlab train-vae --data my-renders --out my-vae
+    shadowlab train-vae --task albedo --data my-pairs --out my-vae
     """
     from shadowlab.console import Reporter
     from shadowlab.distributed import pick_device
+    from shadowlab.stages.train_vae import stock_of
     from shadowlab.stages.train_vae import train_vae as run
     from shadowlab.standard_streams import outlived
 
@@ -223,6 +236,7 @@ def train_vae(
             batch_size=batch_size,
             learning_rate=learning_rate,
             image_size=image_size,
+            stock=stock_of(task),
             device=device,
             on_log=lambda numbers: reporter.advance(
                 numbers["step"] + 1,

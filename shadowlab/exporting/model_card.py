@@ -7,6 +7,7 @@ from typing import Any
 
 import shadowlab
 from shadowlab.inference import LoadedModel
+from shadowlab.models import embedded_parameters
 from shadowlab.plain_text import plain_text
 from shadowlab.tasks import Exported
 
@@ -130,7 +131,7 @@ def _source(source: str, random: str) -> str:
     """A source of weights for a card that others read: a folder of this machine by its last part."""
     if source == "random":
         return random
-    if source == "embedded":
+    if embedded_parameters(source) is not None:
         return "embedded in shadowlab"
     return f"`{_hub_id(source) or _plain(Path(source).name)}`"
 
@@ -159,7 +160,7 @@ def _terms(model: LoadedModel) -> tuple[str, str]:
 def _licence_note(model: LoadedModel) -> str:
     source = model.config.model.vae_source
     hub = _hub_id(source)
-    if source == "embedded":
+    if embedded_parameters(source) is not None:
         vae = "Apache-2.0, as shadowlab"
     elif hub in _KNOWN:
         vae = _KNOWN[hub][1]

@@ -29,6 +29,8 @@ from shadowlab.seeding import derive_seed
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 EMBEDDED_FOLDER = Path(shadowlab.__file__).parent / "assets" / "vae"
+EMBEDDED = {"embedded": EMBEDDED_FOLDER, "embedded-albedo": EMBEDDED_FOLDER.with_name("vae-albedo")}
+"""Sources of VAEs that ship: of shadow maps and objects on grey, and of pictures of any colour."""
 
 # SDXL base's own `vae/config.json`; keys left out have the class's defaults there too.
 SDXL_CONFIG: dict[str, Any] = {
@@ -177,9 +179,9 @@ def load_vae(source: str, *, seed: int = 0, downloads: bool = True) -> ImageVae:
     """The VAE named by `source`, on the CPU.
 
     Args:
-        source: `embedded` (shipped with the package), `random` (SDXL's exact architecture, random weights), a folder
-            in diffusers' layout (or a pipeline folder with `vae/` inside), or a hub id such as `stabilityai/sdxl-vae`
-            or `stabilityai/stable-diffusion-xl-base-1.0/vae`. Weights are read from safetensors only.
+        source: `embedded` or `embedded-albedo` (shipped), `random` (SDXL's exact architecture, random weights), a
+            folder in diffusers' layout (or a pipeline folder with `vae/` inside), or a hub id such as
+            `stabilityai/sdxl-vae` or `stabilityai/stable-diffusion-xl-base-1.0/vae`. Only safetensors are read.
         seed: for `random` only; the global random state is left alone.
         downloads: whether a hub id may be fetched; if not, it must lie in the hub's cache on this machine.
 
@@ -187,10 +189,10 @@ def load_vae(source: str, *, seed: int = 0, downloads: bool = True) -> ImageVae:
         UserError: the folder or a file in it is absent, damaged, or does not fit; the message names the file.
         MissingDependencyError: the hub id is found neither on the network nor in the cache.
     """
-    if source == "embedded":
-        if not EMBEDDED_FOLDER.is_dir():
-            raise MissingDependencyError("the embedded VAE is not in this installation; install shadowlab again")
-        return _from_folder(EMBEDDED_FOLDER)
+    if source in EMBEDDED:
+        if not EMBEDDED[source].is_dir():
+            raise MissingDependencyError(f"the VAE {source} is not in this installation; install shadowlab again")
+        return _from_folder(EMBEDDED[source])
     if source == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "random-vae"))
@@ -202,7 +204,7 @@ def load_vae(source: str, *, seed: int = 0, downloads: bool = True) -> ImageVae:
     if source and folder.exists():
         raise UserError(f"{source}: a VAE is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}; give the folder")
     if not _HUB_ID.fullmatch(source):
-        raise UserError(f"VAE {source!r}: no such folder; give embedded, random, a folder or a hub id")
+        raise UserError(f"VAE {source!r}: no such folder; give {', '.join(EMBEDDED)}, random, a folder or a hub id")
     return _from_hub(source, downloads)
 
 
@@ -212,7 +214,7 @@ def unwritten_vae(source: str) -> ImageVae:
     Raises:
         UserError: a folder has no config.json that can be read.
     """
-    folder = EMBEDDED_FOLDER if source == "embedded" else Path(source).expanduser()
+    folder = EMBEDDED.get(source) or Path(source).expanduser()
     if source == "random" or not folder.is_dir():
         return ImageVae(AutoencoderKL(**SDXL_CONFIG))
     config_path = (folder if (folder / CONFIG_NAME).is_file() else folder / "vae") / CONFIG_NAME
@@ -229,9 +231,9 @@ def unwritten_vae(source: str) -> ImageVae:
         raise UserError(f"{config_path}: describes no VAE ({_brief(error)}); copy it again") from error
 
 
-def embedded_parameters() -> int:
-    """Number of parameters of the embedded VAE, as its training reported it."""
-    return int(read_json(EMBEDDED_FOLDER / "report.json")["num_parameters"])
+def embedded_parameters(source: str) -> int | None:
+    """Number of parameters of a VAE that ships, as its training reported it; None of any other source."""
+    return int(read_json(EMBEDDED[source] / "report.json")["num_parameters"]) if source in EMBEDDED else None
 
 
 def _from_hub(source: str, downloads: bool) -> ImageVae:

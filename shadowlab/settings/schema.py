@@ -33,8 +33,8 @@ class ModelConfig(Section):
     )
     """Weights of the UNet: `random`, a local folder in diffusers' layout, or a hub id."""
     vae: str = key("embedded", decides="model", examples=["same", "random", "madebyollin/sdxl-vae-fp16-fix"])
-    """`embedded`, `random` (SDXL's size), a local folder in diffusers' layout, a hub id, or `same`: the VAE next to
-    `weights` (random with random weights)."""
+    """`embedded`, `embedded-albedo`, `random` (SDXL's size), a local folder in diffusers' layout, a hub id, or `same`:
+    the VAE next to `weights` (random with random weights)."""
     gradient_checkpointing: bool = key(False, decides="nothing", option="--checkpointing/--no-checkpointing")
     """Recompute activations in the backward pass: less memory, about a third more time."""
     channels_last: bool = key(False, decides="nothing")

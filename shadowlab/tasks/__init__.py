@@ -9,6 +9,7 @@ from shadowlab.settings import TASK_MODEL, Config, checked_section, describe_key
 from shadowlab.tasks.evaluation import TRUTH, Evaluation, Tracks
 from shadowlab.tasks.exported import Exported, PipelineCode, ProgramInput, Trial
 from shadowlab.tasks.reference import ObjectiveReference, RawVae, TaskReference
+from shadowlab.tasks.rendering import render_samples
 from shadowlab.tasks.task import R2, Ablation, Augmentation, Baseline, Criterion, Metric, Probe, Task, TaskBatch
 from shadowlab.tasks.vae_checks import vae_is_frozen
 
@@ -36,6 +37,7 @@ __all__ = [
     "Tracks",
     "Trial",
     "open_task",
+    "render_samples",
     "task_class",
     "vae_is_frozen",
 ]

@@ -275,7 +275,7 @@ def test_missing_unexpected_and_non_finite_tensors(folder: Path, capfd: pytest.C
 
 @pytest.mark.parametrize("source", ["", "/no/such/folder", "embeded"])
 def test_no_such_source(source: str) -> None:
-    with pytest.raises(UserError, match="no such folder; give embedded, random, a folder or a hub id"):
+    with pytest.raises(UserError, match="no such folder; give embedded, embedded-albedo, random, a folder or a hub id"):
         load_vae(source)
 
 

@@ -18,9 +18,11 @@ from shadowlab.errors import UserError
 from shadowlab.models.vae import EMBEDDED_FOLDER, load_vae
 from shadowlab.stages.train_vae import latents, learner, pictures
 from shadowlab.stages.train_vae import loop as module
+from shadowlab.stages.train_vae import shadows as stock
 from shadowlab.stages.train_vae.learner import SMALL_CONFIG
 from shadowlab.stages.train_vae.loop import VaeReport, train_vae
 from shadowlab.stages.train_vae.quality import measure_vae
+from shadowlab.stages.train_vae.shadows import ShadowStock
 from shadowlab.tasks.shadow.dataset import open_dataset
 from shadowlab.training import learning_rate
 
@@ -53,7 +55,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(data: Path, out: Path, **changes: Any) -> VaeReport:
     settings: dict[str, Any] = {"steps": 12, "seed": 0, "batch_size": 4, "learning_rate": 2e-3, "image_size": SIZE}
-    return train_vae(data=data, out=out, **{**settings, **changes})
+    return train_vae(data=data, out=out, stock=ShadowStock(), **{**settings, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def test_writes_a_loadable_folder_and_nothing_else(trained: Trained) -> None:
 def test_scaling_gives_training_shadows_unit_latents(trained: Trained, data: Path) -> None:
     out, report, _ = trained
     vae, dataset = load_vae(str(out)), open_dataset(data, SIZE)
-    assert vae.scaling_factor == report.scaling_factor == pytest.approx(1 / report.shadow_latent_std)
+    assert vae.scaling_factor == report.scaling_factor == pytest.approx(1 / report.target_latent_std)
     shadows = [dataset[i].shadow for i, name in enumerate(dataset.object_ids) if name not in report.held_out_objects]
     torch.testing.assert_close(vae.encode_grey(torch.stack(shadows)).std(), torch.tensor(1.0), atol=1e-3, rtol=0)
 
@@ -101,7 +103,7 @@ def test_held_out_objects_are_never_read_in_training(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[str] = []
-    original = module.training_pictures
+    original = stock.training_pictures
 
     def spy(read: Any, *arguments: Any) -> Any:
         def noted(i: int) -> Any:
@@ -111,7 +113,7 @@ def test_held_out_objects_are_never_read_in_training(
 
         return original(noted, *arguments)
 
-    monkeypatch.setattr(module, "training_pictures", spy)
+    monkeypatch.setattr(stock, "training_pictures", spy)
     report = train(data, tmp_path / "vae", steps=4)
     dataset = open_dataset(data, SIZE)
     split = split_by_object(dataset.object_ids, module.VALIDATION_FRACTION, 0)
@@ -160,7 +162,7 @@ def test_a_bad_loss_is_explained_before_the_optimizer_moves(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    original_loss, original_build = module.loss_terms, module.build_learner
+    original_loss, original_build = stock.loss_terms, module.build_learner
 
     def losses(model: Any, shadows: Any, objects: Any, step: int, seed: int) -> Any:
         terms = original_loss(model, shadows, objects, step, seed)
@@ -175,7 +177,7 @@ def test_a_bad_loss_is_explained_before_the_optimizer_moves(
     def state_of(learner: Any) -> list[torch.Tensor]:
         return [parameter.detach().clone() for parameter in learner.parameters().values()]
 
-    monkeypatch.setattr(module, "loss_terms", losses)
+    monkeypatch.setattr(stock, "loss_terms", losses)
     monkeypatch.setattr(module, "build_learner", built)
     with pytest.raises(NonFiniteError) as caught:
         train(data, tmp_path / "vae")
@@ -187,14 +189,14 @@ def test_a_bad_loss_is_explained_before_the_optimizer_moves(
 
 
 def test_a_bad_picture_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = module.training_pictures
+    original = stock.training_pictures
 
     def spoiled(read: Any, indices: Any, step: int, *arguments: Any) -> Any:
         shadows, objects = original(read, indices, step, *arguments)
         shadows[1, 0, 3, 3] = math.nan
         return shadows, objects
 
-    monkeypatch.setattr(module, "training_pictures", spoiled)
+    monkeypatch.setattr(stock, "training_pictures", spoiled)
     with pytest.raises(NonFiniteError) as caught:
         train(data, tmp_path / "vae")
     verdict = caught.value.verdict
@@ -205,7 +207,7 @@ def test_an_interrupted_write_leaves_nothing(data: Path, tmp_path: Path, monkeyp
     def broken(*arguments: Any, **options: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(module, "measure_vae", broken)
+    monkeypatch.setattr(stock, "measure_vae", broken)
     with pytest.raises(OSError, match="No space"):
         train(data, tmp_path / "vae", steps=1)
     assert list(tmp_path.iterdir()) == []
@@ -217,7 +219,7 @@ def test_a_place_that_cannot_be_written_is_reported_before_training(
 ) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to("link")  # a loop
-    monkeypatch.setattr(module, "training_pictures", lambda *_: pytest.fail("training began"))
+    monkeypatch.setattr(stock, "training_pictures", lambda *_: pytest.fail("training began"))
     with pytest.raises(UserError, match=r"--out .*: cannot be written|already exists") as caught:
         train(data, tmp_path / out)
     assert caught.value.exit_code == 2

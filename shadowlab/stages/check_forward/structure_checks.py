@@ -64,7 +64,7 @@ def parameters(config: Config, unet: UNet2DConditionModel, task: Task[Any]) -> l
     else:
         expected = expected_parameters(unet, config, task.spec)
         wanted, right = f"{expected:,}", count == expected
-    vae_wanted: int | None = embedded_parameters() if config.model.vae_source == "embedded" else None
+    vae_wanted = embedded_parameters(config.model.vae_source)
     if config.model.architecture in ("sdxl", "sd15", "sd21"):  # one architecture, other weights
         vae_wanted = SDXL_VAE_PARAMETERS
     fix = "model.weights is not of this architecture; check model.architecture"

@@ -1,16 +1,16 @@
-"""Train a small autoencoder of SDXL's class on a data set's shadow maps and object images.
+"""Train a small autoencoder of SDXL's class on the pictures of a task's data set.
 
 It stands in for SDXL's own VAE where that is not available: the same class, 8 times smaller latents of 4 channels, so
-everything around it runs unchanged. `shadowlab/assets/vae` was made by this function.
+everything around it runs unchanged. `shadowlab/assets/vae` and `vae-albedo` next to it were made by this function.
 
-Legend: B batch, H W pixels, h = H / 8, w = W / 8. Pictures are RGB in [-1, 1]; shadow maps are repeated to RGB.
+Legend: B batch, H W pixels, h = H / 8, w = W / 8. Pictures are RGB in [-1, 1].
 """
 
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -29,10 +29,7 @@ from shadowlab.interruption import signals
 from shadowlab.models import WEIGHTS_NAME, ImageVae, load_vae
 from shadowlab.stages.train_vae.latents import balance, modes
 from shadowlab.stages.train_vae.learner import Asked, VaeLearner, build_learner
-from shadowlab.stages.train_vae.loss import loss_terms
-from shadowlab.stages.train_vae.pictures import training_pictures
-from shadowlab.stages.train_vae.quality import VaeQuality, measure_vae
-from shadowlab.tasks.shadow import Sample, open_dataset
+from shadowlab.stages.train_vae.stock import Quality, Stock
 from shadowlab.training import watched_step
 
 REPORT_NAME = "report.json"
@@ -52,8 +49,8 @@ class VaeReport:
         num_train_objects, held_out_objects: the split by object.
         first_loss, last_loss: mean over the first tenth of the steps (windows) and the last (whole pictures).
         num_parameters, file_bytes: of the autoencoder, of its safetensors file.
-        shadow_latent_std, latent_std: unscaled, of the training shadows, and of shadows and objects together.
-        scaling_factor: 1 / shadow_latent_std, since the flow's data are shadow latents.
+        target_latent_std, latent_std: unscaled, of the training targets, and of all pictures together.
+        scaling_factor: 1 / target_latent_std, since a model's data are latents of targets.
         held_out: quality on objects that were not trained on.
         seconds: wall time of training.
     """
@@ -71,10 +68,10 @@ class VaeReport:
     last_loss: float
     num_parameters: int
     file_bytes: int
-    shadow_latent_std: float
+    target_latent_std: float
     latent_std: float
     scaling_factor: float
-    held_out: VaeQuality
+    held_out: Quality
     seconds: float
 
 
@@ -87,19 +84,21 @@ def train_vae(
     batch_size: int,
     learning_rate: float,
     image_size: int,
+    stock: Stock[Any],
     on_log: Callable[[dict[str, Any]], None] | None = None,
     device: str = "cpu",
 ) -> VaeReport:
     """Train, measure on held-out objects, write `out` in diffusers' layout with `report.json`.
 
     Args:
-        data: a data set as `open_dataset` takes it; a tenth of its objects is held out.
+        data: a data set as the task takes it; a tenth of its objects is held out.
         out: absent or empty folder; it appears only once it is complete.
         steps: optimizer steps, at least 1.
         seed: weights, batches, augmentation and noise are functions of it.
-        batch_size: pictures a step, three quarters of them shadow maps, the rest object images; at least 2.
+        batch_size: pictures a step, at least 2.
         learning_rate: peak of AdamW's, at most 10, after warm-up over 5 % of the steps; falls to 0 along a cosine.
         image_size: S, pixels, a multiple of 8.
+        stock: what of the task's data is trained on, and how it is judged.
         on_log: called about every hundredth of the steps, and after the first and last, with step, loss, its terms,
             grad_norm, learning_rate and seconds.
         device: where to train, such as `cpu` or `cuda`.
@@ -110,20 +109,20 @@ def train_vae(
         NonFiniteError: loss or gradient is not finite; it says where that was born, and nothing is written.
     """
     asked = Asked(steps, seed, batch_size, learning_rate, image_size)
-    dataset = open_dataset(data, image_size)
+    dataset = stock.samples(data, image_size)
     split = split_by_object(dataset.object_ids, VALIDATION_FRACTION, seed)
     read = lru_cache(maxsize=1024)(dataset.__getitem__)
 
     with _new_folder(out) as folder:
         learner = build_learner(asked, torch.device(device))
         start = time.monotonic()
-        losses = _train(learner, asked, read, split.train, on_log)
+        losses = _train(learner, asked, stock, read, split.train, on_log)
         seconds = time.monotonic() - start
-        deviations = _set_scale(learner.model, [read(i) for i in split.train[:_NUM_SCALING_SAMPLES]])
+        deviations = _set_scale(learner.model, stock, [read(i) for i in split.train[:_NUM_SCALING_SAMPLES]])
         with _writing(out):
             learner.model.save_pretrained(folder, safe_serialization=True)
         vae = load_vae(str(folder)).to(device)
-        report = _measured(asked, dataset, split, losses, deviations, vae, folder / WEIGHTS_NAME, seconds)
+        report = _measured(asked, stock, dataset, split, losses, deviations, vae, folder / WEIGHTS_NAME, seconds)
         with _writing(out):
             replace_text(folder / REPORT_NAME, json.dumps(asdict(report), indent=2) + "\n")
     return report
@@ -131,7 +130,8 @@ def train_vae(
 
 def _measured(
     asked: Asked,
-    dataset: SampleSet[Sample],
+    stock: Stock[Any],
+    dataset: SampleSet[Any],
     split: Split,
     losses: Sequence[float],
     deviations: tuple[float, float],
@@ -151,10 +151,10 @@ def _measured(
         last_loss=sum(losses[-tenth:]) / tenth,
         num_parameters=vae.num_parameters,
         file_bytes=file.stat().st_size,
-        shadow_latent_std=deviations[0],
+        target_latent_std=deviations[0],
         latent_std=deviations[1],
         scaling_factor=vae.scaling_factor,
-        held_out=measure_vae(vae, dataset, split.validation, seed=asked.seed),
+        held_out=stock.measure(vae, dataset, split.validation, asked.seed),
         seconds=seconds,
     )
 
@@ -162,7 +162,8 @@ def _measured(
 def _train(
     learner: VaeLearner,
     asked: Asked,
-    read: Callable[[int], Sample],
+    stock: Stock[Any],
+    read: Callable[[int], Any],
     indices: Sequence[int],
     on_log: Callable[[dict[str, Any]], None] | None,
 ) -> list[float]:
@@ -172,11 +173,11 @@ def _train(
     for step in range(steps):
         signals.stop_if_asked()
         side = half if step < _WINDOW_STEPS * steps else asked.image_size
-        pictures = training_pictures(read, indices, step, asked.batch_size, side, seed)
-        shadows, objects = (picture.to(learner.processes.device) for picture in pictures)
+        found = stock.batch(read, indices, step, asked.batch_size, side, seed)
+        batch = {name: pictures.to(learner.processes.device) for name, pictures in found.items()}
         terms: dict[str, Tensor] = {}
-        loss = partial(_loss, learner.model, shadows, objects, step, seed, terms)
-        update = watched_step(learner, [loss], step, batch={"shadows": shadows, "objects": objects})
+        loss = partial(_loss, learner.model, stock, batch, step, seed, terms)
+        update = watched_step(learner, [loss], step, batch=batch)
         losses.append(update.loss)
         if on_log is not None and (step % max(1, steps // 100) == 0 or step == steps - 1):
             values = {name: float(term) for name, term in terms.items()} | {"grad_norm": update.grad_norm}
@@ -186,23 +187,25 @@ def _train(
     return losses
 
 
-def _loss(model: Any, shadows: Tensor, objects: Tensor, step: int, seed: int, terms: dict[str, Tensor]) -> Tensor:
+def _loss(
+    model: Any, stock: Stock[Any], batch: Mapping[str, Tensor], step: int, seed: int, terms: dict[str, Tensor]
+) -> Tensor:
     """The loss, (1,). `terms` gets its terms."""
-    found = loss_terms(model, shadows, objects, step, seed)
+    found = stock.loss_terms(model, batch, step, seed)
     terms.update({name: term.detach() for name, term in found.items()})
     return found["loss"].view(1)
 
 
-def _set_scale(model: Any, samples: list[Sample]) -> tuple[float, float]:
-    """Balance the channels and set the scaling factor. Returns the deviations of unscaled latents: of the shadows, and
-    of shadows and objects together."""
+def _set_scale(model: Any, stock: Stock[Any], samples: list[Any]) -> tuple[float, float]:
+    """Balance the channels and set the scaling factor. Returns the deviations of unscaled latents: of the targets, and
+    of targets and all else together."""
     model.eval()
-    shadow_maps = [sample.shadow.expand(3, -1, -1) * 2.0 - 1.0 for sample in samples]
-    balance(model, modes(model, shadow_maps))
-    both = modes(model, shadow_maps + [sample.object_image for sample in samples])
-    shadow_std, both_std = float(both[: len(samples)].std()), float(both.std())
-    model.register_to_config(scaling_factor=1.0 / shadow_std)
-    return shadow_std, both_std
+    targets, others = zip(*(stock.pictures(sample) for sample in samples), strict=True)
+    balance(model, modes(model, targets))
+    both = modes(model, [*targets, *others])
+    target_std, both_std = float(both[: len(samples)].std()), float(both.std())
+    model.register_to_config(scaling_factor=1.0 / target_std)
+    return target_std, both_std
 
 
 @contextmanager

@@ -28,18 +28,20 @@ def training_pictures(
     shadows = []
     for i in sample_indices(step * num_shadows, num_shadows, len(indices), derive_seed(seed, "vae-shadows")):
         shadow = read(indices[i]).shadow
-        shadows.append(_window(shadow, shadow > _CONTENT, side, rng))
+        shadows.append(window(shadow, shadow > _CONTENT, side, rng))
     objects = []
     for i in sample_indices(step * num_objects, num_objects, len(indices), derive_seed(seed, "vae-objects")):
         sample = read(indices[i])
         gain = 0.6 + 0.8 * float(torch.rand((), generator=rng))
         brighter = (((sample.object_image + 1.0) * gain).clamp(0.0, 2.0) - 1.0) * sample.mask  # background stays 0
-        objects.append(_window(brighter, sample.mask > 0.0, side, rng))
+        objects.append(window(brighter, sample.mask > 0.0, side, rng))
     return torch.stack(shadows), torch.stack(objects)
 
 
-def _window(picture: Tensor, content: Tensor, side: int, rng: torch.Generator) -> Tensor:
-    """A random flip and quarter turn of a (C, side, side) window of `picture`, beyond which is 0.
+def window(picture: Tensor, content: Tensor, side: int, rng: torch.Generator) -> Tensor:
+    """A random flip and quarter turn of a (C, side, side) window of `picture` (C, H, W), beyond which is 0.
+
+    content: (1, H, W) bool.
 
     A full-size window is the picture shifted by at most `_MAX_SHIFT`; a smaller one holds a random content pixel.
     """

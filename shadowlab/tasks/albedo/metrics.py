@@ -33,7 +33,6 @@ SPACES: Mapping[str, ColourSpace] = {
     "lpips": "srgb",
 }
 """Metric -> the colour space that prediction and truth are brought to for it."""
-_SSIM_BORDER = 5  # half of the window of 11 pixels: nearer to the border it would see what is not there
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,23 +100,18 @@ def scale_invariant_rmse(p: Tensor, g: Tensor, valid: Tensor) -> Tensor:
 
 def masked_ssim(p: Tensor, g: Tensor, valid: Tensor) -> Tensor:
     """Structural similarity, (B, 3, H, W) -> (B,) float32: torchmetrics' map (Gaussian window of 11 pixels, sigma 1.5,
-    data range 1), mean over valid pixels that are not nearer than 5 to the border; over all valid ones where none is.
+    data range 1, reflected at the border), mean over valid pixels.
 
     Where a pixel is not valid, the prediction is taken for right: the window of its neighbours sees no error there.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure  # 2 s: when pictures are judged
 
     filled = torch.where(valid > 0, p.float(), g.float())
-    values, similarity = structural_similarity_index_measure(
+    _, similarity = structural_similarity_index_measure(
         filled, g.float(), data_range=1.0, reduction="none", return_full_image=True
     )
-    del values
-    inside = torch.zeros_like(valid)
-    inside[:, :, _SSIM_BORDER:-_SSIM_BORDER, _SSIM_BORDER:-_SSIM_BORDER] = 1.0
-    judged_at = valid * inside
-    judged_at = torch.where(judged_at.flatten(1).any(dim=1).view(-1, 1, 1, 1), judged_at, valid)
-    total = (similarity * judged_at).flatten(1).sum(dim=1)
-    return total / (judged_at.flatten(1).sum(dim=1) * p.shape[1])
+    total = (similarity * valid).flatten(1).sum(dim=1)
+    return total / (valid.flatten(1).sum(dim=1) * p.shape[1])
 
 
 def wrong_space_loss_db(g: Tensor, valid: Tensor, space: ColourSpace) -> Tensor:

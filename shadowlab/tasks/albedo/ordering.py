@@ -61,8 +61,8 @@ def read_comparisons(file: Path) -> Comparisons:
         raise UserError(f"{where}: cannot be read ({reason_of(error)})") from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise UserError(
-            f"{where}: no comparisons as Intrinsic Images in the Wild has them ({one_line(str(error))[:80]}); export it "
-            "again"
+            f"{where}: no comparisons as Intrinsic Images in the Wild has them ({one_line(str(error))[:80]}); export "
+            "it again"
         ) from error
     kept = [row for row in rows if row is not None]
     if not kept:

@@ -50,8 +50,8 @@ def render_pairs(
     """Render `beauty/`, `albedo/`, `valid/`, `metadata.json` and `filename_list.txt` into the folder `out`.
 
     An object with surfaces of its own stands on a ground with one of its own, under a coloured square light and a
-    coloured sky. All samples of an object share its albedo, bit for bit. The same arguments give the same bytes,
-    whatever the number of processes and threads; an interrupted call goes on, as `render_dataset` of the shadow task.
+    coloured sky. The same arguments give the same bytes, whatever the number of processes and threads; an interrupted
+    call goes on, as `render_dataset` of the shadow task.
 
     Args:
         out: a folder that does not exist yet, or is empty.
@@ -130,7 +130,7 @@ class _Rendering:
             names = self._names(index)
             if not self.gathering.has([f"{folder}/{name}" for name in names for folder in FOLDERS.values()]):
                 scene = self._scene(index)
-                noise = derive_seed(asked.seed, "albedo/noise", index) % 2**31  # one for all lights: the same rays
+                noise = derive_seed(asked.seed, "albedo/noise", index) % 2**31
                 for name, light in zip(names, self._lights(index), strict=True):
                     seen = scene.render(light, asked.image_size, asked.samples_per_pixel, noise)
                     pictures = {"beauty": seen.beauty, "albedo": seen.albedo, "valid": seen.valid}
@@ -145,9 +145,7 @@ class _Rendering:
                 samples[name] = {"object": self._group(index)}
         metadata = {"colour_space": {"beauty": "srgb", "albedo": "srgb"}, "samples": samples}
         pairs = [f"{FOLDERS['beauty']}/{name}.png {FOLDERS['albedo']}/{name}.png" for name in sorted(samples)]
-        self.gathering.finish(
-            {METADATA: json.dumps(metadata, indent=1) + "\n", FILENAME_LIST: "\n".join(pairs) + "\n"}
-        )
+        self.gathering.finish({METADATA: json.dumps(metadata, indent=1) + "\n", FILENAME_LIST: "\n".join(pairs) + "\n"})
 
     def _names(self, index: int) -> list[str]:
         return [f"{self.sources[index].object_id}_light_{light}" for light in range(self.asked.lights_per_object)]

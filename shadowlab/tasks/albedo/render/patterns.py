@@ -29,7 +29,7 @@ def surface_colour(rng: Random) -> NDArray[np.float64]:
 def pattern(rng: Random) -> Picture:
     """One of `PATTERNS`, in two to four colours."""
     colours = np.stack([surface_colour(rng) for _ in range(rng.integers(2, 5))])
-    kind = PATTERNS[rng.integers(len(PATTERNS))]
+    kind = PATTERNS[int(rng.integers(len(PATTERNS)))]
     return np.round(colours[kind(rng) % len(colours)] * 255).astype(np.uint8)
 
 

@@ -43,7 +43,7 @@ def find_photographs(folder: Path) -> list[Photograph]:
     kept = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
     if len(kept) < 2:
         raise UserError(
-            f"{folder}: {len(kept)} photographs (PNG or JPEG); give at least two, for what is on a held-out object must "
-            "be on no other"
+            f"{folder}: {len(kept)} photographs (PNG or JPEG); give at least two, for what is on a held-out object "
+            "must be on no other"
         )
     return [Photograph(one_line(file.relative_to(folder).as_posix()), file) for file in kept]

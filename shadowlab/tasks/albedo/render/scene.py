@@ -63,7 +63,8 @@ class AlbedoScene:
         }
 
     def render(self, light: Lighting, image_size: int, samples_per_pixel: int, seed: int) -> Rendered:
-        """seed: of Mitsuba's samples. With the same one the albedo is the same, bit for bit, under every light."""
+        """seed: of Mitsuba's samples. The albedo of a pixel that sees one surface does not depend on the light;
+        where it sees several, the samples, and so their shares, do."""
         mi = self._mi
         path = {"type": "path", "max_depth": BOUNCES, "hide_emitters": True, "block_size": _BLOCK_SIZE}
         scene = mi.load_dict(

@@ -1,0 +1,67 @@
+"""Data sets that are rendered, whatever their task: one arm a task that has a renderer."""
+
+from pathlib import Path
+
+from shadowlab.console import Reporter
+from shadowlab.distributed import Processes
+from shadowlab.errors import UserError
+
+RENDERED = ("shadow", "albedo")
+
+
+def render_samples(
+    task: str,
+    out: Path,
+    processes: Processes,
+    reporter: Reporter,
+    *,
+    num_objects: int | None,
+    lights_per_object: int,
+    image_size: int,
+    samples_per_pixel: int,
+    seed: int,
+    meshes: Path | None = None,
+    textures: Path | None = None,
+) -> int:
+    """Render a data set of `task` into the new folder `out`; arguments as the task's own renderer has them.
+
+    Returns:
+        The number of samples written.
+
+    Raises:
+        UserError: the task has no renderer, or it refuses an argument.
+        MissingDependencyError: Mitsuba is not installed.
+    """
+    match task:
+        case "shadow":
+            from shadowlab.tasks.shadow import render_dataset
+
+            if textures is not None:
+                raise UserError("--textures: a shadow data set shows objects in their own colours; leave it out")
+            return render_dataset(
+                out,
+                processes,
+                reporter,
+                num_objects=num_objects,
+                lights_per_object=lights_per_object,
+                image_size=image_size,
+                samples_per_pixel=samples_per_pixel,
+                seed=seed,
+                meshes=meshes,
+            )
+        case "albedo":
+            from shadowlab.tasks.albedo.render import render_pairs
+
+            return render_pairs(
+                out,
+                processes,
+                reporter,
+                num_objects=num_objects,
+                lights_per_object=lights_per_object,
+                image_size=image_size,
+                samples_per_pixel=samples_per_pixel,
+                seed=seed,
+                meshes=meshes,
+                textures=textures,
+            )
+    raise UserError(f"--task {task}: no renderer; there is one for {' and '.join(RENDERED)}")
