@@ -92,7 +92,7 @@ def widen_conv_in(unet: UNet2DConditionModel, in_channels: int, rule: Widening) 
             new.bias.copy_(old.bias)
     unet.conv_in = new
     new.widened_from = old.in_channels
-    new.before = (old.weight.detach(), None if old.bias is None else old.bias.detach())
+    vars(new)["before"] = old.weight.detach(), None if old.bias is None else old.bias.detach()
     unet.register_to_config(in_channels=in_channels)
 
 

@@ -35,6 +35,7 @@ from shadowlab.tasks.albedo.options import AlbedoOptions
 from shadowlab.tasks.albedo.pictures import latent_mask
 from shadowlab.tasks.albedo.probes import ablations, beauty_probe
 from shadowlab.tasks.albedo.samples import AlbedoBatch, AlbedoSample, collate
+from shadowlab.tasks.evaluation import Evaluation
 from shadowlab.tasks.exported import Exported
 from shadowlab.tasks.task import R2, Ablation, Augmentation, Baseline, Criterion, Metric, Probe, Reach
 
@@ -54,6 +55,7 @@ class AlbedoTask:
     )
     metrics: tuple[Metric, ...] = (PSNR, SI_RMSE)
     baseline: Baseline | None = Baseline("beauty", "the beauty")
+    charts: tuple[Chart, ...] = CHARTS
     comparison = "beauty / albedo / one step / error"
     sweep_name = "sweep"
     draws_sweep = False
@@ -70,7 +72,13 @@ class AlbedoTask:
         self.augmentation: Augmentation | None = AlbedoAugmentation(augment, config.seed) if augment.is_on else None
         self.objective: Objective = objective_of(options.model, self._decoded)
         self._downloads = False
-        self._shared = ""
+        # Where the data set has no masks, what is valid follows from the albedo's size.
+        known = ("albedo", "valid") if has_masks(config.data.path) else ("albedo",)
+        self.latent_parts: Mapping[str, tuple[str, ...]] = {
+            "data": ("albedo",),
+            "concatenated": ("beauty",),
+            "valid": known,
+        }
 
     @classmethod
     def options(cls) -> type[AlbedoOptions]:
@@ -79,17 +87,6 @@ class AlbedoTask:
     @property
     def criterion(self) -> Criterion:
         return Criterion(((R2, self._config.overfit.min_r2), (RMSE, self._options.max_rmse)))
-
-    @property
-    def charts(self) -> tuple[Chart, ...]:
-        """Those of a run that validates on its training data say so."""
-        return of_training_data(CHARTS) if self._shared else CHARTS
-
-    @cached_property
-    def latent_parts(self) -> Mapping[str, tuple[str, ...]]:
-        """Where the data set has no masks, what is valid follows from the albedo's size."""
-        known = ("albedo", "valid") if has_masks(self._config.data.path) else ("albedo",)
-        return {"data": ("albedo",), "concatenated": ("beauty",), "valid": known}
 
     def load_vae(self, device: torch.device) -> None:
         self.vae = load_vae(self._config.model.vae_source, seed=self._config.seed).to(device)
@@ -100,7 +97,8 @@ class AlbedoTask:
     def open_data(self, image_size: int | None = None) -> SampleSet[AlbedoSample]:
         data = self._config.data
         found = open_dataset(data.path, data.image_size if image_size is None else image_size, self._options)
-        self._shared = found.shared if isinstance(found, WithValidation) else ""
+        if isinstance(found, WithValidation) and found.shared:
+            self.charts = of_training_data(CHARTS)
         return found
 
     def find_data(self) -> None:
@@ -230,7 +228,7 @@ class AlbedoTask:
         return {"beauty": beauty(batch)}
 
     @cached_property
-    def evaluation(self) -> AlbedoEvaluation:
+    def evaluation(self) -> Evaluation[AlbedoBatch]:
         options, path = self._options, resolve_path(self._config.data.path)
         notes = []
         if options.validation_path is not None and options.validate_on_training_data:
@@ -238,7 +236,8 @@ class AlbedoTask:
                 "task_options.validate_on_training_data: this model may have been validated on its training data; "
                 "figures on them measure memory"
             )
-        return AlbedoEvaluation(options.model.space, path.parent if path.is_file() else path, tuple(notes))
+        found: Any = AlbedoEvaluation(options.model.space, path.parent if path.is_file() else path, tuple(notes))
+        return found
 
     # Probes
 
