@@ -57,15 +57,15 @@ def _keys() -> Iterator[str]:
     sections = {"": "Outside sections.", **describe_sections()}
     for section, text in sections.items():
         yield from ("", f"### {section}" if section else "### Top level", "", text, "")
-        rows = [_key_row(key) for key in describe_keys() if key.section == section]
+        rows = [_key_row(key, section) for key in describe_keys() if key.section == section]
         yield from _table(("key", "type", "default", "meaning", "decides"), rows)
 
 
-def _key_row(key: KeyDescription) -> list[str]:
+def _key_row(key: KeyDescription, section: str = "") -> list[str]:
     limits = f", {key.limits}" if key.limits else ""
     option = f" Option: `{key.marks.option}`." if key.marks.option else ""
     examples = f" For example {', '.join(f'`{_yaml(one)}`' for one in key.examples)}." if key.examples else ""
-    name = key.name.rpartition(".")[2]
+    name = key.name.removeprefix(f"{section}.")
     return [f"`{name}`", key.type + limits, f"`{_yaml(key.default)}`", key.text + examples + option, key.marks.decides]
 
 
@@ -82,9 +82,12 @@ def _presets() -> Iterator[str]:
     default = {key.name: key.default for key in describe_keys()}
     names = sorted(preset_names(), key=lambda name: name != DEFAULT_PRESET)
     by_preset = {name: values(load_config(preset=name, options={"allow_unsafe": True})) for name in names}
-    differing = [key for key in default if any(given[key] != default[key] for given in by_preset.values())]
+    keys = dict.fromkeys([*default, *(key for given in by_preset.values() for key in given)])  # and a task's options
+    differing = [
+        key for key in keys if any(given.get(key) not in (None, default.get(key)) for given in by_preset.values())
+    ]
     rows = [
-        [f"`{key}`", *(_cell(by_preset[name][key], default[key]) for name in names)]
+        [f"`{key}`", *(_cell(by_preset[name].get(key), default.get(key)) for name in names)]
         for key in differing
         if key != "allow_unsafe"
     ]
@@ -92,7 +95,7 @@ def _presets() -> Iterator[str]:
 
 
 def _cell(value: Any, default: Any) -> str:
-    return f"`{_yaml(value)}`" if value != default else ""
+    return f"`{_yaml(value)}`" if value not in (None, default) else ""
 
 
 def _yaml(value: Any) -> str:

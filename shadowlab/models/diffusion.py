@@ -124,10 +124,12 @@ class VPrediction(_Diffusion):
         self.schedule = NoiseSchedule(zero_terminal_snr=True)
 
     def target(self, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        """v (B, ...)."""
         alpha, sigma = self.schedule.scales(t, data)
         return alpha * noise - sigma * data
 
     def ends(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise and data, (B, ...) each."""
         alpha, sigma = self.schedule.scales(t, x_t)
         return sigma * x_t + alpha * prediction, alpha * x_t - sigma * prediction
 
@@ -142,9 +144,11 @@ class EpsilonPrediction(_Diffusion):
         self.schedule = NoiseSchedule(zero_terminal_snr=False)
 
     def target(self, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        """The noise (B, ...)."""
         return noise
 
     def ends(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise and data, (B, ...) each."""
         alpha, sigma = self.schedule.scales(t, x_t)
         return prediction, (x_t - sigma * prediction) / alpha
 

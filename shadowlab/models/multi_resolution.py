@@ -66,21 +66,27 @@ class MultiResolutionNoise:
         return self._noise_told(noise, self.objective.timesteps(t))
 
     def noised(self, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        """x_t (B, C, h, w)."""
         return self.objective.noised(self.noise_at(noise, t), data, t)
 
     def timesteps(self, t: Tensor) -> Tensor:
+        """What the model is told, (B,)."""
         return self.objective.timesteps(t)
 
     def target(self, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        """The right prediction (B, C, h, w)."""
         return self.objective.target(self.noise_at(noise, t), data, t)
 
     def loss(self, prediction: Tensor, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        """Of each sample, (B,)."""
         return self.objective.loss(prediction, self.noise_at(noise, t), data, t)
 
     def generate(self, predict: Predict, noise: Tensor, num_steps: int) -> Tensor:
+        """Latents (B, C, h, w)."""
         return self.objective.generate(predict, noise, num_steps)
 
     def check_ends(self, noise: Tensor, data: Tensor) -> Check:
+        """That of the other objective; noise, data (B, C, h, w)."""
         return self.objective.check_ends(noise, data)
 
     def check_forward(self, seen: ForwardSeen) -> list[Check]:

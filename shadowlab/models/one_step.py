@@ -32,12 +32,15 @@ class OneStep:
         self.prediction = objective.prediction
 
     def noised(self, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        """x_t (B, C, h, w)."""
         return self.objective.noised(noise, data, torch.zeros_like(t))
 
     def timesteps(self, t: Tensor) -> Tensor:
+        """What the model is told, (B,)."""
         return self.objective.timesteps(torch.zeros_like(t))
 
     def target(self, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        """The right prediction (B, C, h, w)."""
         return self.objective.target(noise, data, torch.zeros_like(t))
 
     def loss(self, prediction: Tensor, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
@@ -48,10 +51,11 @@ class OneStep:
         return ((made - wanted) / 2).abs().flatten(1).mean(dim=1)
 
     def generate(self, predict: Predict, noise: Tensor, num_steps: int) -> Tensor:
-        """The other objective's: with more than one step the model is asked what it was never trained on."""
+        """Latents (B, 4, h, w), by the other objective: with more than one step the model is asked what it was never trained on."""
         return self.objective.generate(predict, noise, num_steps)
 
     def check_ends(self, noise: Tensor, data: Tensor) -> Check:
+        """That of the other objective; noise, data (B, C, h, w)."""
         return self.objective.check_ends(noise, data)
 
     def check_forward(self, seen: ForwardSeen) -> list[Check]:

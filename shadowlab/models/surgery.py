@@ -88,11 +88,11 @@ def widen_conv_in(unet: UNet2DConditionModel, in_channels: int, rule: Widening) 
         else:
             copies = in_channels // old.in_channels
             new.weight.copy_(old.weight.repeat(1, copies, 1, 1) / copies)
+            vars(new)["before"] = old.weight.detach(), None if old.bias is None else old.bias.detach()
         if old.bias is not None and new.bias is not None:
             new.bias.copy_(old.bias)
     unet.conv_in = new
     new.widened_from = old.in_channels
-    vars(new)["before"] = old.weight.detach(), None if old.bias is None else old.bias.detach()
     unet.register_to_config(in_channels=in_channels)
 
 
@@ -102,7 +102,7 @@ def widened_from(unet: UNet2DConditionModel) -> int | None:
 
 
 def conv_in_before(unet: UNet2DConditionModel) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the conv_in that `widen_conv_in` replaced, float32 on the CPU: what it must still compute."""
+    """Weight (D, 4, 3, 3) and bias (D,) of the conv_in that `widen_conv_in` replaced by rule `repeat`, float32 on the CPU."""
     return unet.conv_in.before
 
 

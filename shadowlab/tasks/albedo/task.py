@@ -155,7 +155,7 @@ class AlbedoTask:
 
     @staticmethod
     def numbers(entry: Entry) -> dict[str, Tensor]:
-        """None."""
+        """None: nothing but pictures, (B, ...) of latents, is known of a sample."""
         return {}
 
     def assemble(
@@ -206,6 +206,7 @@ class AlbedoTask:
         return self.vae.decode(latents)
 
     def generator(self, draw: Callable[[EncodedBatch, int, int], Tensor]) -> Any:
+        """draw: gives (1, 3, S, S) in [0, 1]."""
         raise UserError("the task albedo does not generate from a user's own picture yet")
 
     @property
@@ -266,6 +267,7 @@ class AlbedoTask:
         return comparison_grid(batch, prediction, max_rows=max_rows)
 
     def sweep_figure(self, batch: AlbedoBatch, sweep: Mapping[str, Sequence[tuple[float, Tensor]]]) -> Tensor:
+        """Never asked for (3, H', W'): there is no sweep."""
         raise ValueError("an albedo model has nothing to sweep")
 
     # Checks
