@@ -51,7 +51,7 @@ class OneStep:
         return ((made - wanted) / 2).abs().flatten(1).mean(dim=1)
 
     def generate(self, predict: Predict, noise: Tensor, num_steps: int) -> Tensor:
-        """Latents (B, 4, h, w), by the other objective: with more than one step the model is asked what it was never trained on."""
+        """Latents (B, 4, h, w). More than one step asks the model what it was never trained on."""
         return self.objective.generate(predict, noise, num_steps)
 
     def check_ends(self, noise: Tensor, data: Tensor) -> Check:

@@ -102,7 +102,7 @@ def widened_from(unet: UNet2DConditionModel) -> int | None:
 
 
 def conv_in_before(unet: UNet2DConditionModel) -> tuple[Tensor, Tensor | None]:
-    """Weight (D, 4, 3, 3) and bias (D,) of the conv_in that `widen_conv_in` replaced by rule `repeat`, float32 on the CPU."""
+    """Weight (D, 4, 3, 3) and bias (D,), float32 on the CPU, of the conv_in that `widen_conv_in` repeated."""
     return unet.conv_in.before
 
 
