@@ -19,15 +19,21 @@ KINDS = {
         "escapes in every text",
     ),
 }
+OF_OTHERS = 3
 
 
 def _chosen() -> list[tuple[Attack, Command]]:
-    """Each kind of attack on each file at most once, the commands in turn."""
+    """Each thirteenth of these attacks, and a few of every other kind, of which there are many; the commands in turn."""
+    attacks = list(all_attacks())
+    chosen = [one for one in attacks if one.kind in KINDS][::13]
+    for kind in sorted({one.kind for one in attacks} - KINDS):
+        others = [one for one in attacks if one.kind == kind]
+        chosen += others[:: -(-len(others) // OF_OTHERS)]
     pairs = []
-    for number, attack in enumerate(one for one in all_attacks() if one.kind in KINDS):
+    for number, attack in enumerate(chosen):
         readers = [command for command in QUICK if command.reads(attack.file)]
-        if readers and (number % 13 == 0):
-            pairs.append((attack, readers[number // 13 % len(readers)]))
+        if readers:
+            pairs.append((attack, readers[number % len(readers)]))
     return pairs
 
 
