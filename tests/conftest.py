@@ -1,6 +1,7 @@
 """Shared by all tests: reproducible properties, and small models that are made once."""
 
 import fcntl
+import gc
 import json
 import os
 import signal
@@ -33,6 +34,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
     num_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -num_slow[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """What all the modules made stays for good: neither Python's collector nor one who looks for an object among all
+    that there are goes through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

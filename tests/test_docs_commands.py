@@ -13,6 +13,7 @@ import subprocess
 import tomllib
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 
 import diagnostics
 from cli.main import app
+from shadowlab.bench.corpus import FAULTS
 from shadowlab.settings import load_config
 from tests import pages
 from tests.pages import PAGES, ROOT, Command
@@ -48,6 +50,9 @@ SHORTER = {
     "shadowlab overfit --samples 16 --data my-renders": f"--max-steps 1 {EASY}",
     "shadowlab evaluate small --data embedded": "--steps 1 --seeds 1 --control 0 --no-baselines",
 }
+
+# Each case is a test of tests/bench/test_corpus.py and of test_corpus_watched.py: here, some of every kind.
+SHORTER["shadowlab bench faults"] = " ".join(f"--only {fault.name}" for fault in FAULTS[::8])
 
 # Run in place of one that takes minutes: what it prints has the same lines.
 INSTEAD = {
@@ -273,11 +278,16 @@ def test_every_command_and_option_exists() -> None:
     assert len(shown) > 40
 
 
+@cache
+def whole_command() -> Any:
+    return get_command(app)
+
+
 def unknown(words: str) -> list[str]:
     """Commands and options of ours that there are not."""
     if "shadowlab " not in words or words.startswith(("git", "pip", "make")):
         return []
-    command, rest = get_command(app), shlex.split(words[words.index("shadowlab ") :])[1:]
+    command, rest = whole_command(), shlex.split(words[words.index("shadowlab ") :])[1:]
     while rest and hasattr(command, "commands") and not rest[0].startswith("-"):
         if rest[0] not in command.commands:
             return [rest[0]]

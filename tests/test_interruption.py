@@ -257,7 +257,8 @@ def hears(process: subprocess.Popen[str]) -> bool:
 def test_any_command_ends_at_any_moment_without_a_traceback(
     number: int, words: list[str], after: float, tmp_path: Path
 ) -> None:
-    process = started([sys.executable, "-P", "-m", "cli.main", *words], cwd=tmp_path)
+    command = [sys.executable, "-P", "-m", "cli.main", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     wait_for(process, lambda: hears(process))  # before that, Python itself is starting
     time.sleep(after)
     process.send_signal(number)

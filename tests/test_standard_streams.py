@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from shadowlab.console.log_file import LogFile
+from tests import warm
 from tests.runs import command, steps_of, wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,7 @@ def log_of(run: Path) -> str:
 def test_training_goes_on_when_the_disk_of_its_output_is_full(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     words = command(stage_folder, tmp_path, "run", STEPS, *SHOWN)
     with open("/dev/full", "w") as full:
-        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+        done = warm.run(words, stdout=full, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "warning: stdout cannot be written any more (No space left on device)" in done.stderr  # the other can
     assert "Traceback" not in done.stderr
@@ -37,14 +38,10 @@ def in_a_terminal(words: list[str], *, nohup: bool) -> tuple[subprocess.Popen[An
     """Started in a session with a terminal of its own; returns the terminal's other end, whose closing hangs up."""
     ours, theirs = pty.openpty()
 
-    def take() -> None:
-        os.setsid()
-        os.close(os.open(os.ttyname(theirs), os.O_RDWR))  # the session's terminal from now on
-        if nohup:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-    environment = {**os.environ, "TERM": "xterm"}
-    process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=take, env=environment)
+    environment, more = {**os.environ, "TERM": "xterm"}, {"terminal": True, "ignored": [signal.SIGHUP] if nohup else []}
+    process = warm.Process(
+        words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, env=environment, more=more
+    )
     os.close(theirs)
     os.set_blocking(ours, False)
     return process, ours

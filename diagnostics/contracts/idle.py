@@ -185,7 +185,9 @@ def _is_of_accelerate() -> bool:
 
 def _schedulers_of(optimizer: Any) -> list[Any]:
     """torch's schedulers of an optimizer, wherever they are."""
-
     kind = torch.optim.lr_scheduler.LRScheduler
-    found = [one for one in gc.get_objects() if issubclass(type(one), kind)]
-    return [one for one in found if getattr(one, "optimizer", None) is optimizer]
+    holders = gc.get_referrers(optimizer)  # objects, or their dictionaries where those were asked for
+    attributes = [one for one in holders if type(one) is dict and one.get("optimizer") is optimizer]
+    found = [*holders, *(gc.get_referrers(*attributes) if attributes else ())]
+    found = [one for one in found if issubclass(type(one), kind) and getattr(one, "optimizer", None) is optimizer]
+    return list({id(one): one for one in found}.values())

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.main import app
+from tests import warm
 from tests.tasks.shadow.malformed import make_all
 from tests.tasks.shadow.sound import make_folder, write_metadata
 
@@ -102,7 +102,8 @@ def test_a_configuration_error_does_not_wait_for_torch(words: list[str]) -> None
         "print('light')"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, env=environment)
+    words = [sys.executable, "-c", script, *words]
+    done = warm.run(words, kind=warm.LightProcess, env=environment, timeout=60)
     assert done.stdout == "light\n", done.stderr
 
 

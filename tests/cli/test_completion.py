@@ -1,11 +1,12 @@
 """What TAB offers, asked as a shell asks."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import warm
 
 SCRIPT = """
 import sys
@@ -28,7 +29,7 @@ def offered(line: str) -> list[str]:
         "COMP_WORDS": line,
         "COMP_CWORD": str(len(words) - 1),
     }
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment)
+    done = warm.run([sys.executable, "-c", SCRIPT], kind=warm.LightProcess, env=environment, timeout=60)
     assert done.stderr == "", done.stderr
     return done.stdout.split()
 
@@ -84,6 +85,6 @@ def test_the_script_for_a_shell_can_be_printed(shell: str) -> None:
         "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
     }
     words = [sys.executable, "-c", script, "--show-completion", shell]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    done = warm.run(words, kind=warm.LightProcess, env=environment, timeout=60)
     assert done.returncode == 0, done.stderr
     assert f"complete_{shell}" in done.stdout

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import typer
 
 from cli.help import examples
 from cli.main import app
+from tests import warm
 
 ROOT: Any = typer.main.get_command(app)
 
@@ -113,5 +113,6 @@ def test_help_and_configuration_do_not_wait_for_torch(words: list[str]) -> None:
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, env=environment)
+    words = [sys.executable, "-c", script, *words]
+    done = warm.run(words, kind=warm.LightProcess, env=environment, timeout=60)
     assert done.returncode == 0, done.stderr

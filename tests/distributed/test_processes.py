@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -17,7 +16,7 @@ from shadowlab.data.order import sample_indices
 from shadowlab.data.split import split_by_object
 from shadowlab.settings.files import load_config
 from shadowlab.tasks.shadow.dataset import open_dataset
-from tests import tiny
+from tests import tiny, warm
 from tests.runs import BINARY, command, records, run_here, started, steps_of, tensors, wait_for
 
 STEPS = 12
@@ -107,7 +106,7 @@ def test_a_bad_sample_on_one_rank_is_everybodys_error(stage_folder: dict[str, Pa
     file.write_bytes(file.read_bytes()[:-20])
 
     words = command(folders, tmp_path, "two", STEPS, "train.batch_size=1")
-    done: Any = subprocess.run([*words, "--processes", "2"], capture_output=True, text=True, timeout=300)
+    done = warm.run([*words, "--processes", "2"], timeout=300)
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr
@@ -120,7 +119,8 @@ def test_a_bad_sample_on_one_rank_is_everybodys_error(stage_folder: dict[str, Pa
 def test_a_wrong_option_is_one_error_of_all_processes(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     """What only the task can see, which the launcher does not load: each process sees it, one says it."""
     words = command(stage_folder, tmp_path, "two", STEPS, "task_options.min_soft_iou=2")
-    done: Any = subprocess.run([*words, "--processes", "2"], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    words += ["--processes", "2"]  # three real starts: that the processes find what the launcher found
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 2
     assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1, done.stderr
     assert not (tmp_path / "two").exists()
@@ -130,7 +130,7 @@ def test_more_processes_than_gpus(stage_folder: dict[str, Path], tmp_path: Path)
     if torch.cuda.is_available():
         pytest.skip("needs a machine without a GPU")
     words = [*command(stage_folder, tmp_path, "run", STEPS), "--processes", "2", "--device", "cuda"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    done = warm.run(words, timeout=120)
     assert done.returncode == 3
     assert done.stderr.startswith("error: device cuda: torch sees 0 CUDA devices")
     assert not (tmp_path / "run").exists()

@@ -1,12 +1,12 @@
 """Optimizer states of several processes under FSDP2: saved whole, restored in shards, or refused."""
 
-import subprocess
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 from shadowlab.training.checkpoint import load_checkpoint
+from tests import warm
 from tests.distributed.sharded_states import OPTIMIZERS, save, take_steps, trainee_with
 from tests.runs import BINARY
 
@@ -16,7 +16,7 @@ FILES = ("optimizer.safetensors", "unet/diffusion_pytorch_model.safetensors", "e
 def test_states_of_any_optimizer_in_two_sharded_processes(hub_folder: Path, tmp_path: Path) -> None:
     words = [str(BINARY / "torchrun"), "--nproc-per-node", "2", "--master-port", "29523"]
     words += ["-m", "tests.distributed.sharded_states", str(hub_folder), str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=240)
+    done = warm.run(words, timeout=240)
     assert done.returncode == 0, done.stderr
 
     for name, make in OPTIMIZERS.items():

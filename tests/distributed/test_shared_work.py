@@ -20,6 +20,7 @@ from shadowlab.distributed import share_out
 from shadowlab.distributed.processes import SingleProcess
 from shadowlab.distributed.work import _duration, _in_order
 from shadowlab.errors import UserError
+from tests import warm
 from tests.runs import BINARY, command, records, run_here, started
 from tests.tasks.shadow.sound import make_folder
 
@@ -114,8 +115,7 @@ def on_two_machines(words: Sequence[str]) -> list[subprocess.CompletedProcess[st
 
 
 def in_processes(count: int, words: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    words = [*words, "--processes", str(count)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=240)
+    return warm.run([*words, "--processes", str(count)], timeout=240)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_a_killed_process_is_named_and_the_same_command_goes_on(
     [line] = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert line.startswith(f"error: rank 1 (pid {children['1'].pid}) was ended by SIGKILL") and line.endswith(KEPT)
     assert not (out / "index.json").exists()
-    done = subprocess.run([*words, "--json"], capture_output=True, text=True, timeout=120)
+    done = warm.run([*words, "--json"], timeout=120)
     assert done.returncode == 0, done.stderr
     assert '"num_kept": 0' not in done.stdout
     assert digests(out) == encoded
@@ -171,16 +171,12 @@ def test_a_killed_process_is_named_and_the_same_command_goes_on(
 
 def test_three_processes_pack_and_one_error_of_theirs_is_one_line(pictures: Path, tmp_path: Path) -> None:
     words = [str(BINARY / "shadowlab"), "data", "pack", str(pictures), "--shard-mib", "0.1", "--out"]
-    done = subprocess.run(
-        [*words, str(tmp_path / "a"), "--processes", "3"], capture_output=True, text=True, timeout=120
-    )
+    done = in_processes(3, [*words, str(tmp_path / "a")])
     assert done.returncode == 0, done.stderr
     one = CliRunner().invoke(app, [*words[1:], str(tmp_path / "b")])
     assert one.exit_code == 0 and digests(tmp_path / "a") == digests(tmp_path / "b")
     (tmp_path / "a" / "notes").touch()
-    done = subprocess.run(
-        [*words, str(tmp_path / "a"), "--processes", "2"], capture_output=True, text=True, timeout=120
-    )
+    done = in_processes(2, [*words, str(tmp_path / "a")])
     assert done.returncode == 2
     assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1, done.stderr
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -29,7 +28,9 @@ from shadowlab.settings import load_config
 from shadowlab.tasks import open_task
 from shadowlab.tasks.shadow.evaluation import PUBLISHED, TRACKS
 from shadowlab.tasks.shadow.samples import Batch
+from tests import warm
 from tests.evaluation.judged import LIGHTS, files_of, judged, make_benchmark, small_run
+from tests.runs import started
 from tests.tasks.shadow.sound import make_folder, write_metadata
 
 ROOT = Path(__file__).parents[2]
@@ -142,9 +143,7 @@ def test_killed_and_resumed_by_several_the_files_are_the_same(whole: Path, world
     )
     command = [sys.executable, "-m", "cli.main", *words, "--processes", "2"]
     ours = os.environ | {"PYTHONPATH": str(ROOT)}
-    running = subprocess.Popen(
-        command, env=ours, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-    )
+    running = started(command, env=ours, start_new_session=True)
     until = time.monotonic() + 900
     while not any(part.stat().st_size for part in out.glob("part-*")):
         assert running.poll() is None and time.monotonic() < until
@@ -155,7 +154,7 @@ def test_killed_and_resumed_by_several_the_files_are_the_same(whole: Path, world
     assert not (out / PER_IMAGE).exists() and 0 < kept < 8
     with next(out.glob("part-*")).open("ab") as part:
         part.write(b'{"number": 7, "sample": "obj_0003_li')  # torn, as a full disk leaves it
-    done = subprocess.run(command, env=ours, capture_output=True, text=True, check=False, timeout=900)
+    done = warm.run(command, env=ours, timeout=900)
     assert done.returncode == 0, done.stderr
     assert "samples are judged already" in done.stdout
     assert files_of(out) == files_of(whole)

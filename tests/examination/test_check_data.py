@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -25,6 +24,8 @@ from shadowlab.errors import InterruptedRunError, UserError
 from shadowlab.examination import CheckReport, Selection, check_data
 from shadowlab.settings import load_config
 from shadowlab.tasks.shadow.check import ShadowExamination
+from tests import warm
+from tests.runs import started
 from tests.tasks.shadow.sound import encode, make_folder, make_tar, mask_picture, softness_members, write_metadata
 
 NUM_SAMPLES = 23
@@ -69,8 +70,8 @@ def checked(path: Path, reporter: Reporter | None = None, **how: Any) -> CheckRe
 
 def shadowlab(*words: str, code: int = 2) -> str:
     """Its stdout."""
-    command = [sys.executable, "-m", "cli.main", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    command = [sys.executable, "-P", "-m", "cli.main", *words]
+    done = warm.run(command, timeout=300)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout
@@ -177,8 +178,7 @@ def test_two_processes_that_were_stopped_are_resumed_by_one(tmp_path: Path) -> N
     make_folder(tmp_path / "set", 600)
     state = tmp_path / "state"
     words = ("data", "check", str(tmp_path / "set"), "--processes", "2", "--json", "--state", str(state))
-    command = [sys.executable, "-m", "cli.main", *words]
-    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = started([sys.executable, "-P", "-m", "cli.main", *words])
     until = time.monotonic() + 300
     while len(list(state.glob("part-*"))) < 8:
         assert running.poll() is None and time.monotonic() < until
@@ -224,9 +224,8 @@ print(*[name for name in opened if name.endswith((".png", ".tar"))], sep="\\n")
 
 
 def opened_by_a_check(path: Path) -> Counter[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", OPENED, str(path)], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
-    )
+    done = warm.run([sys.executable, "-c", OPENED, str(path)], cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
     return Counter(done.stdout.split())
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from shadowlab.inference import load_generator
+from tests import warm
 from tests.inference.made import disk, make_run, picture, save
 
 ROOT = Path(__file__).parents[2]
@@ -95,9 +95,7 @@ def test_two_processes_write_the_same_files(place: Path) -> None:
     program = [sys.executable, "-m", "cli.main", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for out, processes in (("alone", "1"), ("two", "2")):
-        done = subprocess.run(
-            [*program, "--out", out, "--processes", processes], env=environment, capture_output=True, text=True
-        )
+        done = warm.run([*program, "--out", out, "--processes", processes], env=environment, timeout=300)
         assert done.returncode == 0, done.stderr
         assert "5 of 5 pictures written" in done.stdout
     for number in range(len(ROWS)):

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from diagnostics.records.lines import read_records
-from tests import tiny
+from tests import tiny, warm
 
 BINARY = Path(sys.executable).parent
 
@@ -58,7 +58,7 @@ def train_seed_fp16(folder: Path) -> str:
 
 
 def started(words: list[str], **arguments: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **arguments)
+    return warm.Process(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **arguments)
 
 
 def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:

@@ -84,6 +84,7 @@ def test_batches_that_differ_from_their_neighbours_are_silent(order: list[int]):
     pool = [images(number) for number in range(4)]
     loop = Seen(lambda index: {name: tensor.clone() for name, tensor in pool[order[index]].items()})
     assert loop.run(num_steps=len(order)) == []
+    loop.watch.detach()  # the next example's loop would be heard by this watch, too
 
 
 # Results
