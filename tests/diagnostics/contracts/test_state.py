@@ -147,9 +147,12 @@ def test_a_schedule_that_follows_micro_batches():
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
-def test_a_schedule_that_steps_before_its_optimizer():
+@pytest.mark.parametrize("looked_into", [False, True])  # vars() makes a dictionary, which holds the optimizer then
+def test_a_schedule_that_steps_before_its_optimizer(looked_into: bool):
     loop = Loop()
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(loop.optimizer, 100)
+    if looked_into:
+        assert vars(schedule)["optimizer"] is loop.optimizer
 
     def body(loop: Loop) -> None:
         schedule.step()
