@@ -190,9 +190,9 @@ class FixedGrid:
                     x_t = objective.noised(noise[shown], self.encoded.data[shown], times)
                     said = times if told is None else torch.full_like(times, told)
                     predicted = _predict(unet, objective, given.select(part), precision)(x_t, said)
-                    losses.append(
-                        loss_where_known(objective, predicted, noise[part], self.encoded.select(part), times).cpu()
-                    )
+                    own = self.encoded.select(part)
+                    loss = loss_where_known(objective, predicted, noise[part], own.data, times, own.valid)
+                    losses.append(loss.cpu())
         finally:
             unet.train(was_training)
         return float(torch.cat(losses).mean())
@@ -206,7 +206,8 @@ class FixedGrid:
         for k in range(draws):
             noise = torch.stack([normal(data.shape[1:], k, "blind", name) for name in self.batch.ids]).to(data.device)
             mean += objective.target(noise, data, times) / draws
-        return float(loss_where_known(objective, mean, self._noises[0], self.encoded, times).mean())
+        valid = self.encoded.valid
+        return float(loss_where_known(objective, mean, self._noises[0], data, times, valid).mean())
 
     @torch.no_grad()
     def loss_without_t(self, t: float) -> float:
@@ -215,7 +216,7 @@ class FixedGrid:
         times = torch.full((len(data),), t, device=data.device)
         x_t = objective.noised(noise, data, times)
         taken_for = objective.target(x_t, data, torch.zeros_like(times))
-        return float(loss_where_known(objective, taken_for, noise, self.encoded, times).mean())
+        return float(loss_where_known(objective, taken_for, noise, data, times, self.encoded.valid).mean())
 
     @torch.no_grad()
     def answer_to_t(self, unet: torch.nn.Module, precision: Precision, t: float) -> float:
@@ -296,7 +297,7 @@ class FixedGrid:
         for t in self._timesteps:
             times = torch.full((len(rows),), t, device=eps.device)
             predicted = predicted_at(objective.noised(eps, encoded.data, times), times)
-            losses[t] = loss_where_known(objective, predicted, eps, encoded, times).cpu()
+            losses[t] = loss_where_known(objective, predicted, eps, encoded.data, times, encoded.valid).cpu()
         latents = objective.generate(predicted_at, eps, 1)
         pictures = self.task.decode(latents)
         metrics = {name: v.cpu() for name, v in self.task.judge(pictures, self.batch.select(rows)).items()}

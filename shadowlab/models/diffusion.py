@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shadowlab.checks import Check
 from shadowlab.models.noise_schedule import NUM_TIMESTEPS, NoiseSchedule
-from shadowlab.models.objective import ForwardSeen, Predict
+from shadowlab.models.objective import ForwardSeen, Predict, loss_where_known
 
 _MAX_SNR = 1e-12
 
@@ -76,7 +76,7 @@ class _Diffusion(ABC):
         whole = float((k - k.round()).abs().amax())
         off = float((seen.x_t.double() - self.noised(seen.noise.double(), seen.data.double(), t)).abs().amax())
         limit = 1e-3 if seen.weights_dtype == torch.float32 else 0.1  # x_t rounded to a half type
-        losses = self.loss(seen.prediction, seen.noise, seen.data, t)
+        losses = loss_where_known(self, seen.prediction, seen.noise, seen.data, t, seen.valid)
         return [
             Check(
                 "timesteps are whole and belong to x_t",

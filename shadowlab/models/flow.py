@@ -110,7 +110,11 @@ class RectifiedFlow:
         t = ((seen.x_t.double() - seen.noise) * line).flatten(1).sum(dim=1) / line.square().flatten(1).sum(dim=1)
         wanted, timesteps = 1000.0 * (1.0 - t), seen.timesteps.double()
         off = float((timesteps - wanted).abs().amax())
-        target_loss = (seen.prediction.double() - line).square().flatten(1).mean(dim=1)
+        squares = (seen.prediction.double() - line).square()
+        target_loss = squares.flatten(1).mean(dim=1)
+        if seen.valid is not None:
+            share = seen.valid.double().flatten(1).mean(dim=1)
+            target_loss = (squares * seen.valid).flatten(1).mean(dim=1) / share
         is_the_flows = torch.isclose(
             seen.losses.double(), target_loss, rtol=1e-3, equal_nan=True
         )  # NaN is reported elsewhere

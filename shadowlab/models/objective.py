@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from shadowlab.checks import Check
-from shadowlab.encoded_batch import EncodedBatch
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(x_t (B, ...), t (B,)) -> the model's prediction (B, ...)."""
@@ -34,6 +33,8 @@ class ForwardSeen:
     data: Tensor
     """(B, 4, h, w) float32 latents of the target."""
     weights_dtype: torch.dtype
+    valid: Tensor | None = None
+    """(B, 1, h, w) in {0, 1}, where the target is known; None: everywhere."""
 
 
 class Objective(Protocol):
@@ -66,18 +67,21 @@ class Objective(Protocol):
         """That timesteps and loss are this objective's, recomputed from what the hooks saw."""
 
 
-def loss_where_known(objective: Objective, prediction: Tensor, noise: Tensor, batch: EncodedBatch, t: Tensor) -> Tensor:
+def loss_where_known(
+    objective: Objective, prediction: Tensor, noise: Tensor, data: Tensor, t: Tensor, valid: Tensor | None
+) -> Tensor:
     """The objective's loss of each sample over the latents whose target is known, (B,) float32.
 
     Elsewhere the right prediction stands in for the model's: it costs nothing there, and nothing is learnt.
 
     Args:
-        prediction, noise: (B, 4, h, w). t: (B,) in [0, 1].
-        batch: each sample has a latent that is known, or none at all: then its loss is 0.
+        prediction, noise, data: (B, 4, h, w). t: (B,) in [0, 1].
+        valid: (B, 1, h, w) in {0, 1}, as `EncodedBatch.valid`; None: everywhere. Where no latent of a sample is known,
+            its loss is 0.
     """
-    if batch.valid is None:
-        return objective.loss(prediction, noise, batch.data, t)
-    right = objective.target(noise, batch.data, t).to(prediction.dtype)
-    losses = objective.loss(torch.where(batch.valid > 0, prediction, right), noise, batch.data, t)
-    share = batch.valid.flatten(1).mean(dim=1)
+    if valid is None:
+        return objective.loss(prediction, noise, data, t)
+    right = objective.target(noise, data, t).to(prediction.dtype)
+    losses = objective.loss(torch.where(valid > 0, prediction, right), noise, data, t)
+    share = valid.flatten(1).mean(dim=1)
     return losses / torch.where(share > 0, share, torch.ones_like(share))

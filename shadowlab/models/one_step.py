@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from shadowlab.checks import Check
-from shadowlab.models.objective import ForwardSeen, Objective, Predict
+from shadowlab.models.objective import ForwardSeen, Objective, Predict, loss_where_known
 
 
 class OneStep:
@@ -63,7 +63,7 @@ class OneStep:
         t = torch.zeros(len(seen.data))
         told = float((seen.timesteps.flatten().float() - self.objective.timesteps(t)).abs().amax())
         off = float((seen.x_t.float() - seen.noise).abs().amax())
-        wanted = self.loss(seen.prediction, seen.noise, seen.data, t).cpu()
+        wanted = loss_where_known(self, seen.prediction, seen.noise, seen.data, t, seen.valid).cpu()
         limit = 1e-5 if seen.weights_dtype == torch.float32 else 0.05
         own = getattr(self.objective, "check_schedule", None)
         return [

@@ -279,7 +279,7 @@ def objective_loss(trainee: Trainee, model: nn.Module, batch: EncodedBatch, plac
     with trainee.precision.autocast(device):
         predicted = predict(model, x_t, objective.timesteps(t), batch.conditions)
     if batch.valid is not None:
-        return loss_where_known(objective, predicted, noise, batch, t)
+        return loss_where_known(objective, predicted, noise, batch.data, t, batch.valid)
     return objective.loss(predicted, noise, batch.data, t)
 
 

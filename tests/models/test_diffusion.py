@@ -7,7 +7,6 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from shadowlab.encoded_batch import Conditions, EncodedBatch
 from shadowlab.models import (
     EpsilonPrediction,
     MultiResolutionNoise,
@@ -79,7 +78,7 @@ def test_terminal_snr() -> None:
     assert EpsilonPrediction().schedule.terminal_snr == pytest.approx(0.00468, rel=1e-2)
 
 
-def seen_of(objective: Any, **changed: Tensor) -> ForwardSeen:
+def seen_of(objective: Any, valid: Tensor | None = None, **changed: Tensor) -> ForwardSeen:
     t = torch.tensor([0.1, 0.5, 0.8])
     parts = {
         "x_t": objective.noised(NOISE, DATA, t),
@@ -87,7 +86,7 @@ def seen_of(objective: Any, **changed: Tensor) -> ForwardSeen:
         "prediction": DATA,
         "losses": objective.loss(DATA, NOISE, DATA, t),
     } | changed
-    return ForwardSeen(**parts, noise=NOISE, data=DATA, weights_dtype=torch.float32)
+    return ForwardSeen(**parts, noise=NOISE, data=DATA, weights_dtype=torch.float32, valid=valid)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +101,16 @@ def test_a_wrong_forward_is_seen(objective: Any) -> None:
     late = objective.timesteps(torch.tensor([0.2, 0.6, 0.9]))
     for changed in ({"x_t": swapped}, {"timesteps": late}, {"losses": torch.ones(3)}):
         assert not all(check.passed for check in objective.check_forward(seen_of(objective, **changed)))
+
+
+@pytest.mark.parametrize("objective", [VPrediction(), RectifiedFlow()], ids=kind)
+def test_the_loss_that_a_forward_gave_is_that_of_known_latents(objective: Any) -> None:
+    t, valid = torch.tensor([0.1, 0.5, 0.8]), torch.ones(3, 1, 8, 8)
+    valid[:, :, :5] = 0
+    changed = {"losses": loss_where_known(objective, DATA, NOISE, DATA, t, valid)}
+    assert all(check.passed for check in objective.check_forward(seen_of(objective, valid, **changed)))
+    failed = {check.name for check in objective.check_forward(seen_of(objective, **changed)) if not check.passed}
+    assert len(failed) == 1 and "loss" in failed.pop()
 
 
 def test_a_schedule_that_leaks_the_target_is_seen() -> None:
@@ -166,10 +175,9 @@ def test_the_loss_is_that_of_known_latents_alone(objective: Any) -> None:
     t = torch.tensor([0.0, 0.4, 0.8])
     valid = torch.ones(3, 1, 8, 8)
     valid[0, :, :, :6] = 0  # a quarter of the first is known
-    batch = EncodedBatch(["a", "b", "c"], torch.arange(3), DATA, Conditions(), valid)
     right = objective.target(NOISE, DATA, t)
     prediction = (right + 0.5).requires_grad_()
-    losses = loss_where_known(objective, prediction, NOISE, batch, t)
+    losses = loss_where_known(objective, prediction, NOISE, DATA, t, valid)
     plain = objective.loss(prediction, NOISE, DATA, t)
     assert torch.equal(losses[1:], plain[1:])
     if not isinstance(objective, OneStep):  # there latents near the border show in their neighbours' pixels
@@ -177,5 +185,4 @@ def test_the_loss_is_that_of_known_latents_alone(objective: Any) -> None:
     losses.sum().backward()
     assert prediction.grad is not None
     assert float(prediction.grad[0, :, :, :6].abs().max()) == 0 < float(prediction.grad[0, :3, :, 6:].abs().min())
-    unmasked = EncodedBatch(batch.ids, batch.positions, DATA, Conditions())
-    assert torch.equal(loss_where_known(objective, prediction, NOISE, unmasked, t), plain)
+    assert torch.equal(loss_where_known(objective, prediction, NOISE, DATA, t, None), plain)

@@ -52,6 +52,7 @@ def forward(trainee: Trainee, spec: ModelSpec, encoded: EncodedBatch, path: Path
         noise=noise,
         data=encoded.data.cpu(),
         weights_dtype=weights,
+        valid=None if encoded.valid is None else encoded.valid.cpu(),
     )
     bad = [name for name, statistics in measured.items() if statistics.num_nonfinite]
     largest = max(measured, key=lambda name: measured[name].max_abs)

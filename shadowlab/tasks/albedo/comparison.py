@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shadowlab.encoded_batch import Conditions, EncodedBatch
 from shadowlab.models import VPrediction, loss_where_known
 from shadowlab.quantities import Quantity
 from shadowlab.tasks.albedo import golden, reference
@@ -134,10 +133,9 @@ class AlbedoReference:
     def _known_loss(self, valid: Tensor) -> Iterator[Quantity]:
         numbers = torch.Generator().manual_seed(5)
         noise, data, other = torch.randn(3, len(valid), 4, *valid.shape[-2:], generator=numbers)
-        batch = EncodedBatch([str(i) for i in range(len(valid))], torch.arange(len(valid)), data, Conditions(), valid)
         t = torch.tensor([0.0, 0.3, 0.8])
         objective = VPrediction()
-        seen = loss_where_known(objective, other, noise, batch, t)
+        seen = loss_where_known(objective, other, noise, data, t, valid)
         wanted = reference.known_loss(other, objective.target(noise, data, t), valid)
         yield Quantity(
             "loss where the albedo is known", "shadowlab/models/objective.py, loss_where_known", seen, wanted
