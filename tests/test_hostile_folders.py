@@ -23,7 +23,7 @@ OF_OTHERS = 3
 
 
 def _chosen() -> list[tuple[Attack, Command]]:
-    """Each thirteenth of these attacks, and a few of every other kind, of which there are many; the commands in turn."""
+    """Each thirteenth of these attacks, and a few of every other kind; the commands in turn."""
     attacks = list(all_attacks())
     chosen = [one for one in attacks if one.kind in KINDS][::13]
     for kind in sorted({one.kind for one in attacks} - KINDS):

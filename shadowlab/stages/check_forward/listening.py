@@ -40,6 +40,8 @@ class Forward:
     embedding: Tensor | None = None
     prediction: Tensor | None = None
     """What the loss was given, (B, 4, h, w)."""
+    loss_given: tuple[Tensor, Tensor, Tensor] | None = None
+    """Noise, data and t that the loss was given."""
     losses: Tensor | None = None
     gradient: Tensor | None = None
     """Of the prediction, as backward left it."""
@@ -266,6 +268,7 @@ class _HeardObjective:
         losses = self._objective.loss(prediction, noise, data, t)
         one = self._listener.forwards[-1] if self._listener.forwards else Forward()
         one.prediction, one.losses = _copy(prediction), _copy(losses)
+        one.loss_given = (noise.detach().clone(), data.detach().clone(), t.detach().clone())
         if prediction.requires_grad:
             prediction.register_hook(lambda gradient: setattr(one, "gradient", _copy(gradient)))
         return losses

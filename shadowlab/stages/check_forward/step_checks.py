@@ -9,6 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 import shadowlab
 from shadowlab.checks import Check
 from shadowlab.console import Reporter
@@ -31,6 +33,7 @@ _PACKAGE = Path(shadowlab.__file__).parents[1]
 STEPS = "three training steps are the reference's"
 GOLDEN = "golden samples are read as written"
 FUNCTIONS = "functions of numbers are the reference's"
+LATENTS = "golden samples are encoded and kept as the reference does"
 METRICS = "metrics give known figures"
 JUDGED = "average, validation and generation are the reference's"
 
@@ -49,8 +52,9 @@ def step_checks(session: Session, train: Train) -> list[Check]:
         config = golden_config(session.config, reference, paths[layout], folder)
         task = open_task(config, device)
         checks = [
-            guarded(GOLDEN, lambda: _read(config, reference, paths, folder, quiet, task)),
+            guarded(GOLDEN, lambda: _read(config, reference, paths)),
             guarded(FUNCTIONS, lambda: _functions(session.config, config, reference, task)),
+            guarded(LATENTS, lambda: _encoded(config, reference, paths[layout], folder, quiet, task)),
             guarded(METRICS, lambda: reference.metrics(task)),
         ]
         if config.precision != "fp16-pure":  # AdamW on float16 weights: what it gives is not what anybody means
@@ -91,10 +95,8 @@ def _written(reference: TaskReference, layout: str, folder: Path) -> str:
     return reference.write(layout, folder / layout)
 
 
-def _read(
-    config: Config, reference: TaskReference, paths: dict[str, str], folder: Path, quiet: Reporter, task: Task[Any]
-) -> Iterator[Quantity]:
-    """By every layout, and by way of the latent cache."""
+def _read(config: Config, reference: TaskReference, paths: dict[str, str]) -> Iterator[Quantity]:
+    """By every layout."""
     for layout, path in paths.items():
         data = config.data.model_copy(update={"path": path, "latents": None})
         dataset = open_task(config.model_copy(update={"data": data})).open_data()
@@ -102,16 +104,27 @@ def _read(
         yield Quantity(f"ids of the {layout}", "shadowlab/data/indexed.py, IndexedDataset", list(dataset.ids), ids)
         for i, name in enumerate(ids):
             yield from reference.read(layout, name, dataset[i])
-    layout = reference.layouts[0]
+
+
+def _encoded(
+    config: Config, reference: TaskReference, path: str, folder: Path, quiet: Reporter, task: Task[Any]
+) -> Iterator[Quantity]:
+    """By the task, then by way of the latent cache: what the task encodes wrong is not the cache's fault."""
     latents = config.data.latents or str(folder / "latents")
-    data = config.data.model_copy(update={"path": paths[layout], "latents": latents})
+    data = config.data.model_copy(update={"path": path, "latents": latents})
     cached = config.model_copy(update={"data": data})
+    layout = reference.layouts[0]
+    ids = reference.ids(layout)
+    wanted = reference.parts(reference.encoded(layout, ids, raw_vae(task)))
+    dataset = open_task(cached).open_data()
+    batch = task.collate([dataset[i] for i in range(len(ids))]).to(task.vae.device)
+    own = task.encode(batch, torch.arange(len(ids)))
+    for part, (tensor, place) in reference.parts(own.tensors()).items():
+        yield Quantity(f"{part} of the samples", place, tensor, wanted[part][0], 1e-4)
     encode_dataset(cached, Path(latents), SingleProcess(task.vae.device), quiet)
-    ids, vae = reference.ids(layout), raw_vae(task)
-    source = open_source(cached, open_task(cached).open_data(), task, range(len(ids)))
+    source = open_source(cached, dataset, task, range(len(ids)))
     seen = source.read(range(len(ids)))
     yield Quantity("ids of latents", "shadowlab/latents/reading.py, collate_latents", list(seen.ids), ids)
-    wanted = reference.parts(reference.encoded(layout, ids, vae))
     for part, (tensor, _) in reference.parts(seen.tensors()).items():
         yield Quantity(f"{part} of the cache", "shadowlab/latents/encode.py, _encode", tensor, wanted[part][0], 1e-4)
 

@@ -170,7 +170,8 @@ class TrainingComparison:
         yield Quantity(
             f"{name}arithmetic of weights", _PRECISION, seen.dtypes.get("weights"), "float32"
         )  # rounds inputs
-        yield Quantity(f"{name}input of the model", adapter, seen.sample, wanted.sample, 1e-4)
+        giver = f"{_STEP}, objective_loss" if _has_target_in(seen, wanted.sample) else adapter
+        yield Quantity(f"{name}input of the model", giver, seen.sample, wanted.sample, 1e-4)
         yield Quantity(f"{name}embedding given to the model", adapter, seen.embedding, wanted.embedding, 1e-6)
         yield Quantity(f"{name}tokens given to the model", adapter, seen.tokens, wanted.tokens, 1e-6)
         yield from self._arithmetic(name, seen)
@@ -222,6 +223,9 @@ class TrainingComparison:
         yield Quantity(
             f"{name}prediction", "shadowlab/models/adapter.py, predict", seen.prediction, prediction, 1e-4 * self.loose
         )
+        asked = seen.noise, seen.data, seen.t  # of x_t, found right
+        for what, given, wanted in zip(("noise", "data", "t"), seen.loss_given or (), asked, strict=False):
+            yield Quantity(f"{name}{what} of the loss", f"{_STEP}, objective_loss", given, wanted, 1e-6)
         place = self.reference.objective.places["loss"]
         yield Quantity(f"{name}loss of each sample", place, seen.losses, losses, 1e-4 * self.loose)
         leaf = seen.prediction.detach().clone().requires_grad_() if seen.prediction is not None else prediction
@@ -322,3 +326,14 @@ def _is_off_by(ratio: float, scale: float) -> bool:
 
 def _dtype(tensor: Tensor | None) -> str:
     return "" if tensor is None else str(tensor.dtype)
+
+
+def _has_target_in(seen: Forward, wanted: Tensor) -> bool:
+    """Whether a multiple of the target is what the model's input has too much: nothing behind the step knows it."""
+    if seen.sample is None or seen.data is None or seen.sample.shape != wanted.shape:
+        return False
+    channels = seen.data.shape[1]
+    off = (seen.sample.double() - wanted.double())[:, :channels].flatten().cpu()
+    data = seen.data.double().flatten().cpu()
+    share = torch.dot(off, data) / torch.dot(data, data).clamp(min=1e-12)
+    return float(share.abs()) > 1e-3 and float((off - share * data).norm()) < 1e-2 * float(off.norm())

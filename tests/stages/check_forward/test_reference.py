@@ -5,6 +5,7 @@ The golden run is the real one on a smaller topology, so that one costs a second
 
 import ast
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,14 @@ from tests.stages.check_forward import faults
 from tests.stages.check_forward.faults import Fault
 
 ROOT = Path(__file__).parents[3]
-ALL = (step_checks.GOLDEN, step_checks.FUNCTIONS, step_checks.METRICS, step_checks.STEPS, step_checks.JUDGED)
+ALL = (
+    step_checks.GOLDEN,
+    step_checks.FUNCTIONS,
+    step_checks.LATENTS,
+    step_checks.METRICS,
+    step_checks.STEPS,
+    step_checks.JUDGED,
+)
 
 
 class _NoBoard:
@@ -123,7 +131,9 @@ def test_wrong_reading_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         changed = getattr(fault.owner, fault.attribute)
         monkeypatch.setitem(sys.modules["shadowlab.tasks.shadow.pictures"]._READERS, role, changed)
     quiet = Reporter(active=False)
-    check = step_checks.guarded("", lambda: step_checks._read(config, reference, paths, tmp_path, quiet, task))
+    path = paths[reference.layouts[0]]
+    encoded = step_checks._encoded(config, reference, path, tmp_path, quiet, task)
+    check = step_checks.guarded("", lambda: chain(step_checks._read(config, reference, paths), encoded))
     assert not check.passed
     assert fault.place in check.seen
 
