@@ -18,6 +18,7 @@ from shadowlab.data.decoding import (
 from shadowlab.data.duplicates import near_duplicates, thumbnail
 from shadowlab.data.entries import Entries, EntriesWriter
 from shadowlab.data.examination import Examination, Examined, Fault, Judgement, Judging
+from shadowlab.data.given import given_array, given_image, unit_values, upright
 from shadowlab.data.index import Index
 from shadowlab.data.indexed import IndexedDataset
 from shadowlab.data.kept_index import indexed_once
@@ -75,6 +76,8 @@ __all__ = [
     "fit_object",
     "fit_object_strips",
     "fit_square",
+    "given_array",
+    "given_image",
     "matte_of",
     "object_strips",
     "read_mask",
@@ -82,6 +85,8 @@ __all__ = [
     "read_object",
     "read_shadow",
     "unfit_square",
+    "unit_values",
+    "upright",
     # which samples, in which order
     "Readable",
     "Split",

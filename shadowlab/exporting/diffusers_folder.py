@@ -18,7 +18,6 @@ from typing import Any
 
 import diffusers
 import numpy as np
-from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import save_file
 
 from diagnostics.files import create, read_bytes, replace_text
@@ -35,25 +34,24 @@ _SCRIPT = Path(__file__).with_name("pipeline_trial.py")
 def write_folder(model: LoadedModel, exported: Exported, folder: Path) -> None:
     """Write the folder's files into `folder`, which is there and empty. Raises OSError where the disk refuses."""
     code, config = exported.code, model.config
-    for name in ("unet", "vae", "scheduler"):
+    for name in ("unet", "vae"):
         (folder / name).mkdir()
-    for module, where in ((code.pipeline[0], folder), (code.unet[0], folder / "unet")):
-        _write(where / f"{module}.py", read_bytes(code.folder / f"{module}.py"))
+    if code.folder is not None:
+        for module, where in ((code.pipeline[0], folder), (code.unet[0], folder / "unet")):
+            _write(where / f"{module}.py", read_bytes(code.folder / f"{module}.py"))
     unet = {**json.loads(model.unet.to_json_string()), "_class_name": code.unet[1]}
     unet.pop("_name_or_path", None)
     _write_json(folder / "unet" / "config.json", unet)
-    save_file(model.unet.state_dict(), folder / "unet" / WEIGHTS_NAME, {"format": "pt"})
+    save_file(exported.unet_weights(model.unet.state_dict()), folder / "unet" / WEIGHTS_NAME, {"format": "pt"})
     autoencoder: Any = model.task.vae.autoencoder
     vae = json.loads(autoencoder.to_json_string())
     vae.pop("_name_or_path", None)
     _write_json(folder / "vae" / "config.json", vae)
     save_file(autoencoder.state_dict(), folder / "vae" / WEIGHTS_NAME, {"format": "pt"})
-    FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
     index = {
-        "_class_name": list(code.pipeline),
+        "_class_name": code.pipeline[1] if code.folder is None else list(code.pipeline),
         "_diffusers_version": diffusers.__version__,
-        "image_size": config.data.image_size,
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        **exported.write_parts(folder, config.data.image_size),
         "unet": list(code.unet),
         "vae": ["diffusers", "AutoencoderKL"],
     }
@@ -89,10 +87,11 @@ def _run_elsewhere(folder: Path, trials: list[Trial], work: Path) -> list[np.nda
     arrays = {
         f"{number} {name}": np.asarray(value)
         for number, trial in enumerate(trials)
-        for name, value in trial.arguments.items()
+        for name, value in (trial.arguments if trial.pipeline is None else trial.pipeline).items()
         if value is not None
     }
     numbers = {f"{number} seed": np.asarray(one.seed) for number, one in enumerate(trials)}
+    numbers |= {f"{number} noises": np.asarray(one.num_noises) for number, one in enumerate(trials)}
     numbers |= {f"{number} num_inference_steps": np.asarray(one.steps) for number, one in enumerate(trials)}
     given: dict[str, Any] = arrays | numbers
     np.savez(work / "arguments.npz", **given)

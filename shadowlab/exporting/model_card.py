@@ -9,7 +9,7 @@ import shadowlab
 from shadowlab.inference import LoadedModel
 from shadowlab.models import embedded_parameters
 from shadowlab.plain_text import plain_text
-from shadowlab.tasks import Exported
+from shadowlab.tasks import Exported, PipelineCode
 
 # Hub ids whose terms are known -> (licence, what to say of it).
 _KNOWN = {
@@ -29,7 +29,8 @@ def pipeline_card(model: LoadedModel, exported: Exported) -> str:
     """The model card of a diffusers folder."""
     code = exported.code
     licence, base = _terms(model)[0], _hub_id(model.config.model.weights)
-    tags = [model.config.task, "shadowlab", "rectified-flow", "one-step"]
+    tags = [model.config.task, "shadowlab", *(("rectified-flow", "one-step") if code.folder is not None else ())]
+    trust = "" if code.folder is None else ", trust_remote_code=True"
     head = [
         "library_name: diffusers",
         "pipeline_tag: image-to-image",
@@ -41,21 +42,30 @@ def pipeline_card(model: LoadedModel, exported: Exported) -> str:
     body = [
         f"# {_name(model)}: {code.title}",
         code.summary,
-        "```bash\npip install torch diffusers pillow numpy\n```",
+        f"```bash\npip install {code.needs}\n```",
         f"```python\nimport torch\nfrom diffusers import DiffusionPipeline\n\n"
-        f'pipe = DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)  # this folder, or its hub id\n'
+        f'pipe = DiffusionPipeline.from_pretrained("FOLDER"{trust})  # this folder, or its hub id\n'
         'pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")\n'
         '# pipe = pipe.to("cuda", torch.float16): half the memory; the VAE stays in float32\n\n'
         f"{code.usage}\n```",
-        f"`trust_remote_code=True` lets diffusers run `{code.pipeline[0]}.py` and `unet/{code.unet[0]}.py` of this "
-        "folder, for it has no pipeline and no UNet of this kind. They are short, import diffusers, torch, numpy and "
-        "pillow alone, and open no connection: read them first. All weights are safetensors.",
+        _code_note(code),
         f"## The model\n\n{_facts(model)}\n\n{code.limits}",
         f"## Licence\n\n{_licence_note(model)}",
         f"Written by `shadowlab export` {shadowlab.__version__}. shadowlab itself opens this folder, too, by "
         "`shadowlab.yaml`: `shadowlab evaluate FOLDER`, `shadowlab generate FOLDER`.",
     ]
     return "\n".join(["---", *head, "---", "", "\n\n".join(body), ""])
+
+
+def _code_note(code: PipelineCode) -> str:
+    if code.folder is None:
+        own = f"The pipeline is diffusers' own `{code.pipeline[1]}`"
+        return f"{own}: no code is in this folder. All weights are safetensors."
+    return (
+        f"`trust_remote_code=True` lets diffusers run `{code.pipeline[0]}.py` and `unet/{code.unet[0]}.py` of this "
+        "folder, for it has no pipeline and no UNet of this kind. They are short, import diffusers, torch, numpy and "
+        "pillow alone, and open no connection: read them first. All weights are safetensors."
+    )
 
 
 def programs_card(model: LoadedModel, exported: Exported, description: dict[str, Any]) -> str:

@@ -22,8 +22,10 @@ def main(folder: str, work: Path) -> None:
     for number in sorted({name.split()[0] for name in given}, key=int):
         own = {name.split()[1]: value for name, value in given.items() if name.split()[0] == number}
         arguments = {name: value if value.ndim else value.item() for name, value in own.items()}
-        generator = torch.Generator().manual_seed(arguments.pop("seed"))
-        pictures[number] = pipe(**arguments, generator=generator, output_type="np").images[0]
+        seed, noises = arguments.pop("seed"), arguments.pop("noises")
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(noises)]
+        generator = generators[0] if noises == 1 else generators
+        pictures[number] = pipe(**arguments, generator=generator, output_type="np")[0][0]
     np.savez(work / "pictures.npz", **pictures)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shadowlab.encoded_batch import DOWNSCALE, LATENT_CHANNELS, EncodedBatch
+from shadowlab.encoded_batch import EncodedBatch
+from shadowlab.inference.memory import drawn_in_batches
 from shadowlab.inference.model import LoadedModel, Weights, open_model
 from shadowlab.models import predict, true_float32
 
@@ -68,8 +69,13 @@ def load_generator(
     )
 
     def draw(encoded: EncodedBatch, steps: int, seed: int) -> Tensor:
-        """(1, C, H, W) in [0, 1] of one encoded sample."""
-        side = model.config.data.image_size // DOWNSCALE
-        return sample(model, encoded, seeded_noise((1, LATENT_CHANNELS, side, side), seed), steps)
+        """(B, C, H, W) in [0, 1] of B encoded samples, whose seeds follow one another."""
+        shape = (1, *encoded.data.shape[1:])
+
+        def part(first: int, end: int) -> Tensor:
+            noise = torch.cat([seeded_noise(shape, seed + i) for i in range(first, end)])
+            return sample(model, encoded.select(slice(first, end)), noise, steps)
+
+        return drawn_in_batches(part, len(encoded), model.device)
 
     return model.task.generator(draw)

@@ -15,12 +15,13 @@ from shadowlab.encoded_batch import Conditions
 
 @dataclass(frozen=True)
 class PipelineCode:
-    """A task's own pipeline and UNet class: files that import diffusers, torch, numpy and pillow alone."""
+    """A task's pipeline and UNet class: files that import diffusers, torch, numpy and pillow alone, or classes of
+    diffusers."""
 
-    folder: Path
-    """Where the files lie."""
+    folder: Path | None
+    """Where the files lie; None: diffusers has both classes, and no code goes along."""
     pipeline: tuple[str, str]
-    """Module and class of the pipeline: `pipeline`, `ShadowPipeline`."""
+    """Module and class of the pipeline: `pipeline`, `ShadowPipeline`; `diffusers` and its own class."""
     unet: tuple[str, str]
     """Of the UNet."""
     title: str
@@ -31,6 +32,10 @@ class PipelineCode:
     """Python lines that follow `pipe = DiffusionPipeline.from_pretrained(...)`."""
     limits: str
     """What it was made for and what it does not know, for the model card."""
+    needs: str = "torch diffusers pillow numpy"
+    """Packages, as pip takes them."""
+    tolerance: float = 1e-5
+    """Largest difference of a pixel in [0, 1] between the pipeline's pictures and the generator's."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,10 @@ class Trial:
     """Arrays and numbers, by the names that both know; None where one is left out."""
     steps: int
     seed: int
+    pipeline: Mapping[str, Any] | None = None
+    """For the pipeline in place of `arguments`, where it calls them otherwise."""
+    num_noises: int = 1
+    """That it draws, from seeds that follow one another."""
 
 
 class Exported(Protocol):
@@ -64,6 +73,21 @@ class Exported(Protocol):
     """Name of the picture: `shadow`."""
     output_text: str
     """Shape and range of the picture, for people."""
+
+    def write_parts(self, folder: Path, image_size: int) -> dict[str, Any]:
+        """Write the folders of what a pipeline of diffusers has next to UNet and VAE, its scheduler among them.
+
+        Returns:
+            Further entries of model_index.json.
+
+        Raises:
+            UserError: such a pipeline cannot hold this model.
+            MissingDependencyError: a package that writes them is not installed.
+            OSError: the disk refuses.
+        """
+
+    def unet_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The UNet's tensors (...) as that pipeline expects them: its inputs may be in another order."""
 
     def conditions(self, *inputs: Tensor) -> Conditions:
         """What the model is given next to the noise. inputs: as `inputs` says, (B, ...)."""

@@ -260,8 +260,8 @@ class Task(Protocol[B]):
     def generator(self, draw: Callable[[EncodedBatch, int, int], Tensor]) -> Any:
         """What makes pictures of a user's own input, with a method `generate` whose arguments are the task's.
 
-        draw: (one encoded sample, steps, seed) -> (1, C, H, W) float32 in [0, 1] on the CPU; of the sample's latents
-        only the conditions are looked at.
+        draw: (B encoded samples, steps, seed) -> (B, C, H, W) float32 in [0, 1] on the CPU; their seeds follow one
+        another from `seed` on. Of the samples' latents only the conditions and the shape are looked at.
         """
 
     @property

@@ -15,13 +15,14 @@ from shadowlab.data import SampleSet, sample_indices
 from shadowlab.models import ImageVae
 from shadowlab.seeding import derive_seed, generator, normal
 from shadowlab.settings import load_config
+from shadowlab.stages.train_vae.block_means import start_as_block_means
 from shadowlab.stages.train_vae.pictures import window
 from shadowlab.tasks import open_task
 from shadowlab.tasks.albedo import AlbedoSample
 
 _ALBEDO_SHARE = 0.6  # of each batch; what a model makes must come back best
-_KL_WEIGHT = 1e-3  # as of the shadows
-_MAX_NOISE = 0.3  # latent noise in training, in standard deviations of the channel
+_KL_WEIGHT = 3e-4
+_MAX_NOISE = 0.15  # latent noise in training, in standard deviations of the channel
 _GAIN = (0.5, 1.3)  # of each channel
 
 
@@ -50,6 +51,10 @@ class ColourStock:
         """As `Stock`."""
         words = ["task=albedo", f"data.path={path}", f"data.image_size={image_size}"]
         return open_task(load_config(assignments=words)).open_data()
+
+    def start(self, model: Any) -> None:
+        """As means of blocks."""
+        start_as_block_means(model)
 
     def batch(
         self,

@@ -1,6 +1,6 @@
 """The small autoencoder with its optimizer and its watch."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,11 +76,12 @@ class VaeLearner:
         """There is none."""
 
 
-def build_learner(asked: Asked, device: torch.device) -> VaeLearner:
-    """A fresh autoencoder, its optimizer and its watch."""
+def build_learner(asked: Asked, device: torch.device, start: Callable[[Any], None]) -> VaeLearner:
+    """A fresh autoencoder, its optimizer and its watch. start: sets weights of it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(asked.seed, "vae-weights"))
         model: Any = AutoencoderKL(**SMALL_CONFIG, sample_size=asked.image_size)
+    start(model)
     model.to(device)
     config = OptimizerConfig(
         learning_rate=asked.learning_rate,

@@ -114,7 +114,7 @@ def train_vae(
     read = lru_cache(maxsize=1024)(dataset.__getitem__)
 
     with _new_folder(out) as folder:
-        learner = build_learner(asked, torch.device(device))
+        learner = build_learner(asked, torch.device(device), stock.start)
         start = time.monotonic()
         losses = _train(learner, asked, stock, read, split.train, on_log)
         seconds = time.monotonic() - start

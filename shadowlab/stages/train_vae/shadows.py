@@ -21,6 +21,9 @@ class ShadowStock:
         """As `Stock`."""
         return open_dataset(path, image_size)
 
+    def start(self, model: Any) -> None:
+        """As they were drawn."""
+
     def batch(
         self, read: Callable[[int], Sample], indices: Sequence[int], step: int, batch_size: int, side: int, seed: int
     ) -> dict[str, Tensor]:

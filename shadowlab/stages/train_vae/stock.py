@@ -24,6 +24,9 @@ class Stock(Protocol[S]):
     def samples(self, path: str | Path, image_size: int) -> SampleSet[S]:
         """Raises UserError where there is no such data set."""
 
+    def start(self, model: Any) -> None:
+        """Set weights of the fresh autoencoder."""
+
     def batch(
         self, read: Callable[[int], S], indices: Sequence[int], step: int, batch_size: int, side: int, seed: int
     ) -> dict[str, Tensor]:

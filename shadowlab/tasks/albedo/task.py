@@ -28,7 +28,9 @@ from shadowlab.tasks.albedo.comparison import AlbedoReference
 from shadowlab.tasks.albedo.dataset import WithValidation, has_masks, open_dataset, resolve_path
 from shadowlab.tasks.albedo.evaluation import AlbedoEvaluation
 from shadowlab.tasks.albedo.examination import AlbedoExamination
+from shadowlab.tasks.albedo.exported import AlbedoExported
 from shadowlab.tasks.albedo.figures import comparison_grid, input_picture
+from shadowlab.tasks.albedo.generate import AlbedoGenerator
 from shadowlab.tasks.albedo.metrics import PSNR, RMSE, SI_RMSE, per_image_metrics
 from shadowlab.tasks.albedo.objectives import objective_of
 from shadowlab.tasks.albedo.options import AlbedoOptions
@@ -205,13 +207,14 @@ class AlbedoTask:
             self.load_vae(latents.device)
         return self.vae.decode(latents)
 
-    def generator(self, draw: Callable[[EncodedBatch, int, int], Tensor]) -> Any:
-        """draw: gives (1, 3, S, S) in [0, 1]."""
-        raise UserError("the task albedo does not generate from a user's own picture yet")
+    def generator(self, draw: Callable[[EncodedBatch, int, int], Tensor]) -> AlbedoGenerator:
+        """Albedos of a user's own pictures. draw: gives (B, 3, H, W) in [0, 1]."""
+        return AlbedoGenerator(self, self._config.data.image_size, self._options.model.space, draw)
 
     @property
     def exported(self) -> Exported | None:
-        return None
+        options = self._options.model
+        return AlbedoExported(self.vae, options.objective, options.space, lambda: self.prompt)
 
     # Judgement
 

@@ -3,12 +3,14 @@
 Legend: B batch, H W pixels, h w latents (H/8).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from shadowlab.encoded_batch import DOWNSCALE, Conditions
@@ -63,6 +65,15 @@ class ShadowExported:
 
     def __init__(self, vae: "ImageVae", *, tells_intensity: bool = False) -> None:
         self._vae, self._tells_intensity = vae, tells_intensity
+
+    def write_parts(self, folder: Path, image_size: int) -> dict[str, Any]:
+        """The scheduler, and the size that pictures are brought to."""
+        FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+        return {"image_size": image_size, "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
+
+    def unet_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As they are, (...) each."""
+        return dict(weights)
 
     def conditions(self, *inputs: Tensor) -> Conditions:
         """inputs: object_image (B, 3, H, W), mask (B, 1, H, W), light (B, 3), all float32."""

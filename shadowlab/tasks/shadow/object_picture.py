@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from shadowlab.data import (
@@ -19,15 +19,17 @@ from shadowlab.data import (
     colour_levels,
     decode,
     fit_object_strips,
+    given_array,
+    given_image,
     matte_of,
     object_strips,
     one_line,
     read_file,
     read_matte,
+    unit_values,
+    upright,
 )
 from shadowlab.errors import UserError
-
-_LEAST_SIDE = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +100,7 @@ def object_picture(object_image: Any, mask: Any = None) -> ObjectPicture:
     """
     if isinstance(object_image, str | Path) and (mask is None or isinstance(mask, str | Path)):
         return read_object_picture(object_image, mask)
-    image = _image(object_image, "object_image", (3, 4))
+    image = given_image(object_image, "object_image", (3, 4))
     if mask is None:
         return ObjectPicture("object_image", image, _own_alpha(image, "object_image"))
     if isinstance(mask, str | Path):
@@ -138,71 +140,13 @@ def _judged(matte: Tensor, where: str) -> Tensor:
 
 def _matte(mask: Any) -> Tensor:
     if isinstance(mask, Image.Image):
-        upright = _upright(mask, "mask")
-        if isinstance(upright, Image.Image):
-            return matte_of(upright, "mask")
-        mask = upright
-    array = _array(mask, "mask")
+        turned = upright(mask, "mask")
+        if isinstance(turned, Image.Image):
+            return matte_of(turned, "mask")
+        mask = turned
+    array = given_array(mask, "mask")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim != 2 or array.size == 0:
         raise UserError(f"mask: {array.shape} is not (height, width)")
-    return _judged(torch.from_numpy(_unit(array, "mask"))[None], "mask")
-
-
-def _image(value: Any, where: str, channels: tuple[int, ...]) -> Image.Image:
-    if isinstance(value, str | Path):
-        return decode(read_file(Path(value)), one_line(str(value)))
-    if isinstance(value, Image.Image):
-        value = _upright(value, where)
-    if not isinstance(value, Image.Image):
-        array = _array(value, where)
-        if array.ndim == 2:
-            array = np.repeat(array[..., None], 3, axis=2)
-        if array.ndim != 3 or array.shape[2] not in channels or array.size == 0:
-            raise UserError(f"{where}: {array.shape} is not (height, width, 3 or 4)")
-        if array.dtype != np.uint8:
-            array = np.round(_unit(array, where) * 255).astype(np.uint8)
-        value = Image.fromarray(np.ascontiguousarray(array))
-    if min(value.size) < _LEAST_SIDE:
-        raise UserError(f"{where}: {value.width} x {value.height} pixels; each side must have at least {_LEAST_SIDE}")
-    return value
-
-
-def _upright(image: Image.Image, where: str) -> Image.Image | np.ndarray:
-    """A picture of pillow as `decode` leaves one of a file; one of floats (mode F) is an array."""
-    try:
-        image = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError) as error:  # its file was opened, and is read only now
-        raise UserError(f"{where}: cannot be read ({one_line(str(error))}); open it again") from error
-    if image.mode == "F":
-        return np.asarray(image)
-    levels = np.asarray(image) if image.mode == "I" else np.zeros(1)
-    low, high = int(levels.min()), int(levels.max())
-    if low < 0 or high > 65535:
-        raise UserError(f"{where}: values of {low} to {high} in a picture of mode I; 16 bits are 0 to 65535")
-    return image
-
-
-def _array(value: Any, where: str) -> np.ndarray:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        value = value.float() if value.is_floating_point() else value
-    try:
-        return np.asarray(value)
-    except ValueError as error:  # rows of different lengths
-        raise UserError(f"{where}: {type(value).__name__} is no picture; give a path, a picture or an array") from error
-
-
-def _unit(array: np.ndarray, where: str) -> np.ndarray:
-    """float32 in [0, 1] of uint8, bool or float values."""
-    if array.dtype == np.uint8:
-        return array.astype(np.float32) / np.float32(255)
-    if array.dtype == np.bool_:
-        return array.astype(np.float32)
-    if not np.issubdtype(array.dtype, np.floating):
-        raise UserError(f"{where}: values of type {array.dtype}; give uint8, or floats in [0, 1]")
-    unit = array.astype(np.float32)
-    if not ((unit >= 0) & (unit <= 1)).all():  # NaN fails, too
-        raise UserError(f"{where}: values beyond [0, 1]; give uint8, or floats in [0, 1]")
-    return unit
+    return _judged(torch.from_numpy(unit_values(array, "mask"))[None], "mask")
