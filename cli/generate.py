@@ -49,6 +49,22 @@ ShadowColour = Annotated[str, typer.Option("--shadow-color", metavar="COLOR", he
 Bits = Annotated[int, typer.Option(help="8 or 16, of a shadow map.")]
 Out = Annotated[Path, typer.Option(help="PNG to write; of a sweep also GIF; with --list a folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that show something else.")]
+Image = Annotated[Path | None, typer.Option(help="Of an albedo model: the picture, PNG or JPEG, or a folder of them.")]
+Ensemble = Annotated[int, typer.Option(metavar="N", help="With --image: N predictions of N seeds, made one.")]
+ReductionName = Annotated[
+    Literal["median", "mean"], typer.Option("--reduction", metavar="HOW", help="With --ensemble: median or mean.")
+]
+Uncertainty = Annotated[
+    Path | None, typer.Option(help="With --ensemble: PNG of where predictions differ; of a folder a folder.")
+]
+Resolution = Annotated[
+    int | None,
+    typer.Option(help="With --image: longer side at which the model works; 0: its own.", show_default="as trained"),
+]
+Space = Annotated[
+    Literal["srgb", "linear"],
+    typer.Option("--space", metavar="SPACE", help="With --image: colour space of picture and albedo, srgb or linear."),
+]
 ListFile = Annotated[
     Path | None,
     typer.Option("--list", metavar="CSV", help="Many: a row a file, columns object, out, and what differs by row."),
@@ -76,24 +92,44 @@ def generate(
     shadow_color: ShadowColour = "black",
     bits: Bits = 8,
     list_file: ListFile = None,
+    image: Image = None,
+    ensemble: Ensemble = 1,
+    reduction: ReductionName = "median",
+    uncertainty: Uncertainty = None,
+    resolution: Resolution = None,
+    space: Space = "srgb",
     overwrite: Overwrite = False,
     weights: Weights = "ema",
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Draw the shadow of your own object under a light of your choice, alone or on a background, at its own size.
+    """Draw the shadow of your own object under a light of your choice, alone or on a background, at its own size; or,
+    with an albedo model, the albedo of your own picture.
 
     Example:
     shadowlab generate latest --object photo.jpg --mask mask.png --theta 30 --phi 120 --size 4 --out shadow.png
     shadowlab generate latest --object cup.png --light evening --background table.jpg --out picture.png
     shadowlab generate latest --object cup.png --theta 35 --size 2 --sweep phi --background white --out turn.gif
     shadowlab generate latest --list pictures.csv --light noon --out results --processes 4
+    shadowlab generate runs/albedo --image beauty.png --ensemble 8 --out albedo.png
     """
     from shadowlab.console import Reporter
     from shadowlab.distributed import workers
-    from shadowlab.inference import write_shadows
+    from shadowlab.errors import UserError
+    from shadowlab.inference import AlbedoRequest, write_albedos, write_shadows
     from shadowlab.tasks.shadow import Style, parse_colour
 
+    if image is not None:
+        shadows = {"object": object_image, "mask": mask, "light": light, "theta": theta, "phi": phi, "size": size}
+        shadows |= {"sweep": sweep, "background": background, "intensity": intensity, "list": list_file}
+        for name, value in shadows.items():
+            if value is not None:
+                raise UserError(f"--{name}: is for shadows, and --image asks for an albedo; leave one of both out")
+        asked = AlbedoRequest(image, out, uncertainty, ensemble, reduction, steps, seed, resolution, space)
+        write_albedos(place, asked, Reporter(as_json=as_json), device=device, overwrite=overwrite, weights=weights)
+        return
+    if ensemble != 1 or uncertainty is not None or resolution is not None:
+        raise UserError("--ensemble, --uncertainty and --resolution are for --image; add it, or leave them out")
     style = Style(samples, side_by_side, sweep, frames, fit, parse_colour(shadow_color, "--shadow-color"), bits)
     values = {"object": object_image, "mask": mask, "light": light, "theta": theta, "phi": phi, "size": size}
     values |= {"steps": steps, "seed": seed, "background": background, "intensity": intensity, "out": out}

@@ -1,5 +1,6 @@
 """A trained model, used: found, opened, and asked for pictures."""
 
+from shadowlab.inference.albedo_files import AlbedoRequest, write_albedos
 from shadowlab.inference.model import LoadedModel, Weights, open_model
 from shadowlab.inference.place import CONFIG_NAME, ModelPlace, find_model, shipped_models
 from shadowlab.inference.sampling import load_generator, sample, seeded_noise
@@ -7,6 +8,7 @@ from shadowlab.inference.shadow_files import write_shadows
 
 __all__ = [
     "CONFIG_NAME",
+    "AlbedoRequest",
     "LoadedModel",
     "ModelPlace",
     "Weights",
@@ -16,5 +18,6 @@ __all__ = [
     "sample",
     "seeded_noise",
     "shipped_models",
+    "write_albedos",
     "write_shadows",
 ]

@@ -43,8 +43,8 @@ def write_shadows(
         model = open_model(place, device=processes.device, weights=weights)
         if model.config.task != "shadow":
             raise UserError(
-                f"{model.name}: a model of the task {model.config.task}, and generate draws shadows; use "
-                "shadowlab.inference.load_generator in Python"
+                f"{model.name}: a model of the task {model.config.task}, and --object asks for a shadow; give "
+                "--image FILE to a model of albedo"
             )
         generator = load_generator(model)
         digest = model.digest()

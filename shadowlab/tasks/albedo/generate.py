@@ -115,8 +115,10 @@ class AlbedoGenerator:
         return self._task.assemble([f"image {i}" for i in range(count)], places, parts, {})
 
 
-def check_options(ensemble: Any, reduction: Any, steps: Any, seed: Any, resolution: Any, space: Any = "srgb") -> None:
-    """Raise UserError, naming the first of them that is out of range."""
+def check_options(
+    ensemble: Any, reduction: Any, steps: Any, seed: Any, resolution: Any, space: Any = "srgb", *, prefix: str = ""
+) -> None:
+    """Raise UserError, naming the first of them that is out of range. prefix: of their names in the message."""
     for name, value, low, high in (
         ("ensemble", ensemble, 1, MOST_MEMBERS),
         ("steps", steps, 1, MOST_STEPS),
@@ -124,13 +126,15 @@ def check_options(ensemble: Any, reduction: Any, steps: Any, seed: Any, resoluti
         ("resolution", resolution, 0, MAX_IMAGE_SIZE),
     ):
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise UserError(f"{name} = {str(value)[:40]} is no whole number of {low} to {high}")
+            raise UserError(f"{prefix}{name} = {str(value)[:40]} is no whole number of {low} to {high}")
     if resolution % DOWNSCALE:
-        raise UserError(f"resolution = {resolution} is no multiple of {DOWNSCALE}; 0 takes the picture's own size")
+        raise UserError(
+            f"{prefix}resolution = {resolution} is no multiple of {DOWNSCALE}; 0 takes the picture's own size"
+        )
     if reduction not in REDUCTIONS:
-        raise UserError(f"reduction = {str(reduction)[:40]}: give {' or '.join(REDUCTIONS)}")
+        raise UserError(f"{prefix}reduction = {str(reduction)[:40]}: give {' or '.join(REDUCTIONS)}")
     if space not in SPACES:
-        raise UserError(f"space = {str(space)[:40]}: give {' or '.join(SPACES)}")
+        raise UserError(f"{prefix}space = {str(space)[:40]}: give {' or '.join(SPACES)}")
 
 
 def _fitted(picture: Tensor, side: int) -> tuple[Tensor, tuple[int, int]]:
