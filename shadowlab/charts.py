@@ -22,6 +22,11 @@ class Metric:
     form: str = ".3f"
     """How it is printed."""
 
+    @property
+    def direction(self) -> str:
+        """`higher is better`."""
+        return f"{'higher' if self.higher_is_better else 'lower'} is better"
+
     def to_json(self) -> MetricRecord:
         """As the header of the records has it."""
         return {"name": self.name, "text": self.text, "higher_is_better": self.higher_is_better}

@@ -14,6 +14,7 @@ import shadowlab
 from diagnostics.files import read_bytes
 from shadowlab.console import Reporter
 from shadowlab.data import decode
+from shadowlab.demo.albedo_page import build_albedo_page
 from shadowlab.demo.page import build_page, style, theme
 from shadowlab.demo.studio import Studio
 from shadowlab.errors import MissingDependencyError, UserError
@@ -21,6 +22,7 @@ from shadowlab.inference import Weights, load_generator, open_model
 
 HOST = "127.0.0.1"
 _RENDERS = Path(shadowlab.__file__).parent / "assets" / "renders"
+_PAIRS = _RENDERS.with_name("albedo")
 _EXAMPLE = "obj_0003_light_0"
 
 
@@ -47,13 +49,16 @@ def run_demo(
     gradio = _gradio()
     chosen = _free_port(port)
     model = open_model(place, device=device, weights=weights)
-    if model.task.name != "shadow":
-        raise UserError(f"{place}: a model of the task {model.task.name}; the demo shows shadows")
-    studio = Studio(load_generator(model))
+    if model.task.name not in ("shadow", "albedo"):
+        raise UserError(f"{place}: a model of the task {model.task.name}; the demo shows shadows and albedos")
+    generator = load_generator(model)
     with tempfile.TemporaryDirectory(prefix="shadowlab-demo-") as temporary:
         folder = Path(temporary)
         os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
-        page = build_page(gradio, studio, _example(folder), folder, title=model.text, steps=1)
+        if model.task.name == "albedo":
+            page = build_albedo_page(gradio, generator, _example_beauty(folder), title=model.text)
+        else:
+            page = build_page(gradio, Studio(generator), _example(folder), folder, title=model.text, steps=1)
         _launch(page, gradio, chosen, folder, opens_browser)
         reporter.say(f"http://{HOST}:{chosen}: {model.text}; Ctrl-C ends it")
         try:
@@ -110,6 +115,13 @@ def _launch(page: Any, gradio: ModuleType, port: int, folder: Path, opens_browse
         theme=theme(gradio),
         css=style(),
     )
+
+
+def _example_beauty(folder: Path) -> Path:
+    """A beauty of the embedded pairs."""
+    file = folder / "example.png"
+    decode(read_bytes(_PAIRS / "beauty" / f"{_EXAMPLE}.png"), "the example").save(file)
+    return file
 
 
 def _example(folder: Path) -> Path:

@@ -3,14 +3,15 @@
 An exported folder has `shadowlab.yaml` (the configuration), `unet/` and, where the VAE is not the embedded one, `vae/`.
 """
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import shadowlab
 from diagnostics.files import is_inside
 from shadowlab.errors import UserError
-from shadowlab.runs import run_places, telling_where
+from shadowlab.runs import BEST, best_step, run_places, telling_where
 from shadowlab.training import checkpoint_folders, complete_checkpoints, step_of
 
 CONFIG_NAME = "shadowlab.yaml"
@@ -46,13 +47,17 @@ def find_model(place: str | Path, output_dir: str | None = None) -> ModelPlace:
 
     Args:
         place: a run (its folder, its name below `output_dir`, or `latest` for the newest run with a checkpoint), of
-            which the newest complete checkpoint is taken; a checkpoint's folder; an exported folder; the name of a
-            model that ships. A folder comes before a model that ships.
+            which the newest complete checkpoint is taken, or, of `RUN@best` and `RUN@best:METRIC`, the one that
+            validation judged best; a checkpoint's folder; an exported folder; the name of a model that ships. A folder
+            comes before a model that ships.
         output_dir: where runs are looked for by their names; None: `runs`.
 
     Raises:
         UserError: there is no such place, or it has no complete model.
     """
+    text, at_best, metric = str(place).partition(BEST)
+    if at_best and not os.path.lexists(str(place)):
+        return _best(text, metric.removeprefix(":") or None, output_dir)
     text = str(place)
     with telling_where():
         candidates = list(dict.fromkeys(run_places(text, output_dir, having="checkpoint")))
@@ -94,6 +99,26 @@ def _model_at(place: Path) -> ModelPlace | None:
     if (place / "checkpoints").is_dir() or (place / "config.yaml").is_file():
         return _of_run(place)
     return None
+
+
+def _best(text: str, metric: str | None, output_dir: str | None) -> ModelPlace:
+    """The checkpoint of a run that validation judged best."""
+    with telling_where():
+        candidates = list(dict.fromkeys(run_places(text, output_dir, having="checkpoint")))
+    run = next((one for one in candidates if (one / "checkpoints").is_dir()), None)
+    if run is None:
+        raise UserError(f"{text}{BEST}: no such run with checkpoints, here or in {candidates[-1].parent}/")
+    folder = run / "checkpoints"
+    complete = {step_of(one): one for one in complete_checkpoints(folder)} if is_inside(folder, run) else {}
+    found = best_step(run / "metrics.jsonl", {step for step in complete if step is not None}, metric)
+    if found is None:
+        raise UserError(
+            f"{run}: no checkpoint of it was judged; train validates each train.validate_every steps, and saves each "
+            "checkpoint.every_steps. Name a checkpoint"
+        )
+    place = _checkpoint(complete[found.step])
+    value = f"{found.metric.text} {found.value:{found.metric.form}}"
+    return replace(place, name=f"{place.name}, the best by {value} ({found.metric.direction})")
 
 
 def _of_run(run: Path) -> ModelPlace:

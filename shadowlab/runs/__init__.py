@@ -1,5 +1,6 @@
 """Run folders: what is in one, how it is found, listed and resumed."""
 
+from shadowlab.runs.best import BEST, Best, best_step
 from shadowlab.runs.folder import REQUIRED, RunFolder, default_name
 from shadowlab.runs.listing import RunSummary, list_runs
 from shadowlab.runs.lookup import (
@@ -17,11 +18,14 @@ from shadowlab.runs.saved import resume_point
 from shadowlab.runs.tail import last_step
 
 __all__ = [
+    "BEST",
     "REQUIRED",
     "Remedy",
     "RunFolder",
+    "Best",
     "RunSummary",
     "Warned",
+    "best_step",
     "changes",
     "default_name",
     "find_run",

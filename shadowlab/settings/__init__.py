@@ -24,6 +24,7 @@ from shadowlab.settings.origins import format_origins
 from shadowlab.settings.request import Request
 from shadowlab.settings.schema import (
     MAX_IMAGE_SIZE,
+    CheckpointConfig,
     Config,
     DiagnosticsConfig,
     DistributedConfig,
@@ -36,6 +37,7 @@ from shadowlab.settings.yaml_text import parse_yaml
 __all__ = [
     # One configuration
     "AugmentConfig",
+    "CheckpointConfig",
     "Config",
     "DiagnosticsConfig",
     "DistributedConfig",

@@ -135,11 +135,14 @@ def remove_unfinished(folder: Path) -> list[Path]:
     return unfinished
 
 
-def drop_old(folder: Path, written: int, keep_last: int, keep_every: int | None) -> None:
-    """Of the checkpoints up to the one just written: a later one was damaged, or a resume had not passed it over."""
+def drop_old(folder: Path, written: int, keep_last: int, keep_every: int | None, best: int | None = None) -> None:
+    """Of the checkpoints up to the one just written: a later one was damaged, or a resume had not passed it over.
+
+    best: a step whose checkpoint stays.
+    """
     steps = {step_of(path) or 0: path for path in complete_checkpoints(folder)}
     for step in sorted(step for step in steps if step <= written)[:-keep_last]:
-        if keep_every is None or step % keep_every != 0:
+        if step != best and (keep_every is None or step % keep_every != 0):
             with suppress(OSError):  # a run does not end for this; what stays has no marker, and a resume clears it
                 _remove(steps[step])
 

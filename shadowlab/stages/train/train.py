@@ -13,13 +13,22 @@ from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.errors import InterruptedRunError, StageStoppedError, UserError
 from shadowlab.evaluation import GridResult
 from shadowlab.interruption import signals
-from shadowlab.runs import RunFolder
+from shadowlab.runs import RunFolder, best_step
 from shadowlab.session import Session
-from shadowlab.settings import Config
+from shadowlab.settings import CheckpointConfig, Config
 from shadowlab.stages.result import StageResult
 from shadowlab.stages.train.setup import Opened, Start, open_training
 from shadowlab.stages.train.validation import is_due, validate
-from shadowlab.training import BatchSource, DataWait, StepPlace, Trainee, drop_old, save_checkpoint
+from shadowlab.training import (
+    BatchSource,
+    DataWait,
+    StepPlace,
+    Trainee,
+    complete_checkpoints,
+    drop_old,
+    save_checkpoint,
+    step_of,
+)
 
 
 def run_train(session: Session, *, resume: bool = False, proves_checkpoints: bool = True) -> StageResult:
@@ -85,7 +94,7 @@ def _loop(session: Session, opened: Opened) -> tuple[GridResult, GridResult, int
                     saving = True
                     _save(run, trainee, step, position, opened.identity)
             if saving and processes.is_main:  # after it: the last ones that were judged well stay until then
-                drop_old(run.checkpoints, step, config.checkpoint.keep_last, config.checkpoint.keep_every)
+                _drop_old(run, step, config.checkpoint)
             numbers: dict[str, float | str] = {"loss": outcome.loss, "grad norm": outcome.grad_norm}
             numbers |= {"lr": outcome.learning_rate, "data wait": data_wait.text}
             if trainee.watch.num_skipped:
@@ -123,6 +132,16 @@ def _encode(
         position, settings.batch_size, settings.gradient_accumulation_steps, processes.rank, processes.count
     )
     return [source.encode(batch, torch.tensor(p)) for batch, p in zip(batches, places, strict=True)]
+
+
+def _drop_old(run: RunFolder, step: int, config: CheckpointConfig) -> None:
+    """Of the older checkpoints that which validation judged best stays."""
+    best = None
+    if config.keep_best:
+        there = {step_of(path) or 0 for path in complete_checkpoints(run.checkpoints)}
+        found = best_step(run.metrics, there)
+        best = None if found is None else found.step
+    drop_old(run.checkpoints, step, config.keep_last, config.keep_every, best)
 
 
 def _save(run: RunFolder, trainee: Trainee, step: int, position: int, identity: dict[str, Any]) -> None:

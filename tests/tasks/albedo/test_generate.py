@@ -26,9 +26,9 @@ CPU = torch.device("cpu")
 
 def model_of(*words: str) -> LoadedModel:
     """The tiny architecture with random weights, none of them 0."""
-    config = load_config("albedo-tiny", assignments=[f"data.image_size={SIDE}", "device=cpu", *words])
+    config = load_config(preset="albedo-tiny", assignments=[f"data.image_size={SIDE}", "device=cpu", *words])
     task = open_task(config, CPU)
-    unet = build_unet(config, task.spec).eval()
+    unet = build_unet(config, CPU, task.spec).eval()
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in unet.parameters():
