@@ -1,7 +1,7 @@
 """What a trained model makes of one's own pictures."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -115,24 +115,28 @@ def generate(
     """
     from shadowlab.console import Reporter
     from shadowlab.distributed import workers
-    from shadowlab.errors import UserError
     from shadowlab.inference import AlbedoRequest, write_albedos, write_shadows
     from shadowlab.tasks.shadow import Style, parse_colour
 
+    values = {"object": object_image, "mask": mask, "light": light, "theta": theta, "phi": phi, "size": size}
     if image is not None:
-        shadows = {"object": object_image, "mask": mask, "light": light, "theta": theta, "phi": phi, "size": size}
-        shadows |= {"sweep": sweep, "background": background, "intensity": intensity, "list": list_file}
-        for name, value in shadows.items():
-            if value is not None:
-                raise UserError(f"--{name}: is for shadows, and --image asks for an albedo; leave one of both out")
+        _refuse(values | {"sweep": sweep, "background": background, "intensity": intensity, "list": list_file})
         asked = AlbedoRequest(image, out, uncertainty, ensemble, reduction, steps, seed, resolution, space)
         write_albedos(place, asked, Reporter(as_json=as_json), device=device, overwrite=overwrite, weights=weights)
         return
-    if ensemble != 1 or uncertainty is not None or resolution is not None:
-        raise UserError("--ensemble, --uncertainty and --resolution are for --image; add it, or leave them out")
+    members = None if ensemble == 1 else ensemble
+    _refuse({"ensemble": members, "uncertainty": uncertainty, "resolution": resolution}, of="--image; add it")
     style = Style(samples, side_by_side, sweep, frames, fit, parse_colour(shadow_color, "--shadow-color"), bits)
-    values = {"object": object_image, "mask": mask, "light": light, "theta": theta, "phi": phi, "size": size}
     values |= {"steps": steps, "seed": seed, "background": background, "intensity": intensity, "out": out}
     with workers(device or "auto") as processes:
         reporter = Reporter(as_json=as_json, active=processes.is_main)
         write_shadows(place, values, style, list_file, processes, reporter, overwrite=overwrite, weights=weights)
+
+
+def _refuse(given: dict[str, Any], of: str = "shadows, and --image asks for an albedo") -> None:
+    """Raise UserError where one of these options was given."""
+    from shadowlab.errors import UserError
+
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(f"--{name} is for {of}, or leave --{name} out")

@@ -97,7 +97,7 @@ def write_albedos(
         )
     generator = load_generator(model)
     reporter.say(f"{model.text}, on {model.device}, longer side {request.resolution or generator.image_size} pixels")
-    for number, (picture, out, uncertainty) in enumerate(files):
+    for picture, out, uncertainty in files:
         found = generator.estimate(
             picture,
             ensemble=request.ensemble,
@@ -110,7 +110,6 @@ def write_albedos(
         _save(out, found.albedo)
         if uncertainty is not None and found.uncertainty is not None:
             _save(uncertainty, found.uncertainty * 2)
-        reporter.advance(number + 1, len(files), {})
     members = "" if request.ensemble == 1 else f", {request.reduction} of {counted(request.ensemble, 'seed')}"
     seconds = time.monotonic() - began
     what = f"{request.out}: {counted(len(files), 'albedo')}" if len(files) > 1 else f"{request.out}: albedo"
