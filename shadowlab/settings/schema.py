@@ -173,7 +173,7 @@ class CheckpointConfig(Section):
     """Optimizer steps between checkpoints; the last step always has one."""
     keep_last: PositiveInt = key(3, decides="nothing")
     """Newest checkpoints that stay."""
-    keep_best: bool = key(True, decides="nothing")
+    keep_best: bool = key(False, decides="nothing")
     """Also keep the checkpoint that validation judged best by the task's first metric, in its better direction: where a
     command takes a model, `RUN@best` is this one."""
     keep_every: PositiveInt | None = key(None, decides="nothing", examples=[10_000])
