@@ -47,7 +47,7 @@ def test_the_truth_is_perfect_and_less_noise_is_better_in_the_stated_direction()
         assert (sign * near[metric.name] > sign * far[metric.name]).all(), metric.name
         assert metric.name in SPACES
     assert perfect["rmse"].max() == 0 and perfect["si_rmse"].max() < 1e-7
-    assert perfect["psnr"].min() == 100 and perfect["ssim"].min() == pytest.approx(1, abs=1e-5)
+    assert perfect["psnr"].min() == 100 and perfect["ssim"].min() == pytest.approx(1, abs=1e-4)  # float32 variances
 
 
 def test_what_is_not_valid_counts_for_nothing() -> None:
