@@ -183,9 +183,8 @@ class TrainingComparison:
         low = "float32" if half is None else str(half).removeprefix("torch.")
         wanted = {"conv_in": low, "conv_norm_out": "float32", "conv_out": low}
         for layer, dtype in wanted.items():
-            yield Quantity(
-                f"{name}arithmetic of {layer} in {self.precision}", _PRECISION, seen.dtypes.get(layer), dtype
-            )
+            place = f"{_PRECISION}.{'prepare' if layer == 'conv_norm_out' else 'autocast'}"
+            yield Quantity(f"{name}arithmetic of {layer} in {self.precision}", place, seen.dtypes.get(layer), dtype)
         yield Quantity(f"{name}TF32 allowed", f"{_PRECISION}.apply_to_backend", seen.tf32, self.precision == "tf32")
 
     def _micro_batch(self, step: int, positions: list[int], encoded: Any = None) -> MicroBatch:

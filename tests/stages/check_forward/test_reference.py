@@ -85,7 +85,7 @@ def test_sound_code_passes(tmp_path: Path, settings: tuple[str, ...]) -> None:
 def test_float16_weights_are_not_compared(tmp_path: Path) -> None:
     """AdamW divides by an eps that is 0 there: the rest is proved all the same."""
     checks = checked(tmp_path, "precision=fp16-pure", "allow_unsafe=true")
-    assert [check.name for check in checks] == list(ALL[:3])
+    assert [check.name for check in checks] == list(ALL[:4])
     assert all(check.passed for check in checks)
 
 
