@@ -90,6 +90,7 @@ def shape(line: str) -> str:
     line = re.sub(r"\b(?:[a-z_]\w*\.)+[\w.]*[a-z_]\w*\b", "MODULE", line)  # down_blocks.1.resnets.0.conv1
     line = re.sub(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)", "#", line)
     line = re.sub(r"\b(?:tiny|sdxl)\b", "PRESET", line)
+    line = re.sub(r"-{3,}", "---", line)  # under headings, as wide as the widest number
     line = re.sub(r"[▁▂▃▄▅▆▇█]+", "~", line)
     return " ".join(line.split())
 

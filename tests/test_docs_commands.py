@@ -154,6 +154,14 @@ ELSEWHERE = {
     "tests/exporting/test_programs.py::test_onnx_programs_give_what_the_model_gives": [
         "shadowlab export latest --to onnx --out my-onnx",
     ],
+    "tests/tasks/albedo/test_commands.py::test_the_stages_and_a_picture_of_ones_own": [
+        "shadowlab check-forward --preset albedo-tiny --data my-pairs/",
+        "shadowlab overfit --preset albedo-tiny --data my-pairs/ --samples 16",
+        "shadowlab train --preset albedo-tiny --data my-pairs/",
+        "shadowlab train --preset albedo-tiny --data lists/train.txt --set task_options.beauty_space=srgb "
+        "--set task_options.albedo_space=srgb",
+        "shadowlab plan --preset albedo-sd21",
+    ],
     "tests/test_drill.py::test_the_verdict_names_the_injected_place": ["shadowlab drill drift"],
     "tests/test_examples.py::test_a_transformers_loop_under_watch": ["python examples/watch_transformers.py"],
     "tests/test_planning.py::test_the_plan_is_within_a_tenth_of_the_measured_peak": ["shadowlab bench memory"],

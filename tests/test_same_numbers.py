@@ -52,6 +52,7 @@ EXPECTED = load_file(make.EXPECTED)
 MOVED = {"overfit.min_soft_iou": "task_options.min_soft_iou", "validation.light_sweep": "task_options.light_sweep"}
 YOUNG = {
     "task",
+    "checkpoint.keep_best",
     "train.noise_share",
     "train.trainable",
     "task_options.view",
