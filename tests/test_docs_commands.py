@@ -159,7 +159,7 @@ ELSEWHERE = {
         "shadowlab overfit --preset albedo-tiny --data my-pairs/ --samples 16",
         "shadowlab train --preset albedo-tiny --data my-pairs/",
         "shadowlab train --preset albedo-tiny --data lists/train.txt --set task_options.beauty_space=srgb "
-        "--set task_options.albedo_space=srgb",
+        "   --set task_options.albedo_space=srgb",
         "shadowlab plan --preset albedo-sd21",
     ],
     "tests/test_drill.py::test_the_verdict_names_the_injected_place": ["shadowlab drill drift"],
