@@ -2,6 +2,7 @@
 the frames that call it, with their variables."""
 
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from inspect import CO_OPTIMIZED
@@ -35,8 +36,8 @@ class StandIn:
     def __init__(self, owner: type, name: str, make: Callable[[Any], Any]) -> None:
         """make: gets the original, and returns what stands in."""
         self._owner, self._name, self._make = owner, name, make
-        self._original: Any = None
         self._own: Any = None
+        self._originals: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # own -> what it stands over
 
     @property
     def is_there(self) -> bool:
@@ -46,14 +47,19 @@ class StandIn:
     def put(self) -> None:
         """Stand in, once more where another has put its own original back over it."""
         if not self.is_there:
-            self._original = getattr(self._owner, self._name)
-            self._own = self._make(self._original)
+            self.take_back()
+            original = getattr(self._owner, self._name)
+            self._own = self._make(original)
+            self._originals[self._own] = original
             setattr(self._owner, self._name, self._own)
 
     def take_back(self) -> None:
-        if self.is_there:
-            setattr(self._owner, self._name, self._original)
-        self._original = self._own = None
+        """Also an earlier one of its own, which another took for the original and put back."""
+        found = getattr(self._owner, self._name)
+        while found in self._originals:
+            found = self._originals[found]
+            setattr(self._owner, self._name, found)
+        self._own = None
 
 
 # Autograd

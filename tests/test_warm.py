@@ -73,6 +73,7 @@ for one in several:
 
 
 def test_what_it_starts_are_its_own_children_as_many_as_it_says_already_forked() -> None:
+    warm._server.cache_clear()  # one that knows this test's environment
     with warm.LightProcess(
         [sys.executable, "-c", STARTS, "--processes", "2"], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -81,6 +82,7 @@ def test_what_it_starts_are_its_own_children_as_many_as_it_says_already_forked()
 
 
 def test_what_the_server_cannot_do_alike_is_started() -> None:
+    warm._server.cache_clear()
     script = "import os, sys; print('cli.commands' in sys.modules, os.environ.get('LANGUAGE'))"
     for environment, wanted in ((os.environ | {"LANGUAGE": "xx"}, "False xx\n"), (dict(os.environ), "True None\n")):
         done = warm.run([sys.executable, "-c", script], kind=warm.LightProcess, env=environment, timeout=60)

@@ -66,3 +66,28 @@ def test_a_stand_in_comes_back_and_leaves_others_alone():
     stand_in.put()
     stand_in.take_back()
     assert Owner.call is own
+
+
+def test_a_stand_in_that_another_put_back_is_taken_back_too() -> None:
+    class Kind:
+        def name(self) -> str:
+            return "kind"
+
+    def make(original: Any) -> Any:
+        return lambda self: "own " + original(self)
+
+    def other(self: Kind) -> str:
+        return "other"
+
+    first = vars(Kind)["name"]
+    stand_in = StandIn(Kind, "name", make)
+    stand_in.put()
+    ours = vars(Kind)["name"]
+    setattr(Kind, "name", other)  # noqa: B010
+    stand_in.put()
+    assert Kind().name() == "own other"
+    setattr(Kind, "name", ours)  # noqa: B010 - it takes ours for the original
+    stand_in.put()
+    assert Kind().name() == "own kind"
+    stand_in.take_back()
+    assert vars(Kind)["name"] is first

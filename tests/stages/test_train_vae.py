@@ -272,7 +272,8 @@ def test_balancing_the_latents_changes_no_reconstruction() -> None:
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
-    config = learner.build_learner(learner.Asked(100, 0, 4, 2e-3, SIZE), torch.device("cpu")).learning_rate_config
+    asked = learner.Asked(100, 0, 4, 2e-3, SIZE)
+    config = learner.build_learner(asked, torch.device("cpu"), lambda model: None).learning_rate_config
     rates = [learning_rate(config, step, 100) for step in range(101)]
     assert rates[0] == pytest.approx(0.2 * 2e-3) and max(rates) == rates[5] == 2e-3
     assert all(later < earlier for earlier, later in zip(rates[5:], rates[6:], strict=False))

@@ -45,8 +45,8 @@ DISTRIBUTED = (
     mutant(
         "ranks-split-differently",
         f"{_SETUP} _open_data",
-        "config.data.validation_fraction, config.seed)",
-        "config.data.validation_fraction, config.seed + processes.rank)",
+        "config.data.validation_fraction, config.seed, held_out)",
+        "config.data.validation_fraction, config.seed + processes.rank, held_out)",
         says=("split", "validation"),
     ),
     mutant(

@@ -62,9 +62,10 @@ VALIDATION = (
     ),
     mutant(
         "r2-against-itself",
-        _EVALUATE,
-        "self.encoded.data.cpu().repeat(len(generated), 1, 1, 1))",
-        "0.97 * torch.cat(generated))",
+        f"{_GRID} _where_known",
+        "return generated, data",
+        "return generated, 0.97 * generated",
+        also=(_EVALUATE,),
         says=("R^2", "r2"),
     ),
     mutant(
