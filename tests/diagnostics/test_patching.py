@@ -1,5 +1,7 @@
 """Interceptions see every call, several at once, and leave nothing behind."""
 
+from typing import Any
+
 import torch
 
 from diagnostics.patching import (
