@@ -25,6 +25,7 @@ from shadowlab.data.kept_index import indexed_once
 from shadowlab.data.loader import Readable, endless_batches, in_order, micro_batch_positions
 from shadowlab.data.metadata import JsonObject, describe, parse_object, read_keys, read_number, read_text
 from shadowlab.data.order import sample_indices
+from shadowlab.data.picture_folder import PICTURE_ENDINGS, PictureFiles, leads_out, list_pictures, plain_size
 from shadowlab.data.proofs import described_split, order_fault, split_fault
 from shadowlab.data.resizing import check_image_size, composite, fit_object, fit_object_strips, fit_square, unfit_square
 from shadowlab.data.sample_set import SampleSet
@@ -51,15 +52,20 @@ __all__ = [
     "near_duplicates",
     "thumbnail",
     # files and metadata
+    "PICTURE_ENDINGS",
     "FileSource",
     "JsonObject",
+    "PictureFiles",
     "SliceSource",
     "Source",
     "describe",
     "joined_columns",
+    "leads_out",
     "list_members",
+    "list_pictures",
     "one_line",
     "parse_object",
+    "plain_size",
     "read_file",
     "read_keys",
     "read_number",

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shadowlab.tasks.albedo.colour import converted
 from shadowlab.tasks.albedo.samples import AlbedoBatch
+from shadowlab.tasks.colour import converted
 
 BEAUTY = "beauty"
 CHROMATIC_EDGE, BRIGHT_EDGE = 0.08, 0.45

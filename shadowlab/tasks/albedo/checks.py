@@ -13,20 +13,17 @@ from torch import Tensor
 
 from shadowlab.checks import Check, PathTable
 from shadowlab.encoded_batch import EncodedBatch
-from shadowlab.errors import MissingDependencyError, UserError
-from shadowlab.seeding import normal
 from shadowlab.settings import Config
-from shadowlab.tasks.albedo.colour import to_linear, to_srgb
 from shadowlab.tasks.albedo.contrast import RIGHT, contrast, fault_of
 from shadowlab.tasks.albedo.metrics import wrong_space_loss_db
 from shadowlab.tasks.albedo.options import AlbedoOptions
-from shadowlab.tasks.albedo.prompt import NUM_TOKENS, computed, empty_prompt, text_encoder_folder
 from shadowlab.tasks.albedo.samples import AlbedoBatch
+from shadowlab.tasks.colour import to_linear, to_srgb
+from shadowlab.tasks.prompt_check import TOKEN_LIMITS, prompt_is_right
 from shadowlab.tasks.task import Task
 from shadowlab.tasks.vae_checks import decoded_target, latents_are_finite
 
 LATENT_LIMITS = (-30.0, 30.0)  # scaled latents have about unit deviation
-_TOKEN_LIMITS = (-100.0, 100.0)  # of a text encoder's last norm; Stable Diffusion's reach 28
 _ROUND_TRIP = 1e-6
 _CONDITION_SIDE = 128  # pixels of the corner that is encoded again and again with one input changed
 
@@ -50,7 +47,7 @@ def colour_round_trip() -> Check:
         worst <= _ROUND_TRIP and abs(middle - 0.2140411) < _ROUND_TRIP,
         f"there and back within {_ROUND_TRIP:g}, 0.5 in sRGB is 0.214041 in linear",
         f"{worst:.1e}, {middle:.6f}",
-        "see shadowlab/tasks/albedo/colour.py: the curve is IEC 61966-2-1",
+        "see shadowlab/tasks/colour.py: the curve is IEC 61966-2-1",
     )
 
 
@@ -97,40 +94,13 @@ def encoding(
     """Latents finite, decoded range right, conditions in their places; a trained VAE gives the albedo back."""
     parts = _parts(encoded)
     path.add("condition", "beauty latent", parts["beauty latent"], "(B, 4, h, w)", LATENT_LIMITS)
-    path.add("condition", "empty prompt", parts["empty prompt"], "(B, N, E)", _TOKEN_LIMITS)
+    path.add("condition", "empty prompt", parts["empty prompt"], "(B, N, E)", TOKEN_LIMITS)
     path.add("condition", "valid latents", parts["valid"], "(B, 1, h, w)", (0, 1))
     path.add("VAE", "albedo latent (data)", encoded.data, "(B, 4, h, w)", LATENT_LIMITS)
     found = [latents_are_finite(encoded, torch.cat([encoded.data, parts["beauty latent"]]))]
     round_trip = decoded_target(task, batch, encoded, path, "albedo")
     found += [] if config.model.vae_source == "random" else [round_trip]
-    return [*found, prompt_is_right(parts["empty prompt"], config, options), *places(task, batch)]
-
-
-def prompt_is_right(told: Tensor, config: Config, options: AlbedoOptions) -> Check:
-    """What cross-attention is told, (B, N, E), next to what the text encoder says now; the same for all samples."""
-    told = told.float().cpu()
-    differ = bool((told != told[:1]).any())
-    weights, width = config.model.weights, told.shape[-1]
-    name, fix = "cross-attention is told the empty prompt", "see shadowlab/tasks/albedo/prompt.py"
-    if options.empty_prompt is not None:
-        wanted = empty_prompt(weights, width, file=options.empty_prompt, seed=config.seed)
-        source = options.empty_prompt
-    elif weights == "random":
-        wanted, source = normal((NUM_TOKENS, width), config.seed, "empty-prompt"), "random numbers of the seed"
-    else:
-        try:
-            wanted, source = computed(text_encoder_folder(weights, downloads=False)), "as the text encoder says it now"
-        except (UserError, MissingDependencyError) as error:
-            return Check(name, False, "a text encoder that loads", str(error), fix)
-    same_shape = wanted.shape == told[0].shape
-    off = float((told[0] - wanted).abs().amax()) if same_shape else float("inf")
-    return Check(
-        name,
-        not differ and same_shape and off <= 1e-4,
-        f"{tuple(wanted.shape)}, the same for every sample ({source})",
-        f"{tuple(told.shape[1:])}, off by {off:.2g}{', samples differ' if differ else ''}",
-        "remove the kept embedding (shadowlab's cache folder, prompts/), or correct task_options.empty_prompt",
-    )
+    return [*found, prompt_is_right(parts["empty prompt"], config, options.empty_prompt), *places(task, batch)]
 
 
 def places(task: Task[Any], batch: AlbedoBatch) -> list[Check]:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from shadowlab.models import VPrediction, loss_where_known
 from shadowlab.quantities import Quantity
+from shadowlab.tasks import specification
 from shadowlab.tasks.albedo import golden, reference
-from shadowlab.tasks.albedo.colour import to_linear, to_srgb
 from shadowlab.tasks.albedo.options import AlbedoOptions
 from shadowlab.tasks.albedo.pictures import latent_mask
 from shadowlab.tasks.albedo.samples import AlbedoBatch, AlbedoSample
+from shadowlab.tasks.colour import to_linear, to_srgb
 from shadowlab.tasks.reference import ObjectiveReference, RawVae
 
 _HERE = "shadowlab/tasks/albedo"
@@ -80,8 +81,8 @@ class AlbedoReference:
     def encoded(self, layout: str, names: Sequence[str], vae: RawVae) -> dict[str, Tensor]:
         stacked = {role: torch.stack([self._pictures(layout, name)[role] for name in names]) for role in _ROLES}
         factors = vae.scaling_factor, vae.shift_factor
-        albedo, beauty = (reference.latents(stacked[role], vae.encode, *factors) for role in ("albedo", "beauty"))
-        told = reference.random_prompt(self._seed, _PROMPT_WIDTH).expand(len(names), -1, -1)
+        albedo, beauty = (specification.latents(stacked[role], vae.encode, *factors) for role in ("albedo", "beauty"))
+        told = specification.random_prompt(self._seed, _PROMPT_WIDTH).expand(len(names), -1, -1)
         return {
             "data": albedo,
             "concatenated": beauty,
@@ -99,7 +100,7 @@ class AlbedoReference:
         }
 
     def decoded(self, latents: Tensor, vae: RawVae) -> Tensor:
-        return reference.decoded(latents, vae.decode, vae.scaling_factor, vae.shift_factor)
+        return specification.decoded(latents, vae.decode, vae.scaling_factor, vae.shift_factor)
 
     def judged(self, layout: str, names: Sequence[str], prediction: Tensor) -> dict[str, Tensor]:
         found = []
@@ -112,8 +113,8 @@ class AlbedoReference:
 
     def functions(self, task: Any, vae: RawVae) -> Iterator[Quantity]:
         levels = torch.linspace(0, 1, 1025)
-        place = f"{_HERE}/colour.py"
-        linear, srgb = reference.linear_of(levels.double()), reference.srgb_of(levels.double())
+        place = "shadowlab/tasks/colour.py"
+        linear, srgb = specification.linear_of(levels.double()), specification.srgb_of(levels.double())
         yield Quantity("linear values of sRGB", f"{place}, to_linear", to_linear(levels), linear.float(), 1e-6)
         yield Quantity("sRGB values of linear", f"{place}, to_srgb", to_srgb(levels), srgb.float(), 1e-6)
         valid = torch.stack([self._pictures("list", name)["valid"] for name in self.ids("list")[:3]])
@@ -122,7 +123,7 @@ class AlbedoReference:
         yield from self._known_loss(covered)
         pictures = torch.stack([self._pictures("folder", name)["beauty"] for name in self.ids("folder")[:2]])
         factors = vae.scaling_factor, vae.shift_factor
-        found = reference.latents(pictures.to(task.vae.device), vae.encode, *factors)
+        found = specification.latents(pictures.to(task.vae.device), vae.encode, *factors)
         with torch.no_grad():
             yield Quantity("latents of a picture", f"{_VAE}.encode", task.vae.encode(pictures * 2 - 1), found, 1e-4)
             back = vae.decode(found / factors[0] + factors[1])
@@ -136,7 +137,7 @@ class AlbedoReference:
         t = torch.tensor([0.0, 0.3, 0.8])
         objective = VPrediction()
         seen = loss_where_known(objective, other, noise, data, t, valid)
-        wanted = reference.known_loss(other, objective.target(noise, data, t), valid)
+        wanted = specification.known_loss(other, objective.target(noise, data, t), valid)
         yield Quantity(
             "loss where the albedo is known", "shadowlab/models/objective.py, loss_where_known", seen, wanted
         )
@@ -185,5 +186,5 @@ def _srgb_batch(truth: Tensor) -> AlbedoBatch:
 
 def _objective(options: AlbedoOptions) -> ObjectiveReference:
     model = options.model
-    plain = reference.Flow() if model.objective == "flow" else reference.Diffusion(model.objective)
+    plain = specification.Flow() if model.objective == "flow" else reference.Diffusion(model.objective)
     return reference.Coloured(plain, model.noise_strength) if model.noise_strength else plain

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shadowlab.tasks.albedo.colour import ColourSpace, converted
+from shadowlab.tasks.colour import ColourSpace, converted
 
 LEAST_EDGES = 64
 """Fewer steps say nothing of a picture."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from shadowlab.data import JsonObject, Problem, describe, parse_object, read_file, read_keys, read_text
 from shadowlab.errors import UserError
-from shadowlab.tasks.albedo.colour import SPACES, ColourSpace
+from shadowlab.tasks.colour import SPACES, ColourSpace
 
 METADATA = "metadata.json"
 _KEYS = ("colour_space", "samples")

@@ -16,10 +16,10 @@ from shadowlab.charts import Metric
 from shadowlab.data import SampleSet, one_line
 from shadowlab.errors import UserError
 from shadowlab.tasks.albedo import baselines, metrics
-from shadowlab.tasks.albedo.colour import ColourSpace, converted
 from shadowlab.tasks.albedo.ordering import FOLDER, read_comparisons
 from shadowlab.tasks.albedo.perceptual import lpips, missing_for_lpips
 from shadowlab.tasks.albedo.samples import AlbedoBatch, AlbedoSample
+from shadowlab.tasks.colour import ColourSpace, converted
 from shadowlab.tasks.evaluation import Tracks
 
 

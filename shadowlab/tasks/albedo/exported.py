@@ -15,8 +15,8 @@ from torch import Tensor
 from shadowlab.encoded_batch import LATENT_CHANNELS, Conditions
 from shadowlab.errors import UserError
 from shadowlab.models import NoiseSchedule
-from shadowlab.tasks.albedo.colour import ColourSpace
 from shadowlab.tasks.albedo.empty_text_encoder import write_empty_text_encoder
+from shadowlab.tasks.colour import ColourSpace
 from shadowlab.tasks.exported import PipelineCode, ProgramInput, Trial
 
 if TYPE_CHECKING:

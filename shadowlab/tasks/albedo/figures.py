@@ -8,8 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from shadowlab.drawing import from_image, to_image, with_header
-from shadowlab.tasks.albedo.colour import converted
 from shadowlab.tasks.albedo.samples import AlbedoBatch
+from shadowlab.tasks.colour import converted
 
 _WIDEST = 1024
 _UNKNOWN = 0.5

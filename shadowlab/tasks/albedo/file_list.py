@@ -20,11 +20,12 @@ from shadowlab.data import (
     Source,
     indexed_once,
     one_line,
+    plain_size,
     read_file,
 )
 from shadowlab.errors import UserError
 from shadowlab.tasks.albedo.declared import METADATA, Metadata, is_safe, read_metadata
-from shadowlab.tasks.albedo.folder import note_objects, plain_size
+from shadowlab.tasks.albedo.folder import note_objects
 from shadowlab.tasks.albedo.pictures import ROLES
 
 LAYOUT = "albedo list 1"

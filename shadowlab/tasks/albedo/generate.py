@@ -19,9 +19,9 @@ from shadowlab.data import given_image, object_strips
 from shadowlab.encoded_batch import DOWNSCALE, LATENT_CHANNELS, EncodedBatch
 from shadowlab.errors import UserError
 from shadowlab.settings import MAX_IMAGE_SIZE
-from shadowlab.tasks.albedo.colour import SPACES, ColourSpace, converted
 from shadowlab.tasks.albedo.ensemble import REDUCTIONS, Reduction, ensembled
 from shadowlab.tasks.albedo.samples import AlbedoBatch
+from shadowlab.tasks.colour import SPACES, ColourSpace, converted
 from shadowlab.tasks.task import Task
 
 MOST_MEMBERS, MOST_STEPS, MOST_SEED = 1000, 1000, 2**63 - 1

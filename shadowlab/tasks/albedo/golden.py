@@ -7,8 +7,6 @@ Legend: H W pixels, S image size.
 """
 
 import json
-import struct
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from diagnostics.files import replace
 from shadowlab.tasks.albedo import reference
+from shadowlab.tasks.specification import picture, png, srgb_of, valid_mask
 
 SIDE = 64  # pixels, of the samples as the model sees them: three levels of a UNet need 4 x 4 latents at least
 COUNT = 8
@@ -39,9 +38,9 @@ class GoldenPair:
 
     def pictures(self, space: str) -> dict[str, Tensor]:
         """What the model must be given in a colour space: beauty, albedo (3, S, S), valid (1, S, S)."""
-        beauty = reference.brought_to(reference.picture(self.beauty, 255), SPACES["beauty"], space)
-        albedo = reference.brought_to(reference.picture(self.albedo, self.albedo_most), SPACES["albedo"], space)
-        found = reference.model_pictures(beauty, albedo, reference.valid_mask(self.valid, 255), SIDE)
+        beauty = reference.brought_to(picture(self.beauty, 255), SPACES["beauty"], space)
+        albedo = reference.brought_to(picture(self.albedo, self.albedo_most), SPACES["albedo"], space)
+        found = reference.model_pictures(beauty, albedo, valid_mask(self.valid, 255), SIDE)
         return dict(zip(("beauty", "albedo", "valid"), found, strict=True))
 
     @cached_property
@@ -71,26 +70,11 @@ def golden_pair(number: int, *, is_square: bool) -> GoldenPair:
         valid[: height // 3, : width // 4] = 40
         valid[-1, -1] = 0
     return GoldenPair(
-        beauty=(reference.srgb_of((surface * light).double()) * 255).round().long(),
+        beauty=(srgb_of((surface * light).double()) * 255).round().long(),
         albedo=(surface.double() * most).round().long(),
         valid=valid,
         albedo_most=most,
     )
-
-
-def png(levels: Tensor, most: int) -> bytes:
-    """A PNG of (H, W, 1 grey or 3 RGB) levels."""
-    height, width, channels = levels.shape
-    form, depth = ("B", 8) if most == 255 else ("H", 16)
-    rows = levels.reshape(height, -1).tolist()
-    raw = b"".join(b"\0" + struct.pack(f">{len(row)}{form}", *row) for row in rows)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, depth, {1: 0, 3: 2}[channels], 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw, 1)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def write_folder(pairs: Mapping[str, GoldenPair], objects: Mapping[str, str], folder: Path) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shadowlab.charts import Metric
 from shadowlab.metrics import MAX_PSNR_DB
-from shadowlab.tasks.albedo.colour import ColourSpace, converted
+from shadowlab.tasks.colour import ColourSpace, converted
 
 PSNR = Metric("psnr", "PSNR", form=".2f")
 SSIM = Metric("ssim", "SSIM")

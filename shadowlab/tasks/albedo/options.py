@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from shadowlab.settings import Section, key
-from shadowlab.tasks.albedo.colour import ColourSpace
+from shadowlab.tasks.colour import ColourSpace
 
 
 class AlbedoModelOptions(Section):

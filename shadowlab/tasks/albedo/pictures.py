@@ -12,8 +12,8 @@ from torch import Tensor
 from shadowlab.data import Entry, Problem, Role, alpha_of, decode, fit_square, object_strips, read_shadow
 from shadowlab.encoded_batch import DOWNSCALE
 from shadowlab.errors import UserError
-from shadowlab.tasks.albedo.colour import ColourSpace, converted
 from shadowlab.tasks.albedo.samples import AlbedoSample
+from shadowlab.tasks.colour import ColourSpace, converted
 
 ROLES: tuple[Role, ...] = ("beauty", "albedo", "valid")
 _TARGET: Role = "albedo"

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from shadowlab.tasks.albedo.colour import ColourSpace
+from shadowlab.tasks.colour import ColourSpace
 
 
 @dataclass(frozen=True, eq=False)

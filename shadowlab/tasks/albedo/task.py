@@ -11,21 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from shadowlab.charts import Chart
 from shadowlab.checks import Check, PathTable
 from shadowlab.data import Entry, SampleSet
 from shadowlab.encoded_batch import LATENT_CHANNELS, Conditions, EncodedBatch
 from shadowlab.errors import UserError
-from shadowlab.models import ImageVae, ModelSpec, Objective, architecture_of, load_vae
+from shadowlab.models import ImageVae, ModelSpec, Objective, load_vae
 from shadowlab.settings import Config
-from shadowlab.tasks.albedo import checks, prompt
+from shadowlab.tasks.albedo import checks
 from shadowlab.tasks.albedo.augmentation import AlbedoAugmentation
 from shadowlab.tasks.albedo.baselines import beauty
 from shadowlab.tasks.albedo.charts import CHARTS, of_training_data
 from shadowlab.tasks.albedo.comparison import AlbedoReference
-from shadowlab.tasks.albedo.dataset import WithValidation, has_masks, open_dataset, resolve_path
+from shadowlab.tasks.albedo.dataset import has_masks, open_dataset, resolve_path
 from shadowlab.tasks.albedo.evaluation import AlbedoEvaluation
 from shadowlab.tasks.albedo.examination import AlbedoExamination
 from shadowlab.tasks.albedo.exported import AlbedoExported
@@ -39,7 +38,9 @@ from shadowlab.tasks.albedo.probes import ablations, beauty_probe
 from shadowlab.tasks.albedo.samples import AlbedoBatch, AlbedoSample, collate
 from shadowlab.tasks.evaluation import Evaluation
 from shadowlab.tasks.exported import Exported
+from shadowlab.tasks.prompt import EmptyPrompt
 from shadowlab.tasks.task import R2, Ablation, Augmentation, Baseline, Criterion, Metric, Probe, Reach
+from shadowlab.tasks.validation_set import WithValidation
 
 IN_CHANNELS = 2 * LATENT_CHANNELS
 
@@ -73,7 +74,7 @@ class AlbedoTask:
         augment = config.data.augment
         self.augmentation: Augmentation | None = AlbedoAugmentation(augment, config.seed) if augment.is_on else None
         self.objective: Objective = objective_of(options.model, self._decoded)
-        self._downloads = False
+        self._prompt = EmptyPrompt(config, options.empty_prompt)
         # Where the data set has no masks, what is valid follows from the albedo's size.
         known = ("albedo", "valid") if has_masks(config.data.path) else ("albedo",)
         self.latent_parts: Mapping[str, tuple[str, ...]] = {
@@ -92,7 +93,7 @@ class AlbedoTask:
 
     def load_vae(self, device: torch.device) -> None:
         self.vae = load_vae(self._config.model.vae_source, seed=self._config.seed).to(device)
-        self._downloads = True  # as for the VAE; what opens a model that is trained brings its own
+        self._prompt.downloads = True  # as for the VAE; what opens a model that is trained brings its own
 
     # Data
 
@@ -174,27 +175,9 @@ class AlbedoTask:
         """The empty prompt's embedding, (N, D) float32 on the CPU.
 
         Raises:
-            UserError: as `prompt.empty_prompt`.
+            UserError: as `empty_prompt`.
         """
-        if isinstance(next(self.vae.autoencoder.parameters()), FakeTensor):  # nothing is read for a plan
-            return torch.zeros(prompt.NUM_TOKENS, self.prompt_width)
-        return self._prompt
-
-    @property
-    def prompt_width(self) -> int:
-        """D, of the configured weights' cross-attention."""
-        model = self._config.model
-        return int(architecture_of(model.weights, model.architecture)["cross_attention_dim"])
-
-    @cached_property
-    def _prompt(self) -> Tensor:
-        return prompt.empty_prompt(
-            self._config.model.weights,
-            self.prompt_width,
-            file=self._options.empty_prompt,
-            seed=self._config.seed,
-            downloads=self._downloads,
-        )
+        return self._prompt.of(self.vae)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

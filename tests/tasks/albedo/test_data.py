@@ -12,9 +12,10 @@ from PIL import Image
 from shadowlab.data import split_by_object
 from shadowlab.errors import UserError
 from shadowlab.settings import checked_section
-from shadowlab.tasks.albedo.dataset import WithValidation, has_masks, open_dataset
+from shadowlab.tasks.albedo.dataset import has_masks, open_dataset
 from shadowlab.tasks.albedo.examination import AlbedoExamination
 from shadowlab.tasks.albedo.options import AlbedoOptions
+from shadowlab.tasks.validation_set import WithValidation
 from tests.tasks.albedo.folders import make_folder, make_list, pair, save, to_srgb
 
 SIDE = 32

@@ -8,6 +8,7 @@ Legend: N tokens, D width of cross-attention.
 import gc
 import hashlib
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from diagnostics.files import read_bytes, reason_of, replace, sha256_of
 from shadowlab.data import one_line
 from shadowlab.errors import MissingDependencyError, UserError
+from shadowlab.models import ImageVae, architecture_of
 from shadowlab.own_cache import cache_folder, make_cache_folder, require_own
 from shadowlab.seeding import normal
+from shadowlab.settings import Config
 
 NUM_TOKENS = 2
 """Of an empty text without padding: its beginning and its end, as Marigold's pipeline in diffusers encodes it."""
@@ -28,6 +32,43 @@ _PARTS = ("text_encoder", "tokenizer")
 _KEY = "empty_prompt"
 _CACHE = "prompts"
 _MOST_BYTES = 2**24
+
+
+class EmptyPrompt:
+    """The empty prompt of a configured model, found when it is first asked for.
+
+    Args:
+        file: of `task_options.empty_prompt`; see `empty_prompt`.
+
+    Attributes:
+        downloads: whether a hub id's text encoder may be fetched.
+    """
+
+    def __init__(self, config: Config, file: str | None) -> None:
+        self._config, self._file, self.downloads = config, file, False
+
+    @property
+    def width(self) -> int:
+        """D, of the configured weights' cross-attention."""
+        model = self._config.model
+        return int(architecture_of(model.weights, model.architecture)["cross_attention_dim"])
+
+    def of(self, vae: ImageVae) -> Tensor:
+        """(N, D) float32 on the CPU; zeros for a VAE of fake tensors, of which nothing is read.
+
+        Raises:
+            UserError: as `empty_prompt`.
+        """
+        if isinstance(next(vae.autoencoder.parameters()), FakeTensor):  # nothing is read for a plan
+            return torch.zeros(NUM_TOKENS, self.width)
+        return self._found
+
+    @cached_property
+    def _found(self) -> Tensor:
+        model = self._config.model
+        return empty_prompt(
+            model.weights, self.width, file=self._file, seed=self._config.seed, downloads=self.downloads
+        )
 
 
 def empty_prompt(weights: str, width: int, *, file: str | None, seed: int, downloads: bool = True) -> Tensor:
