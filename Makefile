@@ -43,7 +43,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable ".[dev,render,export,demo,lightning,trainer]"
+	$(PIP) --editable ".[dev,render,export,demo,lightning,trainer,low-memory]"
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

@@ -53,6 +53,7 @@ MOVED = {"overfit.min_soft_iou": "task_options.min_soft_iou", "validation.light_
 YOUNG = {
     "task",
     "checkpoint.keep_best",
+    "optimizer.name",
     "train.noise_share",
     "train.trainable",
     "task_options.view",

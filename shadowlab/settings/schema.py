@@ -105,6 +105,9 @@ class DataConfig(Section):
 class OptimizerConfig(Section):
     """AdamW (Loshchilov and Hutter, 2019) and its learning rate."""
 
+    name: Literal["adamw", "adamw8bit"] = key("adamw", decides="numbers")
+    """`adamw` keeps two moments of 4 bytes a parameter. `adamw8bit` (bitsandbytes; extra `low-memory`) keeps them in one
+    byte each, and in float32 for tensors of fewer than 4,096 elements."""
     learning_rate: LearningRate = key(1e-5, decides="rate")
     """Learning rate after warm-up: AdamW moves every weight by about this much at each step."""
     beta1: Fraction = key(0.9, decides="numbers")
@@ -274,6 +277,13 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _8_bit_states_can_be_kept(self) -> "Config":
+        problem = why_no_8_bit_states(self) if self.optimizer.name == "adamw8bit" else None
+        if problem is not None:
+            raise ValueError(f"optimizer.name adamw8bit {problem}, or optimizer.name=adamw")
+        return self
+
+    @model_validator(mode="after")
     def _latents_can_be_kept(self) -> "Config":  # here, where a check across keys names no file that said one of them
         data = self.data
         if data.latents is not None and (changed := data.augment.needs_pictures):
@@ -296,3 +306,16 @@ class Config(Section):
             UserError: local weights cannot be read.
         """
         return hash_of(self, [self.model.weights, self.model.vae_source])
+
+
+def why_no_8_bit_states(config: Config) -> str | None:
+    """What of a configuration bitsandbytes' states cannot do, with the way out; None where they can all."""
+    if config.precision == "fp16-pure":
+        return "updates float32 weights here, and fp16-pure has none: use --precision fp16 or bf16"
+    if config.distributed.strategy == "fsdp2":
+        return "cannot be sharded or saved from shards (bitsandbytes#89): use distributed.strategy=ddp"
+    if config.model.channels_last:
+        return "lays every weight out anew in each step, which undoes channels_last: use model.channels_last=false"
+    if config.optimizer.fused is not None:
+        return "has its own kernel: leave optimizer.fused out"
+    return None

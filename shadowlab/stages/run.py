@@ -9,6 +9,7 @@ from diagnostics.records import Stage, append_record
 from shadowlab.console import Reporter
 from shadowlab.distributed import Processes
 from shadowlab.errors import InterruptedRunError, StageFailedError, StageStoppedError, UserError
+from shadowlab.extras import require_extras
 from shadowlab.interruption import signals
 from shadowlab.models import POLICIES
 from shadowlab.runs import RunFolder, default_name, last_step
@@ -29,9 +30,10 @@ def open_processes(config: Config, request: Request, resumed: RunFolder | None =
         resumed: the run that is continued, if one is.
 
     Raises:
-        UserError: the device, or the precision on it, is impossible.
+        UserError: the device, or the precision on it, is impossible, or an extra is absent.
     """
     outlived()
+    require_extras(config)
     processes = Processes(config.device, config.distributed)
     POLICIES[config.precision].apply_to_backend(processes.device)  # an impossible one fails before any work
     reporter = Reporter(as_json=request.as_json, active=processes.is_main, quiet=request.quiet)

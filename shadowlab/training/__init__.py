@@ -18,6 +18,7 @@ from shadowlab.training.checkpoint_files import (
     step_of,
 )
 from shadowlab.training.data_wait import DataWait
+from shadowlab.training.eight_bit import moments_of
 from shadowlab.training.optimizer import adamw, learning_rate
 from shadowlab.training.saved_file import read_tensors
 from shadowlab.training.sinks import Sink
@@ -54,6 +55,7 @@ __all__ = [
     "forward_backward",
     "learning_rate",
     "load_checkpoint",
+    "moments_of",
     "newest_sound_checkpoint",
     "objective_loss",
     "open_source",

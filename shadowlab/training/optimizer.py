@@ -1,12 +1,22 @@
-"""AdamW as configured, and its learning rate."""
+"""AdamW as configured, in 32 or in 8 bits, and its learning rate."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from shadowlab.settings import OptimizerConfig
+from shadowlab.training.eight_bit import adamw8bit
+
+
+def build_optimizer(parameters: Sequence[Tensor], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The one that `config` names, over parameters of any shape.
+
+    Raises:
+        MissingDependencyError: it is bitsandbytes', which is absent.
+    """
+    return adamw8bit(parameters, config) if config.name == "adamw8bit" else adamw(parameters, config)
 
 
 def adamw(parameters: Iterable[Tensor], config: OptimizerConfig) -> torch.optim.AdamW:

@@ -16,7 +16,7 @@ from shadowlab.interruption import signals
 from shadowlab.models import POLICIES, ModelSpec, Objective, Precision, freeze, load_unet
 from shadowlab.settings import Config, OptimizerConfig
 from shadowlab.training.compilation import compile_blocks
-from shadowlab.training.optimizer import adamw
+from shadowlab.training.optimizer import build_optimizer
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Trainee:
     model: nn.Module
     """What forward and backward run on: the UNet, or DDP around it."""
     objective: Objective
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     """Of the parameters that train; frozen ones have no state."""
     ema: EMAModel | None
     """Of the parameters that train, each process's part of them."""
@@ -121,7 +121,7 @@ def build_trainee(
     if ema_decay is not None:
         ema = EMAModel([local(parameter) for parameter in parameters], decay=ema_decay, foreach=True)
         ema.to(dtype=torch.float32)
-    optimizer = adamw(parameters, optimizer_config)
+    optimizer = build_optimizer(parameters, optimizer_config)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "eps ")  # a check of its own, before the first step
         watch = Watch(

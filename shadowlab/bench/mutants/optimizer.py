@@ -7,7 +7,7 @@ _ADAMW = f"{_OPTIMIZER} adamw"
 _RATE = f"{_OPTIMIZER} learning_rate"
 _TRAINEE = "shadowlab/training/trainee.py"
 _BUILD = f"{_TRAINEE} build_trainee"
-_MADE = "optimizer = adamw(parameters, optimizer_config)"
+_MADE = "optimizer = build_optimizer(parameters, optimizer_config)"
 _COSINE = "--set optimizer.schedule=cosine"
 _SCHEDULED = (f"{_RATE}", "shadowlab/training/step.py _step")
 
@@ -61,12 +61,17 @@ OPTIMIZER = (
         options=_COSINE,
         also=_SCHEDULED,
     ),
-    mutant("last-tensors-without-optimizer", _BUILD, _MADE, "optimizer = adamw(parameters[:-20], optimizer_config)"),
+    mutant(
+        "last-tensors-without-optimizer",
+        _BUILD,
+        _MADE,
+        "optimizer = build_optimizer(parameters[:-20], optimizer_config)",
+    ),
     mutant(
         "class-embedding-without-optimizer",
         _BUILD,
         _MADE,
-        "optimizer = adamw(\n"
+        "optimizer = build_optimizer(\n"
         "        [p for n, p in unet.named_parameters() if p.requires_grad and not n.startswith('class_embedding')],\n"
         "        optimizer_config,\n"
         "    )",
@@ -76,7 +81,7 @@ OPTIMIZER = (
         "optimizer-holds-a-stranger",
         _BUILD,
         _MADE,
-        "optimizer = adamw([*parameters, torch.nn.Parameter(torch.zeros(3))], optimizer_config)",
+        "optimizer = build_optimizer([*parameters, torch.nn.Parameter(torch.zeros(3))], optimizer_config)",
     ),
     mutant(
         "optimizer-before-conv_in-was-replaced",

@@ -1,7 +1,8 @@
 """Three real training steps on golden samples, by the code that trains, in a folder that is gone afterwards.
 
-The model is the topology of `tiny` with random weights, whatever the preset; precision, seed, noise share, gradient
-checkpointing, layout, EMA or none, latents or pictures, and the way in which processes share a model are the run's own.
+The model is the topology of `tiny` with random weights, whatever the preset; precision, optimizer, seed, noise share,
+gradient checkpointing, layout, EMA or none, latents or pictures, and the way in which processes share a model are the
+run's own.
 Rates and decays are such that each of them shows within three steps.
 """
 
@@ -72,6 +73,7 @@ def golden_config(config: Config, reference: TaskReference, path: str, folder: P
             augment=type(data.augment)(),
         ),
         optimizer=OptimizerConfig(
+            name=config.optimizer.name,
             learning_rate=2e-3,
             beta1=0.8,
             beta2=0.95,

@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from shadowlab.distributed import whole
 from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.models import Objective
+from shadowlab.training import moments_of
 
 Tensors = dict[str, Tensor]
 
@@ -237,9 +238,9 @@ class Listener:
             return
         step, tensors = self.steps[-1], self._step_parameters
         step.after = {name: _whole(p, p) for name, p in tensors.items()}
-        for kind in ("exp_avg", "exp_avg_sq"):
-            states = {name: optimizer.state.get(p, {}).get(kind) for name, p in tensors.items()}
-            step.moments[kind] = {name: _whole(s, tensors[name]) for name, s in states.items() if s is not None}
+        for name, parameter in tensors.items():
+            for kind, moment in moments_of(optimizer.state.get(parameter, {})).items():
+                step.moments.setdefault(kind, {})[name] = _whole(moment, parameter)
 
 
 class _HeardObjective:

@@ -23,6 +23,10 @@ from shadowlab.tasks import TaskReference
 _PRECISION = "shadowlab/models/precision.py, Precision"
 _STEP = "shadowlab/training/step.py"
 _LOOP = "shadowlab/stages/train/train.py"
+_ADAMW = "shadowlab/training/optimizer.py, adamw"
+_ADAMW_8_BIT = "shadowlab/training/eight_bit.py, adamw8bit"
+_ROUNDED = 1e-2
+"""Of a moment in 8 bits, relative to the largest: half the widest step of its map of 256 values is 0.7 %."""
 _LOOSENESS = {"fp32": 1.0, "tf32": 30.0, "bf16": 300.0, "fp16": 100.0}
 """Of what passes the model, where kernels may sum in another order."""
 
@@ -51,6 +55,8 @@ class TrainingComparison:
         self.vae, self.heard = raw_vae(self.run.task), self.run.heard
         self.precision = self.run.config.precision
         self.loose = _LOOSENESS[self.precision]
+        self.is_8_bit = self.run.config.optimizer.name == "adamw8bit"
+        self.optimizer = _ADAMW_8_BIT if self.is_8_bit else _ADAMW
         self.adam = reference.AdamW(self.plan)
         self.scale = reference.FIRST_SCALE if self.precision == "fp16" else 1.0
         self.steps_seen = list(self.heard.steps)
@@ -273,11 +279,14 @@ class TrainingComparison:
             yield Quantity(f"{name}learning rate of the optimizer", f"{_STEP}, _step", float(group["lr"]), rate, 1e-6)
             options = [*group["betas"], group["eps"], group["weight_decay"]]
             known = [plan.beta1, plan.beta2, plan.eps, plan.weight_decay]
-            yield Quantity(f"{name}betas, eps, decay", "shadowlab/training/optimizer.py, adamw", options, known)
+            yield Quantity(f"{name}betas, eps, decay", self.optimizer, options, known)
         after = self.adam.step(seen.before, seen.gradients, rate)
         for kind, moments in (("exp_avg", self.adam.mean), ("exp_avg_sq", self.adam.square)):
-            place = "shadowlab/training/optimizer.py, adamw"  # its rates are right, and what it was given
-            yield from self._each(f"{name}{kind}", place, seen.moments.get(kind, {}), moments, 1e-4)
+            place = self.optimizer  # its rates are right, and what it was given
+            kept = seen.moments.get(kind, {})
+            yield from self._each(f"{name}{kind}", place, kept, moments, _ROUNDED if self.is_8_bit else 1e-4)
+            if self.is_8_bit:  # the next step goes on from what was kept of them
+                moments |= kept
         yield from self._each(f"{name}weights after it", f"{_STEP}, _step", seen.after, after, 0.0, 2e-3 * rate + 1e-7)
         ceiling = plan.ema_decay
         if ceiling is not None:

@@ -22,6 +22,7 @@ from shadowlab.distributed import (
     require_gpus,
 )
 from shadowlab.errors import InterruptedRunError, LostProcessError
+from shadowlab.extras import require_extras
 from shadowlab.interruption import signals
 from shadowlab.runs import RunFolder, default_name, resume_point, resumed_config, run_to_resume, with_processes
 from shadowlab.settings import Config, Request
@@ -104,13 +105,15 @@ def _asked_for(request: Request, *, resume: bool, skip_stages: bool) -> _Trainin
 
 
 def _find_data(config: Config, *, in_launcher: bool) -> None:
-    """Raise UserError where there are none, or too many loader processes: a wrong word must not wait for stages.
+    """Raise UserError where there are none, too many loader processes, or an extra is missing: a wrong word must not
+    wait for stages.
 
     Of several processes the first one says it; the launcher ends the others.
     """
     if not launched_first():
         return
     require_few_workers(config)
+    require_extras(config)
     place = config.data.path
     if not (in_launcher and (os.path.exists(place) or place == type(config.data)().path)):
         from shadowlab.tasks import open_task  # takes seconds, which a launcher need not spend
