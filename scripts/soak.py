@@ -2,6 +2,7 @@
 
     python scripts/soak.py --kills 60            # needs a checkout; about a quarter of an hour on 2 cores
     python scripts/soak.py --kills 60 --processes 2
+    python scripts/soak.py --kills 10 --set optimizer.name=adamw8bit
 
 What comes (SIGKILL, SIGINT, SIGTERM, SIGHUP, a stdout and stderr that nobody reads, a disk that refuses every write,
 files that vanish) and when is drawn from --seed: in the first 0.1 s, while the run starts, in the middle of a step,
@@ -268,10 +269,10 @@ def _hears(process: subprocess.Popen[bytes]) -> bool:
     return caught is None or bool(int(caught[1], 16) & 1)
 
 
-def command(folders: dict[str, Path], output: Path, name: str, num_steps: int, num_processes: int) -> list[str]:
+def command(folders: dict[str, Path], output: Path, name: str, asked: argparse.Namespace) -> list[str]:
     often = ("train.validate_every=7", "checkpoint.every_steps=3", "checkpoint.keep_last=2")
-    words = runs.command(folders, output, name, num_steps, *often, "diagnostics.statistics_every=5")
-    return [*words, "--processes", str(num_processes)]
+    words = runs.command(folders, output, name, asked.steps, *often, "diagnostics.statistics_every=5", *asked.set)
+    return [*words, "--processes", str(asked.processes)]
 
 
 def losses(run: Path) -> list[tuple[int, float, float]]:
@@ -284,15 +285,16 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the configuration")
     asked = parser.parse_args()
     os.environ.setdefault("PYTHONPATH", str(Path(__file__).parents[1]))
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(temporary)
         folders = tiny.stage_folder(output / "small")
-        whole = command(folders, output, "whole", asked.steps, asked.processes)
+        whole = command(folders, output, "whole", asked)
         print(f"undisturbed: {asked.steps} steps", flush=True)
         subprocess.run(whole, check=True, stdout=subprocess.DEVNULL)
-        words = command(folders, output, "killed", asked.steps, asked.processes)
+        words = command(folders, output, "killed", asked)
         soak = Soak(words, output / "killed", random.Random(asked.seed), asked.processes)
         for number in range(1, asked.kills + 1):
             print(f"kill {number:>2}/{asked.kills}: {soak.disturb_once(number)}", flush=True)

@@ -70,6 +70,7 @@ ELSEWHERE = {
         'pip install -c constraints.txt -e ".[render]"',
         'pip install -c constraints.txt -e ".[export]"',
         'pip install -c constraints.txt -e ".[demo]"',
+        'pip install -c constraints.txt -e ".[low-memory]"',
     ],
     ".ci/run": [
         "git clone URL shadowlab && cd shadowlab",
@@ -92,6 +93,9 @@ ELSEWHERE = {
     "tests/bench/test_views.py::test_a_row_counts_bytes_and_dumps": ["shadowlab bench views"],
     "tests/bench/test_views.py::test_a_long_run_has_every_kind_of_record_and_each_command_is_measured": [
         "shadowlab bench views --long-run 150000",
+    ],
+    "tests/training/test_eight_bit.py::test_the_command_trains_and_goes_on": [
+        "shadowlab train --set optimizer.name=adamw8bit",
     ],
     "tests/demo/test_demo_in_browser.py::test_half_a_turn_of_the_light_moves_the_shadow_to_the_other_side": [
         "shadowlab demo small",

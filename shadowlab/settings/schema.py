@@ -105,11 +105,11 @@ class DataConfig(Section):
 class OptimizerConfig(Section):
     """AdamW (Loshchilov and Hutter, 2019) and its learning rate."""
 
-    name: Literal["adamw", "adamw8bit"] = key("adamw", decides="numbers")
-    """`adamw` keeps two moments of 4 bytes a parameter. `adamw8bit` (bitsandbytes; extra `low-memory`) keeps them in one
-    byte each, and in float32 for tensors of fewer than 4,096 elements."""
     learning_rate: LearningRate = key(1e-5, decides="rate")
     """Learning rate after warm-up: AdamW moves every weight by about this much at each step."""
+    name: Literal["adamw", "adamw8bit"] = key("adamw", decides="numbers")
+    """`adamw` keeps two moments of 4 bytes a parameter. `adamw8bit` (bitsandbytes; extra `low-memory`) keeps one byte
+    of each, and float32 for tensors of fewer than 4,096 elements."""
     beta1: Fraction = key(0.9, decides="numbers")
     """Decay of the mean of the gradients."""
     beta2: Fraction = key(0.999, decides="numbers")
