@@ -26,7 +26,7 @@ class Undo:
         self.surroundings = surroundings
         self.optimizer_was_asked = False
         self.randomness = Randomness(surroundings.generators)
-        self._bookkeeping = Bookkeeping(surroundings.accelerators)
+        self._bookkeeping = Bookkeeping(surroundings.accelerators, (*guarded.averages, *guarded.safe_averages))
         self._guarded = guarded
         self.versions = guarded.versions()
         self._state: OptimizerState | None = None
@@ -75,8 +75,8 @@ class Undo:
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
-        """Keep gradients and schedulers right before the step that runs inside changes them."""
-        with self.gradients.before_changes(), self._bookkeeping.before_changes():
+        """Keep gradients, schedulers and averages right before the step that runs inside changes them."""
+        with self.gradients.before_changes(), self._bookkeeping.before_changes(lambda: self.has_copies):
             yield
 
     def first_writes(self) -> FirstWrites:

@@ -14,7 +14,7 @@ from shadowlab.encoded_batch import DOWNSCALE, LATENT_CHANNELS
 from shadowlab.errors import StageFailedError
 from shadowlab.inference import LoadedModel, sample
 from shadowlab.seeding import normal
-from shadowlab.tasks import Task, TaskBatch
+from shadowlab.tasks import Ensemble, Task, TaskBatch
 
 _MOST_PIXELS = 2**21  # that pass the model together: 128 pictures of 128, 2 of 1024
 
@@ -108,3 +108,57 @@ class Generated:
                 "an earlier checkpoint"
             )
         return pictures
+
+
+@dataclass(eq=False)
+class Remembered:
+    """A model's pictures, of which those of the last sample are kept, so that `Together` need not draw them again."""
+
+    drawn: Generated
+    obeys: bool = True
+    _last: tuple[TaskBatch, list[Tensor]] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.drawn.name
+
+    @property
+    def num_seeds(self) -> int:
+        return self.drawn.num_seeds
+
+    def pictures(self, batch: TaskBatch) -> Iterator[Tensor]:
+        found = []
+        for part in self.drawn.pictures(batch):
+            found.append(part)
+            yield part
+        self._last = batch, found
+
+    def first(self, batch: TaskBatch) -> Tensor:
+        return self.drawn.first(batch)
+
+    def of_all_seeds(self, batch: TaskBatch) -> Tensor:
+        """(S, C, H, W) of one sample."""
+        if self._last is None or self._last[0] is not batch:
+            return torch.cat(list(self.pictures(batch)))
+        return torch.cat(self._last[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Together:
+    """One picture made of a model's pictures of all seeds, as the task puts them together."""
+
+    singles: Remembered
+    ensemble: Ensemble
+    obeys: bool = False
+    num_seeds: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.singles.name}, {self.ensemble.text} of {self.singles.num_seeds}"
+
+    def pictures(self, batch: TaskBatch) -> Iterator[Tensor]:
+        yield self.ensemble.reduce(self.singles.of_all_seeds(batch))[None]
+
+    def first(self, batch: TaskBatch) -> Tensor:
+        samples = [batch.select(torch.tensor([row])) for row in range(len(batch))]
+        return torch.cat([picture for sample in samples for picture in self.pictures(sample)])

@@ -10,7 +10,7 @@ import numpy as np
 from shadowlab.data import SampleSet, one_line
 from shadowlab.distributed import Processes
 from shadowlab.errors import UserError
-from shadowlab.evaluation.methods import Fixed, Generated, Method
+from shadowlab.evaluation.methods import Fixed, Generated, Method, Remembered, Together
 from shadowlab.evaluation.trained_on import TrainedOn, trained_on
 from shadowlab.inference import LoadedModel, Weights, open_model
 from shadowlab.settings import MAX_IMAGE_SIZE, Config, load_config
@@ -126,7 +126,7 @@ def open_subject(question: Question, processes: Processes) -> Subject:
     own: list[Method]
     fixed = {name: Fixed(name, predict) for name, predict in evaluation.baselines.items()}
     if model is not None:
-        own = [Generated(model, task, size, count, num_seeds) for count in steps]
+        own = _of_model(evaluation, [Generated(model, task, size, count, num_seeds) for count in steps])
     else:
         own = [Fixed(TRUTH, task.target, obeys=False) if place == TRUTH else fixed.pop(words[place])]
     return Subject(
@@ -145,6 +145,15 @@ def open_subject(question: Question, processes: Processes) -> Subject:
         control_objects=question.control_objects if evaluation.control_texts else 0,
         model=model,
     )
+
+
+def _of_model(evaluation: Evaluation[Any], drawn: list[Generated]) -> list[Method]:
+    """Each number of steps; and what its seeds make together, where the task says how and there are several."""
+    ensemble = getattr(evaluation, "ensemble", None)
+    if ensemble is None or drawn[0].num_seeds == 1:
+        return [*drawn]
+    singles = [Remembered(one) for one in drawn]
+    return [*singles, *(Together(one, ensemble) for one in singles)]
 
 
 def ignored_options(question: Question, subject: Subject) -> list[str]:

@@ -36,22 +36,26 @@ def encode_command(config: Config, folder: str | Path | None = None) -> str:
     words = ["shadowlab", "data", "encode", "--data", config.data.path, "--out", str(folder or config.data.latents)]
     words += ["--set", f"data.image_size={config.data.image_size}", "--set", f"model.vae={config.model.vae_source}"]
     words += ["--set", f"task={config.task}"] if config.task != Config().task else []
-    words += ["--set", f"data.augment.flip={config.data.augment.flip:g}"] if config.data.augment.flip else []
+    for name, share in config.data.augment.kept_variants.items():
+        words += ["--set", f"data.augment.{name}={share:g}"]
     return shlex.join([*words, *(["--seed", str(config.seed)] if config.model.vae_source == "random" else [])])
 
 
 def require_index(config: Config) -> None:
     """Raise UserError where `data.latents` names no latent cache, one of pictures of another size, or one without the
-    mirrored ones that `data.augment` needs."""
+    changed ones that `data.augment` needs."""
     index = _read_index(config)
-    if config.data.augment.flip and not index.variants:
-        raise UserError(_unmirrored(config))
+    if config.data.augment.kept_variants and not index.variants:
+        raise UserError(_unchanged(config))
 
 
-def _unmirrored(config: Config) -> str:
+def _unchanged(config: Config) -> str:
+    wanted = config.data.augment.kept_variants
+    kind = "mirrored pictures" if list(wanted) == ["flip"] else "pictures changed in all the ways"
+    asked = " and ".join(f"data.augment.{name} {share:g}" for name, share in wanted.items())
     return (
-        f"{config.data.latents}: holds no latents of mirrored pictures, which data.augment.flip "
-        f"{config.data.augment.flip:g} needs; run: {encode_command(config)}"
+        f"{config.data.latents}: holds no latents of {kind}, which {asked} need{'s' if len(wanted) == 1 else ''}; run: "
+        f"{encode_command(config)}"
     )
 
 
@@ -145,7 +149,7 @@ class LatentDataset:
         self._augmentation = augmentation
         self._variants = () if augmentation is None else augmentation.variants
         if not set(self._variants) <= set(index.variants):
-            raise UserError(_unmirrored(config))
+            raise UserError(_unchanged(config))
         self._touched: list[str] = []
         kept = kept_keys(self.folder)
         self._keys = {i: self._find(dataset.entry(i), index, kept) for i in indices}

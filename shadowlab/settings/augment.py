@@ -10,6 +10,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Change = Annotated[float, Field(ge=0, lt=1)]
 
 _OF_THE_OBJECT = ("brightness", "contrast", "colour", "blur")
+_KEPT = ("flip", "channel_order")
 
 REFUSED = {
     "data.augment.rotation": (
@@ -49,6 +50,9 @@ class AugmentConfig(Section):
     blur: Annotated[float, Field(ge=0, le=16)] = key(0.0, decides="numbers", examples=[1.0])
     """The object is blurred by a Gaussian whose standard deviation comes from [0, x], in pixels of the model's picture.
     Only pixels inside the mask are averaged."""
+    channel_order: Share = key(0.0, decides="numbers", examples=[0.8])
+    """Task albedo: chance that red, green and blue change places, in beauty and albedo alike, which is exact: light
+    goes through a scene in each channel alone. 5/6 draws all six orders alike."""
     intensity: Change = key(0.0, decides="model", hashed_if_changed=True, examples=[0.5])
     """The shadow map is multiplied by an intensity from [1 - x, 1], and the model is told it as a fourth condition, for
     which its light embedding is wider: another model. All but training is at 1; `generate --intensity` multiplies the
@@ -64,6 +68,11 @@ class AugmentConfig(Section):
         """`brightness and blur`: what has no end of variants, so that no latents of them can be kept; empty without."""
         named = [name for name in (*_OF_THE_OBJECT, "intensity") if getattr(self, name)]
         return " and ".join([", ".join(named[:-1]), *named[-1:]]) if len(named) > 1 else "".join(named)
+
+    @property
+    def kept_variants(self) -> dict[str, float]:
+        """Key -> share of what has few variants, so that latents of all can be kept; without those that are 0."""
+        return {name: getattr(self, name) for name in _KEPT if getattr(self, name)}
 
     @property
     def changes_objects(self) -> bool:

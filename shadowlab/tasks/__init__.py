@@ -6,7 +6,7 @@ import torch
 
 from shadowlab.errors import UserError
 from shadowlab.settings import TASK_MODEL, Config, checked_section, describe_keys
-from shadowlab.tasks.evaluation import TRUTH, Evaluation, Tracks
+from shadowlab.tasks.evaluation import TRUTH, Ensemble, Evaluation, Tracks
 from shadowlab.tasks.exported import Exported, PipelineCode, ProgramInput, Trial
 from shadowlab.tasks.reference import ObjectiveReference, RawVae, TaskReference
 from shadowlab.tasks.rendering import render_samples
@@ -23,6 +23,7 @@ __all__ = [
     "TRUTH",
     "Baseline",
     "Criterion",
+    "Ensemble",
     "Evaluation",
     "Exported",
     "Metric",

@@ -27,8 +27,21 @@ class Tracks:
     """Of each sample, in the order of the data set, the number of its track among `names`."""
 
 
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """How several predictions of one sample become one."""
+
+    text: str
+    """For people: `median`."""
+    reduce: Callable[[Tensor], Tensor]
+    """(S, C, H, W) of S seeds, in [0, 1] -> (C, H, W)."""
+
+
 class Evaluation(Protocol[B]):
-    """How samples of a task are judged, next to what `Task` says of itself."""
+    """How samples of a task are judged, next to what `Task` says of itself.
+
+    It may also have `ensemble`, an `Ensemble`: then a model of several seeds is judged by what they make together, too.
+    """
 
     metrics: tuple[Metric, ...]
     """Names are keys of `judge`; the order is that of tables."""

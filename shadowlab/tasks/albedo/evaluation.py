@@ -16,11 +16,12 @@ from shadowlab.charts import Metric
 from shadowlab.data import SampleSet, one_line
 from shadowlab.errors import UserError
 from shadowlab.tasks.albedo import baselines, metrics
+from shadowlab.tasks.albedo.ensemble import ensembled
 from shadowlab.tasks.albedo.ordering import FOLDER, read_comparisons
 from shadowlab.tasks.albedo.perceptual import lpips, missing_for_lpips
 from shadowlab.tasks.albedo.samples import AlbedoBatch, AlbedoSample
 from shadowlab.tasks.colour import ColourSpace, converted
-from shadowlab.tasks.evaluation import Tracks
+from shadowlab.tasks.evaluation import Ensemble, Tracks
 
 
 class AlbedoEvaluation:
@@ -35,6 +36,8 @@ class AlbedoEvaluation:
     ranking = "psnr"
     drawn: tuple[str, ...] = ("psnr", "ssim", "rmse", "si_rmse")
     control_texts: Mapping[str, str] = {}
+    ensemble = Ensemble("median", lambda predictions: ensembled(predictions, "median").prediction)
+    """As `generate --ensemble` does it."""
 
     def __init__(self, space: ColourSpace, root: Path | None = None, notes: tuple[str, ...] = ()) -> None:
         self._space, self._own_notes = space, notes

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from shadowlab.data import composite
+from shadowlab.errors import UserError
 from shadowlab.seeding import derive_seed
 from shadowlab.settings import AugmentConfig
 from shadowlab.tasks.shadow.light import SIZE_RANGE, THETA_RANGE, mirrored_light
@@ -34,6 +35,14 @@ class ShadowAugmentation:
     settings: AugmentConfig
     seed: int
     """Of the run."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError where something is asked for that another task has."""
+        if self.settings.channel_order:
+            raise UserError(
+                "data.augment.channel_order: the task shadow has data.augment.colour, which changes the object alone; "
+                "set it to 0"
+            )
 
     @property
     def variants(self) -> tuple[str, ...]:

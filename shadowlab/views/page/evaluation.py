@@ -230,14 +230,18 @@ def _drawing(
     methods: Sequence[str],
     steps: Sequence[int],
 ) -> Drawing:
-    """One metric over the number of steps; a method without steps is a level line."""
+    """One metric over the number of steps, and of what several seeds make together; a method without steps is a level
+    line."""
 
     def mean(method: str) -> float:
         return float(found[method][metric.name]["mean"])
 
     own, others = methods[: len(steps)], methods[len(steps) :]
+    together = [name for one in own for name in others if name.startswith(f"{one}, ")]
     lines = [("model", Curve(tuple(steps), tuple(map(mean, own))))]
-    lines += [(name, Curve(tuple(steps), (mean(name),) * len(steps))) for name in others]
+    if together:
+        lines.append((together[0].removeprefix(f"{own[0]}, "), Curve(tuple(steps), tuple(map(mean, together)))))
+    lines += [(name, Curve(tuple(steps), (mean(name),) * len(steps))) for name in others if name not in together]
     points = {
         count: figures[metric.name]
         for count in steps

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from diagnostics import NonFiniteError, Watch
 from tests.diagnostics.loops import Loop, Net, loop_of
@@ -261,3 +263,42 @@ def test_a_bad_loss_under_a_scaler_is_no_calibration(tmp_path: Path):
     assert error is not None
     assert error.verdict.phase in ("loss", "data")
     assert loop.watch.num_skipped == 0
+
+
+@pytest.mark.parametrize("fault", ["forward", "optimizer"])
+@pytest.mark.parametrize("kind", ["diffusers", "torch"])
+def test_an_average_is_as_it_was(kind: str, fault: str, tmp_path: Path):
+    """One that the watch was not told of, whatever part of the step is not finite: neither its values nor its count of
+    updates know of the step or of its repetition."""
+    model = Net()
+    average = EMAModel(model.parameters(), decay=0.9) if kind == "diffusers" else AveragedModel(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    watch = Watch(model, optimizer, incidents=tmp_path)
+    fine = {"x": torch.randn(5, 4), "scale": torch.ones(())}
+
+    def state() -> list[Any]:
+        if isinstance(average, AveragedModel):
+            return [value.tolist() for value in average.state_dict().values()]
+        counts = [average.optimization_step, average.cur_decay_value]
+        return [*counts, *(shadow.tolist() for shadow in average.shadow_params)]
+
+    def one(batch: dict[str, Tensor]) -> Tensor:
+        optimizer.zero_grad()
+        loss = (model(batch["x"]) * batch["scale"]).square().mean()
+        loss.backward()
+        optimizer.step()
+        if isinstance(average, AveragedModel):
+            average.update_parameters(model)
+        else:
+            average.step(model.parameters())
+        return loss
+
+    for _ in range(3):
+        watch.step(lambda: one(fine), batch=fine)
+    before = state()
+    bad = {**fine, "scale": torch.tensor(torch.inf)} if fault == "forward" else fine
+    if fault == "optimizer":
+        optimizer.param_groups[0]["lr"] = torch.inf
+    with pytest.raises(NonFiniteError):
+        watch.step(lambda: one(bad), batch=bad)
+    assert state() == before

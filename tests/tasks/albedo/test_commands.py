@@ -1,5 +1,6 @@
 """The commands of a user of the albedo task, on the pairs that ship, and on a list of one's own."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli.main import app
+from tests.tasks.albedo.folders import make_folder
 
 SMALL = (
     "data.image_size=64",
@@ -58,6 +60,26 @@ def test_the_stages_and_a_picture_of_ones_own(place: Path) -> None:
     with Image.open(place / "albedo.png") as picture:
         assert picture.size == (64, 64)
         assert picture.mode == "RGB"
+    make_folder(place / "others", num_objects=2, lights=1)
+    judged = says(*"evaluate one --data others --steps 1,2 --seeds 5 --out judged --json".split())
+    assert "median of 5" in judged
+    methods = json.loads((place / "judged" / "evaluation.json").read_text())["tracks"]["all"]["methods"]
+    for steps in ("1 step", "2 steps"):
+        single, together = methods[f"model, {steps}"], methods[f"model, {steps}, median of 5"]
+        assert together["rmse"]["mean"] < single["rmse"]["mean"]
+        assert together["rmse"]["std"] == 0.0 < single["rmse"]["std"]
+    page = (place / "judged" / "evaluation.html").read_text()
+    assert "model, 2 steps, median of 5" in page
+    assert ">median of 5<" in page  # its own curve over the steps
+
+
+def test_why_of_a_fault_in_the_optimizer(place: Path) -> None:
+    """The step is repeated from the state before it, the count of the average's updates included."""
+    options = ("--skip-stages", "--precision", "fp16-pure", "--set", "allow_unsafe=true", "--max-steps", "2")
+    assert "phase optimizer of step 1" in run("train", *options, "--run", "half", code=1)
+    said = says("why", "half")
+    assert "the same step again: same fault" in said
+    assert "train with --precision bf16" in said
 
 
 def test_a_list_of_pairs_declares_its_colour_spaces(place: Path) -> None:
