@@ -70,7 +70,7 @@ def test_the_stages_and_a_picture_of_ones_own(place: Path) -> None:
         assert together["rmse"]["std"] == 0.0 < single["rmse"]["std"]
     page = (place / "judged" / "evaluation.html").read_text()
     assert "model, 2 steps, median of 5" in page
-    assert ">median of 5<" in page  # its own curve over the steps
+    assert "> median of 5<" in page  # its own curve over the steps
 
 
 def test_why_of_a_fault_in_the_optimizer(place: Path) -> None:
