@@ -61,7 +61,9 @@ def test_the_stages_and_a_picture_of_ones_own(place: Path) -> None:
         assert picture.size == (64, 64)
         assert picture.mode == "RGB"
     make_folder(place / "others", num_objects=2, lights=1)
-    judged = says(*"evaluate one --data others --steps 1,2 --seeds 5 --out judged --json".split())
+    judged = says(
+        *["evaluate", "one", "--data", "others", "--steps", "1,2", "--seeds", "5", "--out", "judged", "--json"]
+    )
     assert "median of 5" in judged
     methods = json.loads((place / "judged" / "evaluation.json").read_text())["tracks"]["all"]["methods"]
     for steps in ("1 step", "2 steps"):
