@@ -12,7 +12,7 @@ from shadowlab.settings import Request
 if TYPE_CHECKING:
     from shadowlab.examination import CheckReport
 
-TaskName = Annotated[str, typer.Option("--task", metavar="NAME", help="shadow or albedo.")]
+TaskName = Annotated[str, typer.Option("--task", metavar="NAME", help="shadow, albedo or insertion.")]
 CHECK_IS_KEPT = "what is examined is kept; go on with the same command and --resume"
 
 
@@ -28,6 +28,9 @@ def render(
     textures: Annotated[
         Path | None, typer.Option(help="Folder of photographs that surfaces show, of --task albedo.")
     ] = None,
+    renders: Annotated[
+        Path | None, typer.Option(help="Of --task insertion: folder of rendered shadows, in place of those that ship.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Render training samples with Mitsuba 3 (pip install mitsuba trimesh).
@@ -36,6 +39,7 @@ def render(
     shadowlab data render --meshes DIR --out my-renders --lights 4
     shadowlab data render --objects 1000 --out my-renders --processes 8
     shadowlab data render --task albedo --objects 200 --lights 2 --spp 64 --out my-pairs
+    shadowlab data render --task insertion --objects 32 --lights 8 --size 64 --out my-insertions
     """
     from shadowlab.console import Reporter
     from shadowlab.distributed import workers
@@ -57,6 +61,7 @@ def render(
             seed=seed,
             meshes=meshes,
             textures=textures,
+            renders=renders,
         )
     of_task = "" if task == "shadow" else f" --set task={task}"
     reporter.say(f"{count} samples in {out}; examine them with: shadowlab data check {out}{of_task}")

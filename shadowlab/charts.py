@@ -2,7 +2,7 @@
 charts are drawn, and of each metric its name and the better direction."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from diagnostics.records import ChartLine, ChartRecord, MetricRecord
@@ -104,3 +104,9 @@ def _text(content: Mapping[str, Any], key: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"`{key}` of a chart is text, not {value!r}")
     return value
+
+
+def of_training_data(charts: tuple[Chart, ...]) -> tuple[Chart, ...]:
+    """The same for a run that is validated on what it is trained on: no view of it says otherwise."""
+    known = "TRAINING DATA (validated on what is trained on: this is memory)"
+    return tuple(replace(chart, title=chart.title.replace(SAMPLES, known)) for chart in charts)

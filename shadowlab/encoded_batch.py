@@ -48,7 +48,8 @@ class EncodedBatch:
     """(B, 4, h, w) latents of the target."""
     conditions: Conditions
     valid: Tensor | None = None
-    """(B, 1, h, w) float32 in {0, 1}: where the target is known, which is where the loss is taken; None: everywhere."""
+    """(B, 1, h, w) float32, at least 0: 1 where the target is known, which is where the loss is taken, 0 where it is
+    not; a task may weigh the squared error by other values. None: 1 everywhere."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -96,7 +97,7 @@ class EncodedBatch:
         resize = torch.nn.functional.adaptive_avg_pool2d
         own = self.conditions.concatenated
         smaller = self if own is None else self.with_conditions(concatenated=resize(own, side))
-        valid = None if self.valid is None else (resize(self.valid, side) == 1).to(self.valid.dtype)
+        valid = None if self.valid is None else (resize((self.valid > 0).float(), side) == 1) * resize(self.valid, side)
         return replace(smaller, data=resize(self.data, side), valid=valid)
 
     def select(self, rows: slice | Tensor) -> Self:

@@ -60,6 +60,28 @@ def ssim(p: Tensor, g: Tensor) -> Tensor:
     return values.reshape(-1)
 
 
+def mean_squared_error(p: Tensor, g: Tensor, valid: Tensor) -> Tensor:
+    """Over valid pixels and channels, (B, 3, H, W) -> (B,) float64."""
+    squares = (p.double() - g.double()).square() * valid
+    return squares.flatten(1).sum(dim=1) / (valid.double().flatten(1).sum(dim=1) * p.shape[1])
+
+
+def masked_ssim(p: Tensor, g: Tensor, valid: Tensor) -> Tensor:
+    """Structural similarity, (B, 3, H, W) -> (B,) float32: torchmetrics' map (Gaussian window of 11 pixels, sigma 1.5,
+    data range 1, reflected at the border), mean over valid pixels.
+
+    Where a pixel is not valid, the prediction is taken for right: the window of its neighbours sees no error there.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure  # 2 s: when pictures are judged
+
+    filled = torch.where(valid > 0, p.float(), g.float())
+    _, similarity = structural_similarity_index_measure(
+        filled, g.float(), data_range=1.0, reduction="none", return_full_image=True
+    )
+    total = (similarity * valid).flatten(1).sum(dim=1)
+    return total / (valid.flatten(1).sum(dim=1) * p.shape[1])
+
+
 def r_squared(predicted: Tensor, target: Tensor) -> float:
     """Share of the target's variance about its per-channel mean that `predicted` explains; (B, C, h, w) both.
 

@@ -58,6 +58,10 @@ class IndexedDataset(Generic[S]):
         """What the index has of sample i; nothing is decoded."""
         return self._index.entries[i]
 
+    def place_of(self, i: int) -> str:
+        """Of sample i, for people: its id, or where a list names it."""
+        return self.ids[i]
+
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the metadata and file sizes, the same wherever the data lie."""
         return self._index.fingerprint()

@@ -7,7 +7,7 @@ Legend: B batch, n samples, C channels, H W pixels, h w latents (H/8).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,11 +42,14 @@ class GridResult:
     responses: dict[str, float]
     """Condition -> relative change of one sample's prediction at t = 0 where this condition alone is another; 0 where
     the model does not see it."""
+    region_losses: dict[str, float] = field(default_factory=dict)
+    """Region of the latents, as the task names it -> the mean loss over it alone."""
 
     def numbers(self) -> dict[str, float]:
         """Flat name -> value, for records."""
         flat = {"loss": self.loss, "r2": self.r2, **self.metrics}
         flat |= {f"loss_t{t:g}": value for t, value in self.loss_by_t.items()}
+        flat |= {f"loss_{name}": value for name, value in self.region_losses.items()}
         flat |= {f"response_{name}": value for name, value in self.responses.items()}
         for baseline, metrics in self.baselines.items():
             flat |= {f"{baseline}_{name}": value for name, value in metrics.items()}
@@ -86,6 +89,8 @@ class _Part:
     """t -> (B,)."""
     metrics: dict[str, Tensor]
     """Name -> (B,)."""
+    region_losses: dict[str, Tensor]
+    """Region -> (B times the number of t,)."""
 
 
 class FixedGrid:
@@ -147,6 +152,7 @@ class FixedGrid:
             baselines=self._baselines,
             prediction=torch.cat([part.pictures for part in by_noise[0]]),
             responses=answers,
+            region_losses=_mean_metrics([part.region_losses for part in parts]),
         )
 
     def encode(self, batch: TaskBatch) -> EncodedBatch:
@@ -293,15 +299,25 @@ class FixedGrid:
         encoded, eps = self.encoded.select(rows), noise[rows]
         objective = self.task.objective
         predicted_at = _predict(unet, objective, encoded, precision)
-        losses = {}
+        regions: dict[str, Tensor] = getattr(self.task, "regions", _no_regions)(encoded)
+        losses: dict[float, Tensor] = {}
+        of_regions: dict[str, list[Tensor]] = {name: [] for name in regions}
         for t in self._timesteps:
             times = torch.full((len(rows),), t, device=eps.device)
             predicted = predicted_at(objective.noised(eps, encoded.data, times), times)
             losses[t] = loss_where_known(objective, predicted, eps, encoded.data, times, encoded.valid).cpu()
+            for name, region in regions.items():
+                one = loss_where_known(objective, predicted, eps, encoded.data, times, region)
+                of_regions[name].append(one.cpu())
         latents = objective.generate(predicted_at, eps, 1)
         pictures = self.task.decode(latents)
         metrics = {name: v.cpu() for name, v in self.task.judge(pictures, self.batch.select(rows)).items()}
-        return _Part(number, latents.cpu(), pictures.cpu(), losses, metrics)
+        in_regions = {name: torch.cat(found) for name, found in of_regions.items()}
+        return _Part(number, latents.cpu(), pictures.cpu(), losses, metrics, in_regions)
+
+
+def _no_regions(encoded: EncodedBatch) -> dict[str, Tensor]:
+    return {}
 
 
 def _predict(unet: torch.nn.Module, objective: Objective, encoded: EncodedBatch, precision: Precision) -> Predict:

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from shadowlab.encoded_batch import DOWNSCALE, LATENT_CHANNELS
 from shadowlab.errors import StageFailedError
 from shadowlab.inference import LoadedModel, sample
 from shadowlab.seeding import normal
@@ -81,25 +80,29 @@ class Generated:
     def pictures(self, batch: TaskBatch) -> Iterator[Tensor]:
         encoded = self.task.encode(batch)
         for seeds in torch.arange(self.num_seeds).split(self._at_once):
-            noise = torch.stack([self._noise(batch.ids[0], seed) for seed in seeds.tolist()])
-            chosen = encoded.select(torch.zeros(len(seeds), dtype=torch.int64))
-            yield self._checked(sample(self.model, chosen, noise, self.steps), batch.ids[0])
+            shape = encoded.data.shape[1:]
+            noise = torch.stack([normal(shape, seed, "evaluate", batch.ids[0]) for seed in seeds.tolist()])
+            rows = torch.zeros(len(seeds), dtype=torch.int64)
+            pictures = self._checked(sample(self.model, encoded.select(rows), noise, self.steps), batch.ids[0])
+            yield self._finished(pictures, batch.select(rows))
 
     def first(self, batch: TaskBatch) -> Tensor:
         found = []
         for rows in torch.arange(len(batch)).split(self._at_once):
             part = batch.select(rows)
-            noise = torch.stack([self._noise(name, 0) for name in part.ids])
-            found.append(self._checked(sample(self.model, self.task.encode(part), noise, self.steps), part.ids[0]))
+            encoded = self.task.encode(part)
+            noise = torch.stack([normal(encoded.data.shape[1:], 0, "evaluate", name) for name in part.ids])
+            pictures = self._checked(sample(self.model, encoded, noise, self.steps), part.ids[0])
+            found.append(self._finished(pictures, part))
         return torch.cat(found)
 
     @property
     def _at_once(self) -> int:
         return max(1, _MOST_PIXELS // self.image_size**2)
 
-    def _noise(self, name: str, seed: int) -> Tensor:
-        side = self.image_size // DOWNSCALE
-        return normal((LATENT_CHANNELS, side, side), seed, "evaluate", name)
+    def _finished(self, pictures: Tensor, batch: TaskBatch) -> Tensor:
+        finish = getattr(self.task, "finished", None)
+        return pictures if finish is None else finish(pictures, batch)
 
     def _checked(self, pictures: Tensor, name: str) -> Tensor:
         if not bool(pictures.isfinite().all()):

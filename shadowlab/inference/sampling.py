@@ -14,10 +14,13 @@ from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.inference.memory import drawn_in_batches
 from shadowlab.inference.model import LoadedModel, Weights, open_model
 from shadowlab.models import predict, true_float32
+from shadowlab.tasks import Guidance
 
 
 @torch.no_grad()
-def sample(model: LoadedModel, encoded: EncodedBatch, noise: Tensor, steps: int) -> Tensor:
+def sample(
+    model: LoadedModel, encoded: EncodedBatch, noise: Tensor, steps: int, guidance: Guidance | None = None
+) -> Tensor:
     """What the model makes of noise, all samples in one batch.
 
     The last bits of a sample may depend on who shares its batch: the libraries below sum in other orders. Where that
@@ -26,7 +29,8 @@ def sample(model: LoadedModel, encoded: EncodedBatch, noise: Tensor, steps: int)
     Args:
         encoded: B samples; `data` and `positions` do not matter.
         noise: (B, 4, h, w) standard normal, any device.
-        steps: calls of the model, at least 1.
+        steps: calls of the model, at least 1; with guidance two each.
+        guidance: of the same B samples.
 
     Returns:
         (B, C, H, W) float32 in [0, 1] on the CPU.
@@ -34,7 +38,11 @@ def sample(model: LoadedModel, encoded: EncodedBatch, noise: Tensor, steps: int)
     objective, device = model.task.objective, model.device
 
     def predicted_at(x: Tensor, t: Tensor) -> Tensor:
-        return predict(model.unet, x, objective.timesteps(t), encoded.conditions)
+        found = predict(model.unet, x, objective.timesteps(t), encoded.conditions)
+        if guidance is None:
+            return found
+        without = predict(model.unet, x, objective.timesteps(t), guidance.without.conditions)
+        return without + guidance.scale * (found - without)
 
     with true_float32(device):
         latents = objective.generate(predicted_at, noise.to(device, torch.float32), steps)
@@ -68,13 +76,15 @@ def load_generator(
         else open_model(place, device=device, weights=weights, output_dir=output_dir)
     )
 
-    def draw(encoded: EncodedBatch, steps: int, seed: int) -> Tensor:
+    def draw(encoded: EncodedBatch, steps: int, seed: int, guidance: Guidance | None = None) -> Tensor:
         """(B, C, H, W) in [0, 1] of B encoded samples, whose seeds follow one another."""
         shape = (1, *encoded.data.shape[1:])
 
         def part(first: int, end: int) -> Tensor:
             noise = torch.cat([seeded_noise(shape, seed + i) for i in range(first, end)])
-            return sample(model, encoded.select(slice(first, end)), noise, steps)
+            rows = slice(first, end)
+            aside = None if guidance is None else Guidance(guidance.scale, guidance.without.select(rows))
+            return sample(model, encoded.select(rows), noise, steps, aside)
 
         return drawn_in_batches(part, len(encoded), model.device)
 

@@ -2,6 +2,7 @@
 
 from shadowlab.models.adapter import predict
 from shadowlab.models.diffusion import EpsilonPrediction, VPrediction
+from shadowlab.models.dream import Dream
 from shadowlab.models.flow import RectifiedFlow, interpolate, stratified_times, velocity
 from shadowlab.models.multi_resolution import MultiResolutionNoise
 from shadowlab.models.noise_schedule import NoiseSchedule
@@ -17,7 +18,7 @@ from shadowlab.models.surgery import (
     remove_cross_attention,
     widened_from,
 )
-from shadowlab.models.unet import architecture_config, architecture_of, load_unet, unwritten_unet
+from shadowlab.models.unet import architecture_config, architecture_of, load_unet, unwritten_unet, weights_folder
 from shadowlab.models.vae import WEIGHTS_NAME, ImageVae, embedded_parameters, load_vae, mask_to_latent, unwritten_vae
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "predict",
     "remove_cross_attention",
     "unwritten_unet",
+    "weights_folder",
     "widened_from",
     # the autoencoder
     "WEIGHTS_NAME",
@@ -44,6 +46,7 @@ __all__ = [
     "unwritten_vae",
     # what is predicted, and in which arithmetic
     "POLICIES",
+    "Dream",
     "EpsilonPrediction",
     "ForwardSeen",
     "MultiResolutionNoise",

@@ -34,7 +34,7 @@ class ForwardSeen:
     """(B, 4, h, w) float32 latents of the target."""
     weights_dtype: torch.dtype
     valid: Tensor | None = None
-    """(B, 1, h, w) in {0, 1}, where the target is known; None: everywhere."""
+    """(B, 1, h, w), as `EncodedBatch.valid`; None: 1 everywhere."""
 
 
 class Objective(Protocol):
@@ -72,16 +72,18 @@ def loss_where_known(
 ) -> Tensor:
     """The objective's loss of each sample over the latents whose target is known, (B,) float32.
 
-    Elsewhere the right prediction stands in for the model's: it costs nothing there, and nothing is learnt.
+    Elsewhere the right prediction stands in for the model's: it costs nothing there, and nothing is learnt. A weight
+    other than 1 multiplies the squared error there, for which the error is multiplied by its root.
 
     Args:
         prediction, noise, data: (B, 4, h, w). t: (B,) in [0, 1].
-        valid: (B, 1, h, w) in {0, 1}, as `EncodedBatch.valid`; None: everywhere. Where no latent of a sample is known,
-            its loss is 0.
+        valid: (B, 1, h, w), at least 0, as `EncodedBatch.valid`; None: 1 everywhere. Where no latent of a sample is
+            known, its loss is 0.
     """
     if valid is None:
         return objective.loss(prediction, noise, data, t)
     right = objective.target(noise, data, t).to(prediction.dtype)
-    losses = objective.loss(torch.where(valid > 0, prediction, right), noise, data, t)
+    weighted = torch.where(valid == 1, prediction, right + valid.sqrt() * (prediction - right))
+    losses = objective.loss(torch.where(valid > 0, weighted, right), noise, data, t)
     share = valid.flatten(1).mean(dim=1)
     return losses / torch.where(share > 0, share, torch.ones_like(share))

@@ -25,5 +25,9 @@ class ModelSpec:
     """What that embedding says, for people."""
     trainable: tuple[str, ...] = ("*",)
     """Shell patterns over parameter names; the parameters that match one train, the others are frozen."""
+    sides: tuple[str, str] = ("h", "w")
+    """Letters for height and width of its latents: others where they are not those of one picture."""
     published: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Architecture -> (parameters, tensors) that the changed backbone is known to have."""
+    published_trainable: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """The same of those of them that `trainable` lets train."""

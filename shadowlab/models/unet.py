@@ -15,7 +15,15 @@ from shadowlab.models.spec import ModelSpec
 from shadowlab.models.surgery import adapt, remove_cross_attention
 from shadowlab.seeding import derive_seed
 
-_CONFIGS = Path(shadowlab.__file__).parent / "assets" / "unet"
+_ASSETS = Path(shadowlab.__file__).parent / "assets"
+_CONFIGS = _ASSETS / "unet"
+EMBEDDED_UNETS = {"embedded-inpainting": _ASSETS / "unet-inpainting"}
+"""Words that name weights which ship -> their folder."""
+
+
+def weights_folder(weights: str) -> Path:
+    """Where weights lie that are no hub id: of those that ship, their own folder."""
+    return EMBEDDED_UNETS.get(weights, Path(weights)).expanduser()
 
 
 def load_unet(
@@ -24,8 +32,8 @@ def load_unet(
     """A float32 UNet on the CPU in training mode, changed as `spec` says; nothing is frozen yet.
 
     Args:
-        weights: `random`, a folder in diffusers' layout (itself or its `unet/`), or a hub id.
-        architecture: `tiny`, `small`, `sdxl`, `sd15` or `sd21`; read for random weights only.
+        weights: `random`, `embedded-inpainting`, a folder in diffusers' layout (itself or its `unet/`), or a hub id.
+        architecture: a name of `model.architecture`; read for random weights only.
         seed: of the random weights and of the parts that loaded weights lack.
         downloads: whether a hub id may be fetched; if not, it must lie in the hub's cache on this machine.
 
@@ -66,7 +74,7 @@ def architecture_of(weights: str, architecture: str) -> dict:
     Raises:
         UserError: the folder has no config.json that can be read.
     """
-    folder = Path(weights).expanduser()
+    folder = weights_folder(weights)
     if weights == "random" or not folder.is_dir():
         return architecture_config(architecture)
     file = next((one for one in (folder / "config.json", folder / "unet" / "config.json") if one.is_file()), None)
@@ -97,7 +105,7 @@ def _random(architecture: str, keeps_cross_attention: bool) -> UNet2DConditionMo
 
 
 def _pretrained(weights: str, keeps_cross_attention: bool, downloads: bool) -> UNet2DConditionModel:
-    folder = Path(weights).expanduser()
+    folder = weights_folder(weights)
     arguments: dict = {"use_safetensors": True, "output_loading_info": True, "torch_dtype": torch.float32}
     if folder.exists():
         if not (folder / "config.json").is_file():

@@ -13,6 +13,7 @@ from shadowlab.settings.identity import hash_of
 from shadowlab.settings.keys import Section, key
 
 PrecisionName = Literal["fp32", "tf32", "bf16", "fp16", "fp16-pure"]
+Architecture = Literal["tiny", "tiny-inpainting", "small", "sdxl", "sd15", "sd15-inpainting", "sd21"]
 PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -26,12 +27,13 @@ MAX_IMAGE_SIZE = 4096
 class ModelConfig(Section):
     """The UNet and the VAE: where their weights come from, and how they are computed."""
 
-    architecture: Literal["tiny", "small", "sdxl", "sd15", "sd21"] = key("tiny", decides="model")
+    architecture: Architecture = key("tiny", decides="model")
     """UNet configuration for random weights; loaded weights bring their own."""
     weights: str = key(
         "random", decides="model", option="--weights", examples=["stabilityai/stable-diffusion-xl-base-1.0", "my-unet/"]
     )
-    """Weights of the UNet: `random`, a local folder in diffusers' layout, or a hub id."""
+    """Weights of the UNet: `random`, `embedded-inpainting` (shipped, of `tiny-inpainting`), a local folder in
+    diffusers' layout, or a hub id."""
     vae: str = key("embedded", decides="model", examples=["same", "random", "madebyollin/sdxl-vae-fp16-fix"])
     """`embedded`, `embedded-albedo`, `random` (SDXL's size), a local folder in diffusers' layout, a hub id, or `same`:
     the VAE next to `weights` (random with random weights)."""

@@ -10,7 +10,18 @@ from shadowlab.tasks.evaluation import TRUTH, Ensemble, Evaluation, Tracks
 from shadowlab.tasks.exported import Exported, PipelineCode, ProgramInput, Trial
 from shadowlab.tasks.reference import ObjectiveReference, RawVae, TaskReference
 from shadowlab.tasks.rendering import render_samples
-from shadowlab.tasks.task import R2, Ablation, Augmentation, Baseline, Criterion, Metric, Probe, Task, TaskBatch
+from shadowlab.tasks.task import (
+    R2,
+    Ablation,
+    Augmentation,
+    Baseline,
+    Criterion,
+    Guidance,
+    Metric,
+    Probe,
+    Task,
+    TaskBatch,
+)
 from shadowlab.tasks.vae_checks import vae_is_frozen
 
 if TYPE_CHECKING:
@@ -26,6 +37,7 @@ __all__ = [
     "Ensemble",
     "Evaluation",
     "Exported",
+    "Guidance",
     "Metric",
     "ObjectiveReference",
     "PipelineCode",
@@ -59,7 +71,11 @@ def task_class(name: str) -> type[Any]:
             from shadowlab.tasks.albedo.task import AlbedoTask
 
             return AlbedoTask
-    raise UserError(f"task: there is no task {name!r}; there are: shadow, albedo")
+        case "insertion":
+            from shadowlab.tasks.insertion.task import InsertionTask
+
+            return InsertionTask
+    raise UserError(f"task: there is no task {name!r}; there are: shadow, albedo, insertion")
 
 
 def open_task(config: Config, device: torch.device | None = None, *, vae: "ImageVae | None" = None) -> Task[Any]:

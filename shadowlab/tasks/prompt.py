@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from diagnostics.files import read_bytes, reason_of, replace, sha256_of
 from shadowlab.data import one_line
 from shadowlab.errors import MissingDependencyError, UserError
-from shadowlab.models import ImageVae, architecture_of
+from shadowlab.models import ImageVae, architecture_of, weights_folder
 from shadowlab.own_cache import cache_folder, make_cache_folder, require_own
 from shadowlab.seeding import normal
 from shadowlab.settings import Config
@@ -31,6 +31,7 @@ NUM_TOKENS = 2
 _PARTS = ("text_encoder", "tokenizer")
 _KEY = "empty_prompt"
 _CACHE = "prompts"
+_OWN = "empty_prompt.safetensors"
 _MOST_BYTES = 2**24
 
 
@@ -78,8 +79,8 @@ def empty_prompt(weights: str, width: int, *, file: str | None, seed: int, downl
         weights: of the model: `random`, which has no text encoder: then random numbers; a folder of a pipeline in
             diffusers' layout, or its `unet/`; or a hub id.
         width: D, what the model's cross-attention takes.
-        file: a safetensors file that holds it; None: from the text encoder next to the weights, once, and from this
-            user's cache thereafter.
+        file: a safetensors file that holds it; None: `own_file`, else from the text encoder next to the weights, once,
+            and from this user's cache thereafter.
         seed: of the random numbers.
         downloads: whether a hub id's text encoder may be fetched.
 
@@ -91,6 +92,9 @@ def empty_prompt(weights: str, width: int, *, file: str | None, seed: int, downl
         return _fitting(_read(Path(file).expanduser(), _KEY), width, one_line(file))
     if weights == "random":
         return normal((NUM_TOKENS, width), seed, "empty-prompt")
+    own = own_file(weights)
+    if own is not None:
+        return _fitting(_read(own, _KEY), width, one_line(str(own)))
     root = text_encoder_folder(weights, downloads)
     kept = _kept_path(root)
     if kept is not None:
@@ -103,6 +107,12 @@ def empty_prompt(weights: str, width: int, *, file: str | None, seed: int, downl
             make_cache_folder(_CACHE)
             write(kept, found)
     return found
+
+
+def own_file(weights: str) -> Path | None:
+    """Of a weights' folder that brings the embedding in place of a text encoder: `empty_prompt.safetensors`."""
+    file = weights_folder(weights) / _OWN
+    return file if file.is_file() else None
 
 
 def text_encoder_folder(weights: str, downloads: bool) -> Path:

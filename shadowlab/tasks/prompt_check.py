@@ -9,7 +9,7 @@ from shadowlab.checks import Check
 from shadowlab.errors import MissingDependencyError, UserError
 from shadowlab.seeding import normal
 from shadowlab.settings import Config
-from shadowlab.tasks.prompt import NUM_TOKENS, computed, empty_prompt, text_encoder_folder
+from shadowlab.tasks.prompt import NUM_TOKENS, computed, empty_prompt, own_file, text_encoder_folder
 
 TOKEN_LIMITS = (-100.0, 100.0)
 """Of a text encoder's last norm; Stable Diffusion's reach 28."""
@@ -26,6 +26,8 @@ def prompt_is_right(told: Tensor, config: Config, file: str | None) -> Check:
     name, fix = "cross-attention is told the empty prompt", "see shadowlab/tasks/prompt.py"
     if file is not None:
         wanted, source = empty_prompt(weights, width, file=file, seed=config.seed), file
+    elif (own := own_file(weights)) is not None:
+        wanted, source = empty_prompt(weights, width, file=str(own), seed=config.seed), own.name
     elif weights == "random":
         wanted, source = normal((NUM_TOKENS, width), config.seed, "empty-prompt"), "random numbers of the seed"
     else:

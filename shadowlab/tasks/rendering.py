@@ -6,7 +6,7 @@ from shadowlab.console import Reporter
 from shadowlab.distributed import Processes
 from shadowlab.errors import UserError
 
-RENDERED = ("shadow", "albedo")
+RENDERED = ("shadow", "albedo", "insertion")
 
 
 def render_samples(
@@ -22,6 +22,7 @@ def render_samples(
     seed: int,
     meshes: Path | None = None,
     textures: Path | None = None,
+    renders: Path | None = None,
 ) -> int:
     """Render a data set of `task` into the new folder `out`; arguments as the task's own renderer has them.
 
@@ -32,6 +33,8 @@ def render_samples(
         UserError: the task has no renderer, or it refuses an argument.
         MissingDependencyError: Mitsuba is not installed.
     """
+    if renders is not None and task != "insertion":
+        raise UserError("--renders: of --task insertion alone; leave it out")
     match task:
         case "shadow":
             from shadowlab.tasks.shadow import render_dataset
@@ -63,5 +66,21 @@ def render_samples(
                 seed=seed,
                 meshes=meshes,
                 textures=textures,
+            )
+        case "insertion":
+            from shadowlab.tasks.insertion.composing import render_insertions
+
+            if meshes is not None or textures is not None:
+                named = "--meshes" if meshes is not None else "--textures"
+                raise UserError(f"{named}: insertions are composed of renders of shadows; give --renders DIR")
+            return render_insertions(
+                out,
+                processes,
+                reporter,
+                num_objects=num_objects,
+                per_object=lights_per_object,
+                image_size=image_size,
+                seed=seed,
+                renders=renders,
             )
     raise UserError(f"--task {task}: no renderer; there is one for {' and '.join(RENDERED)}")

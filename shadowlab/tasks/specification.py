@@ -1,6 +1,6 @@
 """What the specifications of several tasks share, in torch and the standard library: nothing of shadowlab is imported.
 
-Written from the documents (IEC 61966-2-1; Liu et al., 2023; Wang et al., 2004; the PNG standard; the rulings of this
+Written from the documents (IEC 61966-2-1; Salimans and Ho, 2022; Lin et al., 2024; Liu et al., 2023; Wang et al., 2004; the PNG standard; the rulings of this
 project), not from the code that it is compared with, and plainly rather than fast.
 
 Legend: B batch, C channels, H W pixels of a file, S image size, h w latents (S/8). Levels are whole numbers as files
@@ -58,15 +58,15 @@ def valid_mask(levels: Tensor, most: int) -> Tensor:
     return (levels[..., 0].double() / most >= 0.5).float()[None]
 
 
-def letterboxed(values: Tensor, side: int) -> Tensor:
-    """(C, H, W) -> (C, S, S): the longer side becomes S, zeros on both sides of the shorter one."""
+def letterboxed(values: Tensor, side: int, fill: float = 0.0) -> Tensor:
+    """(C, H, W) -> (C, S, S): the longer side becomes S, `fill` on both sides of the shorter one."""
     height, width = values.shape[1:]
     rows, columns = round(height * side / max(height, width)), round(width * side / max(height, width))
     small = values
     if (rows, columns) != (height, width):
         small = F.interpolate(values[None], (rows, columns), mode="bilinear", antialias=True)[0]
         small = small.clamp(values.min(), values.max())
-    result = torch.zeros(len(values), side, side)
+    result = torch.full((len(values), side, side), fill)
     top, left = (side - rows) // 2, (side - columns) // 2
     result[:, top : top + rows, left : left + columns] = small
     return result
@@ -91,7 +91,80 @@ def decoded(found: Tensor, decode: Callable[[Tensor], Tensor], scale: float, shi
     return ((decode(found / scale + shift) + 1) / 2).clamp(0, 1)
 
 
-# Objective: t = 0 is noise, t = 1 is data
+# Objectives: t = 0 is noise, t = 1 is data
+
+
+_DIFFUSION = "shadowlab/models/diffusion.py"
+
+
+def signal(zero_terminal_snr: bool) -> list[float]:
+    """alpha of the timesteps 0 .. 999. Lin et al., algorithm 1: the roots are shifted so that the last is 0, and scaled
+    so that the first stays."""
+    first, last = math.sqrt(0.00085), math.sqrt(0.012)
+    alphas, product = [], 1.0
+    for k in range(1000):
+        product *= 1.0 - (first + (last - first) * k / 999) ** 2
+        alphas.append(math.sqrt(product))
+    if zero_terminal_snr:
+        shifted = [alpha - alphas[-1] for alpha in alphas]
+        alphas = [alpha * alphas[0] / shifted[0] for alpha in shifted]
+    return alphas
+
+
+class Diffusion:
+    """prediction: `v` on the schedule that ends in noise alone, or `epsilon` on the plain one."""
+
+    places: Mapping[str, str] = {
+        "noised": f"{_DIFFUSION}, noised",
+        "timesteps": "shadowlab/models/noise_schedule.py, NoiseSchedule.timesteps",
+        "loss": f"{_DIFFUSION}, loss",
+        "generate": f"{_DIFFUSION}, generate",
+    }
+
+    def __init__(self, prediction: str) -> None:
+        self._is_v = prediction == "v"
+        self._alphas = signal(self._is_v)
+
+    def timestep(self, t: float) -> int:
+        """t = 0 is 999, and each thousandth of t one less."""
+        return max(0, 999 - math.floor(t * 1000 + 1e-3))
+
+    def scales(self, t: float) -> tuple[float, float]:
+        """Of data and of noise."""
+        alpha = 1.0 if t >= 1 else self._alphas[self.timestep(t)]
+        return alpha, math.sqrt(1 - alpha * alpha)
+
+    def noised(self, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        scales = [self.scales(float(one)) for one in t]
+        return torch.stack([a * data[i] + s * noise[i] for i, (a, s) in enumerate(scales)])
+
+    def timesteps(self, t: Tensor) -> Tensor:
+        return torch.tensor([float(self.timestep(float(one))) for one in t], device=t.device)
+
+    def loss(self, prediction: Tensor, noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
+        """Of v = alpha noise - sigma data, or of the noise, (B,)."""
+        found = []
+        for i, one in enumerate(t):
+            alpha, sigma = self.scales(float(one))
+            right = alpha * noise[i] - sigma * data[i] if self._is_v else noise[i]
+            found.append((prediction[i] - right).square().mean())
+        return torch.stack(found)
+
+    def generate(self, predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> Tensor:
+        """DDIM without new noise. Trailing: the first step is made at 999, the others in equal gaps before it."""
+        visited = [round(1000 - i * 1000 / steps) - 1 for i in range(steps)]
+        times = [(999 - k) / 1000 for k in visited] + [1.0]
+        x = noise
+        for t, after in zip(times[:-1], times[1:], strict=True):
+            found = predict(x, torch.full((len(x),), t, device=x.device))
+            alpha, sigma = self.scales(t)
+            if self._is_v:
+                data, rest = alpha * x - sigma * found, sigma * x + alpha * found
+            else:
+                data, rest = (x - sigma * found) / alpha, found
+            alpha, sigma = self.scales(after)
+            x = alpha * data + sigma * rest
+        return x
 
 
 class Flow:

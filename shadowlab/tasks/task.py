@@ -29,6 +29,7 @@ __all__ = [
     "Augmentation",
     "Baseline",
     "Criterion",
+    "Guidance",
     "Metric",
     "Probe",
     "Reach",
@@ -92,6 +93,15 @@ class Criterion:
         found = [f"{m.text} {numbers[m.name]:{m.form}} (needs {bound:g})" for m, bound in self.bounds]
         first = self.bounds[0][0].text
         return " and ".join(found).replace(first, f"{first} is", 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Guidance:
+    """Classifier-free guidance (Ho and Salimans, 2022): without + scale (with - without)."""
+
+    scale: float
+    without: EncodedBatch
+    """The same samples without the condition."""
 
 
 @dataclass(frozen=True)
@@ -257,11 +267,12 @@ class Task(Protocol[B]):
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 4, h, w) -> predicted pictures (B, C, H, W) float32 in [0, 1]."""
 
-    def generator(self, draw: Callable[[EncodedBatch, int, int], Tensor]) -> Any:
+    def generator(self, draw: Callable[..., Tensor]) -> Any:
         """What makes pictures of a user's own input, with a method `generate` whose arguments are the task's.
 
         draw: (B encoded samples, steps, seed) -> (B, C, H, W) float32 in [0, 1] on the CPU; their seeds follow one
-        another from `seed` on. Of the samples' latents only the conditions and the shape are looked at.
+        another from `seed` on. Of the samples' latents only the conditions and the shape are looked at. A fourth
+        argument is a `Guidance`, or None.
         """
 
     @property

@@ -101,13 +101,13 @@ def shared_objects(training: IndexedDataset[S], validation: IndexedDataset[S], c
             if role in sources:
                 by_size[role, sources[role].size].append(sources[role])
     found = [
-        name
-        for i, name in enumerate(validation.ids)
+        i
+        for i in range(len(validation))
         if validation.object_ids[i] in names or _is_among(validation.entry(i), by_size, compared)
     ]
     if not found:
         return ""
-    first = one_line(found[0])
+    first = one_line(validation.place_of(found[0]))
     return f"{len(found)} of its {len(validation)} samples (first {first}) show what is in the training set"
 
 

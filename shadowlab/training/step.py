@@ -275,12 +275,29 @@ def objective_loss(trainee: Trainee, model: nn.Module, batch: EncodedBatch, plac
     noise = torch.stack([normal(shape, seed, "noise", position) for position in batch.positions.tolist()])
     t = _times(trainee, batch, place).to(device, non_blocking=True)
     noise = noise.to(device, non_blocking=True)
+    noise = _rectified(trainee, model, batch, noise, t)
     x_t = objective.noised(noise, batch.data, t)
     with trainee.precision.autocast(device):
         predicted = predict(model, x_t, objective.timesteps(t), batch.conditions)
     if batch.valid is not None:
         return loss_where_known(objective, predicted, noise, batch.data, t, batch.valid)
     return objective.loss(predicted, noise, batch.data, t)
+
+
+@torch.no_grad()
+def _rectified(trainee: Trainee, model: nn.Module, batch: EncodedBatch, noise: Tensor, t: Tensor) -> Tensor:
+    """The noise (B, 4, h, w) as the objective wants it, for which some ask the model first, without gradients."""
+    objective = trainee.objective
+    rectified = getattr(objective, "rectified", None)
+    if rectified is None:
+        return noise
+
+    def predicted_at(x_t: Tensor, times: Tensor) -> Tensor:
+        with trainee.precision.autocast(trainee.device):
+            return predict(model, x_t, objective.timesteps(times), batch.conditions)
+
+    found: Tensor = rectified(predicted_at, noise, batch.data, t)
+    return found
 
 
 def sample_times(seed: int, positions: Tensor, place: StepPlace, noise_share: float = 0.0) -> Tensor:

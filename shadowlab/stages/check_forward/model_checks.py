@@ -36,12 +36,13 @@ def forward(trainee: Trainee, spec: ModelSpec, encoded: EncodedBatch, path: Path
     seen, first_bad, measured, losses = _watched_forward(trainee, encoded)
     weights, low = precision.weights_dtype, precision.autocast_dtype or precision.weights_dtype
     x_t = seen["input"][:, :LATENT_CHANNELS]
-    path.add("UNet", "x_t", x_t, "(B, 4, h, w)", NOISY_LIMITS, weights)
+    sides = ", ".join(spec.sides)
+    path.add("UNet", "x_t", x_t, f"(B, 4, {sides})", NOISY_LIMITS, weights)
     inputs = f"input [{', '.join(spec.inputs)}]"
-    path.add("UNet", inputs, seen["input"], f"(B, {spec.in_channels}, h, w)", NOISY_LIMITS, weights)
+    path.add("UNet", inputs, seen["input"], f"(B, {spec.in_channels}, {sides})", NOISY_LIMITS, weights)
     path.add("UNet", f"timestep {objective.timestep}", seen["timesteps"], "(B)", (0, 1000))
     path.add("UNet", "time embedding", seen["embedding"], "(B, D)", None, weights)
-    path.add("UNet", objective.prediction, seen["prediction"], "(B, 4, h, w)", None, low)
+    path.add("UNet", objective.prediction, seen["prediction"], f"(B, 4, {sides})", None, low)
     path.add("loss", "loss per sample", losses, "(B)", (0, math.inf))
     noise = torch.stack([normal(encoded.data.shape[1:], trainee.seed, "noise", p) for p in encoded.positions.tolist()])
     forward_seen = ForwardSeen(

@@ -65,14 +65,32 @@ def parameters(config: Config, unet: UNet2DConditionModel, task: Task[Any]) -> l
         expected = expected_parameters(unet, config, task.spec)
         wanted, right = f"{expected:,}", count == expected
     vae_wanted = embedded_parameters(config.model.vae_source)
-    if config.model.architecture in ("sdxl", "sd15", "sd21"):  # one architecture, other weights
+    if config.model.architecture in ("sdxl", "sd15", "sd15-inpainting", "sd21"):  # one architecture, other weights
         vae_wanted = SDXL_VAE_PARAMETERS
     fix = "model.weights is not of this architecture; check model.architecture"
-    checks = [Check("UNet parameters", right, wanted, seen, fix)]
+    checks = [Check("UNet parameters", right, wanted, seen, fix), *_trainable(config, unet, task.spec)]
     if vae_wanted is not None:
         fix = "model.vae is another VAE; its latents would not be those that the UNet knows"
         checks.append(Check("VAE parameters", vae_count == vae_wanted, f"{vae_wanted:,}", f"{vae_count:,}", fix))
     return checks
+
+
+def _trainable(config: Config, unet: UNet2DConditionModel, spec: ModelSpec) -> list[Check]:
+    """The exact count of what trains, where the task knows it and the configuration trains what the task does."""
+    known = spec.published_trainable.get(config.model.architecture)
+    if known is None or config.train.trainable is not None:
+        return []
+    tensors = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    count = sum(parameter.numel() for parameter in tensors)
+    return [
+        Check(
+            "parameters that train",
+            (count, len(tensors)) == known,
+            f"{known[0]:,} in {known[1]:,} tensors ({', '.join(spec.trainable)})",
+            f"{count:,} in {len(tensors):,} tensors",
+            "something was frozen or thawed on the way: shadowlab/training/trainee.py, prepare_unet",
+        )
+    ]
 
 
 def cross_attention(unet: UNet2DConditionModel, spec: ModelSpec) -> Check:

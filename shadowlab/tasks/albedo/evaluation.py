@@ -18,10 +18,10 @@ from shadowlab.errors import UserError
 from shadowlab.tasks.albedo import baselines, metrics
 from shadowlab.tasks.albedo.ensemble import ensembled
 from shadowlab.tasks.albedo.ordering import FOLDER, read_comparisons
-from shadowlab.tasks.albedo.perceptual import lpips, missing_for_lpips
 from shadowlab.tasks.albedo.samples import AlbedoBatch, AlbedoSample
 from shadowlab.tasks.colour import ColourSpace, converted
 from shadowlab.tasks.evaluation import Ensemble, Tracks
+from shadowlab.tasks.perceptual import lpips, missing_for_lpips
 
 
 class AlbedoEvaluation:

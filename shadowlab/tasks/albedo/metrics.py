@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from shadowlab.charts import Metric
-from shadowlab.metrics import MAX_PSNR_DB
+from shadowlab.metrics import MAX_PSNR_DB, masked_ssim, mean_squared_error
 from shadowlab.tasks.colour import ColourSpace, converted
 
 PSNR = Metric("psnr", "PSNR", form=".2f")
@@ -80,12 +80,6 @@ def judged(pair: Pair) -> dict[str, Tensor]:
     }
 
 
-def mean_squared_error(p: Tensor, g: Tensor, valid: Tensor) -> Tensor:
-    """Over valid pixels and channels, (B, 3, H, W) -> (B,) float64."""
-    squares = (p.double() - g.double()).square() * valid
-    return squares.flatten(1).sum(dim=1) / (valid.double().flatten(1).sum(dim=1) * p.shape[1])
-
-
 def scale_invariant_rmse(p: Tensor, g: Tensor, valid: Tensor) -> Tensor:
     """RMSE of a p against g, (B, 3, H, W) -> (B,) float32, after Grosse et al., ICCV 2009.
 
@@ -96,22 +90,6 @@ def scale_invariant_rmse(p: Tensor, g: Tensor, valid: Tensor) -> Tensor:
     power = p.square().flatten(1).sum(dim=1)
     scale = torch.where(power > 0, (p * g).flatten(1).sum(dim=1) / power.clamp_min(1e-300), torch.ones_like(power))
     return mean_squared_error(scale.view(-1, 1, 1, 1) * p, g, valid).sqrt().float()
-
-
-def masked_ssim(p: Tensor, g: Tensor, valid: Tensor) -> Tensor:
-    """Structural similarity, (B, 3, H, W) -> (B,) float32: torchmetrics' map (Gaussian window of 11 pixels, sigma 1.5,
-    data range 1, reflected at the border), mean over valid pixels.
-
-    Where a pixel is not valid, the prediction is taken for right: the window of its neighbours sees no error there.
-    """
-    from torchmetrics.functional.image import structural_similarity_index_measure  # 2 s: when pictures are judged
-
-    filled = torch.where(valid > 0, p.float(), g.float())
-    _, similarity = structural_similarity_index_measure(
-        filled, g.float(), data_range=1.0, reduction="none", return_full_image=True
-    )
-    total = (similarity * valid).flatten(1).sum(dim=1)
-    return total / (valid.flatten(1).sum(dim=1) * p.shape[1])
 
 
 def wrong_space_loss_db(g: Tensor, valid: Tensor, space: ColourSpace) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shadowlab.charts import Chart
+from shadowlab.charts import Chart, of_training_data
 from shadowlab.checks import Check, PathTable
 from shadowlab.data import Entry, SampleSet
 from shadowlab.encoded_batch import LATENT_CHANNELS, Conditions, EncodedBatch
@@ -22,7 +22,7 @@ from shadowlab.settings import Config
 from shadowlab.tasks.albedo import checks
 from shadowlab.tasks.albedo.augmentation import AlbedoAugmentation
 from shadowlab.tasks.albedo.baselines import beauty
-from shadowlab.tasks.albedo.charts import CHARTS, of_training_data
+from shadowlab.tasks.albedo.charts import CHARTS
 from shadowlab.tasks.albedo.comparison import AlbedoReference
 from shadowlab.tasks.albedo.dataset import has_masks, open_dataset, resolve_path
 from shadowlab.tasks.albedo.evaluation import AlbedoEvaluation
