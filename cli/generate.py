@@ -65,6 +65,13 @@ Space = Annotated[
     Literal["srgb", "linear"],
     typer.Option("--space", metavar="SPACE", help="With --image: colour space of picture and albedo, srgb or linear."),
 ]
+Target = Annotated[
+    Path | None,
+    typer.Option("--target", help="Of an insertion model: the picture into which --object goes, at --mask."),
+]
+GuidanceScale = Annotated[
+    float | None, typer.Option("--guidance", help="With --target: scale of classifier-free guidance.", show_default="1")
+]
 ListFile = Annotated[
     Path | None,
     typer.Option("--list", metavar="CSV", help="Many: a row a file, columns object, out, and what differs by row."),
@@ -98,13 +105,15 @@ def generate(
     uncertainty: Uncertainty = None,
     resolution: Resolution = None,
     space: Space = "srgb",
+    target: Target = None,
+    guidance: GuidanceScale = None,
     overwrite: Overwrite = False,
     weights: Weights = "ema",
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Draw the shadow of your own object under a light of your choice, alone or on a background, at its own size; or,
-    with an albedo model, the albedo of your own picture.
+    with an albedo model, the albedo of your own picture; or, with an insertion model, your object in your picture.
 
     Example:
     shadowlab generate latest --object photo.jpg --mask mask.png --theta 30 --phi 120 --size 4 --out shadow.png
@@ -112,25 +121,37 @@ def generate(
     shadowlab generate latest --object cup.png --theta 35 --size 2 --sweep phi --background white --out turn.gif
     shadowlab generate latest --list pictures.csv --light noon --out results --processes 4
     shadowlab generate runs/albedo --image beauty.png --ensemble 8 --out albedo.png
+    shadowlab generate runs/insertion --target room.png --object chair.png --mask where.png --out room-with-chair.png
     """
     from shadowlab.console import Reporter
     from shadowlab.distributed import workers
-    from shadowlab.inference import AlbedoRequest, write_albedos, write_shadows
+    from shadowlab.inference import AlbedoRequest, InsertionRequest, write_albedos, write_insertion, write_shadows
     from shadowlab.tasks.shadow import Style, parse_colour
 
     values = {"object": object_image, "mask": mask, "light": light, "theta": theta, "phi": phi, "size": size}
+    members = None if ensemble == 1 else ensemble
+    if target is not None:
+        light_alone = {name: value for name, value in values.items() if name not in ("object", "mask")}
+        _refuse(light_alone | {"sweep": sweep, "background": background, "intensity": intensity}, of=_NO_INSERTION)
+        _refuse({"list": list_file, "image": image, "ensemble": members}, of=_NO_INSERTION)
+        wanted = InsertionRequest(target, object_image, mask, out, steps, seed, guidance or 1.0, resolution)
+        write_insertion(place, wanted, Reporter(as_json=as_json), device=device, overwrite=overwrite, weights=weights)
+        return
+    _refuse({"guidance": guidance}, of="--target; add it")
     if image is not None:
         _refuse(values | {"sweep": sweep, "background": background, "intensity": intensity, "list": list_file})
         asked = AlbedoRequest(image, out, uncertainty, ensemble, reduction, steps, seed, resolution, space)
         write_albedos(place, asked, Reporter(as_json=as_json), device=device, overwrite=overwrite, weights=weights)
         return
-    members = None if ensemble == 1 else ensemble
     _refuse({"ensemble": members, "uncertainty": uncertainty, "resolution": resolution}, of="--image; add it")
     style = Style(samples, side_by_side, sweep, frames, fit, parse_colour(shadow_color, "--shadow-color"), bits)
     values |= {"steps": steps, "seed": seed, "background": background, "intensity": intensity, "out": out}
     with workers(device or "auto") as processes:
         reporter = Reporter(as_json=as_json, active=processes.is_main)
         write_shadows(place, values, style, list_file, processes, reporter, overwrite=overwrite, weights=weights)
+
+
+_NO_INSERTION = "other tasks, and --target asks for an insertion"
 
 
 def _refuse(given: dict[str, Any], of: str = "shadows, and --image asks for an albedo") -> None:

@@ -15,6 +15,7 @@ from diagnostics.files import read_bytes
 from shadowlab.console import Reporter
 from shadowlab.data import decode
 from shadowlab.demo.albedo_page import build_albedo_page
+from shadowlab.demo.insertion_page import build_insertion_page
 from shadowlab.demo.page import build_page, style, theme
 from shadowlab.demo.studio import Studio
 from shadowlab.errors import MissingDependencyError, UserError
@@ -49,14 +50,16 @@ def run_demo(
     gradio = _gradio()
     chosen = _free_port(port)
     model = open_model(place, device=device, weights=weights)
-    if model.task.name not in ("shadow", "albedo"):
-        raise UserError(f"{place}: a model of the task {model.task.name}; the demo shows shadows and albedos")
+    if model.task.name not in ("shadow", "albedo", "insertion"):
+        raise UserError(f"{place}: a model of the task {model.task.name}, of which the demo has no page")
     generator = load_generator(model)
     with tempfile.TemporaryDirectory(prefix="shadowlab-demo-") as temporary:
         folder = Path(temporary)
         os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
         if model.task.name == "albedo":
             page = build_albedo_page(gradio, generator, _example_beauty(folder), title=model.text)
+        elif model.task.name == "insertion":
+            page = build_insertion_page(gradio, generator, _example_insertion(folder), title=model.text)
         else:
             page = build_page(gradio, Studio(generator), _example(folder), folder, title=model.text, steps=1)
         _launch(page, gradio, chosen, folder, opens_browser)
@@ -122,6 +125,15 @@ def _example_beauty(folder: Path) -> Path:
     file = folder / "example.png"
     decode(read_bytes(_PAIRS / "beauty" / f"{_EXAMPLE}.png"), "the example").save(file)
     return file
+
+
+def _example_insertion(folder: Path) -> tuple[Path, ...]:
+    """Target, object and mask of a shipped row."""
+    names = ("targets/obj_0003_0.png", "objects/obj_0003.png", "masks/obj_0003_0.png")
+    files = tuple(folder / f"example-{Path(name).parent}.png" for name in names)
+    for name, file in zip(names, files, strict=True):
+        decode(read_bytes(_RENDERS.with_name("insertion") / name), "the example").save(file)
+    return files
 
 
 def _example(folder: Path) -> Path:

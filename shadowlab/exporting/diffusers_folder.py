@@ -38,7 +38,8 @@ def write_folder(model: LoadedModel, exported: Exported, folder: Path) -> None:
         (folder / name).mkdir()
     if code.folder is not None:
         for module, where in ((code.pipeline[0], folder), (code.unet[0], folder / "unet")):
-            _write(where / f"{module}.py", read_bytes(code.folder / f"{module}.py"))
+            if module != "diffusers":
+                _write(where / f"{module}.py", read_bytes(code.folder / f"{module}.py"))
     unet = {**json.loads(model.unet.to_json_string()), "_class_name": code.unet[1]}
     unet.pop("_name_or_path", None)
     _write_json(folder / "unet" / "config.json", unet)

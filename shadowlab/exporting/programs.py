@@ -112,7 +112,8 @@ def programs(model: LoadedModel, exported: Exported) -> tuple[Program, Program]:
     batch = Dim("batch", min=1, max=MOST_SAMPLES)
     rows, columns = Dim("rows", min=2), Dim("columns", min=2)  # in units; one more would leave the UNet a single pixel
     pixels = {0: batch, 2: unit * rows, 3: unit * columns}
-    small = {0: batch, 2: unit // DOWNSCALE * rows, 3: unit // DOWNSCALE * columns}
+    high, wide = exported.canvas
+    small = {0: batch, 2: high * (unit // DOWNSCALE) * rows, 3: wide * (unit // DOWNSCALE) * columns}
     shapes = {name: pixels if tensor.ndim == 4 else {0: batch} for name, tensor in examples.items()}
     one_step = OneStep(model, exported).eval()
     decoder = Decoder(model, exported).eval()
@@ -152,7 +153,8 @@ def compare_programs(model: LoadedModel, exported: Exported, form: ProgramFormat
 
 def describe(model: LoadedModel, exported: Exported, form: ProgramFormat) -> dict[str, Any]:
     """programs.json: what each program takes and gives, and of which model it is."""
-    latents = f"(B, {LATENT_CHANNELS}, H / {DOWNSCALE}, W / {DOWNSCALE})"
+    sides = [f"{times} {side}" if times > 1 else side for times, side in zip(exported.canvas, "HW", strict=True)]
+    latents = f"(B, {LATENT_CHANNELS}, {sides[0]} / {DOWNSCALE}, {sides[1]} / {DOWNSCALE})"
     shapes = {
         one.name: f"(B, {one.channels}, H, W)" if one.width is None else f"(B, {one.width})" for one in exported.inputs
     }
@@ -196,8 +198,8 @@ def _named(function: Callable[..., Tensor], names: list[str]) -> Callable[..., T
 
 def _inputs(exported: Exported, count: int, height: int, width: int) -> dict[str, Tensor]:
     """Inputs of `one_step`, noise first, each (B, ...)."""
-    noise = torch.cat(
-        [seeded_noise((1, LATENT_CHANNELS, height // DOWNSCALE, width // DOWNSCALE), i) for i in range(count)]
-    )
+    high, wide = exported.canvas
+    shape = (1, LATENT_CHANNELS, high * height // DOWNSCALE, wide * width // DOWNSCALE)
+    noise = torch.cat([seeded_noise(shape, i) for i in range(count)])
     names = [one.name for one in exported.inputs]
     return {"noise": noise, **dict(zip(names, exported.example(count, height, width), strict=True))}

@@ -1,6 +1,7 @@
 """A trained model, used: found, opened, and asked for pictures."""
 
 from shadowlab.inference.albedo_files import AlbedoRequest, write_albedos
+from shadowlab.inference.insertion_files import InsertionRequest, write_insertion
 from shadowlab.inference.model import LoadedModel, Weights, open_model
 from shadowlab.inference.place import CONFIG_NAME, ModelPlace, find_model, shipped_models
 from shadowlab.inference.sampling import load_generator, sample, seeded_noise
@@ -9,6 +10,7 @@ from shadowlab.inference.shadow_files import write_shadows
 __all__ = [
     "CONFIG_NAME",
     "AlbedoRequest",
+    "InsertionRequest",
     "LoadedModel",
     "ModelPlace",
     "Weights",
@@ -19,5 +21,6 @@ __all__ = [
     "seeded_noise",
     "shipped_models",
     "write_albedos",
+    "write_insertion",
     "write_shadows",
 ]

@@ -73,6 +73,8 @@ class Exported(Protocol):
     """Name of the picture: `shadow`."""
     output_text: str
     """Shape and range of the picture, for people."""
+    canvas: tuple[int, int]
+    """How many pictures its latents are high and wide; (1, 1) unless others stand next to it."""
 
     def write_parts(self, folder: Path, image_size: int) -> dict[str, Any]:
         """Write the folders of what a pipeline of diffusers has next to UNet and VAE, its scheduler among them.

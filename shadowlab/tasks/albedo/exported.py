@@ -49,6 +49,7 @@ class AlbedoExported:
     inputs: tuple[ProgramInput, ...] = (
         ProgramInput("beauty", 3, None, "the picture in [-1, 1], in the model's space"),
     )
+    canvas = 1, 1
     output = "albedo"
     output_text = "(B, 3, H, W) in [0, 1], in the model's colour space"
 

@@ -118,7 +118,7 @@ def _rows(path: Path, problems: list[Problem]) -> Iterator[Row]:
     except UnicodeDecodeError as error:
         problems.append(Problem(path.name, f"not UTF-8 at byte {error.start}; save it as UTF-8"))
         return
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     try:
         header = [name.strip() for name in next(reader, [])]
         if fault := _header_fault(header):

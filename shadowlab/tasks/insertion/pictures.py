@@ -74,8 +74,8 @@ def read_mask(data: bytes, where: str) -> Tensor:
         most = round(float(values.max()) * 255)
         zero_one = " (a 0/1 mask? multiply by 255)" if most == 1 else ""
         raise UserError(
-            f"{where}: empty mask: its brightest value is {most} of 255 and 128 counts{zero_one}; paint white where the "
-            "object goes, or take the row out"
+            f"{where}: empty mask: its brightest value is {most} of 255 and 128 counts{zero_one}; paint white where "
+            "the object goes, or take the row out"
         )
     return mask
 

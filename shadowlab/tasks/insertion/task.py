@@ -1,8 +1,8 @@
 """The insertion task: an object, by its own picture, into the masked region of a target (Chong et al., CatVTON, ICLR
 2025), by Stable Diffusion's inpainting UNet, of which self-attention alone trains.
 
-Both pictures share one canvas. The UNet's 9 channels are x_t (4), the mask (1), and latents of what is given (4): of the
-target with grey in the mask, and next to it of the object, whose half of the mask is 0.
+Both pictures share one canvas. The UNet's 9 channels are x_t (4), the mask (1), and latents of what is given (4): of
+the target with grey in the mask, and next to it of the object, whose half of the mask is 0.
 
 Legend: B batch, H W pixels, h w latents of one picture (H/8), ch cw those of the canvas (2h w or h 2w), N tokens, D
 width of cross-attention.
@@ -35,6 +35,7 @@ from shadowlab.tasks.insertion.comparison import InsertionReference
 from shadowlab.tasks.insertion.dataset import open_dataset, resolve_path
 from shadowlab.tasks.insertion.evaluation import InsertionEvaluation
 from shadowlab.tasks.insertion.examination import InsertionExamination
+from shadowlab.tasks.insertion.exported import InsertionExported
 from shadowlab.tasks.insertion.figures import COLUMNS, comparison_grid, input_picture
 from shadowlab.tasks.insertion.generate import Draw, InsertionGenerator
 from shadowlab.tasks.insertion.layout import composited, halves, joined, latent_mask, masked_picture
@@ -124,7 +125,7 @@ class InsertionTask:
         asked = [name for name, value in given.items() if value is not None and name != "sample"]
         if asked:
             raise UserError(
-                f"--{asked[0].replace('_', '-')}: an insertion model is checked on rows of its data; give --data FILE.csv"
+                f"--{asked[0].replace('_', '-')}: an insertion model is checked on rows of its data; give --data FILE"
             )
         return None
 
@@ -241,7 +242,7 @@ class InsertionTask:
 
     @property
     def exported(self) -> Exported | None:
-        return None
+        return InsertionExported(self.vae, self._options.model, lambda: self.prompt)
 
     # Judgement
 

@@ -60,6 +60,7 @@ class ShadowExported:
         ProgramInput("mask", 1, None, "1 on the object, 0 elsewhere"),
         ProgramInput("light", None, 3, "theta in [0, 45] and phi in [0, 360] degrees, size in [2, 8] scene units"),
     )
+    canvas = 1, 1
     output = "shadow"
     output_text = "(B, 1, H, W) in [0, 1], bright = shadow"
 
