@@ -186,5 +186,5 @@ def _srgb_batch(truth: Tensor) -> AlbedoBatch:
 
 def _objective(options: AlbedoOptions) -> ObjectiveReference:
     model = options.model
-    plain = specification.Flow() if model.objective == "flow" else reference.Diffusion(model.objective)
+    plain = specification.Flow() if model.objective == "flow" else specification.Diffusion(model.objective)
     return reference.Coloured(plain, model.noise_strength) if model.noise_strength else plain

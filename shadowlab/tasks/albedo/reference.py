@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from shadowlab.tasks.specification import Flow, letterboxed, linear_of, similarity, srgb_of
+from shadowlab.tasks.specification import Diffusion, Flow, letterboxed, linear_of, similarity, srgb_of
 
 # Colour, of float64
 
@@ -41,6 +41,7 @@ def latent_mask(valid: Tensor) -> Tensor:
 
 
 # Objectives: t = 0 is noise, t = 1 is data
+
 
 class Coloured:
     """Another objective on noise of all resolutions, of a strength that falls with the timestep."""

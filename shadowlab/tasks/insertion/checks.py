@@ -17,12 +17,11 @@ from shadowlab.settings import Config
 from shadowlab.tasks.insertion.layout import halves
 from shadowlab.tasks.insertion.options import InsertionOptions
 from shadowlab.tasks.insertion.samples import InsertionBatch
-from shadowlab.tasks.prompt import prompt_is_right
+from shadowlab.tasks.prompt_check import TOKEN_LIMITS, prompt_is_right
 from shadowlab.tasks.task import Task
 from shadowlab.tasks.vae_checks import decoded_target, latents_are_finite
 
 LATENT_LIMITS = (-30.0, 30.0)  # scaled latents have about unit deviation
-_TOKEN_LIMITS = (-100.0, 100.0)  # of a text encoder's last norm; Stable Diffusion's reach 28
 _CONDITION_SIDE = 128  # pixels of the corner that is encoded again and again with one input changed
 
 
@@ -60,7 +59,7 @@ def encoding(
     path.add("condition", "mask in latents", parts["mask"], "(B, 1, h, w)", (0, 1))
     path.add("condition", "masked picture's latents", parts["masked picture"], "(B, 4, h, w)", LATENT_LIMITS)
     path.add("condition", "object's latents", parts["object"], "(B, 4, h, w)", LATENT_LIMITS)
-    path.add("condition", "prompt", parts["prompt"], "(B, N, E)", _TOKEN_LIMITS)
+    path.add("condition", "prompt", parts["prompt"], "(B, N, E)", TOKEN_LIMITS)
     path.add("VAE", "target's latents (data)", parts["data"], "(B, 4, h, w)", LATENT_LIMITS)
     every = torch.cat([parts["data"], parts["object"], parts["masked picture"]])
     found = [latents_are_finite(encoded, every), canvas(encoded, batch, parts, beside)]

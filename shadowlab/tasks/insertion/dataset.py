@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import shadowlab
-from shadowlab.data import Entry, Index, IndexedDataset, Role, WithValidation, one_line
+from shadowlab.data import Entry, Index, IndexedDataset, Role, one_line
 from shadowlab.errors import MissingDependencyError, UserError
 from shadowlab.packs import is_pack, pack_index
 from shadowlab.tasks.insertion.file_list import COLUMNS, ROLES, csv_index
@@ -11,6 +11,7 @@ from shadowlab.tasks.insertion.file_list import has_prompts as list_has_prompts
 from shadowlab.tasks.insertion.options import InsertionOptions
 from shadowlab.tasks.insertion.pictures import place_of, read_sample
 from shadowlab.tasks.insertion.samples import InsertionSample
+from shadowlab.tasks.validation_set import WithValidation
 
 EMBEDDED = "embedded"  # the word that names the shipped rows
 EMBEDDED_PATH = Path(shadowlab.__file__).parent / "assets" / "insertion" / "pairs.csv"
@@ -52,7 +53,8 @@ def open_dataset(
     if options.validation_path is None:
         return training
     validation = InsertionDataset(Path(options.validation_path).expanduser(), image_size)
-    return WithValidation(training, validation, _COMPARED, "insertion", permitted=options.validate_on_training_data)
+    permitted = options.validate_on_training_data
+    return WithValidation(training, validation, compared=_COMPARED, noun="insertion", permitted=permitted)
 
 
 def index_dataset(path: str | Path, *, renew: bool = False) -> Index:

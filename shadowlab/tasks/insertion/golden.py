@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diagnostics.files import replace
 from shadowlab.tasks.insertion import reference
-from shadowlab.tasks.plain_png import png
+from shadowlab.tasks.specification import png
 
 SIDE = 64  # pixels, of the samples as the model sees them: three levels of a UNet need 4 x 4 latents at least
 COUNT = 8

@@ -15,16 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from shadowlab.charts import Chart, of_training_data
 from shadowlab.checks import Check, PathTable
-from shadowlab.data import Entry, SampleSet, WithValidation
+from shadowlab.data import Entry, SampleSet
 from shadowlab.encoded_batch import LATENT_CHANNELS, Conditions, EncodedBatch
 from shadowlab.errors import UserError
-from shadowlab.models import ImageVae, ModelSpec, Objective, architecture_of, load_vae
+from shadowlab.models import ImageVae, ModelSpec, Objective, load_vae
 from shadowlab.settings import Config
-from shadowlab.tasks import prompt
 from shadowlab.tasks.evaluation import Evaluation
 from shadowlab.tasks.exported import Exported
 from shadowlab.tasks.insertion import checks
@@ -45,7 +43,9 @@ from shadowlab.tasks.insertion.options import InsertionOptions
 from shadowlab.tasks.insertion.pictures import read_prompt
 from shadowlab.tasks.insertion.probes import ablations, condition_probes
 from shadowlab.tasks.insertion.samples import InsertionBatch, InsertionSample, collate
+from shadowlab.tasks.prompt import EmptyPrompt
 from shadowlab.tasks.task import R2, Ablation, Augmentation, Baseline, Criterion, Metric, Probe, Reach
+from shadowlab.tasks.validation_set import WithValidation
 
 IN_CHANNELS = 2 * LATENT_CHANNELS + 1
 
@@ -86,7 +86,7 @@ class InsertionTask:
             InsertionAugmentation(augment, dropout, config.seed) if changes else None
         )
         self.objective: Objective = objective_of(options.model)
-        self._downloads = False
+        self._empty = EmptyPrompt(config, options.empty_prompt)
 
     @classmethod
     def options(cls) -> type[InsertionOptions]:
@@ -98,7 +98,7 @@ class InsertionTask:
 
     def load_vae(self, device: torch.device) -> None:
         self.vae = load_vae(self._config.model.vae_source, seed=self._config.seed).to(device)
-        self._downloads = True  # as for the VAE; what opens a model that is trained brings its own
+        self._empty.downloads = True  # as for the VAE; what opens a model that is trained brings its own
 
     # Data
 
@@ -182,38 +182,16 @@ class InsertionTask:
         return EncodedBatch(ids, positions, joined(target, own, model.beside), conditions, valid)
 
     def _require_width(self, told: Tensor, ids: list[str]) -> None:
-        if told.shape[-1] != self.prompt_width:
+        if told.shape[-1] != self._empty.width:
             raise UserError(
                 f"{ids[0]}: its prompt_embedding is {told.shape[-1]} wide, and the model's cross-attention takes "
-                f"{self.prompt_width}; take the text encoder of the UNet's own pipeline"
+                f"{self._empty.width}; take the text encoder of the UNet's own pipeline"
             )
 
     @property
     def prompt(self) -> Tensor:
-        """The empty prompt's embedding, (N, D) float32 on the CPU.
-
-        Raises:
-            UserError: as `prompt.empty_prompt`.
-        """
-        if isinstance(next(self.vae.autoencoder.parameters()), FakeTensor):  # nothing is read for a plan
-            return torch.zeros(prompt.NUM_TOKENS, self.prompt_width)
-        return self._prompt
-
-    @cached_property
-    def prompt_width(self) -> int:
-        """D, of the configured weights' cross-attention."""
-        model = self._config.model
-        return int(architecture_of(model.weights, model.architecture)["cross_attention_dim"])
-
-    @cached_property
-    def _prompt(self) -> Tensor:
-        return prompt.empty_prompt(
-            self._config.model.weights,
-            self.prompt_width,
-            file=self._options.empty_prompt,
-            seed=self._config.seed,
-            downloads=self._downloads,
-        )
+        """The empty prompt's embedding, (N, D) float32 on the CPU. Raises UserError as `empty_prompt`."""
+        return self._empty.of(self.vae)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from shadowlab.data import WithValidation, split_by_object
+from shadowlab.data import split_by_object
 from shadowlab.errors import UserError
 from shadowlab.settings import checked_section
 from shadowlab.tasks.albedo.dataset import has_masks, open_dataset

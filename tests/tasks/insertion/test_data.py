@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from shadowlab.data import WithValidation, split_by_object
+from shadowlab.data import split_by_object
 from shadowlab.errors import UserError
 from shadowlab.settings import checked_section
 from shadowlab.tasks.insertion.dataset import InsertionDataset, open_dataset
 from shadowlab.tasks.insertion.examination import InsertionExamination
 from shadowlab.tasks.insertion.options import InsertionOptions
 from shadowlab.tasks.insertion.samples import InsertionSample, collate
+from shadowlab.tasks.validation_set import WithValidation
 from tests.tasks.insertion.rows import HEADER, make_rows, object_of, row_of, save, tensor
 
 SIDE = 64
