@@ -166,6 +166,16 @@ ELSEWHERE = {
         "   --set task_options.albedo_space=srgb",
         "shadowlab plan --preset albedo-sd21",
     ],
+    "tests/tasks/insertion/test_commands.py::"
+    "test_the_stages_train_self_attention_alone_and_a_picture_of_ones_own_is_composited": [
+        "shadowlab check-forward --preset insertion-tiny",
+        "shadowlab overfit --preset insertion-tiny --samples 8",
+        "shadowlab train --preset insertion-tiny --run insertion",
+        "shadowlab evaluate insertion --steps 1,4",
+        "shadowlab generate insertion --target room.png --object chair.png --mask where.png --out room-with-chair.png",
+        "shadowlab export insertion --to diffusers --out insertion-pipeline",
+        "shadowlab demo insertion",
+    ],
     "tests/test_drill.py::test_the_verdict_names_the_injected_place": ["shadowlab drill drift"],
     "tests/test_examples.py::test_a_transformers_loop_under_watch": ["python examples/watch_transformers.py"],
     "tests/test_planning.py::test_the_plan_is_within_a_tenth_of_the_measured_peak": ["shadowlab bench memory"],

@@ -55,15 +55,16 @@ def _drawing(gr: Any, generator: InsertionGenerator) -> Callable[..., Any]:
         target: str | None, own: str | None, mask: str | None, steps: float, guidance: float, seed: float | None
     ) -> Any:
         began = time.perf_counter()
-        given = [one for one in (target, own, mask) if one is not None]
         try:
-            if len(given) < 3:
+            if target is None or own is None or mask is None:
                 raise UserError("drop a target, an object and a mask")
-            found = generator.generate(*given, steps=int(steps), guidance=float(guidance), seed=int(seed or 0))
+            found = generator.generate(
+                target, own, mask, steps=int(steps), guidance=float(guidance), seed=int(seed or 0)
+            )
         except UserError as error:
             text = str(error)
-            for path in given:
-                text = text.replace(path, Path(path).name)
+            for path in (target, own, mask):
+                text = text.replace(path, Path(path).name) if path else text
             return gr.skip(), f"**{text}**"
         return np.round(found * 255).astype(np.uint8), f"{(time.perf_counter() - began) * 1000:.0f} ms"
 

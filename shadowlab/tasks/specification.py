@@ -1,7 +1,7 @@
 """What the specifications of several tasks share, in torch and the standard library: nothing of shadowlab is imported.
 
 Written from the documents (IEC 61966-2-1; Salimans and Ho, 2022; Lin et al., 2024; Liu et al., 2023; Wang et al., 2004;
-the PNG standard; the rulings of this project), not from the code that it is compared with, and plainly rather than fast.
+the PNG standard; the rulings of this project), not from the code that it is compared with, and plainly, not fast.
 
 Legend: B batch, C channels, H W pixels of a file, S image size, h w latents (S/8). Levels are whole numbers as files
 hold them.

@@ -154,7 +154,7 @@ class InsertionReference:
 def _batch(pictures: Mapping[str, Tensor]) -> InsertionBatch:
     count = len(pictures["target"])
     names = [str(i) for i in range(count)]
-    return InsertionBatch(names, names, *(pictures[role] for role in _ROLES), torch.ones(count))
+    return InsertionBatch(names, names, pictures["target"], pictures["object"], pictures["mask"], torch.ones(count))
 
 
 def _weighted_loss(mask: Tensor) -> Iterator[Quantity]:

@@ -9,7 +9,7 @@ Legend: S side in pixels of what is written.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +71,10 @@ def render_insertions(
     names = sorted(known)[:count]
     jobs = [(name, k) for name in names for k in range(per_object)]
 
-    def work(numbers: Sequence[tuple[str, int]]) -> list[None]:
-        return [_write(out, name, k, known[name][k % len(known[name])], image_size, seed) for name, k in numbers]
+    def work(numbers: Sequence[tuple[str, int]]) -> Iterable[None]:
+        for name, k in numbers:
+            _write(out, name, k, known[name][k % len(known[name])], image_size, seed)
+            yield None
 
     share_out(processes, jobs, work, reporter, noun="row")
     with processes.together():

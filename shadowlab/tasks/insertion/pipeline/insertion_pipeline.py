@@ -39,7 +39,7 @@ class InsertionPipeline(DiffusionPipeline):
         scheduler: DDIMScheduler,
         image_size: int = 512,
         beside: str = "height",
-        prompt: list = (),
+        prompt: list | None = None,
     ):
         super().__init__()
         self.register_modules(unet=unet, vae=vae.float(), scheduler=scheduler)
