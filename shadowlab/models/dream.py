@@ -67,6 +67,7 @@ class Dream:
         return self._objective.generate(predict, noise, num_steps)
 
     def check_ends(self, noise: Tensor, data: Tensor) -> Check:
+        """noise, data: (B, ...)."""
         return self._objective.check_ends(noise, data)
 
     def check_forward(self, seen: ForwardSeen) -> list[Check]:

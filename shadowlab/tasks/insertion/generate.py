@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shadowlab.data import MASK_THRESHOLD, fit_square, given_image, object_strips, unfit_square
+from shadowlab.data import MASK_THRESHOLD, fit_square, given_image, unfit_square
 from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.errors import UserError
 from shadowlab.settings import MAX_IMAGE_SIZE
-from shadowlab.tasks.insertion.pictures import GREY
+from shadowlab.tasks.insertion.pictures import GREY, colours_of
 from shadowlab.tasks.insertion.samples import InsertionBatch
 from shadowlab.tasks.task import Guidance, Task
 
@@ -67,7 +67,9 @@ class InsertionGenerator:
         """
         side = self.image_size if resolution is None else resolution
         check_options(steps, seed, guidance, side)
-        pixels, own = _colours(target, "target"), _colours(object_image, "object")
+        pixels, own = (
+            colours_of(given_image(one, name, (3, 4))) for one, name in ((target, "target"), (object_image, "object"))
+        )
         inside = _mask(mask, pixels)
         batch = self._batch(pixels, own, inside, side).to(self._task.vae.device)
         encoded = self._task.encode(batch)
@@ -105,14 +107,6 @@ def check_options(steps: Any, seed: Any, guidance: Any, resolution: Any, *, pref
         raise UserError(f"{prefix}resolution = {resolution} is no multiple of 8")
     if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not 0 <= guidance <= MOST_GUIDANCE:
         raise UserError(f"{prefix}guidance = {str(guidance)[:40]} is no number of 0 to {MOST_GUIDANCE:g}")
-
-
-def _colours(value: Any, where: str) -> Tensor:
-    """(3, H, W) float32 in [0, 1]: levels of 8 bits over 255, exactly."""
-    image = given_image(value, where, (3, 4))
-    if image.mode == "RGB":  # by way of [-1, 1] the last bit would be another
-        return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
-    return (torch.cat(list(object_strips(image)), dim=1) + 1) / 2
 
 
 def _mask(value: Any, pixels: Tensor) -> Tensor:

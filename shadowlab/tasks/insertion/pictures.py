@@ -5,7 +5,9 @@ Legend: H W pixels of the files, S image size, N tokens, D width of cross-attent
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
@@ -51,8 +53,16 @@ def read_sample(entry: Entry, image_size: int) -> tuple[InsertionSample | None, 
 
 
 def read_colours(data: bytes, where: str) -> Tensor:
-    """(3, H, W) float32 in [0, 1]; what is transparent counts as grey."""
-    return (torch.cat(list(object_strips(decode(data, where))), dim=1) + 1) / 2
+    """(3, H, W) float32 in [0, 1], as `colours_of`."""
+    return colours_of(decode(data, where))
+
+
+def colours_of(image: Image.Image) -> Tensor:
+    """(3, H, W) float32 in [0, 1] of a decoded picture; what is transparent counts as grey. A picture of 8 bits gives
+    its levels over 255, so that the same levels can be written again."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return torch.from_numpy(np.asarray(image).astype(np.float32) / np.float32(255)).permute(2, 0, 1)
+    return (torch.cat(list(object_strips(image)), dim=1) + 1) / 2
 
 
 def read_mask(data: bytes, where: str) -> Tensor:

@@ -88,11 +88,9 @@ def collate(samples: Sequence[InsertionSample]) -> InsertionBatch:
         UserError: their prompts have embeddings of different lengths, or some have none.
     """
     prompts = [sample.prompt for sample in samples]
-    shapes = {None if one is None else tuple(one.shape) for one in prompts}
-    if len(shapes) > 1:
-        odd = next(
-            sample.id for sample in samples if sample.prompt is None or sample.prompt.shape != shapes_first(prompts)
-        )
+    shapes = [None if one is None else tuple(one.shape) for one in prompts]
+    if len(set(shapes)) > 1:
+        odd = next(sample.id for sample, shape in zip(samples, shapes, strict=True) if shape != shapes[0])
         raise UserError(
             f"{odd}: its prompt_embedding has another shape than that of other rows; pad all to one number of tokens"
         )
@@ -106,8 +104,3 @@ def collate(samples: Sequence[InsertionSample]) -> InsertionBatch:
         shown=torch.tensor([float(sample.shown) for sample in samples]),
         prompt=torch.stack(told) if told else None,
     )
-
-
-def shapes_first(prompts: Sequence[Tensor | None]) -> torch.Size | None:
-    """The shape of the first prompt that is there."""
-    return next((one.shape for one in prompts if one is not None), None)

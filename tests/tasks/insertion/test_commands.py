@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from shadowlab.models import load_unet
+from shadowlab.settings import load_config
 from shadowlab.tasks.insertion.task import InsertionTask
 from tests.tasks.insertion.rows import make_rows, object_of, row_of, save
 
@@ -77,11 +78,12 @@ def _self_attention_alone_has_moved(place: Path) -> None:
     checkpoint = max((place / "runs/one/checkpoints").iterdir())
     files = [file for file in checkpoint.rglob(WEIGHTS) if "ema" not in file.parts[-2]]
     after = load_file(files[0])
-    before = load_unet("embedded-inpainting", "tiny-inpainting", InsertionTask.spec, seed=0).state_dict()
+    config = load_config(preset="insertion-tiny").model
+    before = load_unet(config.weights, config.architecture, InsertionTask.spec, seed=0).state_dict()
     assert after.keys() == before.keys()
     moved = {name for name, tensor in after.items() if not bool((tensor == before[name]).all())}
     assert moved == {name for name in before if ".attn1." in name}
-    assert len(moved) == 35
+    assert len(moved) == 50
 
 
 def test_what_is_wrong_is_said_before_a_model_is_opened(place: Path) -> None:
