@@ -292,9 +292,9 @@ def _rectified(trainee: Trainee, model: nn.Module, batch: EncodedBatch, noise: T
     if rectified is None:
         return noise
 
-    def predicted_at(x_t: Tensor, times: Tensor) -> Tensor:
+    def predicted_at(noisy: Tensor, times: Tensor) -> Tensor:
         with trainee.precision.autocast(trainee.device):
-            return predict(model, x_t, objective.timesteps(times), batch.conditions)
+            return predict(model, noisy, objective.timesteps(times), batch.conditions)
 
     found: Tensor = rectified(predicted_at, noise, batch.data, t)
     return found
