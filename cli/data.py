@@ -24,9 +24,12 @@ def render(
     spp: Annotated[int, typer.Option(min=1, help="Samples per pixel; 256 leaves about 2 grey levels of noise.")] = 256,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     meshes: Annotated[Path | None, typer.Option(help="Folder of OBJ, PLY or GLB files.")] = None,
-    task: TaskName = "shadow",
+    task: Annotated[
+        str, typer.Option("--task", metavar="NAME", help="shadow, albedo, insertion or editing.")
+    ] = "shadow",
     textures: Annotated[
-        Path | None, typer.Option(help="Folder of photographs that surfaces show, of --task albedo.")
+        Path | None,
+        typer.Option(help="Folder of photographs: on surfaces, of --task albedo; to be edited, of --task editing."),
     ] = None,
     renders: Annotated[
         Path | None, typer.Option(help="Of --task insertion: folder of rendered shadows, in place of those that ship.")

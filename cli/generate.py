@@ -1,10 +1,12 @@
 """What a trained model makes of one's own pictures."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import SimpleNamespace
+from typing import Annotated, Literal
 
 import typer
 
+from cli.generating import write
 from cli.options import Device, Json, Place, Weights
 
 Object = Annotated[Path | None, typer.Option("--object", help="Picture of the object, PNG or JPEG.")]
@@ -49,7 +51,9 @@ ShadowColour = Annotated[str, typer.Option("--shadow-color", metavar="COLOR", he
 Bits = Annotated[int, typer.Option(help="8 or 16, of a shadow map.")]
 Out = Annotated[Path, typer.Option(help="PNG to write; of a sweep also GIF; with --list a folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that show something else.")]
-Image = Annotated[Path | None, typer.Option(help="Of an albedo model: the picture, PNG or JPEG, or a folder of them.")]
+Image = Annotated[
+    Path | None, typer.Option(help="Of a model of albedo or editing: the picture, PNG or JPEG, or a folder of them.")
+]
 Ensemble = Annotated[int, typer.Option(metavar="N", help="With --image: N predictions of N seeds, made one.")]
 ReductionName = Annotated[
     Literal["median", "mean"], typer.Option("--reduction", metavar="HOW", help="With --ensemble: median or mean.")
@@ -113,7 +117,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Draw the shadow of your own object under a light of your choice, alone or on a background, at its own size; or,
-    with an albedo model, the albedo of your own picture; or, with an insertion model, your object in your picture.
+    with a model of albedo, insertion or editing, your picture's albedo, your object in it, or the picture edited.
 
     Example:
     shadowlab generate latest --object photo.jpg --mask mask.png --theta 30 --phi 120 --size 4 --out shadow.png
@@ -122,42 +126,6 @@ def generate(
     shadowlab generate latest --list pictures.csv --light noon --out results --processes 4
     shadowlab generate runs/albedo --image beauty.png --ensemble 8 --out albedo.png
     shadowlab generate runs/insertion --target room.png --object chair.png --mask where.png --out room-with-chair.png
+    shadowlab generate runs/removal --image street.jpg --mask mask.png --out empty-street.png
     """
-    from shadowlab.console import Reporter
-    from shadowlab.distributed import workers
-    from shadowlab.inference import AlbedoRequest, InsertionRequest, write_albedos, write_insertion, write_shadows
-    from shadowlab.tasks.shadow import Style, parse_colour
-
-    values = {"object": object_image, "mask": mask, "light": light, "theta": theta, "phi": phi, "size": size}
-    members = None if ensemble == 1 else ensemble
-    if target is not None:
-        light_alone = {name: value for name, value in values.items() if name not in ("object", "mask")}
-        _refuse(light_alone | {"sweep": sweep, "background": background, "intensity": intensity}, of=_NO_INSERTION)
-        _refuse({"list": list_file, "image": image, "ensemble": members}, of=_NO_INSERTION)
-        wanted = InsertionRequest(target, object_image, mask, out, steps, seed, guidance or 1.0, resolution)
-        write_insertion(place, wanted, Reporter(as_json=as_json), device=device, overwrite=overwrite, weights=weights)
-        return
-    _refuse({"guidance": guidance}, of="--target; add it")
-    if image is not None:
-        _refuse(values | {"sweep": sweep, "background": background, "intensity": intensity, "list": list_file})
-        asked = AlbedoRequest(image, out, uncertainty, ensemble, reduction, steps, seed, resolution, space)
-        write_albedos(place, asked, Reporter(as_json=as_json), device=device, overwrite=overwrite, weights=weights)
-        return
-    _refuse({"ensemble": members, "uncertainty": uncertainty, "resolution": resolution}, of="--image; add it")
-    style = Style(samples, side_by_side, sweep, frames, fit, parse_colour(shadow_color, "--shadow-color"), bits)
-    values |= {"steps": steps, "seed": seed, "background": background, "intensity": intensity, "out": out}
-    with workers(device or "auto") as processes:
-        reporter = Reporter(as_json=as_json, active=processes.is_main)
-        write_shadows(place, values, style, list_file, processes, reporter, overwrite=overwrite, weights=weights)
-
-
-_NO_INSERTION = "other tasks, and --target asks for an insertion"
-
-
-def _refuse(given: dict[str, Any], of: str = "shadows, and --image asks for an albedo") -> None:
-    """Raise UserError where one of these options was given."""
-    from shadowlab.errors import UserError
-
-    for name, value in given.items():
-        if value is not None:
-            raise UserError(f"--{name} is for {of}, or leave --{name} out")
+    write(SimpleNamespace(**locals()))

@@ -166,6 +166,18 @@ ELSEWHERE = {
         "   --set task_options.albedo_space=srgb",
         "shadowlab plan --preset albedo-sd21",
     ],
+    "tests/tasks/editing/test_commands.py::test_the_stages_and_a_picture_of_ones_own": [
+        "shadowlab check-forward --preset white-balance-tiny",
+        "shadowlab overfit --preset object-removal-tiny --samples 8",
+        "shadowlab train --preset paint-to-image-tiny",
+        "shadowlab train --preset object-removal-tiny --data my-edits/object-removal.csv",
+        "shadowlab generate latest --image photo.jpg --out balanced.png",
+        "shadowlab generate runs/removal --image street.jpg --mask mask.png --out empty-street.png",
+    ],
+    "tests/tasks/editing/test_render.py::test_the_same_arguments_give_the_same_bytes": [
+        "shadowlab data render --task editing --objects 40 --lights 2 --size 64 --spp 16 --textures photographs "
+        "--out my-edits",
+    ],
     "tests/tasks/insertion/test_commands.py::"
     "test_the_stages_train_self_attention_alone_and_a_picture_of_ones_own_is_composited": [
         "shadowlab check-forward --preset insertion-tiny",

@@ -2,6 +2,7 @@
 
 from shadowlab.data.archive import list_members
 from shadowlab.data.column_files import joined_columns, split_columns
+from shadowlab.data.csv_rows import CsvRow, listed_pictures, read_csv_rows
 from shadowlab.data.decoding import (
     BACKGROUND,
     MASK_THRESHOLD,
@@ -17,7 +18,7 @@ from shadowlab.data.decoding import (
 )
 from shadowlab.data.duplicates import near_duplicates, thumbnail
 from shadowlab.data.entries import Entries, EntriesWriter
-from shadowlab.data.examination import Examination, Examined, Fault, Judgement, Judging
+from shadowlab.data.examination import Examination, Examined, Fault, Judgement, Judging, basis_of
 from shadowlab.data.given import given_array, given_image, unit_values, upright
 from shadowlab.data.index import Index
 from shadowlab.data.indexed import IndexedDataset
@@ -49,10 +50,12 @@ __all__ = [
     "Fault",
     "Judgement",
     "Judging",
+    "basis_of",
     "near_duplicates",
     "thumbnail",
     # files and metadata
     "PICTURE_ENDINGS",
+    "CsvRow",
     "FileSource",
     "JsonObject",
     "PictureFiles",
@@ -63,9 +66,11 @@ __all__ = [
     "leads_out",
     "list_members",
     "list_pictures",
+    "listed_pictures",
     "one_line",
     "parse_object",
     "plain_size",
+    "read_csv_rows",
     "read_file",
     "read_keys",
     "read_number",

@@ -1,12 +1,14 @@
 """A data set that is examined sample by sample, so that many processes can share it, and all samples together last."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from shadowlab.data.sources import Problem
+from shadowlab.data.sources import Entry, Problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,3 +101,17 @@ class Judging(Protocol):
         samples: those that were read, ascending; a few of them may be read again.
         numbers: (len(samples), K) float32, of each what `examine` gave.
         """
+
+
+def basis_of(entry: Entry, *words: object) -> str:
+    """SHA-256 (hex) of what decides how a sample of files is examined: its metadata, and how its files look.
+
+    words: what else decides it, of the task.
+    """
+    found = [repr((entry.id, entry.object_id, *words))]
+    for role, source in entry.sources.items():
+        found.append(repr((role, source.name, source.size, getattr(source, "offset", 0))))
+        with suppress(OSError):
+            status = source.path.stat()
+            found.append(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}")
+    return hashlib.sha256("\n".join(found).encode()).hexdigest()

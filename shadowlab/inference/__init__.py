@@ -1,8 +1,9 @@
 """A trained model, used: found, opened, and asked for pictures."""
 
 from shadowlab.inference.albedo_files import AlbedoRequest, write_albedos
+from shadowlab.inference.editing_files import EditingRequest, write_edits
 from shadowlab.inference.insertion_files import InsertionRequest, write_insertion
-from shadowlab.inference.model import LoadedModel, Weights, open_model
+from shadowlab.inference.model import LoadedModel, Weights, open_model, task_of
 from shadowlab.inference.place import CONFIG_NAME, ModelPlace, find_model, shipped_models
 from shadowlab.inference.sampling import load_generator, sample, seeded_noise
 from shadowlab.inference.shadow_files import write_shadows
@@ -10,6 +11,7 @@ from shadowlab.inference.shadow_files import write_shadows
 __all__ = [
     "CONFIG_NAME",
     "AlbedoRequest",
+    "EditingRequest",
     "InsertionRequest",
     "LoadedModel",
     "ModelPlace",
@@ -20,7 +22,9 @@ __all__ = [
     "sample",
     "seeded_noise",
     "shipped_models",
+    "task_of",
     "write_albedos",
+    "write_edits",
     "write_insertion",
     "write_shadows",
 ]

@@ -2,22 +2,16 @@
 
 import time
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from diagnostics.files import reason_of, replace
 from shadowlab.console import Reporter
 from shadowlab.data import one_line
 from shadowlab.errors import UserError
 from shadowlab.inference.model import Weights, open_model
+from shadowlab.inference.picture_files import picture_files, require_new, save_levels
 from shadowlab.inference.sampling import load_generator
 from shadowlab.plain_text import counted
 from shadowlab.tasks.albedo import ColourSpace, Reduction, check_options
-
-SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
@@ -46,27 +40,18 @@ class AlbedoRequest:
             raise UserError("--uncertainty: one prediction shows none; add --ensemble 8")
         if not self.image.exists():
             raise UserError(f"{one_line(str(self.image))}: no such picture or folder")
-        if self.image.is_dir():
-            return
-        for file in (self.out, *([self.uncertainty] if self.uncertainty is not None else [])):
-            if file.suffix.lower() != ".png":
-                raise UserError(f"{one_line(str(file))}: results are PNG files; end the name in .png")
+        if not self.image.is_dir():
+            picture_files(self.image, self.out)
+        if self.uncertainty is not None and not self.image.is_dir():
+            picture_files(self.image, self.uncertainty)
 
     def files(self) -> list[tuple[Path, Path, Path | None]]:
-        """Picture, its albedo's file, its uncertainty's. Raises UserError where a folder has no picture."""
-        if not self.image.is_dir():
-            return [(self.image, self.out, self.uncertainty)]
-        found = sorted(one for one in self.image.iterdir() if one.suffix.lower() in SUFFIXES and one.name[0] != ".")
-        if not found:
-            raise UserError(f"{one_line(str(self.image))}: no PNG or JPEG picture in it")
-        names = [f"{one.stem}.png" for one in found]
-        if len(set(names)) < len(names):
-            twin = next(name for name in names if names.count(name) > 1)
-            raise UserError(
-                f"{one_line(str(self.image))}: two pictures would be written to {one_line(twin)}; rename one"
-            )
-        spreads = [None if self.uncertainty is None else self.uncertainty / name for name in names]
-        return list(zip(found, (self.out / name for name in names), spreads, strict=True))
+        """Picture, its albedo's file, its uncertainty's. Raises UserError as `picture_files`."""
+        found = picture_files(self.image, self.out)
+        if self.uncertainty is None:
+            return [(picture, out, None) for picture, out in found]
+        spreads = picture_files(self.image, self.uncertainty)
+        return [(picture, out, spread) for (picture, out), (_, spread) in zip(found, spreads, strict=True)]
 
 
 def write_albedos(
@@ -85,10 +70,8 @@ def write_albedos(
     """
     began = time.monotonic()
     files = request.files()
-    for _, *results in files:
-        for file in results:
-            if file is not None and file.exists() and not overwrite:
-                raise UserError(f"{one_line(str(file))}: is there already; choose another name, or --overwrite")
+    results = [file for _, *found in files for file in found if file is not None]
+    require_new(results, overwrite=overwrite)
     model = open_model(place, device=device, weights=weights)
     if model.config.task != "albedo":
         raise UserError(
@@ -107,9 +90,9 @@ def write_albedos(
             resolution=request.resolution,
             space=request.space,
         )
-        _save(out, found.albedo)
+        save_levels(out, found.albedo)
         if uncertainty is not None and found.uncertainty is not None:
-            _save(uncertainty, found.uncertainty * 2)
+            save_levels(uncertainty, found.uncertainty * 2)
     members = "" if request.ensemble == 1 else f", {request.reduction} of {counted(request.ensemble, 'seed')}"
     seconds = time.monotonic() - began
     what = f"{request.out}: {counted(len(files), 'albedo')}" if len(files) > 1 else f"{request.out}: albedo"
@@ -128,14 +111,3 @@ def write_albedos(
             "seconds": round(seconds, 2),
         }
     )
-
-
-def _save(file: Path, levels: np.ndarray) -> None:
-    """levels: (H, W, 3) in [0, 1]."""
-    encoded = BytesIO()
-    Image.fromarray(np.round(np.clip(levels, 0, 1) * 255).astype(np.uint8)).save(encoded, "PNG")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace(file, encoded.getvalue())
-    except OSError as error:
-        raise UserError(f"{one_line(str(file))}: cannot be written ({reason_of(error)}); give another place") from None

@@ -104,6 +104,11 @@ def open_model(
     return LoadedModel(config, task, unet.to(chosen), kind, found.step, found.name, found)
 
 
+def task_of(place: str | Path, output_dir: str | None = None) -> str:
+    """The task of the model at a place, of which nothing is loaded. Arguments and errors as `find_model`."""
+    return load_kept_config(find_model(place, output_dir).config).task
+
+
 def _require_own(vae: Path, folder: Path) -> None:
     try:
         for name in ("config.json", WEIGHTS_NAME):

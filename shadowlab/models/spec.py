@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Widening = Literal["zero", "repeat"]
+Widening = Literal["zero", "repeat", "repeat-zero"]
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,8 @@ def widen_conv_in(unet: UNet2DConditionModel, in_channels: int, rule: Widening) 
 
     `zero`: the old channels are copied, the new ones start at zero, so the output is unchanged at first
     (paper, section 4). `repeat`: the weights are tiled over the new channels and divided by the number of
-    copies, bias unchanged, so that equal inputs give the old output (Ke et al., Marigold, 2024).
+    copies, bias unchanged, so that equal inputs give the old output (Ke et al., Marigold, 2024). `repeat-zero`: as
+    `repeat`, as often as the old channels fit in whole; channels that are left, such as a mask's, start at zero.
     """
     old = unet.conv_in
     if old.in_channels == in_channels:
@@ -87,7 +88,8 @@ def widen_conv_in(unet: UNet2DConditionModel, in_channels: int, rule: Widening) 
             new.weight[:, : old.in_channels] = old.weight
         else:
             copies = in_channels // old.in_channels
-            new.weight.copy_(old.weight.repeat(1, copies, 1, 1) / copies)
+            new.weight.zero_()
+            new.weight[:, : copies * old.in_channels] = old.weight.repeat(1, copies, 1, 1) / copies
             vars(new)["before"] = old.weight.detach(), None if old.bias is None else old.bias.detach()
         if old.bias is not None and new.bias is not None:
             new.bias.copy_(old.bias)

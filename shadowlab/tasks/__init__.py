@@ -75,7 +75,11 @@ def task_class(name: str) -> type[Any]:
             from shadowlab.tasks.insertion.task import InsertionTask
 
             return InsertionTask
-    raise UserError(f"task: there is no task {name!r}; there are: shadow, albedo, insertion")
+        case "editing":
+            from shadowlab.tasks.editing.task import EditingTask
+
+            return EditingTask
+    raise UserError(f"task: there is no task {name!r}; there are: shadow, albedo, insertion, editing")
 
 
 def open_task(config: Config, device: torch.device | None = None, *, vae: "ImageVae | None" = None) -> Task[Any]:

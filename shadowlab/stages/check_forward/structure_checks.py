@@ -126,11 +126,11 @@ def new_channels(unet: UNet2DConditionModel, spec: ModelSpec, config: Config) ->
         bare[:, LATENT_CHANNELS:] = 0
         change, limit = float((conv(x) - conv(bare)).abs().amax()), 0.0
     else:
-        one = x[:, :before]
+        one, copies = x[:, :before], conv.in_channels // before
         weight, bias = conv_in_before(unet)
         whole_bias = None if bias is None else bias.to(x)
         old = torch.nn.functional.conv2d(one, weight.to(x), whole_bias, padding=conv.padding)
-        whole = conv(one.repeat(1, conv.in_channels // before, 1, 1))
+        whole = conv(torch.cat([one.repeat(1, copies, 1, 1), x[:, copies * before :]], dim=1))
         change, limit = float((whole - old).abs().amax()), 1e-3 * float(old.abs().amax())
     fix = f"widen conv_in with rule `{spec.widening}`, before anything trains it"
     return Check(name, change <= limit, f"change {limit:.3g}", f"change {change:.3g}", fix)

@@ -18,13 +18,12 @@ from shadowlab.tasks.albedo.contrast import RIGHT, contrast, fault_of
 from shadowlab.tasks.albedo.metrics import wrong_space_loss_db
 from shadowlab.tasks.albedo.options import AlbedoOptions
 from shadowlab.tasks.albedo.samples import AlbedoBatch
-from shadowlab.tasks.colour import to_linear, to_srgb
+from shadowlab.tasks.colour import colour_round_trip
 from shadowlab.tasks.prompt_check import TOKEN_LIMITS, prompt_is_right
 from shadowlab.tasks.task import Task
 from shadowlab.tasks.vae_checks import decoded_target, latents_are_finite
 
 LATENT_LIMITS = (-30.0, 30.0)  # scaled latents have about unit deviation
-_ROUND_TRIP = 1e-6
 _CONDITION_SIDE = 128  # pixels of the corner that is encoded again and again with one input changed
 
 
@@ -34,21 +33,6 @@ def batch(batch: AlbedoBatch, path: PathTable) -> list[Check]:
     path.add("input", "albedo", batch.albedo, "(B, 3, H, W)", (0, 1))
     path.add("input", "valid", batch.valid, "(B, 1, H, W)", (0, 1))
     return [colour_round_trip(), spaces_are_right(batch), target_is_not_the_input(batch)]
-
-
-def colour_round_trip() -> Check:
-    """sRGB to linear and back, and the other way, over the whole range; and the figure of the standard in between."""
-    levels = torch.linspace(0, 1, 4097)
-    trips = [to_srgb(to_linear(levels)) - levels, to_linear(to_srgb(levels)) - levels]
-    worst = float(torch.stack(trips).abs().amax())
-    middle = float(to_linear(torch.tensor(0.5)))
-    return Check(
-        "sRGB and linear are each other's inverse",
-        worst <= _ROUND_TRIP and abs(middle - 0.2140411) < _ROUND_TRIP,
-        f"there and back within {_ROUND_TRIP:g}, 0.5 in sRGB is 0.214041 in linear",
-        f"{worst:.1e}, {middle:.6f}",
-        "see shadowlab/tasks/colour.py: the curve is IEC 61966-2-1",
-    )
 
 
 def spaces_are_right(batch: AlbedoBatch) -> Check:

@@ -2,12 +2,11 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from shadowlab.data import Examined, Fault, Index, Judgement, Problem, check_image_size, one_line, thumbnail
+from shadowlab.data import Examined, Fault, Index, Judgement, Problem, basis_of, check_image_size, one_line, thumbnail
 from shadowlab.errors import UserError
 from shadowlab.tasks.albedo.contrast import LEAST_EDGES, RIGHT, contrast, fault_of
 from shadowlab.tasks.albedo.dataset import declared_spaces, index_dataset, resolve_path
@@ -53,13 +52,7 @@ class AlbedoExamination:
 
     def basis(self, i: int) -> str:
         entry = self._index.entries[i]
-        words = [repr((entry.id, entry.object_id, self._spaces))]
-        for role, source in entry.sources.items():
-            words.append(repr((role, source.name, source.size, getattr(source, "offset", 0))))
-            with suppress(OSError):
-                status = source.path.stat()
-                words.append(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}")
-        return hashlib.sha256("\n".join(words).encode()).hexdigest()
+        return basis_of(entry, self._spaces)
 
     def examine(self, i: int) -> Examined:
         entry = self._index.entries[i]

@@ -1,12 +1,12 @@
 """`task_options` of the albedo task."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from shadowlab.settings import Section, key
 from shadowlab.tasks.colour import ColourSpace
+from shadowlab.tasks.places import checked_place
 
 
 class AlbedoModelOptions(Section):
@@ -58,10 +58,4 @@ class AlbedoOptions(Section):
     @field_validator("validation_path", "empty_prompt")
     @classmethod
     def _place_can_be_asked_for(cls, value: str | None) -> str | None:
-        if value == "":
-            raise ValueError("must name a place, or be null")
-        try:
-            Path(value or ".").expanduser().exists()
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"no such place ({error}); write the path out") from None
-        return value
+        return checked_place(value)

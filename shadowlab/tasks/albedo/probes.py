@@ -10,6 +10,7 @@ import torch
 
 from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.tasks.albedo.samples import AlbedoBatch
+from shadowlab.tasks.exchange import farthest
 from shadowlab.tasks.task import Ablation, Probe, Reach
 
 _PALER = 0.9
@@ -29,16 +30,7 @@ def ablations(batch: AlbedoBatch, encode: Callable[[AlbedoBatch], EncodedBatch])
 
     Exchanged with a sample whose albedo is another: pictures of one object under two lights have the same answer.
     """
-    shift = _farthest(batch)
+    shift = farthest(batch.beauty, batch.albedo)
     exchanged = None if shift is None else encode(replace(batch, beauty=batch.beauty.roll(shift, 0)))
     removed = encode(replace(batch, beauty=torch.full_like(batch.beauty, 0.5)))
     return [Ablation("beauty", exchanged, removed, belongs_to="object")]
-
-
-def _farthest(batch: AlbedoBatch) -> int | None:
-    """The rotation of the batch that changes albedos the most; None where all beauties are the same."""
-    albedo, beauty = (one.flatten(1).double() for one in (batch.albedo, batch.beauty))
-    if not bool((beauty != beauty[:1]).any()):
-        return None
-    changes = [float((albedo - albedo.roll(shift, 0)).square().sum()) for shift in range(1, len(albedo))]
-    return 1 + max(range(len(changes)), key=changes.__getitem__)
