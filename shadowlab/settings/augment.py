@@ -10,7 +10,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Change = Annotated[float, Field(ge=0, lt=1)]
 
 _OF_THE_OBJECT = ("brightness", "contrast", "colour", "blur")
-_KEPT = ("flip", "channel_order")
+_KEPT = ("flip", "quarter_turn", "channel_order")
 
 REFUSED = {
     "data.augment.rotation": (
@@ -50,6 +50,9 @@ class AugmentConfig(Section):
     blur: Annotated[float, Field(ge=0, le=16)] = key(0.0, decides="numbers", examples=[1.0])
     """The object is blurred by a Gaussian whose standard deviation comes from [0, x], in pixels of the model's picture.
     Only pixels inside the mask are averaged."""
+    quarter_turn: Share = key(0.0, decides="numbers", examples=[0.75])
+    """Task albedo: chance that a sample is turned by 90, 180 or 270 degrees, as by a camera that is rolled. 0.75 draws
+    all four alike."""
     channel_order: Share = key(0.0, decides="numbers", examples=[0.8])
     """Task albedo: chance that red, green and blue change places, in beauty and albedo alike, which is exact: light
     goes through a scene in each channel alone. 5/6 draws all six orders alike."""

@@ -5,6 +5,7 @@ Each returns Check objects; none raises for a wrong model.
 Legend: B batch, H W pixels, h w latents (H/8), N tokens, E width of cross-attention.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from shadowlab.checks import Check, PathTable
 from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.settings import Config
-from shadowlab.tasks.albedo.contrast import RIGHT, contrast, fault_of
+from shadowlab.tasks.albedo.contrast import RIGHT, Contrast, contrast, exchanged_text, fault_of
 from shadowlab.tasks.albedo.metrics import wrong_space_loss_db
 from shadowlab.tasks.albedo.options import AlbedoOptions
 from shadowlab.tasks.albedo.samples import AlbedoBatch
@@ -32,15 +33,20 @@ def batch(batch: AlbedoBatch, path: PathTable) -> list[Check]:
     path.add("input", "beauty", batch.beauty, "(B, 3, H, W)", (0, 1))
     path.add("input", "albedo", batch.albedo, "(B, 3, H, W)", (0, 1))
     path.add("input", "valid", batch.valid, "(B, 1, H, W)", (0, 1))
-    return [colour_round_trip(), spaces_are_right(batch), target_is_not_the_input(batch)]
-
-
-def spaces_are_right(batch: AlbedoBatch) -> Check:
-    """Whether the samples, as they are declared, behave as light does; and what a mistake would cost."""
-    found = [
+    shown = [
         contrast(beauty, albedo, valid, batch.space, batch.space)
         for beauty, albedo, valid in zip(batch.beauty, batch.albedo, batch.valid, strict=True)
     ]
+    return [
+        colour_round_trip(),
+        spaces_are_right(batch, shown),
+        pairs_are_not_exchanged(batch, shown),
+        target_is_not_the_input(batch),
+    ]
+
+
+def spaces_are_right(batch: AlbedoBatch, found: Sequence[Contrast]) -> Check:
+    """Whether the samples, as they are declared, behave as light does; and what a mistake would cost."""
     wrong = [one for one in found if not one.is_right]
     cost = float(wrong_space_loss_db(batch.albedo, batch.valid, batch.space).mean())
     ratios = ", ".join(f"{one.ratio:.2f} over {one.num_edges}" for one in found)
@@ -51,6 +57,18 @@ def spaces_are_right(batch: AlbedoBatch) -> Check:
         f"{ratios} steps; all is in {batch.space} now, and a perfect prediction in the other space would have a PSNR "
         f"of {cost:.1f} dB",
         fault_of(wrong[0].ratio, batch.space, batch.space) if wrong else "",
+    )
+
+
+def pairs_are_not_exchanged(batch: AlbedoBatch, found: Sequence[Contrast]) -> Check:
+    """Whether the beauty is the one with shadows."""
+    wrong = [(name, one) for name, one in zip(batch.ids, found, strict=True) if one.is_exchanged]
+    return Check(
+        "the beauty is the one with light and shadow",
+        not wrong,
+        "edges of the albedo are in the beauty, too",
+        f"not in {', '.join(name for name, _ in wrong)}" if wrong else f"so in {len(batch)} of {len(batch)}",
+        exchanged_text(wrong[0][1].own_edges) if wrong else "",
     )
 
 

@@ -8,12 +8,13 @@ import numpy as np
 
 from shadowlab.data import Examined, Fault, Index, Judgement, Problem, basis_of, check_image_size, one_line, thumbnail
 from shadowlab.errors import UserError
-from shadowlab.tasks.albedo.contrast import LEAST_EDGES, RIGHT, contrast, fault_of
+from shadowlab.tasks.albedo.contrast import EXCHANGED, LEAST_EDGES, RIGHT, contrast, exchanged_text, fault_of
 from shadowlab.tasks.albedo.dataset import declared_spaces, index_dataset, resolve_path
 from shadowlab.tasks.albedo.options import AlbedoOptions
 from shadowlab.tasks.albedo.pictures import Pictures, Spaces, decode_entry, make_sample
 
 DARK = "dark albedo"
+SWAPPED = "beauty and albedo exchanged"
 _DARK = 0.02  # mean of valid pixels; coal has 0.04
 _LEAST_SAMPLES = 3  # that must show enough steps
 
@@ -30,7 +31,7 @@ class AlbedoExamination:
         UserError: there is no data set at `path`, or `image_size` is not a multiple of 8.
     """
 
-    marks = (DARK,)
+    marks = (DARK, SWAPPED)
 
     def __init__(self, path: str | Path, image_size: int | None, options: AlbedoOptions, *, renew: bool) -> None:
         if image_size is not None:
@@ -66,17 +67,22 @@ class AlbedoExamination:
             except UserError as error:
                 problems.append(str(error))
         low, high = (float(one) for one in pictures.albedo.aminmax())
+        numbers = self._numbers(pictures)
+        marks = [DARK] * (_mean(pictures) < _DARK) + [SWAPPED] * bool(numbers[2] < EXCHANGED)
         return Examined(
             problems=tuple(problems),
             notices=("the albedo is one grey value everywhere",) if low == high else (),
-            marks=frozenset((DARK,) if _mean(pictures) < _DARK else ()),
+            marks=frozenset(marks),
             thumbnail=thumbnail((pictures.beauty, pictures.albedo)),
-            numbers=self._numbers(pictures),
+            numbers=numbers,
         )
 
     def judge(self, samples: Sequence[int], numbers: np.ndarray) -> Judgement:
         if self._spaces is None or not len(samples):
             return Judgement()
+        told = numbers[numbers[:, 2] != 0, 2]
+        if len(told) and (found := float(np.median(told))) < EXCHANGED:
+            return Judgement((Fault(exchanged_text(found), is_error=True),))
         ratios = numbers[numbers[:, 1] >= LEAST_EDGES, 0]
         if len(ratios) < min(_LEAST_SAMPLES, len(samples)):
             said = f"colour spaces: not judged, {len(ratios)} of {len(samples)} albedos have edges enough"
@@ -95,6 +101,11 @@ class AlbedoExamination:
                 f"{len(dark)} of {num_read} albedos are darker than coal (first {first}): black, inverted or of "
                 "another scale? Save reflectance in [0, 1]"
             )
+        if 0 < len(swapped := marked[SWAPPED]) <= num_read / 2:
+            notices.append(
+                f"{len(swapped)} of {num_read} pairs look exchanged (first {one_line(swapped[0])}): the albedo has "
+                "edges that the beauty has not; look at them, and exchange their files"
+            )
         objects = set(self.object_ids)
         if len(objects) == 1:
             notices.append(
@@ -105,11 +116,11 @@ class AlbedoExamination:
         return notices
 
     def _numbers(self, pictures: Pictures) -> np.ndarray:
-        """(2,): the ratio of `contrast`, 0 where there is none, and the number of steps."""
+        """(3,): the ratio of `contrast`, 0 where there is none, the number of steps, and `own_edges`."""
         if self._spaces is None:
-            return np.zeros(2, np.float32)
+            return np.zeros(3, np.float32)
         found = contrast(pictures.beauty, pictures.albedo, pictures.valid, self._spaces.beauty, self._spaces.albedo)
-        return np.array([found.ratio if found.num_edges else 0.0, found.num_edges], np.float32)
+        return np.array([found.ratio if found.num_edges else 0.0, found.num_edges, found.own_edges], np.float32)
 
 
 def _mean(pictures: Pictures) -> float:

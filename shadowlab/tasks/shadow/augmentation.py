@@ -38,6 +38,11 @@ class ShadowAugmentation:
 
     def __post_init__(self) -> None:
         """Raises UserError where something is asked for that another task has."""
+        if self.settings.quarter_turn:
+            raise UserError(
+                "data.augment.quarter_turn: no light throws such a shadow in a picture that is turned; use "
+                "data.augment.flip, which is exact"
+            )
         if self.settings.channel_order:
             raise UserError(
                 "data.augment.channel_order: the task shadow has data.augment.colour, which changes the object alone; "

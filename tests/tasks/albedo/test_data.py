@@ -182,6 +182,36 @@ def test_data_check_sees_a_space_that_is_declared_wrongly(
         assert f"beauty is declared {said[0]} and albedo {said[1]}; most likely" in found.faults[0].text
 
 
+@pytest.mark.parametrize("spaces", [("srgb", "srgb"), ("srgb", "linear"), ("linear", "linear")])
+def test_data_check_sees_pairs_that_are_exchanged(tmp_path: Path, spaces: tuple[str, str]) -> None:
+    """All of them is an error; a few are named; none is seen in pairs as they should be."""
+    names = [f"obj_{number:04d}_light_0" for number in range(8)]
+    make_folder(tmp_path, 8, 1, 64, spaces=spaces)
+
+    def found() -> tuple[list[str], list[str]]:
+        examination = AlbedoExamination(tmp_path, 64, options(), renew=True)
+        examined = [examination.examine(i) for i in range(8)]
+        judgement = examination.judge(range(8), np.stack([one.numbers for one in examined]))  # type: ignore[arg-type]
+        marked = {
+            mark: [name for name, one in zip(examination.ids, examined, strict=True) if mark in one.marks]
+            for mark in examination.marks
+        }
+        return [fault.text for fault in judgement.faults if fault.is_error], examination.together(8, marked)
+
+    def exchange(number: int) -> None:
+        for role, picture, space in zip(("beauty", "albedo"), reversed(pair(number, 0, 64)), spaces, strict=True):
+            save(picture, tmp_path / role / f"{names[number]}.png", space)
+
+    assert found() == ([], [])
+    exchange(5)
+    errors, notices = found()
+    assert errors == [] and "1 of 8 pairs look exchanged (first obj_0005_light_0)" in notices[0]
+    for number in (0, 1, 2, 3, 4, 6, 7):
+        exchange(number)
+    errors, notices = found()
+    assert "beauty and albedo are exchanged; exchange the two folders" in errors[0] and notices == []
+
+
 def test_a_validation_set_of_its_own(tmp_path: Path) -> None:
     training = make_folder(tmp_path / "train", 3, 2, SIDE)
     other = make_folder(tmp_path / "other", 2, 2, SIDE, first=10)
