@@ -146,7 +146,7 @@ READING = (
         'mode="bilinear", antialias=True',
         'mode="nearest"',
         options="--set data.image_size=64",
-        also=(f"{_RESIZING} fit_square", f"{_RESIZING} _fit_strips", f"{_RESIZING} fit_object", *_READERS),
+        also=(*(f"{_RESIZING} {name}" for name in ("fit_square", "_fit_strips", "fit_object_strips")), *_READERS),
     ),
     mutant(
         "another-sample-for-a-damaged-one",

@@ -18,6 +18,8 @@ from shadowlab.stages.check_forward.training_comparison import TrainingCompariso
 
 _GRID = "shadowlab/evaluation/fixed_grid.py, FixedGrid.evaluate"
 _TRAINEE = "shadowlab/training/trainee.py, Trainee"
+_MADE = "shadowlab/training/trainee.py, build_trainee"
+_HALF = (torch.bfloat16, torch.float16)
 _STEPS = 4
 
 
@@ -26,7 +28,10 @@ def judgement(comparison: TrainingComparison) -> Iterator[Quantity]:
     heard, run = comparison.heard, comparison.run
     weights = comparison.average or comparison.last
     if run.saved is not None:
-        yield from _weights("saved average", f"{_TRAINEE}.update_average", comparison, _named(run.saved), weights)
+        saved = _named(run.saved)
+        halved = run.config.train.ema_decay is not None and _is_rounded(saved) and not _is_rounded(weights)
+        place = _MADE if halved else f"{_TRAINEE}.update_average"
+        yield from _weights("saved average", place, comparison, saved, weights)
     yield from _weights("weights that are judged", f"{_TRAINEE}.averaged_weights", comparison, heard.judged, weights)
     comparison.set(weights)
     comparison.model.eval()
@@ -53,6 +58,11 @@ def _weights(
     for one, tensor in wanted.items():
         relative = (1e-2 * moved) / max(float(tensor.abs().amax()), 1e-6)
         yield Quantity(f"{name}: {one}", place, seen.get(one), tensor, relative, how)
+
+
+def _is_rounded(weights: dict[str, Tensor]) -> bool:
+    """Whether all are numbers of a half type, though float32 is what they should be kept in."""
+    return any(all(torch.equal(one, one.to(half).to(one.dtype)) for one in weights.values()) for half in _HALF)
 
 
 def _which(seen: dict[str, Tensor], comparison: TrainingComparison) -> str:

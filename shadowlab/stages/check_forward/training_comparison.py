@@ -131,6 +131,10 @@ class TrainingComparison:
                 f"step {step + 1}, micro-batch {number + 1}: ", seen, micro_batches[first + number], own
             )
         ids = [name for block in sorted(everyone) for name in self.ids_at(block)]
+        if self.steps_seen:  # before what is said of gradients: those of another model are none of these
+            owned = [one for group in self.steps_seen[0].owned for one in group]
+            place = "shadowlab/training/trainee.py, build_trainee"
+            yield Quantity(f"step {step + 1}: parameters of the optimizer", place, sorted(owned), sorted(gradients))
         yield from self._recorded(step, torch.cat(losses), gradients, ids)
         if all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
             yield from self._updated(step, gradients)
@@ -264,9 +268,6 @@ class TrainingComparison:
         yield Quantity(
             f"{name}micro-batches before it", f"{_STEP}, _step", seen.num_forwards, (step + 1) * plan.accumulation
         )
-        owned = [one for group in seen.owned for one in group]
-        place = "shadowlab/training/trainee.py, build_trainee"
-        yield Quantity(f"{name}parameters of the optimizer", place, sorted(owned), sorted(gradients))
         before = {one: p.detach() for one, p in self.model.named_parameters() if one in gradients}
         yield from self._each(f"{name}weights before it", f"{_STEP}, _step", seen.before, before, 1e-6)
         wanted = reference.clipped(gradients, plan.max_grad_norm)

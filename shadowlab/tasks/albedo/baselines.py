@@ -16,7 +16,8 @@ from shadowlab.tasks.colour import converted
 BEAUTY = "beauty"
 CHROMATIC_EDGE, BRIGHT_EDGE = 0.08, 0.45
 """Retinex: a step of log colour, or of log brightness, from one pixel to the next that is taken for another surface.
-The best pair of a grid on the training objects of the shipped set, by si-RMSE."""
+Chosen by hand, on training objects of the shipped set: si-RMSE 0.1046 of them, at 0.04 and 0.3 it is 0.1064, at 0.02
+and 0.45 it is 0.1094."""
 WHITE = 0.8
 """Retinex: linear reflectance that the brightest surface is taken for (its 98th percentile)."""
 _DARKEST = 1 / 512  # half of the least step of an 8-bit picture: below, a logarithm is noise
