@@ -20,6 +20,7 @@ _GRID = "shadowlab/evaluation/fixed_grid.py, FixedGrid.evaluate"
 _TRAINEE = "shadowlab/training/trainee.py, Trainee"
 _MADE = "shadowlab/training/trainee.py, build_trainee"
 _HALF = (torch.bfloat16, torch.float16)
+_PART = "shadowlab/evaluation/fixed_grid.py, FixedGrid._part"
 _STEPS = 4
 
 
@@ -127,6 +128,8 @@ def _validation(comparison: TrainingComparison) -> Iterator[Quantity]:
         )
     mean = sum(float(torch.cat(own).mean()) for own in losses.values()) / len(losses)
     yield Quantity("validation loss", _GRID, float(record["loss"]), mean, loose)
+    if run.world == 1:  # of several, each judges a share
+        yield from _starts(comparison, ids, shape)
     truth = tensors["data"].repeat(len(generated), 1, 1, 1)
     r2 = reference.explained(torch.cat(generated), truth)
     yield Quantity("R^2 of validation", "shadowlab/metrics.py, r_squared", float(record["r2"]), r2, 5 * loose)
@@ -138,6 +141,19 @@ def _validation(comparison: TrainingComparison) -> Iterator[Quantity]:
             float(torch.cat(of_metric).mean()),
             5 * loose,
         )
+
+
+def _starts(comparison: TrainingComparison, ids: list[str], shape: torch.Size) -> Iterator[Quantity]:
+    """That the model was asked for a picture of each sample's noise, and of nothing else."""
+    heard, run = comparison.heard, comparison.run
+    last = max(i for i, one in enumerate(heard.forwards) if one.trains)
+    given = [one.sample[:, : shape[0]].float() for one in heard.forwards[last + 1 :] if one.sample is not None]
+    asked = torch.cat([one.to(run.device) for one in given])
+    for draw in range(run.config.validation.num_noises):
+        for name in ids:
+            noise = reference.grid_noise(name, draw, shape, comparison.plan.seed).to(run.device)
+            nearest = asked[int((asked - noise).abs().flatten(1).amax(dim=1).argmin())]
+            yield Quantity(f"noise {draw} that becomes a picture of {name}", _PART, nearest, noise, 1e-2)
 
 
 def _generation(comparison: TrainingComparison, saved: LoadedModel) -> Iterator[Quantity]:

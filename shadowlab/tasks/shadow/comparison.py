@@ -15,6 +15,7 @@ from shadowlab.quantities import Quantity, same
 from shadowlab.tasks.reference import ObjectiveReference, RawVae
 from shadowlab.tasks.shadow import golden, reference
 from shadowlab.tasks.shadow.light import embed_light
+from shadowlab.tasks.shadow.metrics import per_image_metrics
 from shadowlab.tasks.shadow.samples import Batch, Sample
 
 _COUNT = len(golden.LIGHTS)
@@ -142,26 +143,28 @@ class ShadowReference:
     def metrics(self, task: Any) -> Iterator[Quantity]:
         truth = torch.stack([sample.pictures["shadow"] for sample in self._golden[:3]])
         batch = _judged_batch(truth)
-        constant = _judged_batch(torch.full((1, 1, 32, 32), 0.2))
+        constant = torch.full((1, 1, 32, 32), 0.2)
         closed = {"rmse": 0.3, "si_rmse": 0.0, "zncc": 0.0, "soft_iou": 0.4, "psnr": 10.457575, "ssim": 0.6897621}
-        seen = task.judge(torch.full((1, 1, 32, 32), 0.5), constant)
+        seen = per_image_metrics(torch.full((1, 1, 32, 32), 0.5), constant)
         for name, value in closed.items():
             yield Quantity(f"{name} of 0.5 against 0.2", _place(name), float(seen[name]), value, 1e-5 if value else 1.0)
         ceiling = {"rmse": 0.0, "si_rmse": 0.0, "zncc": 1.0, "soft_iou": 1.0, "psnr": 100.0, "ssim": 1.0}
         for name, value in ceiling.items():
-            yield Quantity(
-                f"{name} of the truth", _place(name), task.judge(truth, batch)[name], torch.full((3,), value)
-            )
-        black = task.judge(torch.zeros_like(truth), batch)
+            found = per_image_metrics(truth, truth)[name]
+            yield Quantity(f"{name} of the truth", _place(name), found, torch.full((3,), value))
+        black = per_image_metrics(torch.zeros_like(truth), truth)
         floor = {"soft_iou": torch.zeros(3), "zncc": torch.zeros(3), "rmse": truth.square().mean(dim=(1, 2, 3)).sqrt()}
         for name, wanted in floor.items():
             yield Quantity(f"{name} of all black", _place(name), black[name], wanted)
         other = (truth.flip(-1) * 0.7 + 0.1).clamp(0, 1)
         wanted_of = [reference.metrics(p[0].double(), g[0].double()) for p, g in zip(other, truth, strict=True)]
-        together = task.judge(other, batch)
+        together = per_image_metrics(other, truth)
         for name in wanted_of[0]:
             wanted = torch.tensor([one[name] for one in wanted_of])
             yield Quantity(f"{name} of each picture by itself", _place(name), together[name], wanted, 1e-4)
+        judged, place = task.judge(other, batch), "shadowlab/tasks/shadow/task.py, ShadowTask.judge"
+        for name, values in together.items():
+            yield Quantity(f"{name} as it is judged", place, judged.get(name), values)
         target = task.target(batch)
         yield Quantity("the truth", "shadowlab/tasks/shadow/task.py, ShadowTask.target", target, truth, 0.0)
         for metric in (*task.metrics, *task.evaluation.metrics):
