@@ -61,8 +61,8 @@ class InsertionTask:
         keeps_cross_attention=True,
         sides=("ch", "cw"),
         trainable=("*.attn1.*",),
-        published={"sd15-inpainting": (859_535_364, 686), "sd15": (859_535_364, 686)},
-        published_trainable={"sd15-inpainting": (49_574_080, 80), "sd15": (49_574_080, 80)},
+        published={"sd15-inpainting": (859_535_364, 686), "tiny-inpainting": (4_210_020, 404)},
+        published_trainable={"sd15-inpainting": (49_574_080, 80), "tiny-inpainting": (324_384, 50)},
     )
     metrics: tuple[Metric, ...] = (PSNR_INSIDE, RMSE_INSIDE)
     baseline: Baseline | None = Baseline(COPY_PASTE, COPY_PASTE)
