@@ -90,7 +90,6 @@ class _Part:
     metrics: dict[str, Tensor]
     """Name -> (B,)."""
     region_losses: dict[str, Tensor]
-    """Region -> (B times the number of t,)."""
 
 
 class FixedGrid:

@@ -85,14 +85,7 @@ def write_insertion(
         guidance=request.guidance,
         resolution=request.resolution,
     )
-    encoded = BytesIO()
-    Image.fromarray(np.round(made * 255).astype(np.uint8)).save(encoded, "PNG")
-    try:
-        request.out.parent.mkdir(parents=True, exist_ok=True)
-        replace(request.out, encoded.getvalue())
-    except OSError as error:
-        where = one_line(str(request.out))
-        raise UserError(f"{where}: cannot be written ({reason_of(error)}); give another place") from None
+    _save(request.out, made)
     guided = "" if request.guidance == 1.0 else f", guidance {request.guidance:g}"
     seconds = time.monotonic() - began
     size = f"{made.shape[1]} x {made.shape[0]} pixels"
@@ -111,3 +104,15 @@ def write_insertion(
             "seconds": round(seconds, 2),
         }
     )
+
+
+def _save(out: Path, made: np.ndarray) -> None:
+    """made: (H, W, 3) in [0, 1]."""
+    encoded = BytesIO()
+    Image.fromarray(np.round(made * 255).astype(np.uint8)).save(encoded, "PNG")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace(out, encoded.getvalue())
+    except OSError as error:
+        where = one_line(str(out))
+        raise UserError(f"{where}: cannot be written ({reason_of(error)}); give another place") from None
