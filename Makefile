@@ -43,7 +43,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable ".[dev,render,export,demo,lightning,trainer,low-memory]"
+	$(PIP) --editable ".[dev,render,export,demo,lightning,trainer,low-memory,wandb,mlflow]"
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

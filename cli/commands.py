@@ -57,7 +57,7 @@ add_command(app, reports_errors(in_processes(generate.generate)), panel=USE)
 judged = in_processes(evaluate.evaluate, kept=evaluate.EVALUATION_IS_KEPT)
 add_command(app, reports_errors(judged), panel=USE)
 for panel, commands in {
-    LOOK: (views.runs, views.tensorboard, views.report, views.inspect, findings.health),
+    LOOK: (views.runs, views.tensorboard, views.track, views.report, views.inspect, findings.health),
     USE: (export.export, demo.demo),
     ORIGIN: (findings.why, findings.drill),
     DATA: (data.train_vae,),

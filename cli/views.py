@@ -115,6 +115,24 @@ def report(
     reporter.result(written.to_json())
 
 
+def track(
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="A run folder, its name, or latest.", autocompletion=complete_runs),
+    ],
+    to: Annotated[list[str] | None, typer.Option(help="Tracker: wandb or mlflow; may be given again.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's records and pictures to W&B or MLflow, as one session, whatever was tracked while it trained.
+
+    Example: shadowlab track RUN --to wandb
+    """
+    from shadowlab.console import Reporter
+    from shadowlab.views.trackers import run_track
+
+    run_track(run, to or [], Reporter(as_json=as_json))
+
+
 def tensorboard(
     run: Annotated[
         str,

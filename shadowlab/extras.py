@@ -6,6 +6,7 @@ from shadowlab.errors import MissingDependencyError
 from shadowlab.settings import Config
 
 _OPTIMIZERS = {"adamw8bit": ("bitsandbytes", "low-memory")}
+_TRACKERS = {"wandb": ("wandb", "wandb"), "mlflow": ("mlflow", "mlflow")}
 
 
 def require_extras(config: Config) -> None:
@@ -16,6 +17,14 @@ def require_extras(config: Config) -> None:
     name = config.optimizer.name
     if name in _OPTIMIZERS:
         _require(f"optimizer.name={name}", *_OPTIMIZERS[name])
+    for tracker in config.tracking:
+        require_tracker(tracker)
+
+
+def require_tracker(name: str) -> None:
+    """The same for a name of `tracking`; TensorBoard needs no extra."""
+    if name in _TRACKERS:
+        _require(f"tracking={name}", *_TRACKERS[name])
 
 
 def extra_is_absent(

@@ -54,6 +54,7 @@ YOUNG = {
     "task",
     "checkpoint.keep_best",
     "optimizer.name",
+    "tracking",
     "train.noise_share",
     "train.trainable",
     "task_options.view",

@@ -54,7 +54,7 @@ def write_folder(model: LoadedModel, exported: Exported, folder: Path) -> None:
         "_diffusers_version": diffusers.__version__,
         **exported.write_parts(folder, config.data.image_size),
         "unet": list(code.unet),
-        "vae": ["diffusers", "AutoencoderKL"],
+        "vae": ["diffusers", type(autoencoder).__name__],
     }
     _write_json(folder / "model_index.json", index)
     replace_text(folder / CONFIG_NAME, dump_config(config))

@@ -38,7 +38,7 @@ def encode_command(config: Config, folder: str | Path | None = None) -> str:
     words += ["--set", f"task={config.task}"] if config.task != Config().task else []
     for name, share in config.data.augment.kept_variants.items():
         words += ["--set", f"data.augment.{name}={share:g}"]
-    return shlex.join([*words, *(["--seed", str(config.seed)] if config.model.vae_source == "random" else [])])
+    return shlex.join([*words, *(["--seed", str(config.seed)] if config.model.vae_is_random else [])])
 
 
 def require_index(config: Config) -> None:

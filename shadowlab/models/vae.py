@@ -1,12 +1,11 @@
 """The frozen image autoencoder: pictures to latents and back, always in float32.
 
-Legend: B batch, H and W picture height and width, h = H / 8, w = W / 8. A latent has 4 channels. The class is
-diffusers' `AutoencoderKL`.
+Legend: B batch, H and W picture height and width, h = H / 8, w = W / 8. A latent has 4 channels. The classes are in
+`models/autoencoders.py`.
 """
 
 import hashlib
 import json
-import math
 import re
 import warnings
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -23,6 +22,15 @@ import shadowlab
 from diagnostics.files import read_json, require_file
 from shadowlab.encoded_batch import DOWNSCALE, LATENT_CHANNELS
 from shadowlab.errors import MissingDependencyError, StageFailedError, UserError
+from shadowlab.models.autoencoders import (
+    SDXL_CONFIG,
+    TINY_CONFIG,
+    autoencoder_of,
+    check_config,
+    class_of,
+    encoder_config,
+    latents_of,
+)
 from shadowlab.models.precision import true_float32
 from shadowlab.seeding import derive_seed
 
@@ -32,41 +40,12 @@ EMBEDDED_FOLDER = Path(shadowlab.__file__).parent / "assets" / "vae"
 EMBEDDED = {"embedded": EMBEDDED_FOLDER, "embedded-albedo": EMBEDDED_FOLDER.with_name("vae-albedo")}
 """Sources of VAEs that ship: of shadow maps and objects on grey, and of pictures of any colour."""
 
-# SDXL base's own `vae/config.json`; keys left out have the class's defaults there too.
-SDXL_CONFIG: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "act_fn": "silu",
-    "latent_channels": LATENT_CHANNELS,
-    "norm_num_groups": 32,
-    "sample_size": 1024,
-    "scaling_factor": 0.13025,
-    "force_upcast": True,
-}
-
-# Of the configuration, what decides a latent other than the encoder's weights.
-_DECIDES_LATENTS = (
-    "act_fn",
-    "block_out_channels",
-    "down_block_types",
-    "layers_per_block",
-    "mid_block_add_attention",
-    "norm_num_groups",
-    "scaling_factor",
-    "shift_factor",
-    "use_quant_conv",
-)
-_MOST_CHANNELS = 2**14  # SDXL's has 512
 _MAX_PIXELS = 2 * 1024 * 1024  # a larger batch goes through in pieces: memory stays flat, results are the same
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 class ImageVae:
-    """A frozen `AutoencoderKL` that stays in float32.
+    """A frozen `AutoencoderKL` or `AutoencoderTiny` that stays in float32.
 
     Not an `nn.Module`, so a parent's `.half()`, `.parameters()` or `state_dict()` never reaches it. Parameters
     need no gradient; gradients still flow through `encode` and `decode` to inputs that ask for them.
@@ -78,9 +57,9 @@ class ImageVae:
         UserError: the autoencoder's configuration is not one that latents here can use.
     """
 
-    def __init__(self, autoencoder: AutoencoderKL) -> None:
+    def __init__(self, autoencoder: AutoencoderKL | AutoencoderTiny) -> None:
         model: Any = autoencoder  # diffusers' lazy imports hide its attributes from the type checker
-        _check_config(dict(model.config), "autoencoder")
+        check_config(dict(model.config), "autoencoder")
         self.autoencoder = model.float().eval().requires_grad_(False)
         self.scaling_factor = float(model.config.scaling_factor)
         self.shift_factor = float(model.config.shift_factor or 0.0)
@@ -100,7 +79,7 @@ class ImageVae:
 
         VAEs that differ in their decoders alone have one digest.
         """
-        config = {key: self.autoencoder.config.get(key) for key in _DECIDES_LATENTS}
+        config = encoder_config(self.autoencoder.config)
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for name, tensor in sorted(self.autoencoder.state_dict().items()):
             if name.startswith(("encoder.", "quant_conv.")):
@@ -114,7 +93,7 @@ class ImageVae:
         return self
 
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) any float dtype in [-1, 1] -> (B, 4, h, w) float32: (posterior mode - shift) * scaling_factor.
+        """(B, 3, H, W) any float dtype in [-1, 1] -> (B, 4, h, w) float32: (latents - shift) * scaling_factor.
 
         Raises:
             UserError: wrong shape, H or W not a multiple of 8, or, on the CPU, values not finite or out of range.
@@ -126,10 +105,13 @@ class ImageVae:
         if images.device.type == "cpu" and not bool((images.detach().abs() <= 1.0 + 1e-3).all()):  # NaN fails too
             raise UserError("images must be finite and in [-1, 1]; rescale them before encoding")
 
-        def mode(piece: Tensor) -> Tensor:
-            return self.autoencoder.encode(piece).latent_dist.mode()
+        return (
+            self._run(self.unscaled, images, images.shape[2] * images.shape[3]) - self.shift_factor
+        ) * self.scaling_factor
 
-        return (self._run(mode, images, images.shape[2] * images.shape[3]) - self.shift_factor) * self.scaling_factor
+    def unscaled(self, images: Tensor) -> Tensor:
+        """What the model gives of (B, 3, H, W) float32 in [-1, 1], (B, 4, h, w); nothing is looked at."""
+        return latents_of(self.autoencoder, images)
 
     def encode_grey(self, maps: Tensor) -> Tensor:
         """(B, 1, H, W) in [0, 1] -> (B, 4, h, w) float32: repeated to RGB and 2x - 1. Raises as `encode`."""
@@ -179,10 +161,11 @@ def load_vae(source: str, *, seed: int = 0, downloads: bool = True) -> ImageVae:
     """The VAE named by `source`, on the CPU.
 
     Args:
-        source: `embedded` or `embedded-albedo` (shipped), `random` (SDXL's exact architecture, random weights), a
-            folder in diffusers' layout (or a pipeline folder with `vae/` inside), or a hub id such as
-            `stabilityai/sdxl-vae` or `stabilityai/stable-diffusion-xl-base-1.0/vae`. Only safetensors are read.
-        seed: for `random` only; the global random state is left alone.
+        source: `embedded` or `embedded-albedo` (shipped), `random` (SDXL's exact architecture, random weights),
+            `random-tiny` (TAESD's), a folder in diffusers' layout (or a pipeline folder with `vae/` inside), or a hub
+            id such as `stabilityai/sdxl-vae` or `stabilityai/stable-diffusion-xl-base-1.0/vae`. Only safetensors are
+            read.
+        seed: for `random` and `random-tiny` only; the global random state is left alone.
         downloads: whether a hub id may be fetched; if not, it must lie in the hub's cache on this machine.
 
     Raises:
@@ -197,6 +180,10 @@ def load_vae(source: str, *, seed: int = 0, downloads: bool = True) -> ImageVae:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "random-vae"))
             return ImageVae(AutoencoderKL(**SDXL_CONFIG))
+    if source == "random-tiny":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "random-tiny-vae"))
+            return ImageVae(AutoencoderTiny(**TINY_CONFIG))
     folder = Path(source).expanduser()
     if source and folder.is_dir():
         inner = folder / "vae"
@@ -204,7 +191,9 @@ def load_vae(source: str, *, seed: int = 0, downloads: bool = True) -> ImageVae:
     if source and folder.exists():
         raise UserError(f"{source}: a VAE is a folder with {CONFIG_NAME} and {WEIGHTS_NAME}; give the folder")
     if not _HUB_ID.fullmatch(source):
-        raise UserError(f"VAE {source!r}: no such folder; give {', '.join(EMBEDDED)}, random, a folder or a hub id")
+        raise UserError(
+            f"VAE {source!r}: no such folder; give {', '.join(EMBEDDED)}, random, a folder or a hub id; or random-tiny"
+        )
     return _from_hub(source, downloads)
 
 
@@ -215,6 +204,8 @@ def unwritten_vae(source: str) -> ImageVae:
         UserError: a folder has no config.json that can be read.
     """
     folder = EMBEDDED.get(source) or Path(source).expanduser()
+    if source == "random-tiny":
+        return ImageVae(AutoencoderTiny(**TINY_CONFIG))
     if source == "random" or not folder.is_dir():
         return ImageVae(AutoencoderKL(**SDXL_CONFIG))
     config_path = (folder if (folder / CONFIG_NAME).is_file() else folder / "vae") / CONFIG_NAME
@@ -224,9 +215,9 @@ def unwritten_vae(source: str) -> ImageVae:
         raise UserError(f"{config_path}: not readable JSON ({_brief(error)}); copy it again") from error
     if not isinstance(config, dict):
         raise UserError(f"{config_path}: expected a JSON object; copy it again")
-    _check_config(config, str(config_path))
+    check_config(config, str(config_path))
     try:
-        return ImageVae(AutoencoderKL.from_config(config))
+        return ImageVae(autoencoder_of(config))
     except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
         raise UserError(f"{config_path}: describes no VAE ({_brief(error)}); copy it again") from error
 
@@ -240,7 +231,8 @@ def _from_hub(source: str, downloads: bool) -> ImageVae:
     owner, name, *inner = source.split("/")
     try:
         subfolder = inner[0] if inner else None
-        autoencoder, info = _from_pretrained(f"{owner}/{name}", subfolder=subfolder, local_files_only=not downloads)
+        where = {"subfolder": subfolder, "local_files_only": not downloads}
+        autoencoder, info = _from_pretrained(None, f"{owner}/{name}", **where)
     except OSError as error:
         raise MissingDependencyError(
             f"VAE {source!r}: no local folder has this name and the hub did not give it (offline, or no such model); "
@@ -262,7 +254,7 @@ def _from_folder(folder: Path) -> ImageVae:
         raise UserError(f"{config_path}: not readable JSON ({_brief(error)}); copy it again") from error
     if not isinstance(config, dict):
         raise UserError(f"{config_path}: expected a JSON object; copy it again")
-    _check_config(config, str(config_path))
+    check_config(config, str(config_path))
     try:
         require_file(weights_path)
         with safe_open(weights_path, framework="pt") as file:
@@ -270,7 +262,7 @@ def _from_folder(folder: Path) -> ImageVae:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{weights_path}: truncated or no safetensors ({_brief(error)}); copy it again") from error
     try:
-        autoencoder, info = _from_pretrained(str(folder), local_files_only=True)
+        autoencoder, info = _from_pretrained(config, str(folder), local_files_only=True)
     except (ValueError, TypeError, RuntimeError, OSError, LookupError, AttributeError) as error:
         raise UserError(
             f"{weights_path}: does not fit {CONFIG_NAME} next to it ({_brief(error)}); copy both from one model"
@@ -278,7 +270,7 @@ def _from_folder(folder: Path) -> ImageVae:
     return _checked(autoencoder, info, str(weights_path))
 
 
-def _from_pretrained(name: str, **where: Any) -> tuple[Any, dict[str, Any]]:
+def _from_pretrained(config: dict[str, Any] | None, name: str, **where: Any) -> tuple[Any, dict[str, Any]]:
     """The model and its loading report. diffusers' own warnings are silenced: `_checked` raises on what they say."""
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
@@ -286,7 +278,8 @@ def _from_pretrained(name: str, **where: Any) -> tuple[Any, dict[str, Any]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             # Off the low-memory path a missing tensor is reported instead of left on the meta device.
-            return AutoencoderKL.from_pretrained(
+            kind = class_of(AutoencoderKL.load_config(name, **where) if config is None else config)
+            return kind.from_pretrained(
                 name,
                 use_safetensors=True,
                 torch_dtype=torch.float32,
@@ -308,32 +301,6 @@ def _checked(autoencoder: Any, info: dict[str, Any], where: str) -> ImageVae:
         if not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{where}: tensor {name} holds values that are not finite; copy the file again or retrain")
     return ImageVae(autoencoder)
-
-
-def _check_config(config: dict[str, Any], where: str) -> None:
-    """Raise UserError unless a model of this configuration gives (4, H / 8, W / 8) latents of RGB pictures."""
-    for key, expected in (("latent_channels", LATENT_CHANNELS), ("in_channels", 3), ("out_channels", 3)):
-        if (found := config.get(key, expected if key != "latent_channels" else None)) != expected:
-            raise UserError(f"{where}: {key} is {found}, expected {expected}; use a VAE of SDXL's class")
-    blocks = config.get("block_out_channels")
-    if not isinstance(blocks, list | tuple) or 2 ** (len(blocks) - 1) != DOWNSCALE:
-        raise UserError(
-            f"{where}: block_out_channels is {blocks}, expected 4 entries: latents {DOWNSCALE} times smaller"
-        )
-    groups = config.get("norm_num_groups", SDXL_CONFIG["norm_num_groups"])
-    numbers = [*blocks, groups, config.get("layers_per_block", 1)]
-    if any(type(number) is not int or not 0 < number <= _MOST_CHANNELS for number in numbers):
-        raise UserError(f"{where}: block_out_channels, norm_num_groups or layers_per_block is no positive number")
-    if any(channels % groups for channels in blocks):
-        raise UserError(f"{where}: norm_num_groups {groups} does not divide block_out_channels {list(blocks)}")
-    scaling, shift = config.get("scaling_factor"), config.get("shift_factor")
-    if not isinstance(scaling, int | float) or not 0.0 < scaling < math.inf:
-        raise UserError(f"{where}: scaling_factor is {scaling}, expected a positive number (SDXL's is 0.13025)")
-    if shift is not None and not (isinstance(shift, int | float) and math.isfinite(shift)):
-        raise UserError(f"{where}: shift_factor is {shift}, expected a number or null")
-    for key in ("latents_mean", "latents_std"):  # a second normalisation, which would be ignored here
-        if config.get(key) is not None:
-            raise UserError(f"{where}: {key} is set, which is not supported; use a VAE with scaling_factor alone")
 
 
 def _brief(error: Exception) -> str:

@@ -34,9 +34,9 @@ class ModelConfig(Section):
     )
     """Weights of the UNet: `random`, `embedded-inpainting` (shipped, of `tiny-inpainting`), a local folder in
     diffusers' layout, or a hub id."""
-    vae: str = key("embedded", decides="model", examples=["same", "random", "madebyollin/sdxl-vae-fp16-fix"])
-    """`embedded`, `embedded-albedo`, `random` (SDXL's size), a local folder in diffusers' layout, a hub id, or `same`:
-    the VAE next to `weights` (random with random weights)."""
+    vae: str = key("embedded", decides="model", examples=["same", "random", "madebyollin/taesd"])
+    """`embedded`, `embedded-albedo`, `random` (SDXL's size), `random-tiny` (TAESD's), a local folder in diffusers'
+    layout, a hub id, or `same`: the VAE next to `weights` (random with random weights)."""
     gradient_checkpointing: bool = key(False, decides="nothing", option="--checkpointing/--no-checkpointing")
     """Recompute activations in the backward pass: less memory, about a third more time."""
     channels_last: bool = key(False, decides="nothing")
@@ -53,6 +53,11 @@ class ModelConfig(Section):
         except (OSError, RuntimeError) as error:
             raise ValueError(f"no such folder ({error}); write the path out") from None
         return value
+
+    @property
+    def vae_is_random(self) -> bool:
+        """Whether nobody has trained the VAE, so that it knows no pictures."""
+        return self.vae_source in ("random", "random-tiny")
 
     @property
     def vae_source(self) -> str:
@@ -248,6 +253,11 @@ class Config(Section):
     in autocast, `tf32` needs an NVIDIA GPU, `fp16-pure` needs `allow_unsafe`."""
     allow_unsafe: bool = key(False, decides="nothing", option="--allow-unsafe")
     """Permit fp16-pure, in which weights and optimizer states are float16."""
+    tracking: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = key(
+        ("tensorboard",), decides="nothing", examples=[["tensorboard", "wandb"]]
+    )
+    """Views that are written while a run trains: `tensorboard`, `wandb` (extra of that name; offline without a key),
+    `mlflow` (likewise; a local folder without a server). metrics.jsonl has all that they show."""
     output_dir: str = key("runs", decides="nothing", examples=["/scratch/runs"])
     """Folder of the run folders."""
     model: ModelConfig = ModelConfig()
@@ -259,6 +269,13 @@ class Config(Section):
     distributed: DistributedConfig = DistributedConfig()
     overfit: OverfitConfig = OverfitConfig()
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()
+
+    @field_validator("tracking")
+    @classmethod
+    def _each_view_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len({*value}) < len(value):
+            raise ValueError("names a view twice; name each once")
+        return value
 
     @field_validator("output_dir")
     @classmethod

@@ -128,7 +128,8 @@ def finish_stage(
         try:
             run.record_stage(name, passed=result.passed, config=config, summary=result.summary)
             step = result.summary.get("steps", 0)
-            _show(run, name, passed=result.passed, step=step, message=result.message, summary=result.summary)
+            verdict = _verdict(name, result.message, passed=result.passed, step=step, summary=result.summary)
+            _show(run, verdict, config)
         except OSError as error:
             stopped = _refused(run, error)
             if result.passed:
@@ -152,7 +153,7 @@ def record_failure(name: str, message: str, config: Config, run: RunFolder, repo
     """In stages.json and among the records. A disk that refuses is a warning: what was found is reported as well."""
     try:
         run.record_stage(name, passed=False, config=config, summary={"error": message})
-        _show(run, name, passed=False, step=step, message=message)
+        _show(run, _verdict(name, message, passed=False, step=step), config)
     except OSError as error:
         reporter.warn(f"the failure of {name} is not recorded in full: {_refused(run, error)}")
 
@@ -164,29 +165,25 @@ def _refused(run: RunFolder, error: OSError) -> UserError:
     )
 
 
-def _show(
-    run: RunFolder, name: str, *, passed: bool, step: int, message: str, summary: dict[str, Any] | None = None
-) -> None:
-    """The verdict among the run's records and in TensorBoard.
+def _verdict(name: str, message: str, *, passed: bool, step: int, summary: dict[str, Any] | None = None) -> Stage:
+    """step: done until then, as far as the stage says; the records may go further."""
+    ended: Stage = {"kind": "stage", "step": step, "stage": name, "passed": passed, "message": message}
+    ended["summary"] = summary or {}
+    return ended
 
-    step: done until then, as far as the stage says; the records may go further.
+
+def _show(run: RunFolder, verdict: Stage, config: Config) -> None:
+    """The verdict among the run's records and in TensorBoard.
 
     Raises:
         OSError: the disk refuses.
     """
-    step = max(step, _last_step(run.metrics))
-    record: Stage = {
-        "kind": "stage",
-        "step": step,
-        "stage": name,
-        "passed": passed,
-        "message": message,
-        "summary": summary or {},
-    }
-    append_record(run.metrics, record)
-    board = Board(run.tensorboard, adds=True)
-    board.write(record)
-    board.close()
+    verdict["step"] = max(verdict["step"], _last_step(run.metrics))
+    append_record(run.metrics, verdict)
+    if "tensorboard" in config.tracking:
+        board = Board(run.tensorboard, adds=True)
+        board.write(verdict)
+        board.close()
 
 
 def _last_step(metrics: Path) -> int:

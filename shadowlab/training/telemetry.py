@@ -76,7 +76,7 @@ class Telemetry:
         self._health, self._warn = HealthWatch(kind), warn
         if trainee.processes.is_main:
             self._writer = RecordWriter(run.metrics, keep_until_step=resumed_at)
-            self._sinks = Sinks(open_sinks(), warn, again)
+            self._sinks = Sinks(open_sinks(), warn, again, self.write)
             if resumed_at > 0:
                 self._remember(resumed_at)
 
@@ -209,9 +209,9 @@ class Telemetry:
         """Take the hooks off and close the files."""
         self._trainee.watch.detach()
         self._upkeep.drop()
+        self._sinks.close()  # while what they lose can be recorded
         if self._writer is not None:
             self._writer.close()
-        self._sinks.close()
 
     def _publish(self, record: TrainingStep) -> None:
         """To the files, to the live view, and to the health rules, whose findings are records of their own."""

@@ -128,10 +128,10 @@ CONDITIONS = (
     ),
     mutant(
         "latent-is-drawn",
-        f"{_VAE} ImageVae.encode",
+        "shadowlab/models/autoencoders.py latents_of",
         ".latent_dist.mode()",
         ".latent_dist.sample()",
-        also=(f"{_VAE} ImageVae.encode_grey",),
+        also=(f"{_VAE} ImageVae.encode", f"{_VAE} ImageVae.encode_grey"),
     ),
     mutant(
         "shadow-not-rescaled-on-both-sides",

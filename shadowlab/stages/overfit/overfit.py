@@ -27,7 +27,7 @@ from shadowlab.stages.overfit.samples import samples_to_memorise
 from shadowlab.stages.result import StageResult
 from shadowlab.tasks import Ablation, TaskBatch
 from shadowlab.training import StepPlace, Telemetry, Trainee, build_trainee, build_unet, open_source
-from shadowlab.views.tensorboard import Board
+from shadowlab.views.trackers import open_views
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _build(session: Session) -> tuple[Trainee, Telemetry]:
         config.diagnostics,
         kind="overfit",
         warn=session.reporter.warn,
-        open_sinks=lambda: [Board(run.tensorboard)],
+        open_sinks=lambda: open_views(config, run.path),
     )
 
 

@@ -30,7 +30,7 @@ from shadowlab.training import (
     open_source,
     remove_unfinished,
 )
-from shadowlab.views.tensorboard import Board
+from shadowlab.views.trackers import open_views
 
 _READING_SECONDS = 3600.0  # the other processes wait this long while the first one reads checkpoints
 _SILENT_SECONDS = 600.0  # large files are read without giving other threads a turn
@@ -250,7 +250,7 @@ def _telemetry(config: Config, run: RunFolder, trainee: Trainee, reporter: Repor
             kind="train",
             resumed_at=resumed_at,
             warn=reporter.warn,
-            open_sinks=lambda: [Board(run.tensorboard, resumed_at=resumed_at)],
+            open_sinks=lambda: open_views(config, run.path, resumed_at=resumed_at),
         )
     except (OSError, ValueError) as error:  # ValueError: a damaged line of metrics.jsonl; it names file and line
         raise UserError(" ".join(str(error).split())) from error

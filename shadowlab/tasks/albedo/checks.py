@@ -101,7 +101,7 @@ def encoding(
     path.add("VAE", "albedo latent (data)", encoded.data, "(B, 4, h, w)", LATENT_LIMITS)
     found = [latents_are_finite(encoded, torch.cat([encoded.data, parts["beauty latent"]]))]
     round_trip = decoded_target(task, batch, encoded, path, "albedo")
-    found += [] if config.model.vae_source == "random" else [round_trip]
+    found += [] if config.model.vae_is_random else [round_trip]
     return [*found, prompt_is_right(parts["empty prompt"], config, options.empty_prompt), *places(task, batch)]
 
 

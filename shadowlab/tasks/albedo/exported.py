@@ -112,7 +112,7 @@ class AlbedoExported:
         """inputs: beauty (B, 3, H, W) float32 in [-1, 1]."""
         (beauty,) = inputs
         vae, told = self._vae, self._prompt()
-        latents = (vae.autoencoder.encode(beauty).latent_dist.mode() - vae.shift_factor) * vae.scaling_factor
+        latents = (vae.unscaled(beauty) - vae.shift_factor) * vae.scaling_factor
         return Conditions(latents, tokens=told.to(beauty.device).expand(len(beauty), -1, -1))
 
     def picture(self, latents: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class ShadowExported:
         """inputs: object_image (B, 3, H, W), mask (B, 1, H, W), light (B, 3), all float32."""
         object_image, mask, light = inputs
         vae = self._vae
-        latents = (vae.autoencoder.encode(object_image).latent_dist.mode() - vae.shift_factor) * vae.scaling_factor
+        latents = (vae.unscaled(object_image) - vae.shift_factor) * vae.scaling_factor
         embedding = light_vector(light)
         if self._tells_intensity:
             embedding = torch.cat([embedding, intensity_vector(torch.ones_like(light[:, 0]))], dim=1)

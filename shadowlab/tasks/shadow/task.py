@@ -292,4 +292,4 @@ class ShadowTask:
         return [checks.background_is_constant(batch)]
 
     def check_encoding(self, batch: Batch, encoded: EncodedBatch, path: PathTable) -> list[Check]:
-        return checks.encoding(self, batch, encoded, path, trained_vae=self._config.model.vae_source != "random")
+        return checks.encoding(self, batch, encoded, path, trained_vae=not self._config.model.vae_is_random)

@@ -57,7 +57,7 @@ def rebuild_board(run: Path, patterns: Sequence[str] = ()) -> Rebuilt:
         board = Board(new, in_full=chosen)
         try:
             num_records = num_pictures = 0
-            pictures = _saved_pictures(run / "samples")
+            pictures = saved_pictures(run / "samples")
             for record in read_records(metrics):
                 with _named(metrics, num_records + 1):
                     while pictures and pictures[0][2] < record.get("step", -1):  # in the order in which they were made
@@ -121,7 +121,7 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.rpartition(".")[0], pattern)
 
 
-def _saved_pictures(samples: Path) -> list[tuple[str, Path, int]]:
+def saved_pictures(samples: Path) -> list[tuple[str, Path, int]]:
     """(tag, file, step), by ascending step."""
     tagged = ((picture_tag(file.stem), file) for file in paths_in(samples, "*.png", inside=samples.parent))
     found = [(known[0], file, known[1]) for known, file in tagged if known is not None]
@@ -145,10 +145,17 @@ def picture_tag(stem: str) -> tuple[str, int] | None:
 
 def _add(board: Board, tag: str, file: Path, step: int) -> int:
     """Returns how many pictures were added: one."""
+    with opened_picture(file) as (picture, content):
+        board.add(tag, picture, step, content)
+    return 1
+
+
+@contextmanager
+def opened_picture(file: Path) -> Iterator[tuple[Image.Image, bytes]]:
+    """A PNG of a run's samples/ and its bytes. Raises UserError where it is none."""
     try:
         content = read_bytes(file, inside=file.parents[1])
         with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
-            board.add(tag, picture, step, content)
+            yield picture, content
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # as Pillow raises
         raise UserError(f"{file}: cannot be read as a picture; remove it to go on without") from error
-    return 1

@@ -15,7 +15,7 @@ import shutil
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image, ImageOps
@@ -52,7 +52,7 @@ class ShadowPipeline(DiffusionPipeline):
     def __init__(
         self,
         unet: UNet2DConditionModel,
-        vae: AutoencoderKL,
+        vae: ModelMixin,
         scheduler: FlowMatchEulerDiscreteScheduler,
         image_size: int = 128,
     ):
@@ -181,8 +181,8 @@ class ShadowPipeline(DiffusionPipeline):
         """Objects (B, 3, S, S) in [-1, 1], masks (B, 1, S, S) -> latents and the area covered, (B, 5, h, w) float32."""
         objects, masks = objects.to(self._execution_device), masks.to(self._execution_device)
         scale, shift = self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
-        modes = in_pieces(lambda piece: self.vae.encode(piece).latent_dist.mode(), objects, objects.shape[-1] ** 2)
-        return torch.cat([(modes - shift) * scale, F.avg_pool2d(masks, DOWNSCALE)], dim=1)
+        given = in_pieces(lambda piece: self.vae.encode(piece, return_dict=False)[0], objects, objects.shape[-1] ** 2)
+        return torch.cat([(given - shift) * scale, F.avg_pool2d(masks, DOWNSCALE)], dim=1)
 
     def decode(self, latents, sizes, output_type):
         """(B, 4, h, w) -> shadows as `__call__` gives them. sizes: (height, width) of each."""
@@ -206,16 +206,17 @@ def in_float32(vae):
     place = vae.config.get("_name_or_path") or ""
     if not os.path.isdir(place):
         raise ValueError(f"the VAE is {vae.dtype}; load it in float32: dtype={{'vae': torch.float32, ...}}")
-    return AutoencoderKL.from_pretrained(place, use_safetensors=True).float().to(vae.device)
+    return type(vae).from_pretrained(place, use_safetensors=True).float().to(vae.device)
 
 
 def in_pieces(function, batch, pixels):
     """`function` of (B, C, ...) float32, some samples at a time. pixels: of one of them."""
-    return torch.cat([function(piece) for piece in batch.float().split(max(1, MAX_PIXELS // pixels))])
+    given = [function(piece) for piece in batch.float().split(max(1, MAX_PIXELS // pixels))]
+    return torch.cat([one if torch.is_tensor(one) else one.mode() for one in given])  # of a posterior
 
 
-# Pictures in, at the model's square, and back at their own size. The order is: threshold the mask, put grey around the
-# object, resize, threshold again: resizing first would mix what lies around the object into its rim.
+# Pictures in, at the model's square, and back: threshold the mask, put grey around the object, resize, threshold again.
+# Resizing first would mix what lies around the object into its rim.
 
 
 def as_list(given, channels):
