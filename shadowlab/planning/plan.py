@@ -79,6 +79,8 @@ class MemoryPlan:
     """That ddp and fsdp2 run in."""
     num_parameters: int
     """Of the UNet."""
+    num_trained: int
+    """Of these, those that train: frozen ones have no gradient and no state."""
     strategies: tuple[StrategyPlan, ...]
 
 
@@ -110,6 +112,7 @@ def plan_memory(
         device,
         processes,
         whole.num_parameters,
+        whole.num_trained,
         tuple(_strategy(name, plans[name], device) for name in strategies),
     )
 
@@ -131,6 +134,7 @@ class _Trace:
     peaks: Peaks
     peaks_but_gradients: Peaks
     num_parameters: int
+    num_trained: int
 
 
 def _trace(config: Config, device: str) -> _Trace:
@@ -141,7 +145,7 @@ def _trace(config: Config, device: str) -> _Trace:
         trainee = _trainee(config, task, unet, config.train.ema_decay)
         if trainee.ema is not None:
             live.label(EMA, trainee.ema.shadow_params)
-        for group in trainee.optimizer.param_groups:
+        for group in trainee.optimizer.param_groups if config.optimizer.name == "adamw" else ():
             group["foreach"] = device == "cuda" and not group["fused"]  # torch's default for real tensors there
         copies: list[OptimizerState] = []
 
@@ -160,7 +164,8 @@ def _trace(config: Config, device: str) -> _Trace:
         _label_new_gradients(unet, live)
         rehearsal.run()
         num_parameters = sum(p.numel() for p in unet.parameters())
-    return _Trace(live.peaks, live.peaks_but_gradients, num_parameters)
+        num_trained = sum(p.numel() for p in trainee.parameters().values())
+    return _Trace(live.peaks, live.peaks_but_gradients, num_parameters, num_trained)
 
 
 def _trace_sharded(config: Config, device: str, processes: int, whole: Peaks) -> Peaks:

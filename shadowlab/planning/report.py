@@ -7,7 +7,7 @@ from typing import Any
 from shadowlab.console import wrapped_text
 from shadowlab.models import POLICIES
 from shadowlab.planning.kernels import kernel_of
-from shadowlab.planning.live_bytes import ACTIVATIONS, ITEMS
+from shadowlab.planning.live_bytes import ACTIVATIONS, ITEMS, MOMENTS
 from shadowlab.planning.plan import GB, MemoryPlan
 from shadowlab.planning.rehearsal import ALL_MOMENTS, BACKWARD, EMA_STEP, ENCODE, FORWARD, OPTIMIZER, VALIDATION
 
@@ -33,13 +33,12 @@ def format_plan(plan: MemoryPlan, gpu_bytes: int, *, width: int | None = None) -
     shown = plan.strategies
     rule = (_RULE, ["-" * 8 for _ in shown])
     rows: list[tuple[str, list[str]]] = [("GB of 10^9 bytes, per process", [str(one.strategy) for one in shown]), rule]
-    for item in ITEMS:
-        if item == ACTIVATIONS:
-            for moment in ALL_MOMENTS:
-                held = [one.peak(moment).items.get(ACTIVATIONS, 0) for one in shown]
-                rows.append((_ACTIVATIONS_OF[moment], [_gb(size) for size in held]))
-        elif any(one.most(item) for one in shown):
-            rows.append((item, [_gb(one.most(item)) for one in shown]))
+    for moment in ALL_MOMENTS:  # first: they are the most of it where little trains, and nobody expects them
+        held = [one.peak(moment).items.get(ACTIVATIONS, 0) for one in shown]
+        rows.append((_activations_of(moment, plan), [_gb(size) for size in held]))
+    for item in (item for item in ITEMS if item != ACTIVATIONS and any(one.most(item) for one in shown)):
+        label = f"{item} of 8 bits" if item == MOMENTS and is_8_bit(plan) else item
+        rows.append((label, [_gb(one.most(item)) for one in shown]))
     rows += [rule, *((f"peak in {m}", [_gb(one.peak(m).total) for one in shown]) for m in ALL_MOMENTS), rule]
     rows.append(("highest peak", [_gb(one.highest.total) for one in shown]))
     for name in dict.fromkeys(name for one in reversed(shown) for name in one.assumed):
@@ -54,10 +53,22 @@ def format_plan(plan: MemoryPlan, gpu_bytes: int, *, width: int | None = None) -
     return "\n".join([wrapped_text(_headline(plan), width), *lines, "", grounds])
 
 
+def is_8_bit(plan: MemoryPlan) -> bool:
+    """Whether the moments are of 8 bits."""
+    return plan.config.optimizer.name == "adamw8bit"
+
+
+def _activations_of(moment: str, plan: MemoryPlan) -> str:
+    if moment == OPTIMIZER and is_8_bit(plan):
+        return "copies of the watch, temporaries of AdamW"
+    return _ACTIVATIONS_OF[moment]
+
+
 def plan_document(plan: MemoryPlan, gpu_bytes: int) -> dict[str, Any]:
     """The same as JSON, in bytes."""
     return {
         "parameters": plan.num_parameters,
+        "trained": plan.num_trained,
         "device": plan.device,
         "processes": plan.processes,
         "gpu_bytes": gpu_bytes if plan.device == "cuda" else None,
@@ -89,8 +100,11 @@ def _headline(plan: MemoryPlan) -> str:
     config = plan.config
     checkpointing = "with" if config.model.gradient_checkpointing else "without"
     augmented = f"augmented ({config.data.augment.text}), " if config.data.augment.is_on else ""
+    some = plan.num_trained < plan.num_parameters
+    trained = f", {plan.num_trained / 1e6:,.1f} M of them train" if some else ""
+    side = config.data.image_size
     return (
-        f"{plan.num_parameters / 1e6:,.0f} M parameters, {config.data.image_size} x {config.data.image_size}, batch "
+        f"{plan.num_parameters / 1e6:,.0f} M parameters{trained}, {side} x {side}, batch "
         f"{config.train.batch_size} per process, {config.precision}, {augmented}{checkpointing} gradient "
         f"checkpointing; ddp and fsdp2: {plan.processes} processes"
     )

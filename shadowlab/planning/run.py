@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from shadowlab.console import Reporter
 from shadowlab.distributed import pick_device
+from shadowlab.errors import UserError
 from shadowlab.planning.measure import measured_peaks
 from shadowlab.planning.plan import GB, STRATEGIES, DeviceKind, Strategy, plan_memory
 from shadowlab.planning.report import format_measured, format_plan, plan_document
@@ -25,9 +26,13 @@ def run_plan(
 
     Returns whether at least one of the strategies shown fits the GPU; a plan for a CPU always does.
     """
+    shards = why_not_sharded(config)
+    if shards is not None and "fsdp2" in (strategies or ()):
+        raise UserError(f"--strategy fsdp2: {shards}")
     device: DeviceKind = "cpu" if config.device == "cpu" else "cuda"
     gpu_bytes = round(gpu_memory_gb * GB)
-    shown, width = strategies or STRATEGIES, max(_LEAST_WIDTH, min(_MOST_WIDTH, reporter.console.width))
+    possible = tuple(one for one in STRATEGIES if one != "fsdp2" or shards is None)
+    shown, width = strategies or possible, max(_LEAST_WIDTH, min(_MOST_WIDTH, reporter.console.width))
     reporter.say(f"tracing a round of training, {', '.join(shown)}: a minute or two for sdxl")
     plan = plan_memory(config, device=device, processes=processes, strategies=shown)
     reporter.say(format_plan(plan, gpu_bytes, width=width))
@@ -49,9 +54,17 @@ def run_plan(
     return fits
 
 
+def why_not_sharded(config: Config) -> str | None:
+    """What of a configuration FSDP2 cannot share, in words; None where it can all."""
+    if config.optimizer.name != "adamw8bit":
+        return None
+    return "the states of adamw8bit cannot be sharded (bitsandbytes#89): take ddp, or --set optimizer.name=adamw"
+
+
 def _what_to_try(config: Config) -> str:
     """Of what plan has options for; not what the configuration has already."""
     found = [] if config.model.gradient_checkpointing else ["--checkpointing"]
     found += ["a smaller --batch"] if config.train.batch_size > 1 else []
     found += ["a smaller --set data.image_size=N"] if not found else []
-    return f"nothing shown fits: try {', '.join(found)}, or fsdp2 with more --processes"
+    sharing = "" if why_not_sharded(config) else ", or fsdp2 with more --processes"
+    return f"nothing shown fits: try {', '.join(found)}{sharing}"

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from diagnostics.board import BlockNumbers, block_numbers, run_numbers
+from diagnostics.records import rounded
 
 
 class Numbers:
     """Hand it every record of a run, in order.
 
-    `KIND/KEY` of every number of the record itself, NaN and Inf included; of parameters the median, least and largest
+    `KIND/KEY` of every number of the record itself, NaN and Inf included, as metrics.jsonl rounds it; of parameters the median, least and largest
     of each block, for a tracker slows down over thousands of names: metrics.jsonl and TensorBoard have every layer.
     """
 
@@ -22,7 +23,7 @@ class Numbers:
 
     def of(self, record: Mapping[str, Any]) -> dict[str, float]:
         """Name -> number of one record; empty where it is words."""
-        found = dict(run_numbers(record))
+        found = {name: rounded(value) for name, value in run_numbers(record)}
         parameters: Mapping[str, Mapping[str, float | None]] = record.get("parameters", {})
         if parameters:
             self._blocks.learn(record)
@@ -30,5 +31,5 @@ class Numbers:
             for name, values in parameters.items():
                 rows.setdefault(self._blocks.group(name), []).append(values)
             for group, own in rows.items():
-                found |= dict(block_numbers(group, own))
+                found |= {name: rounded(value) for name, value in block_numbers(group, own)}
         return found

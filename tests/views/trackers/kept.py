@@ -1,6 +1,7 @@
 """What trackers have kept on this machine, read back without the code under test."""
 
 import json
+import os
 import struct
 import time
 from collections.abc import Iterator
@@ -76,6 +77,7 @@ def wandb_curves(file: Path) -> Curves:
 
 def mlflow_curves(folder: Path) -> list[Curves]:
     """One a session, the oldest first, through MLflow's own client."""
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=folder.resolve().as_uri())
