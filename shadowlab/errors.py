@@ -44,6 +44,10 @@ class LostProcessError(UserError):
     exit_code = 3
 
 
+class SinkError(Exception):
+    """The library behind a view has raised something; the message is one line. It ends no run."""
+
+
 class InterruptedRunError(Exception):
     """SIGINT or SIGTERM stopped a run in an orderly way. The message says what is saved.
 

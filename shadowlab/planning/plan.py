@@ -99,6 +99,7 @@ def plan_memory(
     Raises:
         UserError: a folder of weights has no readable config.json.
     """
+    config = _traced(config)
     open_task(config)  # imported while tensors are real: a constant that its modules make stays what it was made as
     whole = _trace(config, device)
     plans: dict[Strategy, Peaks] = {"single": whole.peaks}
@@ -115,6 +116,13 @@ def plan_memory(
         whole.num_trained,
         tuple(_strategy(name, plans[name], device) for name in strategies),
     )
+
+
+def _traced(config: Config) -> Config:
+    """With at most two micro-batches a step: from the second on, each needs what the one before it did."""
+    train = config.train
+    few = min(train.gradient_accumulation_steps, 2)
+    return config.model_copy(update={"train": train.model_copy(update={"gradient_accumulation_steps": few})})
 
 
 def _strategy(name: Strategy, peaks: dict[str, dict[str, int]], device: str) -> StrategyPlan:

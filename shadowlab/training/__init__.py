@@ -21,7 +21,7 @@ from shadowlab.training.data_wait import DataWait
 from shadowlab.training.eight_bit import moments_of
 from shadowlab.training.optimizer import adamw, learning_rate
 from shadowlab.training.saved_file import read_tensors
-from shadowlab.training.sinks import Sink, SinkError
+from shadowlab.training.sinks import Sink
 from shadowlab.training.source import BatchSource, open_source
 from shadowlab.training.step import (
     StepOutcome,
@@ -39,7 +39,6 @@ __all__ = [
     "CapturedStep",
     "DataWait",
     "Sink",
-    "SinkError",
     "StepOutcome",
     "StepPlace",
     "Telemetry",

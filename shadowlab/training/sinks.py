@@ -8,6 +8,7 @@ from torch import Tensor
 from diagnostics.files import reason_of
 from diagnostics.health import Finding
 from diagnostics.records import Health
+from shadowlab.errors import SinkError
 
 
 class Sink(Protocol):
@@ -35,10 +36,6 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-class SinkError(Exception):
-    """The library behind a sink has raised something; the message is one line."""
 
 
 class Sinks:

@@ -64,7 +64,7 @@ def encoding(
     every = torch.cat([parts["data"], parts["object"], parts["masked picture"]])
     found = [latents_are_finite(encoded, every), canvas(encoded, batch, parts, beside)]
     round_trip = decoded_target(task, batch, encoded, path, "target")
-    found += [] if config.model.vae_source == "random" else [round_trip]
+    found += [] if config.model.vae_is_random else [round_trip]
     if batch.prompt is None:
         found.append(prompt_is_right(parts["prompt"], config, options.empty_prompt))
     return [*found, *places(task, batch, options)]

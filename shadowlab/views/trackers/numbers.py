@@ -10,8 +10,9 @@ from diagnostics.records import rounded
 class Numbers:
     """Hand it every record of a run, in order.
 
-    `KIND/KEY` of every number of the record itself, NaN and Inf included, as metrics.jsonl rounds it; of parameters the median, least and largest
-    of each block, for a tracker slows down over thousands of names: metrics.jsonl and TensorBoard have every layer.
+    `KIND/KEY` of every number of the record itself, NaN and Inf included, rounded as metrics.jsonl has it; of
+    parameters the median, least and largest of each block, for a tracker slows down over thousands of names:
+    metrics.jsonl and TensorBoard have every layer.
     """
 
     def __init__(self) -> None:

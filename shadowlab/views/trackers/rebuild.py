@@ -5,11 +5,10 @@ from pathlib import Path
 
 from diagnostics.records import read_records
 from shadowlab.console import Reporter
-from shadowlab.errors import StageFailedError, UserError
+from shadowlab.errors import SinkError, StageFailedError, UserError
 from shadowlab.extras import require_tracker
 from shadowlab.runs import RunFolder, find_run
 from shadowlab.settings import values
-from shadowlab.training import SinkError
 from shadowlab.views.tensorboard import opened_picture, saved_pictures
 from shadowlab.views.trackers.sinks import TRACKERS, tracker
 

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shadowlab.settings import Config, values
-from shadowlab.training import Sink
 from shadowlab.views.tensorboard import Board
 from shadowlab.views.trackers.mlflow_session import MlflowSession
 from shadowlab.views.trackers.tracker import Beginning, Session, Tracker
 from shadowlab.views.trackers.wandb_session import WandbSession
+
+if TYPE_CHECKING:
+    from shadowlab.training import Sink
 
 TRACKERS: Mapping[str, tuple[str, Callable[[Beginning], Session]]] = {
     "wandb": ("W&B", WandbSession),
@@ -18,7 +20,7 @@ TRACKERS: Mapping[str, tuple[str, Callable[[Beginning], Session]]] = {
 """Name in `tracking` -> name for people, and what opens a session."""
 
 
-def open_views(config: Config, run: Path, *, resumed_at: int | None = None) -> list[Sink]:
+def open_views(config: Config, run: Path, *, resumed_at: int | None = None) -> "list[Sink]":
     """Sinks in the order of `tracking`; a tracker's library is not imported yet.
 
     Args:

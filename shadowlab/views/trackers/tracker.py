@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from diagnostics.board import text_of
+from diagnostics.records import rounded
 from diagnostics.statistics import Histogram
 from shadowlab.drawing import to_image
-from shadowlab.training import SinkError
+from shadowlab.errors import SinkError
 from shadowlab.views.trackers.numbers import Numbers
 
 
@@ -78,7 +79,8 @@ class Tracker:
                 session.numbers(step, numbers)
             for name, content in record.get("histograms", {}).items():
                 if content["counts"]:
-                    session.histogram(step, name, Histogram(**content))
+                    ends = {key: rounded(content[key]) for key in ("low", "high")}  # as metrics.jsonl has them
+                    session.histogram(step, name, Histogram(**{**content, **ends}))
             if text is not None:
                 session.text(step, *text)
 

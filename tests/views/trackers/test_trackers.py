@@ -19,11 +19,11 @@ from cli.main import app
 from diagnostics.board import run_numbers
 from diagnostics.records.lines import read_records
 from diagnostics.statistics import histogram
-from shadowlab.errors import MissingDependencyError, UserError
+from shadowlab.errors import MissingDependencyError, SinkError, UserError
 from shadowlab.extras import require_extras
 from shadowlab.runs.folder import RunFolder
 from shadowlab.settings.files import load_config
-from shadowlab.training.sinks import Sink, SinkError, Sinks
+from shadowlab.training.sinks import Sink, Sinks
 from shadowlab.training.step import StepPlace
 from shadowlab.training.telemetry import Telemetry
 from shadowlab.views.trackers import mlflow_session
