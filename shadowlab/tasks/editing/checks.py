@@ -108,7 +108,7 @@ def encoding(
     path.add("VAE", "target latent (data)", encoded.data, "(B, 4, h, w)", LATENT_LIMITS)
     found = [latents_are_finite(encoded, torch.cat([encoded.data, parts["input latent"]]))]
     round_trip = decoded_target(task, batch, encoded, path, "target")
-    found += [] if config.model.vae_source == "random" else [round_trip]
+    found += [] if config.model.vae_is_random else [round_trip]
     found.append(prompt_is_right(parts["empty prompt"], config, options.empty_prompt))
     return [*found, *places(task, batch, has_mask=edit.has_mask)]
 
