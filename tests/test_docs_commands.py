@@ -166,6 +166,16 @@ ELSEWHERE = {
         "shadowlab train --preset albedo-tiny --data lists/train.txt --set task_options.beauty_space=srgb "
         "   --set task_options.albedo_space=srgb",
         "shadowlab plan --preset albedo-sd21",
+        "shadowlab data encode --preset albedo-tiny --set data.augment.flip=0.5 --set data.augment.quarter_turn=0.75 "
+        "   --set data.augment.channel_order=0.83 --out latents",
+        "shadowlab train --preset albedo-tiny --run albedo --max-steps 2400 --set train.noise_share=0.8 "
+        "   --set optimizer.schedule=cosine --set optimizer.learning_rate=2e-3 --set data.latents=latents "
+        "   --set data.augment.flip=0.5 --set data.augment.quarter_turn=0.75 --set data.augment.channel_order=0.83",
+        "shadowlab evaluate albedo --steps 1,4 --seeds 8",
+        "shadowlab data check my-pairs --preset albedo-tiny",
+    ],
+    "tests/tasks/albedo/test_render.py::test_the_folder_says_what_it_holds": [
+        "shadowlab data render --task albedo --objects 200 --lights 2 --spp 64 --out my-pairs",
     ],
     "tests/tasks/editing/test_commands.py::test_the_stages_and_a_picture_of_ones_own": [
         "shadowlab check-forward --preset white-balance-tiny",
