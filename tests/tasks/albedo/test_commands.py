@@ -61,7 +61,7 @@ def test_the_stages_and_a_picture_of_ones_own(place: Path) -> None:
         assert picture.size == (64, 64)
         assert picture.mode == "RGB"
     make_folder(place / "others", num_objects=2, lights=1)
-    assert "0 problems" in says(*"data check others --preset albedo-tiny".split())
+    assert "0 problems" in says(*["data", "check", "others", "--preset", "albedo-tiny"])
     judged = says(
         *["evaluate", "one", "--data", "others", "--steps", "1,2", "--seeds", "5", "--out", "judged", "--json"]
     )
