@@ -370,7 +370,7 @@ def test_make_does_what_the_pages_say() -> None:
     assert "source absent/bin/activate" in planned
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     texts = [page.read_text(encoding="utf-8") for page in PAGES]
-    asked = {name for text in texts for names in re.findall(r"-e \"\.\[([\w,]+)\]", text) for name in names.split(",")}
+    asked = {name for text in texts for names in re.findall(r"-e \"\.\[([\w,-]+)\]", text) for name in names.split(",")}
     assert asked == extras.keys()
 
 

@@ -83,12 +83,11 @@ def widen_conv_in(unet: UNet2DConditionModel, in_channels: int, rule: Widening) 
         raise UserError(f"conv_in of {old.in_channels} channels cannot be widened to {in_channels} by rule `{rule}`")
     new = nn.Conv2d(in_channels, old.out_channels, old.kernel_size, padding=old.padding, bias=old.bias is not None)
     with torch.no_grad():
+        new.weight.zero_()
         if rule == "zero":
-            new.weight.zero_()
             new.weight[:, : old.in_channels] = old.weight
         else:
             copies = in_channels // old.in_channels
-            new.weight.zero_()
             new.weight[:, : copies * old.in_channels] = old.weight.repeat(1, copies, 1, 1) / copies
             vars(new)["before"] = old.weight.detach(), None if old.bias is None else old.bias.detach()
         if old.bias is not None and new.bias is not None:

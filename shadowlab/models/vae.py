@@ -105,9 +105,8 @@ class ImageVae:
         if images.device.type == "cpu" and not bool((images.detach().abs() <= 1.0 + 1e-3).all()):  # NaN fails too
             raise UserError("images must be finite and in [-1, 1]; rescale them before encoding")
 
-        return (
-            self._run(self.unscaled, images, images.shape[2] * images.shape[3]) - self.shift_factor
-        ) * self.scaling_factor
+        unscaled = self._run(self.unscaled, images, images.shape[2] * images.shape[3])
+        return (unscaled - self.shift_factor) * self.scaling_factor
 
     def unscaled(self, images: Tensor) -> Tensor:
         """What the model gives of (B, 3, H, W) float32 in [-1, 1], (B, 4, h, w); nothing is looked at."""

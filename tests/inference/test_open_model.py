@@ -144,7 +144,8 @@ def test_nothing_is_downloaded(run: Path, tmp_path: Path, monkeypatch: pytest.Mo
         asked.append(options["local_files_only"])
         raise OSError("not in the cache")
 
-    monkeypatch.setattr("shadowlab.models.vae.AutoencoderKL.from_pretrained", fetch)
+    for way in ("load_config", "from_pretrained"):
+        monkeypatch.setattr(f"shadowlab.models.vae.AutoencoderKL.{way}", fetch)
     exported = exported_folder(run, tmp_path / "exported")
     (exported / "shadowlab.yaml").write_text("model: {vae: nobody/has-this}\ndata: {image_size: 32}\n")
     for act in (lambda: open_model(exported, device="cpu"), lambda: load_vae("nobody/has-this")):

@@ -164,7 +164,7 @@ CONDITIONS = (
     mutant(
         "new-channels-random",
         f"{_SURGERY} widen_conv_in",
-        "            new.weight.zero_()\n",
+        "        new.weight.zero_()\n",
         "",
         also=(f"{_SURGERY} adapt",),
         says=("conv_in",),
