@@ -20,8 +20,8 @@ HEADER = "target_image,object_image,mask"
 def object_of(number: int, side: int = 32) -> Picture:
     """(S, S, 3) uint8: tiles in the object's own colours."""
     rng = np.random.default_rng(derive_seed(0, "object", number))
-    tiles = rng.integers(0, 256, (4, 4, 3), np.uint8)
-    return tiles.repeat(side // 4, 0).repeat(side // 4, 1)
+    tiles = rng.integers(32, 224, (2, 2, 3), np.uint8)  # a small VAE gives such pictures back
+    return tiles.repeat(side // 2, 0).repeat(side // 2, 1)
 
 
 def row_of(number: int, place: int, height: int, width: int) -> tuple[Picture, Picture]:

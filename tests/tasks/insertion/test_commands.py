@@ -52,13 +52,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_stages_train_self_attention_alone_and_a_picture_of_ones_own_is_composited(place: Path) -> None:
     listed = ("--data", "data/rows.csv")
     assert "check-forward: passed" in run("check-forward", *listed, "--run", "check")
-    assert "overfit: passed" in run("overfit --samples 2 --max-steps 2", *listed, "--run", "overfit")
-    assert "train: passed" in run("train --max-steps 3", *listed, "--run", "one")
+    said = run("overfit --samples 2 --max-steps 2", *listed, "--run", "overfit", code=1)
+    assert "the result does not come from mask" in said  # the base paints well from the start; two steps prove no input
+    assert "train: passed" in run("train --max-steps 3 --skip-stages", *listed, "--run", "one")
     _self_attention_alone_has_moved(place)
     says("evaluate", "one", "--steps", "1", "--seeds", "1", "--device", "cpu", "--out", "judged", *listed)
     methods = json.loads((place / "judged/evaluation.json").read_text())["tracks"]["all"]["methods"]
-    assert {"model, 1 step", "mean fill", "copy-paste", "truth"} <= methods.keys()
-    assert methods["truth"]["psnr_inside"]["mean"] == 100 > methods["copy-paste"]["psnr_inside"]["mean"]
+    assert {"model, 1 step", "mean fill", "copy-paste"} == methods.keys()
+    assert methods["model, 1 step"]["psnr_inside"]["mean"] > methods["mean fill"]["psnr_inside"]["mean"] - 3
 
     words = ("generate", "one", "--object", "chair.png", "--mask", "where.png", "--device", "cpu")
     said = says(*words, "--target", "room.png", "--steps", "2", "--out", "made.png")

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from diagnostics.board import run_numbers
+from diagnostics.records import rounded
 from diagnostics.records.lines import read_records
 from diagnostics.statistics import histogram
 from shadowlab.errors import MissingDependencyError, SinkError, UserError
@@ -71,7 +72,7 @@ def wanted_curves(records: Sequence[Mapping[str, Any]], *, ranges: bool = False)
         blocks: dict[str, Mapping[str, float]] = {}
         for name, content in record.get("histograms", {}).items() if ranges else ():
             if content["counts"]:
-                numbers |= {f"{name}/low": content["low"], f"{name}/high": content["high"]}
+                numbers |= {f"{name}/{end}": rounded(content[end]) for end in ("low", "high")}
         for name, value in (numbers | blocks).items():
             found.setdefault(name, []).append((record["step"], float(value)))
     return found
@@ -161,8 +162,8 @@ def test_blocks_are_summed_up_for_thousands_of_parameters() -> None:
 @pytest.mark.parametrize("kind", EACH)
 def test_a_resumed_run_goes_on_in_a_session_of_its_own(tmp_path: Path, kind: str) -> None:
     """Resumed from step 2 although step 3 was shown: in no session does a step come again or go back."""
-    first = [{"kind": "train", "step": step, "loss": 1.0 / step} for step in (1, 2, 3)]
-    second = [{"kind": "train", "step": step, "loss": 2.0 / step} for step in (3, 4, 5)]
+    first = [{"kind": "train", "step": step, "loss": rounded(1.0 / step)} for step in (1, 2, 3)]
+    second = [{"kind": "train", "step": step, "loss": rounded(2.0 / step)} for step in (3, 4, 5)]
     config = load_config(assignments=[f"tracking=[{kind}]"])
     for resumed_at, records in ((-1, first), (2, second)):
         [sink] = open_views(config, tmp_path, resumed_at=resumed_at)
