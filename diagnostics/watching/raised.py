@@ -45,7 +45,7 @@ def may_be_numerical(error: BaseException, guarded: Guarded, batch: Any) -> bool
     """
     try:
         if isinstance(error, SystemExit):
-            return _any_bad_in_frames(_last(error.__traceback__))
+            return _any_bad_in_frames(_leaves(error.__traceback__))
         cause = error.__cause__ or error.__context__
         if isinstance(error, Exception) and isinstance(cause, Exception) and not isinstance(error, _NEVER):
             return _may_be(error, guarded, batch) or _may_be(cause, guarded, batch)
@@ -69,6 +69,16 @@ def _may_be(error: Exception, guarded: Guarded, batch: Any) -> bool:
 def _last(traceback: TracebackType | None) -> TracebackType | None:
     """The end of a traceback: the frame that raised."""
     while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback
+
+
+def _leaves(traceback: TracebackType | None) -> TracebackType | None:
+    """The frame that called `sys.exit`, which a library may have replaced by a function of its own, as wandb does."""
+    own = getattr(getattr(sys.exit, "__func__", sys.exit), "__code__", None)
+    while traceback is not None and traceback.tb_next is not None:
+        if own is not None and traceback.tb_next.tb_frame.f_code is own:
+            return traceback
         traceback = traceback.tb_next
     return traceback
 

@@ -278,9 +278,16 @@ def test_a_suspicion_that_turns_out_wrong_leaves_everything_as_the_exception_did
     loop.watch.step(loop)
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
 @pytest.mark.parametrize("factor", [1.0, math.nan])
-def test_a_step_that_leaves_the_process_is_explained_where_it_looked_at_a_bad_value(factor: float):
-    """As torchvision's reference loops do; any other exit is nobody's business."""
+def test_a_step_that_leaves_the_process_is_explained_where_it_looked_at_a_bad_value(
+    factor: float, is_replaced: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """As torchvision's reference loops do, also under wandb, which replaces `sys.exit`; any other exit is nobody's
+    business."""
+    leave = sys.exit
+    if is_replaced:
+        monkeypatch.setattr(sys, "exit", lambda code=None: leave(code))
 
     def fault(x: Tensor) -> None:
         value = (x * factor).mean()
