@@ -31,7 +31,7 @@ def _write_insertion(asked: SimpleNamespace) -> None:
         asked.out,
         asked.steps,
         asked.seed,
-        asked.guidance or 1.0,
+        1.0 if asked.guidance is None else asked.guidance,
         asked.resolution,
     )
     write_insertion(asked.place, request, **_how(asked))

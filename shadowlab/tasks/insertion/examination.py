@@ -1,11 +1,9 @@
 """What `shadowlab data check` looks for in a data set of insertions: row by row, and in all of them together."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from shadowlab.data import Examined, Index, Problem, check_image_size, one_line, thumbnail
+from shadowlab.data import Examined, Index, Problem, basis_of, check_image_size, one_line, thumbnail
 from shadowlab.errors import UserError
 from shadowlab.tasks.insertion.dataset import index_dataset
 from shadowlab.tasks.insertion.pictures import Pictures, decode_entry, make_sample
@@ -43,13 +41,7 @@ class InsertionExamination:
 
     def basis(self, i: int) -> str:
         entry = self._index.entries[i]
-        words = [repr((entry.id, entry.object_id, entry.values))]
-        for role, source in entry.sources.items():
-            words.append(repr((role, source.name, source.size, getattr(source, "offset", 0))))
-            with suppress(OSError):
-                status = source.path.stat()
-                words.append(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}")
-        return hashlib.sha256("\n".join(words).encode()).hexdigest()
+        return basis_of(entry, entry.values)
 
     def examine(self, i: int) -> Examined:
         entry = self._index.entries[i]

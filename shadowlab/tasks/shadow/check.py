@@ -1,8 +1,6 @@
 """What `shadowlab data check` looks for in a data set of shadows: sample by sample, and in all of them together."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from shadowlab.data import (
     Judgement,
     Problem,
     Role,
+    basis_of,
     check_image_size,
     composite,
     one_line,
@@ -63,13 +62,7 @@ class ShadowExamination:
 
     def basis(self, i: int) -> str:
         entry = self._index.entries[i]
-        words = [repr((entry.id, entry.values))]
-        for role, source in entry.sources.items():
-            words.append(repr((role, source.name, source.size, getattr(source, "offset", 0))))
-            with suppress(OSError):
-                status = source.path.stat()
-                words.append(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}")
-        return hashlib.sha256("\n".join(words).encode()).hexdigest()
+        return basis_of(entry, entry.values)
 
     def examine(self, i: int) -> Examined:
         entry = self._index.entries[i]

@@ -59,7 +59,7 @@ def test_the_stages_train_self_attention_alone_and_a_picture_of_ones_own_is_comp
     says("evaluate", "one", "--steps", "1", "--seeds", "1", "--device", "cpu", "--out", "judged", *listed)
     methods = json.loads((place / "judged/evaluation.json").read_text())["tracks"]["all"]["methods"]
     assert {"model, 1 step", "mean fill", "copy-paste"} == methods.keys()
-    assert methods["model, 1 step"]["psnr_inside"]["mean"] > methods["mean fill"]["psnr_inside"]["mean"] - 3
+    assert methods["copy-paste"]["psnr_inside"]["mean"] > methods["mean fill"]["psnr_inside"]["mean"]
 
     words = ("generate", "one", "--object", "chair.png", "--mask", "where.png", "--device", "cpu")
     said = says(*words, "--target", "room.png", "--steps", "2", "--out", "made.png")
