@@ -125,10 +125,32 @@ def before_scale(note: Callable[[torch.amp.GradScaler, Any], None]) -> Iterator[
 
         return scale
 
+    with _scaling_replaced(noted):
+        yield
+
+
+@contextmanager
+def after_scale(note: Callable[[torch.amp.GradScaler, Any], None]) -> Iterator[None]:
+    """Call `note(scaler, scaled)` after a gradient scaler has scaled losses, a tensor of any shape or several."""
+
+    def noted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def scale(scaler: torch.amp.GradScaler, outputs: Any) -> Any:
+            scaled = original(scaler, outputs)
+            note(scaler, scaled)
+            return scaled
+
+        return scale
+
+    with _scaling_replaced(noted):
+        yield
+
+
+@contextmanager
+def _scaling_replaced(make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
     with ExitStack() as stack:
         for kind in _with_subclasses(torch.amp.GradScaler):
             if "scale" in vars(kind):  # FSDP's has one of its own
-                stack.enter_context(replaced(kind, "scale", noted))
+                stack.enter_context(replaced(kind, "scale", make))
         yield
 
 

@@ -1,8 +1,10 @@
 """Hears the calls of a step: backward, `zero_grad`, gradient scalers, clipping, optimizers."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -10,8 +12,20 @@ import torch.nn.utils.clip_grad
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from diagnostics.patching import after_gradients, before_backward, before_grad, before_scale, replaced
+from diagnostics.patching import after_gradients, after_scale, before_backward, before_grad, replaced, variables_of
 from diagnostics.tensors import tensors_in
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A call that clips gradients, before it does."""
+
+    call: str
+    """`clip_grad_norm_` or `clip_grad_value_`."""
+    limit: float
+    """inf where only the norm is wanted, NaN where it is not known on the host."""
+    gradients: list[Tensor]
+    """Of any shape; none where no parameter has one."""
 
 
 class Listener(Protocol):
@@ -23,9 +37,11 @@ class Listener(Protocol):
 
     def after_clear(self, owner: Any) -> None: ...
 
+    def after_scale(self, scaled: list[Tensor]) -> None: ...
+
     def on_scaler(self, scaler: Any, call: str, optimizer: Any) -> None: ...
 
-    def on_clip(self, parameters: list[Tensor], limit: float) -> None: ...
+    def on_clip(self, clip: Clip) -> None: ...
 
     def before_optimizer(self, optimizer: Any, has_closure: bool) -> None: ...
 
@@ -46,10 +62,12 @@ def heard(listener: Listener, optimizers: list[Any]) -> Iterator[None]:
         stack.enter_context(after_gradients(listener.after_backward))
         for owner in (torch.optim.Optimizer, nn.Module):
             stack.enter_context(replaced(owner, "zero_grad", lambda original: _cleared(listener, original)))
-        stack.enter_context(before_scale(lambda scaler, _: _tell_scaler(listener, scaler, "scale", ())))
+        stack.enter_context(after_scale(lambda scaler, scaled: _tell_scaled(listener, scaler, scaled)))
         for call in ("unscale_", "step", "update"):
             stack.enter_context(replaced(torch.amp.GradScaler, call, _of_scaler(listener, call)))
-        stack.enter_context(replaced(clip, "_clip_grads_with_norm_", lambda original: _clipped(listener, original)))
+        stack.enter_context(replaced(clip, "_clip_grads_with_norm_", lambda original: _by_norm(listener, original)))
+        grouping = "_group_tensors_by_device_and_dtype"  # that a function imported by its name calls, too
+        stack.enter_context(replaced(clip, grouping, lambda original: _by_value(listener, original)))
         _hear_optimizers(stack, listener, optimizers)
         yield
 
@@ -113,17 +131,37 @@ def _of_scaler(listener: Listener, call: str) -> Callable[[Callable[..., Any]], 
     return make
 
 
+def _tell_scaled(listener: Listener, scaler: Any, scaled: Any) -> None:
+    if scaler.is_enabled():
+        listener.after_scale(list(tensors_in(scaled)))
+
+
 def _tell_scaler(listener: Listener, scaler: Any, call: str, arguments: tuple[Any, ...]) -> None:
     if scaler.is_enabled():
         optimizer = arguments[0] if arguments and call in ("unscale_", "step", "stepped") else None
         listener.on_scaler(scaler, call, optimizer)
 
 
-def _clipped(listener: Listener, original: Callable[..., Any]) -> Callable[..., Any]:
+def _by_norm(listener: Listener, original: Callable[..., Any]) -> Callable[..., Any]:
     def clip(parameters: Any, max_norm: Any, *args: Any, **kwargs: Any) -> Any:
         listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-        limit = float(max_norm) if isinstance(max_norm, (int, float)) else math.nan
-        listener.on_clip(listed, limit)
+        gradients = [p.grad for p in listed if p.grad is not None]
+        listener.on_clip(Clip("clip_grad_norm_", _number(max_norm), gradients))
         return original(listed, max_norm, *args, **kwargs)
 
     return clip
+
+
+def _by_value(listener: Listener, original: Callable[..., Any]) -> Callable[..., Any]:
+    def group(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        caller = sys._getframe(1)
+        if caller.f_code.co_name == "clip_grad_value_":
+            limit = _number(variables_of(caller).get("clip_value"))
+            listener.on_clip(Clip("clip_grad_value_", limit, list(tensors_in(tensors))))
+        return original(tensors, *args, **kwargs)
+
+    return group
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan

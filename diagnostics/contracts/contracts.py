@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diagnostics.contracts.best import Best
-from diagnostics.contracts.calls import heard
+from diagnostics.contracts.calls import Clip, heard
 from diagnostics.contracts.data import Data
 from diagnostics.contracts.family import LOG, Family, Make, Reports
 from diagnostics.contracts.frozen import Statistics
@@ -82,9 +82,9 @@ class Contracts:
     # A step
 
     @contextmanager
-    def hearing(self, index: int, batch: Any, *, is_due: bool) -> Iterator[None]:
-        """A step runs inside; `index` is 0-based."""
-        self._step = Step(index, is_due, batch)
+    def hearing(self, index: int, batch: Any, *, is_due: bool, is_accelerated: bool = False) -> Iterator[None]:
+        """A step runs inside; `index` is 0-based; is_accelerated: by an Accelerator that is known."""
+        self._step = Step(index, is_due, batch, is_accelerated=is_accelerated)
         self._ask(lambda family, step: family.begin(step))
         with ExitStack() as stack:
             stack.enter_context(heard(self, self._scene.bare_optimizers()))
@@ -144,12 +144,15 @@ class Contracts:
     def after_clear(self, owner: Any) -> None:
         self._ask(lambda family, step: family.after_clear(step, owner))
 
+    def after_scale(self, scaled: list[Tensor]) -> None:
+        """scaled: losses of any shape."""
+        self._ask(lambda family, step: family.after_scale(step, scaled))
+
     def on_scaler(self, scaler: Any, call: str, optimizer: Any) -> None:
         self._ask(lambda family, step: family.on_scaler(step, scaler, call, optimizer))
 
-    def on_clip(self, parameters: list[Tensor], limit: float) -> None:
-        """parameters: of any shape."""
-        self._ask(lambda family, step: family.on_clip(step, parameters, limit))
+    def on_clip(self, clip: Clip) -> None:
+        self._ask(lambda family, step: family.on_clip(step, clip))
 
     def before_optimizer(self, optimizer: Any, has_closure: bool) -> None:
         self._ask(lambda family, step: family.before_optimizer(step, optimizer, has_closure=has_closure))

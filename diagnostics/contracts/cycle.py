@@ -75,6 +75,16 @@ class Cycle:
         """Steps on gradients of a scaled loss, whose scaler was asked nothing."""
         self.num_wasted = 0
         """Steps in a row that came after dropped backward passes."""
+        self.num_bare = 0
+        """Steps of a scaler in a row on gradients of a loss that was not scaled."""
+        self.num_before_scaler = 0
+        """Its own steps when a scaler was asked to step it."""
+        self.first: tuple[int, int] | None = None
+        """0-based index of the watched step in which it stepped first, and its backward passes until then."""
+        self.stepped_on: _Seen = []
+        """Gradients when it had stepped, with a closure, too."""
+        self.num_before_closure = 0
+        """Backward passes of the step that runs, when it was given a closure."""
         self.refresh()
         self.renew()
 
@@ -100,6 +110,8 @@ class Cycle:
         self.num_since_clear = 0
         """Backward passes of any model since the gradients were last cleared."""
         self.is_scaled = self.is_unscaled = False
+        self.has_bare = False
+        """A backward since its gradients were cleared was of a loss that no scaler had scaled."""
         self.after_backward: _Seen = []
         """Gradients when backward had computed them."""
         self.after_clear: _Seen = []
@@ -118,12 +130,12 @@ class Cycle:
 
     def clear(self) -> None:
         """Its gradients were cleared."""
-        self.is_fresh = self.is_scaled = self.has_own = self.is_foreign = False
+        self.is_fresh = self.is_scaled = self.has_own = self.is_foreign = self.has_bare = False
         self.num_since_clear = 0
         self.after_step, self.suspects, self.after_backward, self.shared_with = [], [], [], []
         self.after_clear = self.gradients()
 
     def forget(self) -> None:
         """Gradients were undone."""
-        self.after_step, self.suspects = [], []
+        self.after_step, self.suspects, self.stepped_on = [], [], []
         self.renew()

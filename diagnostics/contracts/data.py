@@ -25,6 +25,8 @@ _VARIED, _REPEATS, _OTHER_LABELS = 4, 4, 2
 _FIRST_BATCHES = 2  # in a row, after one more of the same contents
 _MOST_TENSORS = 16
 _BYTES, _BYTES_STEPS = 64.0, 2  # largest value, from which pictures of whole numbers are those of bytes
+_TWICE = 1.01 / 255  # largest value of pictures that were divided by 255 twice
+_MAY_BE_ZERO = re.compile(r"mask|weight|pad|crop|offset|reward|done|bias|prior|hidden|state|delta|shift|flow|residual")
 _IS_TIME = re.compile(r"(^|[^a-z])(t|times?|timesteps?|sigmas?|noise_levels?)([^a-z]|$)")
 _IS_LABEL = re.compile(r"(^|[^a-z])(labels?|targets?|y|class(es)?)([^a-z]|$)")
 
@@ -54,6 +56,8 @@ class _History:
     was_constant: bool = False
     num_bytes: int = 0
     """Steps in a row with pictures of whole numbers up to 255."""
+    num_dark: int = 0
+    """Steps in a row with pictures of no more than 1/255."""
 
 
 class Data(Family):
@@ -119,8 +123,8 @@ class Data(Family):
         if values.is_floating_point() and values.dim() > 1:
             self._check_range(step, name, known, max(abs(low), abs(high)))
             self._check_bytes(step, name, known, values, low, high)
-        if values.is_floating_point() and values.dim() <= 2 and _IS_TIME.search(name.lower()):
-            self._check_time(step, name, known, values)
+        if values.is_floating_point() and values.dim() <= 2:
+            self._check_zeros(step, name, known, values)
         if not values.is_floating_point() and _IS_LABEL.search(name.lower()):
             self._check_labels(step, name, known, values)
         return is_same
@@ -137,8 +141,12 @@ class Data(Family):
             self.broken("input-out-of-range", step, evidence, subject=name)
 
     def _check_bytes(self, step: Step, name: str, known: _History, values: Tensor, low: float, high: float) -> None:
-        """A warning, for a model may divide by 255 itself."""
+        """Warnings, for a model may divide by 255 itself, or multiply."""
         is_picture = values.dim() == 4 and (values.shape[1] in (1, 3, 4) or values.shape[3] in (1, 3, 4))
+        known.num_dark = known.num_dark + 1 if is_picture and low >= 0 and 0 < high <= _TWICE else 0
+        if known.num_dark >= _BYTES_STEPS:
+            evidence = f"pictures of {low:.2g} to {high:.2g}, {known.num_dark} steps in a row: divided by 255 twice?"
+            self.broken("input-out-of-range", step, evidence, subject=name, severity="warning")
         is_byte = is_picture and low >= 0 and _BYTES <= high <= 255 and known.last is not None
         whole = is_byte and known.last is not None and torch.equal(known.last, known.last.round())
         known.num_bytes = known.num_bytes + 1 if whole else 0
@@ -146,8 +154,11 @@ class Data(Family):
             evidence = f"floating pictures of whole numbers from {low:g} to {high:g}, {known.num_bytes} steps in a row"
             self.broken("input-out-of-range", step, evidence, subject=name, severity="warning")
 
-    def _check_time(self, step: Step, name: str, known: _History, values: Tensor) -> None:
-        """A warning, for one step may be all that is learned."""
+    def _check_zeros(self, step: Step, name: str, known: _History, values: Tensor) -> None:
+        """Of times and other small inputs. A warning, for one step may be all that is learned, and 0 may be meant."""
+        is_time = _IS_TIME.search(name.lower()) is not None
+        if not is_time and _MAY_BE_ZERO.search(name.lower()):
+            return
         if values.numel() >= _LABELS and known.num_constant >= _CONSTANT_STEPS and float(values.flatten()[0]) == 0:
             evidence = f"all {values.numel()} are 0, {known.num_constant} steps in a row"
             self.broken("constant-input", step, evidence, subject=name, severity="warning")

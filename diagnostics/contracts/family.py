@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diagnostics.contracts.calls import Clip
 from diagnostics.contracts.scene import Scene, Step
 from diagnostics.contracts.table import CONTRACTS
 from diagnostics.health import Finding
@@ -73,11 +74,15 @@ class Family:
     def after_clear(self, step: Step, owner: Any) -> None:
         """`zero_grad` of an optimizer or a module was called."""
 
-    def on_scaler(self, step: Step, scaler: Any, call: str, optimizer: Any) -> None:
-        """A gradient scaler is about to `scale`, `unscale_`, `step` or `update`; optimizer: None where it has none."""
+    def after_scale(self, step: Step, scaled: list[Tensor]) -> None:
+        """A gradient scaler has scaled losses of any shape."""
 
-    def on_clip(self, step: Step, parameters: list[Tensor], limit: float) -> None:
-        """Gradients of these parameters are about to be clipped."""
+    def on_scaler(self, step: Step, scaler: Any, call: str, optimizer: Any) -> None:
+        """A gradient scaler is about to `unscale_`, `step` or `update`, or has `stepped`; optimizer: None where it has
+        none."""
+
+    def on_clip(self, step: Step, clip: Clip) -> None:
+        """Gradients are about to be clipped."""
 
     def before_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
         """An optimizer is about to move parameters."""

@@ -137,12 +137,7 @@ class Rates(Family):
         known = self._schedules.get(id(optimizer))
         name, several = self.scene.name_of_optimizer(optimizer), len(self.scene.optimizers) > 1
         if known is None:
-            found = _schedulers_of(optimizer)
-            is_first = step.index == 0 and not getattr(optimizer, "state", None)
-            for one in found if is_first else ():
-                if _count(one) == 2:  # one made it; after a resume there are more
-                    evidence = f"{type(one).__name__} has stepped before the first step of {name}"
-                    self.broken("scheduler-order", step, evidence, subject=_step_of(one))
+            found = self._look_for_early(step, optimizer)
             self._schedules[id(optimizer)] = [(weakref.ref(one), _count(one), 0) for one in found]
             return True
         now = []
@@ -158,6 +153,23 @@ class Rates(Family):
                 self._check_length(step, one, name)
         self._schedules[id(optimizer)] = now
         return any(count != before for (_, count, _), (_, before, _) in zip(now, known, strict=True))
+
+    def end(self, step: Step) -> None:
+        """An optimizer that waits for the end of an accumulation, and a scheduler that does not."""
+        for optimizer in self.scene.bare_optimizers() if step.index == 0 and not step.is_skipped else ():
+            if id(optimizer) not in self._schedules and step.num_backward:
+                self._look_for_early(step, optimizer)
+
+    def _look_for_early(self, step: Step, optimizer: Any) -> list[Any]:
+        """Its schedulers. Reports those that have stepped, while it has not."""
+        found = _schedulers_of(optimizer)
+        is_first = step.index == 0 and not getattr(optimizer, "state", None)
+        for one in found if is_first else ():
+            if _count(one) == 2:  # one made it; after a resume there are more
+                name = self.scene.name_of_optimizer(optimizer)
+                evidence = f"{type(one).__name__} has stepped before the first step of {name}"
+                self.broken("scheduler-order", step, evidence, subject=_step_of(one))
+        return found
 
     def _check_length(self, step: Step, scheduler: Any, name: str) -> None:
         """Half a cosine that goes on is a rate that rises again."""

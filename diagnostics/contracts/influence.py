@@ -1,5 +1,7 @@
-"""Which inputs of the batch the loss is computed from: followed through the operators of a few steps."""
+"""Which inputs of the batch the loss is computed from, and whether a target is computed in vain: followed through the
+operators of a few steps."""
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -13,9 +15,11 @@ from diagnostics.contracts.family import Family, Reports
 from diagnostics.contracts.model_calls import CALLS
 from diagnostics.contracts.scene import Scene, Step
 from diagnostics.modules import eager_modules, in_backward, unwrapped
+from diagnostics.patching import own_frames, variables_of
 from diagnostics.tensors import named_tensors
 
-_STEPS = 3  # in which an input is lost
+_STEPS = 3  # in which an input is lost, or a target
+_IS_TARGET = re.compile(r"(^|_)(targets?|velocity|velocities)(_|$)")
 _NEW = ("empty", "zeros", "ones", "full", "rand", "randn", "zero_", "fill_")
 _ZERO = ("zeros", "zeros_like", "new_zeros", "zero_")
 _MOVES = (
@@ -57,6 +61,10 @@ class Influence(Family):
             self._flow.has_roots = True
             for root in roots:
                 self._flow.reached |= self._flow.names_of(root)
+            frame = next(own_frames(), None)
+            for name, value in ({} if frame is None else variables_of(frame)).items():
+                if isinstance(value, Tensor) and value.numel() > 1 and _IS_TARGET.search(name.lower()):
+                    self._flow.targets[name] = _memory(value)
 
     def before_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
         if self._flow is not None:
@@ -70,15 +78,18 @@ class Influence(Family):
         flow, self._flow = self._flow, None
         if flow is None or not flow.has_roots or not flow.reached:
             return
-        inputs = step.inputs()
-        whole = {name for name, tensor in inputs.items() if not tensor.is_floating_point()}
+        whole = {name for name, tensor in step.inputs().items() if not tensor.is_floating_point()}
         missing = flow.passed - flow.reached - flow.escaped - (whole & flow.used)
+        unused = {name for name, key in flow.targets.items() if key in flow.computed} - missing
         before = self._lost or {}
-        self._lost = {name: before.get(name, 0) + 1 for name in sorted(missing) if not before or name in before}
+        lost = sorted(missing | unused)
+        self._lost = {name: before.get(name, 0) + 1 for name in lost if not before or name in before}
         for name, count in self._lost.items():
             if count >= _STEPS:
                 evidence = f"the model is given it, and the loss is not computed from it, {count} steps in a row"
-                severity = "warning" if name in whole else "alarm"
+                if name in unused:
+                    evidence = f"the step computes it, and nothing is computed from it, {count} steps in a row"
+                severity = "warning" if name in whole or name in unused else "alarm"
                 self.broken("input-without-influence", step, evidence, subject=name, severity=severity)
         if any(count >= _STEPS for count in self._lost.values()):
             self._lost = {}
@@ -106,6 +117,10 @@ class _Flow(TorchDispatchMode):
         """Inputs that were read on the host, and may decide anything."""
         self.used: set[str] = set()
         """Inputs that an operator took which does more than move them."""
+        self.targets: dict[str, int] = {}
+        """Variables of the step that are named as targets -> their memory."""
+        self.computed: set[int] = set()
+        """Memories that an operator has written and none has read."""
         self.has_roots = False
         self.is_paused = False
         """The optimizer steps: many operators, and nothing of theirs is a loss."""
@@ -128,6 +143,10 @@ class _Flow(TorchDispatchMode):
         keys = {_memory(tensor) for tensor in _any_tensors(arguments)}
         found = [self._names[key] for key in keys if key in self._names]
         names = _NOTHING.union(*found)
+        results = {_memory(tensor) for tensor in _any_tensors((result,))}
+        self.computed -= keys - results
+        if name not in _MOVES:
+            self.computed |= results
         if not isinstance(result, (Tensor, list, tuple)):  # a number on the host
             self.escaped |= names
             return

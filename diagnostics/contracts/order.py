@@ -7,16 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diagnostics.contracts.calls import Clip
 from diagnostics.contracts.cycle import Cycle, are_zero, has_gradient, untouched, with_same_bits, written
 from diagnostics.contracts.family import Family, Reports
 from diagnostics.contracts.motion import digest
-from diagnostics.contracts.scene import Scene, Step, held_by
+from diagnostics.contracts.scaled import Scaled
+from diagnostics.contracts.scene import Scene, Step, bare, held_by
 
 _EMPTY_STEPS = 2
 _WASTED_STEPS = 2
 _STALE_STEPS = 2
 _MANY_DROPPED = 3  # backward passes before one step
-_MIXED_STEPS = _EARLY_STEPS = _STEPS_WITHOUT_UPDATE = 2
+_MIXED_STEPS = _EARLY_STEPS = _STEPS_WITHOUT_UPDATE = _BARE_STEPS = _EMPTY_CLIPS = 2
 
 
 class Order(Family):
@@ -25,7 +27,9 @@ class Order(Family):
     def __init__(self, scene: Scene, reports: Reports) -> None:
         super().__init__(scene, reports)
         self._cycles: list[Cycle] = []
-        self._scaled = False  # a loss was scaled since the last backward
+        self._scaled = Scaled()
+        self._is_scaled = False  # what the running backward differentiates
+        self._num_empty_clips = 0  # in a row
         self._in_scaler_step = False
         self._has_update = False  # a scaler was asked for more than a factor
         self._num_early = 0  # steps in a row before an accumulation's end
@@ -54,19 +58,25 @@ class Order(Family):
     def forget(self) -> None:
         for cycle in self._cycles:
             cycle.forget()
-        self._scaled = self._in_scaler_step = False
+        self._scaled.clear()
+        self._in_scaler_step = False
         self._stepped_by_scaler.clear()
 
     def begin(self, step: Step) -> None:
-        self._scaled = self._in_scaler_step = False
+        self._in_scaler_step = False
+        self._sync_moves |= step.is_accelerated
         self._sync_now()
         for cycle in self._cycles if step.is_due else ():
             cycle.refresh()
+
+    def end(self, step: Step) -> None:
+        self._scaled.clear()
 
     # Backward and clearing
 
     def before_backward(self, step: Step, roots: list[Tensor]) -> None:
         """A gradient that an optimizer has stepped on, and nobody has touched, is about to be added to."""
+        self._is_scaled = self._scaled.are_in(roots)
         for cycle in self._known():
             if not cycle.after_step or cycle.suspects or cycle.clears_unseen:
                 continue
@@ -89,10 +99,10 @@ class Order(Family):
                 continue  # another model's backward
             cycle.num_backward += 1
             cycle.is_fresh = cycle.was_reached = True
-            cycle.is_scaled, cycle.is_unscaled = self._scaled, False
+            cycle.is_scaled, cycle.is_unscaled = self._is_scaled, False
+            cycle.has_bare |= not self._is_scaled
             cycle.after_backward, cycle.step_of_backward = now, step.index
             reached.append(cycle)
-        self._scaled = False
         for cycle in reached:
             cycle.reached_with([other.optimizer() for other in reached if other is not cycle])
 
@@ -110,8 +120,15 @@ class Order(Family):
 
     def before_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
         cycle = self._cycle(optimizer)
-        if cycle is None or has_closure:
+        if cycle is None:
             return
+        if has_closure:  # it may compute the gradients, or nothing
+            cycle.num_before_closure = step.num_backward
+        else:
+            self._check(step, cycle, optimizer)
+
+    def _check(self, step: Step, cycle: Cycle, optimizer: Any) -> None:
+        """What it steps on. A step moves no gradient: it may be asked when it is over."""
         name, call_of = self.scene.name_of_optimizer(optimizer), self.scene.call_of
         is_empty = not has_gradient(optimizer) or self._is_cleared(cycle)
         if is_empty and (cycle.is_fresh or (cycle.was_reached and cycle.num_since_clear == 0)):
@@ -205,6 +222,16 @@ class Order(Family):
             where = self.scene.call_of(cycle.optimizer(), "zero_grad")
             self.broken("accumulation-count", step, evidence, subject=where)
 
+    def _check_first(self, step: Step, cycle: Cycle, name: str) -> None:
+        """`index % n == 0` holds at 0: the first update has one micro-batch, and counts as much as those of n."""
+        if cycle.first is None:
+            cycle.first = step.index, cycle.num_backward
+        elif cycle.num_steps == 1 and cycle.first == (0, 1) and cycle.num_backward > 1 and len(self._known()) == 1:
+            evidence = f"the first step of {name} came after 1 backward pass, and its second after {cycle.num_backward}"
+            advice = "step where (index + 1) % n == 0: index % n == 0 holds for the first micro-batch"
+            where = self.scene.call_of(cycle.optimizer(), "step")
+            self.broken("accumulation-count", step, evidence, subject=where, advice=advice, severity="warning")
+
     def _sync_now(self) -> bool | None:
         """accelerate's `sync_gradients`, which all loops of a process share; None without an accumulation of its."""
         state = getattr(sys.modules.get("accelerate.state"), "GradientState", None)
@@ -231,46 +258,50 @@ class Order(Family):
         cycle = self._cycle(optimizer)
         if cycle is None:
             return
-        if has_closure:
-            name = self.scene.name_of_optimizer(optimizer)
+        name = self.scene.name_of_optimizer(optimizer)
+        if has_closure and step.num_backward == cycle.num_before_closure:  # Lightning's, in manual optimization
+            has_closure = False
+            self._check(step, cycle, optimizer)
+        elif has_closure:
             self._check_empty(step, cycle, name, is_empty=not has_gradient(optimizer))
+        self._check_first(step, cycle, name)
         for other in self._cycles:
             if other is not cycle and any(optimizer is one for one in other.shared_with):
                 other.is_foreign = True
         cycle.num_steps += 1
         cycle.suspects = []
         cycle.renew()
-        cycle.after_step = [] if has_closure else cycle.gradients()
+        cycle.stepped_on = cycle.gradients()
+        cycle.after_step = [] if has_closure else cycle.stepped_on
         if cycle.num_partly_stale:
             pairs = ((p, digest(p.grad)) for p, _, _ in cycle.after_step)
             cycle.digests = {id(p): one for p, one in pairs if one is not None}
 
     # Gradient scalers
 
+    def after_scale(self, step: Step, scaled: list[Tensor]) -> None:
+        self._scaled.add(scaled)
+
     def on_scaler(self, step: Step, scaler: Any, call: str, optimizer: Any) -> None:
-        self._has_update |= call in ("unscale_", "step", "update")
-        if call == "scale":
-            self._scaled = True
-        elif call == "update":
+        self._has_update = True
+        if call == "update":
             self._stepped_by_scaler.pop(id(scaler), None)
-        elif optimizer is None:
-            return
-        elif call == "unscale_":
-            self._mark_unscaled(optimizer)
         elif call == "step":
             self._in_scaler_step = True
             self._check_update(step, scaler, optimizer)
-        else:
+        elif call == "stepped":
             self._in_scaler_step = False
-            cycle = self._cycle(optimizer)
-            if cycle is not None:  # left out, perhaps
-                cycle.renew()
-                cycle.after_step = []
-
-    def _mark_unscaled(self, optimizer: Any) -> None:
-        cycle = self._cycle(getattr(optimizer, "optimizer", optimizer))
-        if cycle is not None:
+        cycle = None if optimizer is None else self._cycle(bare(optimizer))
+        if cycle is None:
+            return
+        if call == "unscale_":
             cycle.is_unscaled = True
+        elif call == "step":
+            cycle.num_before_scaler = cycle.num_steps
+            self._check_bare(step, scaler, cycle, optimizer)
+        elif cycle.num_steps == cycle.num_before_scaler:  # it left the step out
+            cycle.renew()
+            cycle.after_step, cycle.stepped_on = [], []
 
     def _check_update(self, step: Step, scaler: Any, optimizer: Any) -> None:
         asked = self._stepped_by_scaler.setdefault(id(scaler), set())
@@ -279,20 +310,34 @@ class Order(Family):
             self.broken("scaler-not-updated", step, evidence, subject="scaler.update")
         asked.add(id(optimizer))
 
+    def _check_bare(self, step: Step, scaler: Any, cycle: Cycle, optimizer: Any) -> None:
+        cycle.num_bare = cycle.num_bare + 1 if cycle.num_backward and cycle.has_bare else 0
+        if cycle.num_bare >= _BARE_STEPS and float(scaler.get_scale()) != 1:
+            name = self.scene.name_of_optimizer(optimizer)
+            evidence = f"the scaler divides gradients of {name} by its factor, and a loss that they come from was"
+            evidence += f" differentiated without it, {cycle.num_bare} steps in a row"
+            advice = "differentiate scaler.scale(loss), of every loss whose optimizer is stepped by the scaler"
+            where = self.scene.call_of(optimizer, "step")
+            self.broken("scaler-bypassed", step, evidence, subject=f"scaler.scale, before {where}", advice=advice)
+
     # Clipping
 
-    def on_clip(self, step: Step, parameters: list[Tensor], limit: float) -> None:
-        if not math.isfinite(limit):
+    def on_clip(self, step: Step, clip: Clip) -> None:
+        if not math.isfinite(clip.limit):
             return  # the norm is wanted
-        clipped = {id(p) for p in parameters}
+        self._num_empty_clips = 0 if clip.gradients else self._num_empty_clips + 1
+        if self._num_empty_clips >= _EMPTY_CLIPS:
+            evidence = f"no parameter has a gradient to clip, {self._num_empty_clips} times in a row"
+            self.broken("clipping-before-backward", step, evidence, subject=clip.call)
+        clipped = {id(gradient) for gradient in clip.gradients}
         for cycle in self._known():
             optimizer = cycle.optimizer()
-            if not any(id(p) in clipped and p.grad is not None for p in held_by(optimizer)):
+            if not any(id(p.grad) in clipped for p in held_by(optimizer)):
                 continue
             name = self.scene.name_of_optimizer(optimizer)
             if cycle.is_scaled and not cycle.is_unscaled and self._is_as_computed(cycle):
-                evidence = f"gradients of {name} are clipped to {limit:g} while they have the scaler's factor"
-                self.broken("clipping-before-unscaling", step, evidence, subject="clip_grad_norm_")
-            if cycle.num_steps and cycle.num_backward == 0 and untouched(cycle.after_step):
-                evidence = f"gradients of {name} are clipped to {limit:g} after it has stepped on them"
-                self.broken("clipping-after-step", step, evidence, subject="clip_grad_norm_")
+                evidence = f"gradients of {name} are clipped to {clip.limit:g} while they have the scaler's factor"
+                self.broken("clipping-before-unscaling", step, evidence, subject=clip.call)
+            if cycle.num_steps and cycle.num_backward == 0 and untouched(cycle.stepped_on):
+                evidence = f"gradients of {name} are clipped to {clip.limit:g} after it has stepped on them"
+                self.broken("clipping-after-step", step, evidence, subject=clip.call)

@@ -16,6 +16,7 @@ from diagnostics.tensors import strided
 _UNHELD = 2  # steps in which it gets a gradient
 _WITHOUT_GRADIENT = 3  # steps of its optimizer
 _WITHOUT_GRADIENT_ROUTED = 20  # where the parameters that have a gradient change from step to step
+_MOST_CHANGES = 8  # a GAN's loop may freeze one model in every second step
 _FEW = 0.02  # of the elements that an optimizer trains
 
 
@@ -33,6 +34,9 @@ class Ownership(Family):
         self._has_run: set[int] = set()  # modules
         self._handles: list[Any] = []
         self._looks = False
+        self._all: list[nn.Parameter] = []
+        self._trains: list[bool] = []  # of these
+        self._num_changes = 0
         self._reached: set[int] = set()  # parameters that had a gradient when an optimizer stepped
         self._had_gradient: set[int] = set()  # parameters that ever had one after a backward
         self._patterns: dict[int, tuple[set[int], int]] = {}  # optimizer -> which have a gradient, steps in a row
@@ -43,10 +47,21 @@ class Ownership(Family):
 
     def begin(self, step: Step) -> None:
         self._stepped_on, self._reached = {}, set()
+        self._note_changes(step)
         self._looks = step.is_due or self._num_looks <= _WITHOUT_GRADIENT
         if step.is_due and not self._has_run:  # compiled modules run eagerly in such a step
             self._note_runs()
             self._hidden = [pair for model in self.scene.models for pair in _hidden_in(unwrapped(model))]
+
+    def _note_changes(self, step: Step) -> None:
+        """What trains may change on the way: it is looked at anew then, unless it does so all the time."""
+        has_changed = [p.requires_grad for p in self._all] != self._trains
+        if has_changed and self._num_changes < _MOST_CHANGES:
+            self._num_changes += 1
+            self._num_looks = 0
+        if has_changed or step.is_due:
+            self._all = list(self.scene.parameters().values())
+            self._trains = [p.requires_grad for p in self._all]
 
     def _note_runs(self) -> None:
         """Which modules run: one that does not cannot get a gradient."""
@@ -66,6 +81,7 @@ class Ownership(Family):
 
     def detach(self) -> None:
         self.leave()
+        self._all, self._trains = [], []
 
     def after_backward(self, step: Step) -> None:
         """A gradient that was there and that the loop sets to None is a loop's own affair."""

@@ -4,6 +4,7 @@ step is due.
 Every rank takes the same collectives in the same steps, of a group that trains one model.
 """
 
+import zlib
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from diagnostics.modules import walk
 from diagnostics.ranks import num_ranks, rank
 
 _LOOKS = 2
+_MOST_INPUTS = 16
+_FEW_FLOATS, _FEW_INTEGERS = 4, 64  # elements that may be the same by chance, or by rights
 _FIRST_STEPS = 4  # an accumulation steps in the last of several
 
 
@@ -26,10 +29,12 @@ class Ranks(Family):
     def __init__(self, scene: Scene, reports: Reports) -> None:
         super().__init__(scene, reports)
         self._were_same: bool | None = None  # parameters, at the first look
-        self._num_shared = 0
+        self._num_shared: dict[str, int] = {}  # input -> looks in a row
+        self._num_drawn_alike = 0
+        self._random_state = 0
         self._num_steps = 0
         self._gradients: list[Tensor] | None = None
-        self._last_batch: int | None = None
+        self._last: dict[str, int] = {}  # input -> its bits at the last look
         self._is_wrapped = any(isinstance(m, DistributedDataParallel) for one in scene.models for _, m in walk(one))
         self._looks = False
 
@@ -40,6 +45,7 @@ class Ranks(Family):
         if self._looks and self._were_same is None:
             found = self._gathered([_joint([_digest_or_zero(p) for p in self._unsharded().values()])])
             self._were_same = len({one for (one,) in found}) == 1
+        self._random_state = _random_state() if self._looks else 0
 
     def before_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
         if self._looks and self._gradients is None and not has_closure and self.scene.concerns(optimizer):
@@ -50,12 +56,11 @@ class Ranks(Family):
         if not self._looks:
             return
         whole, grads = [_digest_or_zero(p) for p in self._unsharded().values()], self._gradients or []
-        batch = _joint([_digest_or_zero(one) for one in step.inputs().values()])
-        is_new = bool(step.inputs()) and batch != self._last_batch
-        self._last_batch = batch
-        joint = [_joint(whole), _joint(grads), batch]
-        found = self._gathered([*joint, len(whole), self._gradients is not None, is_new, step.is_skipped])
-        parameters, gradients, batches, sizes, stepped, changed, skipped = zip(*found, strict=True)
+        inputs = self._inputs_of(step)
+        names_of_inputs, drawn = zlib.crc32(repr(list(inputs)).encode()), [self._random_state, _random_state()]
+        joint = [_joint(whole), _joint(grads), len(whole), names_of_inputs, len(inputs), hash(tuple(drawn))]
+        found = self._gathered([*joint, drawn[0] != drawn[1], self._gradients is not None, step.is_skipped])
+        parameters, gradients, sizes, names, num_inputs, states, draws, stepped, skipped = zip(*found, strict=True)
         if any(skipped):
             return
         are_same, can_name = len(set(parameters)) == 1, len(set(sizes)) == 1
@@ -65,11 +70,45 @@ class Ranks(Family):
         if self._were_same and all(stepped) and len(set(gradients)) > 1:
             evidence = f"{len(set(gradients))} different gradients on {len(found)} ranks when the optimizer steps"
             self._name("gradients-not-averaged", step, grads if can_name else [], evidence)
-        shared = are_same and all(changed) and len(set(batches)) == 1
-        self._num_shared = self._num_shared + 1 if shared else 0
-        if self._num_shared >= _LOOKS:
-            evidence = f"all {len(found)} ranks have had the same batch, in {self._num_shared} looks"
-            self.broken("ranks-share-samples", step, evidence, subject="batch")
+        if are_same and len(set(names)) == 1 and min(num_inputs):
+            self._check_shared(step, inputs)
+        if are_same:
+            self._check_drawn(step, is_alike=all(draws) and len(set(states)) == 1, num=len(found))
+
+    @staticmethod
+    def _inputs_of(step: Step) -> dict[str, int]:
+        """Name -> its bits, of what stands in the batch."""
+        few = list(step.inputs().items())[:_MOST_INPUTS]
+        return dict(zip([n for n, _ in few], _numbers([_digest_or_zero(t) for _, t in few]), strict=True))
+
+    def _check_shared(self, step: Step, inputs: dict[str, int]) -> None:
+        """A collective. One input may be the same on all ranks where others are not: noise, whose seed is shared."""
+        last, self._last = self._last, inputs
+        changed = [name not in last or last[name] != number for name, number in inputs.items()]
+        found = self._gathered([*inputs.values(), *changed])
+        of_ranks = list(zip(*found, strict=True))
+        alike = zip(inputs, of_ranks[: len(inputs)], of_ranks[len(inputs) :], strict=True)
+        same = [name for name, bits, have_changed in alike if len(set(bits)) == 1 and all(have_changed)]
+        tell = [name for name in same if _tells(step.inputs()[name])]
+        self._num_shared = {name: self._num_shared.get(name, 0) + 1 for name in tell}
+        shared = [name for name in tell if self._num_shared[name] >= _LOOKS]
+        if shared:
+            is_all = len(same) == len(inputs)
+            what = "batch" if is_all else f"{', '.join(shared[:4])} (and not all of the batch)"
+            evidence = f"all {len(found)} ranks have had the same {what}, in {self._num_shared[shared[0]]} looks"
+            advice = None if is_all else "seed by rank what draws it: torch.manual_seed(seed + rank)"
+            where = "batch" if is_all else shared[0]
+            self.broken("ranks-share-samples", step, evidence, subject=where, advice=advice)
+
+    def _check_drawn(self, step: Step, *, is_alike: bool, num: int) -> None:
+        """A warning: the same noise on all ranks is less noise, the same dropout does little harm."""
+        self._num_drawn_alike = self._num_drawn_alike + 1 if is_alike else 0
+        if self._num_drawn_alike >= _LOOKS:
+            evidence = f"torch's generator is in one state on all {num} ranks, and the step draws from it"
+            evidence += f", in {self._num_drawn_alike} looks: noise, times and dropout are the same"
+            advice = "call torch.manual_seed(seed + rank) once the model is built"
+            where = "random numbers of the step"
+            self.broken("ranks-share-samples", step, evidence, subject=where, severity="warning", advice=advice)
 
     def _name(self, contract: str, step: Step, digests: list[Tensor], evidence: str) -> None:
         """Report it of the parameters whose digests, one of each, differ; a collective, for all ranks know that some
@@ -96,6 +135,21 @@ class Ranks(Family):
         torch.distributed.all_reduce(numbers)
         found: list[list[int]] = numbers.tolist()
         return found
+
+
+def _tells(tensor: Tensor) -> bool:
+    """Whether samples of their own would show in it. Reads on the host: only where ranks have the same."""
+    rows = tensor.detach().reshape(len(tensor), -1) if tensor.dim() else tensor.detach().reshape(1, 1)
+    least = _FEW_FLOATS if tensor.is_floating_point() else _FEW_INTEGERS
+    return tensor.numel() >= least and (len(rows) == 1 or bool((rows != rows[:1]).any()))
+
+
+def _random_state() -> int:
+    """Stands for the states of torch's own generators, of the CPU and of the current accelerator."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():
+        states.append(torch.cuda.get_rng_state())
+    return zlib.crc32(b"".join(bytes(state.numpy()) for state in states))
 
 
 def _digest_or_zero(tensor: Tensor | None) -> Tensor:

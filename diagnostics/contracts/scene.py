@@ -124,6 +124,8 @@ class Step:
     num_backward: int = 0
     num_optimizer_steps: int = 0
     """Of optimizers that hold parameters of the models."""
+    is_accelerated: bool = False
+    """An Accelerator of accelerate's is in the loop."""
     _named: dict[str, Tensor] | None = field(default=None, repr=False)
 
     def inputs(self) -> dict[str, Tensor]:

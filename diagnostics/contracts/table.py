@@ -93,7 +93,8 @@ _LISTED = (
         "input-without-influence",
         "alarm",
         "a floating input of the batch is handed to the model, and nothing that is differentiated is computed from it, "
-        "in 3 steps; a warning where an integer input is handed to the model and to no operator",
+        "in 3 steps; a warning where an integer input is handed to the model and to no operator, or a variable that is "
+        "named as a target is computed and no operator takes it",
         "arxiv.org/abs/2506.14813; conditions that a forward takes and does not use",
         "use the argument in forward, or leave it out",
     ),
@@ -132,7 +133,8 @@ _LISTED = (
         "accumulation-count",
         "alarm",
         "in 2 steps of the only optimizer in a row, or before one where they are 3, all but the last of several "
-        "backward passes were dropped; or an optimizer steps before the end of an accumulation of accelerate's, twice",
+        "backward passes were dropped; or an optimizer steps before the end of an accumulation of accelerate's, twice; "
+        "a warning where the first step of the only optimizer comes after one backward pass and its second after more",
         f"{_DOCS}/notes/amp_examples.html#gradient-accumulation",
         "call zero_grad() once an accumulation, after optimizer.step()",
     ),
@@ -147,14 +149,15 @@ _LISTED = (
     Contract(
         "scaler-bypassed",
         "alarm",
-        "gradients of a scaled loss reach optimizer.step() without unscale_ or scaler.step, and nobody wrote to them",
+        "gradients of a scaled loss reach optimizer.step() without unscale_ or scaler.step, and nobody wrote to them; "
+        "or scaler.step divides gradients of a loss that was not scaled, in 2 steps",
         f"{_DOCS}/notes/amp_examples.html#typical-mixed-precision-training",
         "call scaler.step(optimizer) in place of optimizer.step()",
     ),
     Contract(
         "scheduler-order",
         "warning",
-        "a scheduler has stepped before the first step of its optimizer",
+        "a scheduler has stepped before the first step of its optimizer, in the watched step or before it",
         f"{_DOCS}/optim.html#how-to-adjust-learning-rate; torch's own warning",
         "call scheduler.step() after optimizer.step()",
     ),
@@ -180,6 +183,13 @@ _LISTED = (
         f"{_DOCS}/notes/amp_examples.html#gradient-clipping",
         "clip between backward() and optimizer.step()",
     ),
+    Contract(
+        "clipping-before-backward",
+        "alarm",
+        "gradients are clipped, to a finite limit, where no parameter has one, 2 times in a row",
+        f"{_DOCS}/notes/amp_examples.html#gradient-clipping",
+        "clip between backward() and optimizer.step()",
+    ),
     # Modes
     Contract(
         "evaluation-mode-in-training",
@@ -202,7 +212,7 @@ _LISTED = (
         "constant-input",
         "alarm",
         "the largest floating input, of 64 elements a sample or more, is one number throughout, in 3 steps; a warning "
-        "where the times of 4 samples or more (named t, time, timesteps or sigma) are 0 throughout",
+        "where a number or a vector of each of 4 samples or more is 0 throughout, by its name no mask or weight",
         "arxiv.org/abs/2112.04036 (DeepDiagnosis): unchanging inputs",
         "look at what is read: a failed decoding, a mask that covers everything, a factor of 0",
     ),
@@ -210,7 +220,7 @@ _LISTED = (
         "input-out-of-range",
         "alarm",
         "the largest magnitude of an input is over 16 times, or below a 16th of, what it was in the first steps (4 or "
-        "more); a warning where floating pictures are whole numbers up to 64..255, in 2 steps",
+        "more); a warning where floating pictures are whole numbers up to 64..255, or never above 1/255, in 2 steps",
         "karpathy.github.io/2019/04/25/recipe: 0..255 where 0..1 was",
         "normalise every source of the input in the same way",
     ),
@@ -257,7 +267,8 @@ _LISTED = (
     Contract(
         "ranks-share-samples",
         "alarm",
-        "parameters are the same on all ranks, and so are the batches, which change from step to step, in 2 looks",
+        "parameters are the same on all ranks, and so are the batches or one of their tensors, which change from step "
+        "to step, in 2 looks; a warning where the step draws from torch's generator, whose state is one on all ranks",
         f"{_DOCS}/data.html#torch.utils.data.distributed.DistributedSampler",
         "use a DistributedSampler, and seed by rank what draws samples",
     ),

@@ -111,7 +111,9 @@ class First(_Following):
         watched = self._watched
         if self._is_due or watched.guarded.is_stale:
             watched.guarded.renew()
-        stack.enter_context(watched.contracts.hearing(self._index, self._batch, is_due=self._is_due))
+        is_accelerated = bool(self._surroundings.accelerators)
+        asked = watched.contracts.hearing(self._index, self._batch, is_due=self._is_due, is_accelerated=is_accelerated)
+        stack.enter_context(asked)
         self._boundary = watched.running = Boundary(
             watched.guarded,
             watched.policy,

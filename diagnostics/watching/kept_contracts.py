@@ -27,12 +27,12 @@ class KeptContracts:
             self._contracts = Contracts(guarded.models, guarded.optimizers, are_given=are_given)
 
     @contextmanager
-    def hearing(self, index: int, batch: Any, *, is_due: bool) -> Iterator[None]:
-        """The step with this 0-based index runs inside."""
+    def hearing(self, index: int, batch: Any, *, is_due: bool, is_accelerated: bool) -> Iterator[None]:
+        """The step with this 0-based index runs inside; is_accelerated: by an Accelerator that is known."""
         if self._contracts is None:
             yield
             return
-        with self._contracts.hearing(index, batch, is_due=is_due):
+        with self._contracts.hearing(index, batch, is_due=is_due, is_accelerated=is_accelerated):
             yield
 
     def end(self, index: int, result: Any, *, is_skipped: bool) -> None:

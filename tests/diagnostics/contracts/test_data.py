@@ -127,3 +127,27 @@ def test_every_contract_says_when_why_and_what_to_do():
     for name, one in CONTRACTS.items():
         assert name == one.name and one.severity in ("alarm", "warning")
         assert all(len(text) > 15 for text in (one.threshold, one.source, one.advice)), name
+
+
+def test_a_small_input_of_zeros_is_a_warning_and_one_that_may_be_zero_is_not():
+    def sizes(index: int) -> dict[str, Tensor]:
+        return images(index) | {
+            "size": torch.zeros(16),
+            "angles": torch.zeros(16, 2),
+            "crop_offset": torch.zeros(16, 2),
+        }
+
+    found = Seen(sizes).run()
+    assert {(one.rule, one.severity, one.where, one.step) for one in found} == {
+        ("constant-input", "warning", "size", 2),
+        ("constant-input", "warning", "angles", 2),
+    }
+    ones = Seen(lambda index: images(index) | {"scale": torch.ones(16), "size": torch.rand(16)})
+    assert ones.run() == []
+
+
+def test_pictures_that_were_divided_twice_are_a_warning_and_dark_ones_are_not():
+    (found,) = Seen(lambda index: {"image": torch.rand(16, 3, 8, 8) / 255, "y": torch.arange(16) % 4}).run()
+    assert (found.rule, found.severity, found.where, found.step) == ("input-out-of-range", "warning", "image", 1)
+    assert Seen(lambda index: {"image": torch.rand(16, 3, 8, 8) / 50, "y": torch.arange(16) % 4}).run() == []
+    assert Seen(lambda index: {"image": torch.randn(16, 3, 8, 8) / 255, "y": torch.arange(16) % 4}).run() == []

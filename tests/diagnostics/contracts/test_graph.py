@@ -118,3 +118,35 @@ def test_a_condition_that_is_dropped_now_and_then_is_silent():
     drops = iter([True, True, False, True, True, True])
     loop = conditioned(lambda *given: ignored(*given) if next(drops) else added(*given))
     assert loop.run(body, 6) == []
+
+
+def corrected(use: Any) -> Any:
+    def body(loop: Loop) -> None:
+        loop.optimizer.zero_grad()
+        target = loop.x[:, :4] * 2
+        with torch.no_grad():
+            new_target = target + 0.1 * loop.model(loop.x)
+        chosen = use(target, new_target)
+        (loop.model(loop.x) - chosen).square().mean().backward()
+        loop.optimizer.step()
+
+    return body
+
+
+def test_a_target_that_is_computed_in_vain_is_a_warning():
+    (found,) = Loop().run(corrected(lambda old, new: old))
+    assert (found.rule, found.severity, found.where) == ("input-without-influence", "warning", "new_target")
+    assert found.step == 2 and "nothing is computed from it" in found.evidence
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda old, new: new,
+        lambda old, new: torch.where(old > 0, old, new),
+        lambda old, new: (old, new.mean().item())[0],  # it is logged
+        lambda old, new: new.view(4, -1).reshape_as(old),
+    ],
+)
+def test_a_target_that_anything_is_computed_from_is_silent(use: Any):
+    assert Loop().run(corrected(use)) == []

@@ -215,7 +215,7 @@ def test_pictures_of_bytes_and_times_of_zero_are_worth_a_look():
     assert Seen().run() == [("input-out-of-range", "warning", "picture")]
 
     def times() -> dict[str, Tensor]:
-        return {"picture": picture + torch.rand(4, 1, 1, 1), "timesteps": torch.zeros(4), "scale": torch.zeros(4)}
+        return {"picture": picture + torch.rand(4, 1, 1, 1), "timesteps": torch.zeros(4), "weight": torch.zeros(4)}
 
     given = times
     assert Seen().run() == [("constant-input", "warning", "timesteps")]
