@@ -17,8 +17,8 @@ from shadowlab.bench.silent.cases import (
     trainer_loops,
     two_ranks,
 )
-from shadowlab.bench.silent.held_out import hosts, orders, plain
-from shadowlab.bench.silent.held_out import two_ranks as held_out_ranks
+from shadowlab.bench.silent.opened import hosts, orders, plain
+from shadowlab.bench.silent.opened import two_ranks as opened_ranks
 
 CORPUS: tuple[Case, ...] = (
     *ownership.CASES,
@@ -33,7 +33,7 @@ CORPUS: tuple[Case, ...] = (
     *plain.CASES,
     *orders.CASES,
     *hosts.CASES,
-    *held_out_ranks.CASES,
+    *opened_ranks.CASES,
     *healthy.CASES,
     *healthy_models.CASES,
     *healthy_steps.CASES,

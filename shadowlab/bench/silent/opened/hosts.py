@@ -128,7 +128,6 @@ CASES = (
         Expected(0, ("scheduler-count", "scheduler-order"), ("scheduler", "CosineAnnealingLR")),
         host="accelerate",
         tags=("schedule", "accumulation"),
-        held_out=True,
     ),
     Case(
         "clipped_in_training_step",
@@ -137,7 +136,6 @@ CASES = (
         Expected(0, ("clipping-after-step", "clipping-before-backward"), ("clip_grad_norm_",)),
         host="lightning",
         tags=("clipping",),
-        held_out=True,
     ),
     Case(
         "generator_scolds_the_critic",
@@ -146,7 +144,6 @@ CASES = (
         Expected(1, ("gradients-not-cleared", "stale-gradients"), ("zero_grad", "net.critic")),
         host="lightning",
         tags=("zero_grad", "gan"),
-        held_out=True,
     ),
     Case(
         "frozen_backbone_back_in_training",
@@ -155,7 +152,6 @@ CASES = (
         Expected(0, ("frozen-parameter-moves",), ("net.backbone.1",)),
         host="lightning",
         tags=("frozen",),
-        held_out=True,
     ),
     Case(
         "stopped_by_its_success",
@@ -164,7 +160,6 @@ CASES = (
         Expected(0, ("metric-direction",), ("val_acc", "EarlyStopping")),
         host="lightning",
         tags=("metric",),
-        held_out=True,
     ),
     Case(
         "labels_of_the_wrong_column",
@@ -173,7 +168,6 @@ CASES = (
         Expected(0, ("labels-constant", "constant-input"), ("labels",)),
         host="trainer",
         tags=("data",),
-        held_out=True,
     ),
     Case(
         "loaded_in_bfloat16",
@@ -182,6 +176,5 @@ CASES = (
         Expected(0, ("half-precision-weights", "parameter-stands-still"), ("net",)),
         host="trainer",
         tags=("precision",),
-        held_out=True,
     ),
 )

@@ -235,7 +235,6 @@ CASES = (
         zeroed_once_an_epoch,
         Expected(1, ("gradients-not-cleared", "stale-gradients"), ("zero_grad", "encoder", "head")),
         tags=("zero_grad",),
-        held_out=True,
     ),
     Case(
         "averages_are_optimized",
@@ -243,7 +242,6 @@ CASES = (
         averages_are_optimized,
         Expected(0, _STRANGER, ("encoder", "head")),
         tags=("optimizer",),
-        held_out=True,
     ),
     Case(
         "vocabulary_grows_late",
@@ -251,7 +249,6 @@ CASES = (
         vocabulary_grows_late,
         Expected(0, _STRANGER, ("embedding",)),
         tags=("optimizer",),
-        held_out=True,
     ),
     Case(
         "unfrozen_for_nobody",
@@ -259,7 +256,6 @@ CASES = (
         unfrozen_for_nobody,
         Expected(3, ("parameter-without-optimizer", "parameter-stands-still"), ("encoder",)),
         tags=("optimizer", "frozen"),
-        held_out=True,
     ),
     Case(
         "no_straight_through",
@@ -267,7 +263,6 @@ CASES = (
         no_straight_through,
         Expected(0, _NO_GRADIENT, ("encoder",)),
         tags=("graph",),
-        held_out=True,
     ),
     Case(
         "codebook_of_the_passed_through",
@@ -275,7 +270,6 @@ CASES = (
         codebook_of_the_passed_through,
         Expected(0, (*_NO_GRADIENT, "loss-term-without-gradient"), ("codebook", "codebook_loss")),
         tags=("graph",),
-        held_out=True,
     ),
     Case(
         "detour_through_numpy",
@@ -283,7 +277,6 @@ CASES = (
         detour_through_numpy,
         Expected(0, _NO_GRADIENT, ("encoder",)),
         tags=("graph",),
-        held_out=True,
     ),
     Case(
         "auxiliary_without_graph",
@@ -291,7 +284,6 @@ CASES = (
         auxiliary_without_graph,
         Expected(0, ("loss-term-without-gradient",), ("consistency_loss",)),
         tags=("graph",),
-        held_out=True,
     ),
     Case(
         "light_read_as_whole_number",
@@ -299,7 +291,6 @@ CASES = (
         light_read_as_whole_number,
         Expected(0, ("constant-input",), ("size",)),
         tags=("data",),
-        held_out=True,
     ),
     Case(
         "divided_twice",
@@ -307,7 +298,6 @@ CASES = (
         divided_twice,
         Expected(0, ("input-out-of-range", "constant-input"), ("picture",)),
         tags=("data", "range"),
-        held_out=True,
     ),
     Case(
         "trained_as_it_was_loaded",
@@ -315,6 +305,5 @@ CASES = (
         trained_as_it_was_loaded,
         Expected(0, ("evaluation-mode-in-training",), ("encoder", "Loaded", "model", "eval")),
         tags=("mode",),
-        held_out=True,
     ),
 )

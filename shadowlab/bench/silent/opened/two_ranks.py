@@ -94,7 +94,6 @@ CASES = (
         Expected(0, _APART, _ALL),
         host="ddp",
         tags=("ranks", "traincheck"),
-        held_out=True,
     ),
     Case(
         "one_rank_leaves_a_step_out",
@@ -103,7 +102,6 @@ CASES = (
         Expected(1, _APART, _ALL),
         host="ddp",
         tags=("ranks",),
-        held_out=True,
     ),
     Case(
         "hook_without_a_reduction",
@@ -112,7 +110,6 @@ CASES = (
         Expected(0, _APART, _ALL),
         host="ddp",
         tags=("ranks", "traincheck"),
-        held_out=True,
     ),
     Case(
         "noise_that_all_ranks_share",
@@ -121,6 +118,5 @@ CASES = (
         Expected(0, ("ranks-share-samples",), ("x", "t", "noise", "light", "batch", "rank")),
         host="ddp",
         tags=("ranks", "data"),
-        held_out=True,
     ),
 )

@@ -138,7 +138,6 @@ CASES = (
         critic_never_zeroed,
         Expected(1, ("gradients-not-cleared", "stale-gradients"), ("zero_grad", "0", "1.0", "2", "critic")),
         tags=("zero_grad", "gan"),
-        held_out=True,
     ),
     Case(
         "head_twice_in_one_list",
@@ -146,7 +145,6 @@ CASES = (
         head_twice_in_one_list,
         Expected(0, ("parameter-in-two-groups",), ("head",)),
         tags=("optimizer",),
-        held_out=True,
     ),
     Case(
         "one_loss_unscaled",
@@ -154,7 +152,6 @@ CASES = (
         one_loss_unscaled,
         Expected(0, ("scaler-bypassed",), ("scaler", "loss_d", "backward", "0", "1", "scale", "optimizer")),
         tags=("scaler", "gan"),
-        held_out=True,
     ),
     Case(
         "values_clipped_while_scaled",
@@ -162,7 +159,6 @@ CASES = (
         values_clipped_while_scaled,
         Expected(0, ("clipping-before-unscaling",), ("clip_grad_value_", "scaler", "unscale_")),
         tags=("scaler", "clipping"),
-        held_out=True,
     ),
     Case(
         "warmup_never_stepped",
@@ -170,7 +166,6 @@ CASES = (
         warmup_never_stepped,
         Expected(1, ("learning-rate-zero", "scheduler-count"), ("lr", "group 0", "scheduler", "optimizer", "AdamW")),
         tags=("schedule", "light-diffusion"),
-        held_out=True,
     ),
     Case(
         "first_micro_batch_alone",
@@ -178,7 +173,6 @@ CASES = (
         first_micro_batch_alone,
         Expected(4, ("accumulation-count",), ("optimizer", "step", "AdamW", *_ALL)),
         tags=("accumulation",),
-        held_out=True,
     ),
     Case(
         "half_of_everything",
@@ -186,6 +180,5 @@ CASES = (
         half_of_everything,
         Expected(0, ("half-precision-weights", "parameter-stands-still"), _ALL),
         tags=("precision",),
-        held_out=True,
     ),
 )
