@@ -1,0 +1,1 @@
+"""A second set of loops that the authors of the rules had not seen."""
