@@ -17,6 +17,7 @@ from shadowlab.bench.silent.cases import (
     trainer_loops,
     two_ranks,
 )
+from shadowlab.bench.silent.held_out.registry import held_out_cases
 from shadowlab.bench.silent.opened import hosts, orders, plain
 from shadowlab.bench.silent.opened import two_ranks as opened_ranks
 
@@ -34,6 +35,7 @@ CORPUS: tuple[Case, ...] = (
     *orders.CASES,
     *hosts.CASES,
     *opened_ranks.CASES,
+    *held_out_cases(),
     *healthy.CASES,
     *healthy_models.CASES,
     *healthy_steps.CASES,
