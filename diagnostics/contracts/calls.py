@@ -1,5 +1,6 @@
 """Hears the calls of a step: backward, `zero_grad`, gradient scalers, clipping, optimizers."""
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -45,6 +46,8 @@ class Listener(Protocol):
 
     def before_optimizer(self, optimizer: Any, has_closure: bool) -> None: ...
 
+    def before_closure(self, optimizer: Any) -> None: ...
+
     def after_optimizer(self, optimizer: Any, has_closure: bool) -> None: ...
 
 
@@ -75,10 +78,14 @@ def heard(listener: Listener, optimizers: list[Any]) -> Iterator[None]:
 def _hear_optimizers(stack: ExitStack, listener: Listener, optimizers: list[Any]) -> None:
     running: list[Any] = []  # a class that calls its parent's `step` has the hooks called twice
 
-    def before(optimizer: Any, args: Any, kwargs: Any) -> None:
-        if not any(optimizer is one for one in running):
-            listener.before_optimizer(optimizer, _has_closure(args[1:], kwargs))
+    def before(optimizer: Any, args: Any, kwargs: Any) -> Any:
+        is_outermost = not any(optimizer is one for one in running)
         running.append(optimizer)
+        if not is_outermost:
+            return None
+        has_closure = _has_closure(args[1:], kwargs)
+        listener.before_optimizer(optimizer, has_closure)
+        return _with_heard_closures(listener, optimizer, args, kwargs) if has_closure else None
 
     def after(optimizer: Any, args: Any, kwargs: Any) -> None:
         running.pop()
@@ -106,6 +113,23 @@ def _hear_optimizers(stack: ExitStack, listener: Listener, optimizers: list[Any]
 
 def _has_closure(args: Any, kwargs: Any) -> bool:
     return any(map(callable, (*args, *kwargs.values())))
+
+
+def _with_heard_closures(listener: Listener, optimizer: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The arguments of an optimizer's step, whose closures tell that they are called."""
+
+    def heard(value: Any) -> Any:
+        if not callable(value):
+            return value
+
+        @functools.wraps(value)
+        def closure(*given: Any, **named: Any) -> Any:
+            listener.before_closure(optimizer)
+            return value(*given, **named)
+
+        return closure
+
+    return (args[0], *map(heard, args[1:])), {key: heard(value) for key, value in kwargs.items()}
 
 
 def _cleared(listener: Listener, original: Callable[..., Any]) -> Callable[..., Any]:

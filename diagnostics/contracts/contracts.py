@@ -157,6 +157,9 @@ class Contracts:
     def before_optimizer(self, optimizer: Any, has_closure: bool) -> None:
         self._ask(lambda family, step: family.before_optimizer(step, optimizer, has_closure=has_closure))
 
+    def before_closure(self, optimizer: Any) -> None:
+        self._ask(lambda family, step: family.before_closure(step, optimizer))
+
     def after_optimizer(self, optimizer: Any, has_closure: bool) -> None:
         if self._step is not None:
             self._step.num_optimizer_steps += self._scene.concerns(optimizer)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from diagnostics.contracts.motion import digest
-from diagnostics.contracts.scene import samples_of
+from diagnostics.contracts.scene import Scene, samples_of
 
 _Seen = list[tuple[Any, "weakref.ref[Tensor]", int]]
 """Parameter, its gradient and the gradient's version."""
@@ -62,7 +62,19 @@ class Cycle:
         self.clears_unseen = False
         """The loop zeroes gradients in a way that shows in no version (`p.grad.data.zero_()`)."""
         self.num_stale = 0
-        """Steps in a row on a gradient that it had stepped on."""
+        """2 for each step on a gradient that it had stepped on, less 1 for each other one."""
+        self.num_calls = 0
+        """Of the closure that its running step was given."""
+        self.of_last_call: _Seen = []
+        """Gradients that the closure's last call left."""
+        self.is_summed = False
+        """A call of the closure added to them."""
+        self.was_by_scaler = False
+        """Whether its last step was a scaler's."""
+        self.num_vain = 0
+        """Backward passes in a row, each before another step of it, whose gradients nobody has stepped on."""
+        self.num_steps_of_vain = -1
+        """Its own steps when the last of them was cleared."""
         self.num_partly_stale = 0
         """Steps in a row on some gradients that it had stepped on, next to new ones."""
         self.digests: dict[int, Tensor] = {}
@@ -79,6 +91,10 @@ class Cycle:
         """Steps of a scaler in a row on gradients of a loss that was not scaled."""
         self.num_before_scaler = 0
         """Its own steps when a scaler was asked to step it."""
+        self.num_vain_clips = 0
+        """In a row, each before another step of it, of gradients that it has not stepped on."""
+        self.num_steps_of_vain_clip = -1
+        """Its own steps when the last of them was cleared."""
         self.first: tuple[int, int] | None = None
         """0-based index of the watched step in which it stepped first, and its backward passes until then."""
         self.stepped_on: _Seen = []
@@ -105,6 +121,8 @@ class Cycle:
         """Of these, those whose gradients were cleared."""
         self.is_fresh = False
         """Whether gradients were computed since they were last cleared."""
+        self.clipped_by: str | None = None
+        """The call that clipped gradients since it stepped, or they were cleared."""
         self.was_reached = False
         """Whether a backward since its last step has left a gradient."""
         self.num_since_clear = 0
@@ -133,9 +151,43 @@ class Cycle:
         self.is_fresh = self.is_scaled = self.has_own = self.is_foreign = self.has_bare = False
         self.num_since_clear = 0
         self.after_step, self.suspects, self.after_backward, self.shared_with = [], [], [], []
+        self.of_last_call = []
         self.after_clear = self.gradients()
+
+    def forget_cleared_by_hand(self) -> None:
+        """Before a backward: what the last call of a closure left, and was written to since, or is 0."""
+        alive = untouched(self.of_last_call)
+        if self.of_last_call and (not alive or (not self.is_summed and are_zero(alive))):
+            self.of_last_call = []
+        elif len(alive) < len(self.of_last_call):
+            kept = {id(p) for p in alive}
+            self.of_last_call = [one for one in self.of_last_call if id(one[0]) in kept]
 
     def forget(self) -> None:
         """Gradients were undone."""
         self.after_step, self.suspects, self.stepped_on = [], [], []
         self.renew()
+
+
+class Cycles:
+    """Of all optimizers that concern the models."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self.all: list[Cycle] = []
+
+    def of(self, optimizer: Any) -> Cycle | None:
+        """Of an optimizer that concerns the models."""
+        for cycle in self.all:
+            if cycle.optimizer() is optimizer:
+                return cycle
+        if not self._scene.concerns(optimizer):
+            return None
+        cycle = Cycle(optimizer)
+        self.all = [c for c in self.all if c.optimizer() is not None] + [cycle]
+        return cycle
+
+    def known(self) -> list[Cycle]:
+        """Of all optimizers that are watched."""
+        found = (self.of(optimizer) for optimizer in self._scene.bare_optimizers())
+        return [cycle for cycle in found if cycle is not None]

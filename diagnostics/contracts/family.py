@@ -87,6 +87,9 @@ class Family:
     def before_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
         """An optimizer is about to move parameters."""
 
+    def before_closure(self, step: Step, optimizer: Any) -> None:
+        """The optimizer, which steps, is about to call its closure."""
+
     def after_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
         """It has."""
 

@@ -15,7 +15,7 @@ from diagnostics.tensors import strided
 
 _DROPPED = 2
 _DROPPED_OF_SEVERAL = 8  # where an optimizer of another model steps: a GAN's critic takes several steps in between
-_WITHOUT_BACKWARD = 3
+_WITHOUT_BACKWARD = _HELD = 3
 _ZERO_RATES = 3  # in a row: a warm-up from 0 has one
 _ZERO_RATES_ALARM, _ZERO_RATES_WITH_SCHEDULE = 5, 50
 _OFTEN = 2  # steps in a row with more than one step of the scheduler
@@ -33,6 +33,7 @@ class Idle(Family):
         self._versions: list[int] = []
         self._is_computed = False  # gradients, that no optimizer has used
         self._num_dropped = self._num_without = 0
+        self._num_held = 0  # steps in a row that have added to gradients
         self._foreign: str | None = None  # an optimizer that stepped, and holds nothing of the models
 
     def begin(self, step: Step) -> None:
@@ -54,8 +55,9 @@ class Idle(Family):
             self._drop()
 
     def _drop(self) -> None:
-        self._num_dropped += 1
-        self._is_computed = False
+        """What several steps have added up is as much as several drops."""
+        self._num_dropped += _DROPPED if self._num_held >= _HELD and self._foreign is None else 1
+        self._is_computed, self._num_held = False, 0
 
     def after_backward(self, step: Step) -> None:
         if not self._has_moved:
@@ -80,6 +82,7 @@ class Idle(Family):
         if self._has_moved:
             self._at_first = []
             return
+        self._num_held += self._is_computed
         self._num_without = 0 if step.num_backward else self._num_without + 1
         most = _DROPPED if self._foreign is None else _DROPPED_OF_SEVERAL
         is_idle = self._num_dropped >= most or self._num_without >= _WITHOUT_BACKWARD
@@ -88,7 +91,7 @@ class Idle(Family):
         if self._differ():  # written to through `.data`
             self._has_moved = True
             return
-        what = f"gradients were dropped {self._num_dropped} times and used never"
+        what = "gradients were dropped, those of one step after the other or of several at once, and never used"
         if self._num_dropped < _DROPPED:
             what = f"nothing was differentiated in {self._num_without} steps"
         foreign = f"; {self._foreign}, which steps, holds none of the model's parameters" if self._foreign else ""

@@ -1,24 +1,36 @@
 """The order of backward, clearing, clipping, scaling and steps."""
 
-import math
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diagnostics.contracts.calls import Clip
-from diagnostics.contracts.cycle import Cycle, are_zero, has_gradient, untouched, with_same_bits, written
+from diagnostics.contracts.clips import Clips
+from diagnostics.contracts.cycle import Cycle, Cycles, are_zero, has_gradient, untouched, with_same_bits, written
 from diagnostics.contracts.family import Family, Reports
 from diagnostics.contracts.motion import digest
-from diagnostics.contracts.scaled import Scaled
-from diagnostics.contracts.scene import Scene, Step, bare, held_by
+from diagnostics.contracts.scalers import Scalers
+from diagnostics.contracts.scene import Scene, Step
 
 _EMPTY_STEPS = 2
 _WASTED_STEPS = 2
 _STALE_STEPS = 2
 _MANY_DROPPED = 3  # backward passes before one step
-_MIXED_STEPS = _EARLY_STEPS = _STEPS_WITHOUT_UPDATE = _BARE_STEPS = _EMPTY_CLIPS = 2
+_MIXED_STEPS = _EARLY_STEPS = _UNUSED = _VAIN = 2
+_MOST_PASSES = 16
+
+
+@dataclass
+class _Pass:
+    """A backward that left gradients which no optimizer has stepped on yet."""
+
+    index: int
+    """0-based, of the watched step."""
+    reached: set[int]
+    """Cycles that it reached and that were not cleared since."""
 
 
 class Order(Family):
@@ -26,58 +38,56 @@ class Order(Family):
 
     def __init__(self, scene: Scene, reports: Reports) -> None:
         super().__init__(scene, reports)
-        self._cycles: list[Cycle] = []
-        self._scaled = Scaled()
-        self._is_scaled = False  # what the running backward differentiates
-        self._num_empty_clips = 0  # in a row
-        self._in_scaler_step = False
-        self._has_update = False  # a scaler was asked for more than a factor
+        self._cycles = Cycles(scene)
+        self._scalers = Scalers(scene, reports, self._cycles)
+        self._clips = Clips(scene, reports, self._cycles)
         self._num_early = 0  # steps in a row before an accumulation's end
         self._first_sync: bool | None = None
+        self._passes: list[_Pass] = []  # that left gradients which nobody has stepped on
+        self._num_unused = 0  # ends of an accumulation in a row without a step
+        self._versions: list[int] | None = None  # of a few parameters at such an end
         self._sync_moves = False  # accelerate's state is of this loop, not left by another one in this process
-        self._stepped_by_scaler: dict[int, set[int]] = {}  # scaler -> optimizers since its last update
-
-    # Which cycle
-
-    def _cycle(self, optimizer: Any) -> Cycle | None:
-        """Of an optimizer that concerns the models."""
-        for cycle in self._cycles:
-            if cycle.optimizer() is optimizer:
-                return cycle
-        if not self.scene.concerns(optimizer):
-            return None
-        cycle = Cycle(optimizer)
-        self._cycles = [c for c in self._cycles if c.optimizer() is not None] + [cycle]
-        return cycle
-
-    def _known(self) -> list[Cycle]:
-        """Of all optimizers that are watched."""
-        found = (self._cycle(optimizer) for optimizer in self.scene.bare_optimizers())
-        return [cycle for cycle in found if cycle is not None]
 
     def forget(self) -> None:
-        for cycle in self._cycles:
+        for cycle in self._cycles.all:
             cycle.forget()
-        self._scaled.clear()
-        self._in_scaler_step = False
-        self._stepped_by_scaler.clear()
+        self._scalers.forget()
+        self._passes, self._versions = [], None
 
     def begin(self, step: Step) -> None:
-        self._in_scaler_step = False
+        self._scalers.begin(step)
         self._sync_moves |= step.is_accelerated
         self._sync_now()
-        for cycle in self._cycles if step.is_due else ():
+        self._check_unused(step)
+        for cycle in self._cycles.all if step.is_due else ():
             cycle.refresh()
 
     def end(self, step: Step) -> None:
-        self._scaled.clear()
+        self._scalers.end(step)
+        is_end = step.is_accelerated and self._sync_now() is True and step.num_backward and not step.is_skipped
+        self._num_unused = 0 if step.num_optimizer_steps else self._num_unused
+        if is_end and not step.num_optimizer_steps:
+            self._versions = [p._version for cycle in self._cycles.known() for p in cycle.samples]
+
+    def _check_unused(self, step: Step) -> None:
+        """The last step was an accumulation's end, and no optimizer has stepped in it or after it."""
+        versions, self._versions = self._versions, None
+        if not versions or versions != [p._version for cycle in self._cycles.known() for p in cycle.samples]:
+            return
+        self._num_unused += 1
+        evidence = "accelerate's accumulation came to its end and no optimizer stepped"
+        evidence += f", {self._num_unused} times in a row: step() in between does nothing"
+        advice = "call optimizer.step() in every micro-batch, accelerate leaves out what is too early"
+        severity = "alarm" if self._num_unused >= _UNUSED else "warning"
+        self.broken("no-optimizer-step", step, evidence, subject="optimizer.step", severity=severity, advice=advice)
 
     # Backward and clearing
 
     def before_backward(self, step: Step, roots: list[Tensor]) -> None:
         """A gradient that an optimizer has stepped on, and nobody has touched, is about to be added to."""
-        self._is_scaled = self._scaled.are_in(roots)
-        for cycle in self._known():
+        self._scalers.before_backward(step, roots)
+        for cycle in self._cycles.known():
+            cycle.forget_cleared_by_hand()
             if not cycle.after_step or cycle.suspects or cycle.clears_unseen:
                 continue
             alive = {id(p) for p in untouched(cycle.after_step)}
@@ -89,7 +99,7 @@ class Order(Family):
 
     def after_backward(self, step: Step) -> None:
         reached: list[Cycle] = []
-        for cycle in self._known():
+        for cycle in self._cycles.known():
             cycle.num_since_clear += 1
             now = cycle.gradients()
             if not now and not has_gradient(cycle.optimizer()):
@@ -99,33 +109,63 @@ class Order(Family):
                 continue  # another model's backward
             cycle.num_backward += 1
             cycle.is_fresh = cycle.was_reached = True
-            cycle.is_scaled, cycle.is_unscaled = self._is_scaled, False
-            cycle.has_bare |= not self._is_scaled
+            self._scalers.note_reached(cycle)
             cycle.after_backward, cycle.step_of_backward = now, step.index
             reached.append(cycle)
         for cycle in reached:
             cycle.reached_with([other.optimizer() for other in reached if other is not cycle])
+            cycle.is_summed |= bool(written(cycle.of_last_call))
+        if len(reached) and len(self._cycles.known()) > 1:
+            self._passes = [*self._passes[-_MOST_PASSES:], _Pass(step.index, {id(cycle) for cycle in reached})]
 
     def after_clear(self, step: Step, owner: Any) -> None:
         is_optimizer = isinstance(owner, torch.optim.Optimizer)
         cleared = set() if is_optimizer else {id(p) for p in owner.parameters()}
-        for cycle in self._known():
+        for cycle in self._cycles.known():
             if cycle.optimizer() is not owner and not (cleared and all(id(p) in cleared for p in cycle.samples)):
                 continue
             if cycle.is_fresh and cycle.step_of_backward != step.index:  # an attack drops its own, in one step
                 cycle.num_dropped += 1
+            self._clips.note_cleared(step, cycle)
+            self._check_vain(step, cycle)
             cycle.clear()
+
+    def _check_vain(self, step: Step, cycle: Cycle) -> None:
+        """Gradients of a whole backward are gone, of all optimizers that it reached, and none has stepped on them."""
+        gone = []
+        for one in self._passes:
+            one.reached.discard(id(cycle))
+            gone += [] if one.reached or one.index == step.index else [one]  # an attack drops its own, in one step
+        self._passes = [one for one in self._passes if one.reached]
+        if not gone or not cycle.num_steps:
+            return
+        is_next = cycle.num_steps - cycle.num_steps_of_vain == 1
+        cycle.num_vain, cycle.num_steps_of_vain = cycle.num_vain + 1 if is_next else 1, cycle.num_steps
+        if cycle.num_vain >= _VAIN:
+            name, where = self.scene.name_of_optimizer(cycle.optimizer()), "zero_grad"
+            evidence = (
+                f"a backward left gradients in {name}, and they were cleared before any optimizer stepped on them"
+            )
+            where = self.scene.call_of(cycle.optimizer(), where)
+            self.broken("gradients-cleared-too-early", step, f"{evidence}, {cycle.num_vain} times", subject=where)
 
     # Steps
 
     def before_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
-        cycle = self._cycle(optimizer)
+        cycle = self._cycles.of(optimizer)
         if cycle is None:
             return
+        cycle.num_calls, cycle.of_last_call, cycle.is_summed = 0, [], False
         if has_closure:  # it may compute the gradients, or nothing
             cycle.num_before_closure = step.num_backward
         else:
             self._check(step, cycle, optimizer)
+
+    def before_closure(self, step: Step, optimizer: Any) -> None:
+        cycle = self._cycles.of(optimizer)
+        if cycle is not None:
+            cycle.num_calls += 1
+            cycle.of_last_call = cycle.gradients() if cycle.num_calls > 1 else []
 
     def _check(self, step: Step, cycle: Cycle, optimizer: Any) -> None:
         """What it steps on. A step moves no gradient: it may be asked when it is over."""
@@ -140,7 +180,7 @@ class Order(Family):
             self._check_mixed(step, cycle, name)
             self._check_stale(step, cycle, name)
             self._check_partly_stale(step, cycle, name)
-            self._check_scaling(step, cycle, name)
+            self._scalers.check(step, cycle, name)
             self._check_wasted(step, cycle, name)
             self._check_sync(step, optimizer, name)
 
@@ -191,30 +231,20 @@ class Order(Family):
     def _check_stale(self, step: Step, cycle: Cycle, name: str) -> None:
         same = untouched(cycle.after_step)
         is_stale = cycle.num_backward == 0 and bool(same) and len(same) == len(cycle.gradients())
-        cycle.num_stale = cycle.num_stale + 1 if is_stale else 0
-        if cycle.num_stale >= _STALE_STEPS and not are_zero(same):
-            evidence = f"{name} has stepped {cycle.num_stale} times in a row on a gradient that it had stepped on"
-            self.broken("stale-gradients", step, evidence, subject=self.scene.call_of(cycle.optimizer(), "step"))
-
-    def _check_scaling(self, step: Step, cycle: Cycle, name: str) -> None:
-        is_scaled = cycle.is_scaled and not cycle.is_unscaled and not self._in_scaler_step
-        if is_scaled and self._is_as_computed(cycle):
-            evidence = f"the loss was scaled, and {name} steps on gradients that still have the factor"
-            self.broken("scaler-bypassed", step, evidence, subject="scaler.step")
+        cycle.num_stale = cycle.num_stale + 2 if is_stale else max(0, cycle.num_stale - 1)
+        if not is_stale or cycle.num_stale <= _STALE_STEPS or are_zero(same):
             return
-        cycle.num_without_update = cycle.num_without_update + 1 if is_scaled and not self._has_update else 0
-        if cycle.num_without_update >= _STEPS_WITHOUT_UPDATE:
-            evidence = f"{name} stepped {cycle.num_without_update} times on gradients of a scaled loss, and the scaler"
-            evidence += " was asked neither step nor update: no inf is looked for, and the scale never moves"
-            self.broken("scaler-not-updated", step, evidence, subject="scaler.update", severity="warning")
-
-    @staticmethod
-    def _is_as_computed(cycle: Cycle) -> bool:
-        """Whether nobody has written to the gradients since backward, as one does who unscales them by hand."""
-        return bool(cycle.after_backward) and len(untouched(cycle.after_backward)) == len(cycle.after_backward)
+        evidence, where = (
+            f"{name} steps on a gradient that it had stepped on",
+            self.scene.call_of(cycle.optimizer(), "step"),
+        )
+        if cycle.was_by_scaler and not self._scalers.is_inside:
+            self.broken("scaler-bypassed", step, f"{evidence} in scaler.step, each time", subject=where)
+        else:
+            self.broken("stale-gradients", step, f"{evidence}, more than once", subject=where)
 
     def _check_wasted(self, step: Step, cycle: Cycle, name: str) -> None:
-        is_wasted = cycle.num_dropped > 0 and len(self._known()) == 1
+        is_wasted = cycle.num_dropped > 0 and len(self._cycles.known()) == 1
         cycle.num_wasted = cycle.num_wasted + 1 if is_wasted else 0
         if cycle.num_wasted >= _WASTED_STEPS or (is_wasted and cycle.num_dropped >= _MANY_DROPPED):
             num = cycle.num_dropped
@@ -222,11 +252,21 @@ class Order(Family):
             where = self.scene.call_of(cycle.optimizer(), "zero_grad")
             self.broken("accumulation-count", step, evidence, subject=where)
 
+    def _check_closure(self, step: Step, cycle: Cycle, name: str) -> None:
+        if cycle.is_summed:
+            evidence = f"{name} calls its closure {cycle.num_calls} times a step, and each call adds to the gradient of"
+            evidence += " the call before"
+            advice = "call zero_grad() at the beginning of the closure"
+            where = self.scene.call_of(cycle.optimizer(), "zero_grad")
+            self.broken("gradients-not-cleared", step, evidence, subject=where, advice=advice)
+
     def _check_first(self, step: Step, cycle: Cycle, name: str) -> None:
         """`index % n == 0` holds at 0: the first update has one micro-batch, and counts as much as those of n."""
         if cycle.first is None:
             cycle.first = step.index, cycle.num_backward
-        elif cycle.num_steps == 1 and cycle.first == (0, 1) and cycle.num_backward > 1 and len(self._known()) == 1:
+        elif cycle.num_steps == 1 and cycle.first == (0, 1) and cycle.num_backward > 1:
+            if len(self._cycles.known()) > 1:
+                return
             evidence = f"the first step of {name} came after 1 backward pass, and its second after {cycle.num_backward}"
             advice = "step where (index + 1) % n == 0: index % n == 0 holds for the first micro-batch"
             where = self.scene.call_of(cycle.optimizer(), "step")
@@ -255,7 +295,7 @@ class Order(Family):
             self.broken("accumulation-count", step, evidence, subject=where, advice=advice)
 
     def after_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
-        cycle = self._cycle(optimizer)
+        cycle = self._cycles.of(optimizer)
         if cycle is None:
             return
         name = self.scene.name_of_optimizer(optimizer)
@@ -264,12 +304,15 @@ class Order(Family):
             self._check(step, cycle, optimizer)
         elif has_closure:
             self._check_empty(step, cycle, name, is_empty=not has_gradient(optimizer))
+            self._check_closure(step, cycle, name)
         self._check_first(step, cycle, name)
-        for other in self._cycles:
+        for other in self._cycles.all:
             if other is not cycle and any(optimizer is one for one in other.shared_with):
                 other.is_foreign = True
         cycle.num_steps += 1
-        cycle.suspects = []
+        cycle.suspects, cycle.of_last_call = [], []
+        cycle.was_by_scaler = self._scalers.is_inside
+        self._passes = [one for one in self._passes if id(cycle) not in one.reached]
         cycle.renew()
         cycle.stepped_on = cycle.gradients()
         cycle.after_step = [] if has_closure else cycle.stepped_on
@@ -277,67 +320,13 @@ class Order(Family):
             pairs = ((p, digest(p.grad)) for p, _, _ in cycle.after_step)
             cycle.digests = {id(p): one for p, one in pairs if one is not None}
 
-    # Gradient scalers
+    # Gradient scalers and clipping
 
     def after_scale(self, step: Step, scaled: list[Tensor]) -> None:
-        self._scaled.add(scaled)
+        self._scalers.after_scale(step, scaled)
 
     def on_scaler(self, step: Step, scaler: Any, call: str, optimizer: Any) -> None:
-        self._has_update = True
-        if call == "update":
-            self._stepped_by_scaler.pop(id(scaler), None)
-        elif call == "step":
-            self._in_scaler_step = True
-            self._check_update(step, scaler, optimizer)
-        elif call == "stepped":
-            self._in_scaler_step = False
-        cycle = None if optimizer is None else self._cycle(bare(optimizer))
-        if cycle is None:
-            return
-        if call == "unscale_":
-            cycle.is_unscaled = True
-        elif call == "step":
-            cycle.num_before_scaler = cycle.num_steps
-            self._check_bare(step, scaler, cycle, optimizer)
-        elif cycle.num_steps == cycle.num_before_scaler:  # it left the step out
-            cycle.renew()
-            cycle.after_step, cycle.stepped_on = [], []
-
-    def _check_update(self, step: Step, scaler: Any, optimizer: Any) -> None:
-        asked = self._stepped_by_scaler.setdefault(id(scaler), set())
-        if id(optimizer) in asked:
-            evidence = f"step({self.scene.name_of_optimizer(optimizer)}) a second time since the last update()"
-            self.broken("scaler-not-updated", step, evidence, subject="scaler.update")
-        asked.add(id(optimizer))
-
-    def _check_bare(self, step: Step, scaler: Any, cycle: Cycle, optimizer: Any) -> None:
-        cycle.num_bare = cycle.num_bare + 1 if cycle.num_backward and cycle.has_bare else 0
-        if cycle.num_bare >= _BARE_STEPS and float(scaler.get_scale()) != 1:
-            name = self.scene.name_of_optimizer(optimizer)
-            evidence = f"the scaler divides gradients of {name} by its factor, and a loss that they come from was"
-            evidence += f" differentiated without it, {cycle.num_bare} steps in a row"
-            advice = "differentiate scaler.scale(loss), of every loss whose optimizer is stepped by the scaler"
-            where = self.scene.call_of(optimizer, "step")
-            self.broken("scaler-bypassed", step, evidence, subject=f"scaler.scale, before {where}", advice=advice)
-
-    # Clipping
+        self._scalers.on_scaler(step, scaler, call, optimizer)
 
     def on_clip(self, step: Step, clip: Clip) -> None:
-        if not math.isfinite(clip.limit):
-            return  # the norm is wanted
-        self._num_empty_clips = 0 if clip.gradients else self._num_empty_clips + 1
-        if self._num_empty_clips >= _EMPTY_CLIPS:
-            evidence = f"no parameter has a gradient to clip, {self._num_empty_clips} times in a row"
-            self.broken("clipping-before-backward", step, evidence, subject=clip.call)
-        clipped = {id(gradient) for gradient in clip.gradients}
-        for cycle in self._known():
-            optimizer = cycle.optimizer()
-            if not any(id(p.grad) in clipped for p in held_by(optimizer)):
-                continue
-            name = self.scene.name_of_optimizer(optimizer)
-            if cycle.is_scaled and not cycle.is_unscaled and self._is_as_computed(cycle):
-                evidence = f"gradients of {name} are clipped to {clip.limit:g} while they have the scaler's factor"
-                self.broken("clipping-before-unscaling", step, evidence, subject=clip.call)
-            if cycle.num_steps and cycle.num_backward == 0 and untouched(cycle.stepped_on):
-                evidence = f"gradients of {name} are clipped to {clip.limit:g} after it has stepped on them"
-                self.broken("clipping-after-step", step, evidence, subject=clip.call)
+        self._clips.on_clip(step, clip)
