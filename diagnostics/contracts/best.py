@@ -33,6 +33,7 @@ class Best(Family):
         self._code: CodeType | None = None
         self._before: dict[str, float] = {}
         self._pairs: dict[str, _Pair] = {}
+        self._moved: set[str] = set()  # bests that have changed
 
     def begin(self, step: Step) -> None:
         frame = next(own_frames(), None)
@@ -41,14 +42,16 @@ class Best(Family):
         now = dict(_numbers_of(variables_of(frame)))
         before, self._before = self._before, now
         if frame.f_code is not self._code:
-            self._code, self._pairs = frame.f_code, {}
+            self._code, self._pairs, self._moved = frame.f_code, {}, set()
             return
         kept = [name for name in now if _IS_BEST.search(name.lower())]
         metrics = {name: one for name in now if name not in kept and (one := direction_of(name)) is not None}
         changed = [(name, old) for name in kept if (old := before.get(name)) is not None and old != now[name]]
+        self._moved |= {name for name, _ in changed}
         if changed:
             self._judge_changes(step, changed, now, metrics)
             return
+        self._judge_beginnings(step, kept, before, now, metrics)
         for name, pair in self._pairs.items():
             value, best = now.get(pair.metric), now.get(name)
             if value is None or best is None or value == before.get(pair.metric):
@@ -56,6 +59,25 @@ class Best(Family):
             if pair.began_wrong and value != best and (value > best) == pair.higher_is_better:
                 evidence = f"{value:.6g} is not kept in {name} after {best:.6g}, though it is better"
                 self.broken("metric-direction", step, evidence, subject=pair.metric)
+
+    def _judge_beginnings(
+        self, step: Step, kept: list[str], before: dict[str, float], now: dict[str, float], metrics: dict[str, bool]
+    ) -> None:
+        """`best_loss = 0.0`, which no loss is below."""
+        for name in kept:
+            own = _IS_BEST.sub("_", name.lower()).strip("_ ")
+            for metric, higher in metrics.items():
+                is_its = own in metric.lower() or (not own and len(metrics) == 1)
+                is_new = metric not in before or now[metric] != before[metric]
+                if not is_its or not is_new or name in self._moved:
+                    continue
+                is_lost = now[name] == 0 < now[metric] or now[name] == -math.inf
+                if higher:
+                    is_lost = now[name] == 1 > now[metric] > 0 or now[name] == math.inf
+                if is_lost:
+                    evidence = f"{name} begins at {now[name]:g}, and {now[metric]:.6g} is not kept: nothing is better"
+                    advice = f"begin at {'-' if higher else ''}inf"
+                    self.broken("metric-direction", step, evidence, subject=metric, severity="warning", advice=advice)
 
     def _judge_changes(
         self, step: Step, changed: list[tuple[str, float]], now: dict[str, float], metrics: dict[str, bool]

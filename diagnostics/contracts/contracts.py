@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from diagnostics.contracts.averages import Averages
 from diagnostics.contracts.best import Best
 from diagnostics.contracts.calls import Clip, heard
 from diagnostics.contracts.data import Data
@@ -28,6 +29,7 @@ from diagnostics.modules import in_backward
 _FAMILIES: tuple[Make, ...] = (
     Ownership,
     Motion,
+    Averages,
     Statistics,
     Terms,
     Influence,

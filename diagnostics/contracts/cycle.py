@@ -87,6 +87,10 @@ class Cycle:
         """Steps on gradients of a scaled loss, whose scaler was asked nothing."""
         self.num_wasted = 0
         """Steps in a row that came after dropped backward passes."""
+        self.scaler: weakref.ref[Any] | None = None
+        """That stepped it last."""
+        self.num_scalers = 0
+        """How often another one did."""
         self.num_bare = 0
         """Steps of a scaler in a row on gradients of a loss that was not scaled."""
         self.num_before_scaler = 0

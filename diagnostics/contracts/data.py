@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diagnostics.contracts.family import Family, Reports
 from diagnostics.contracts.loaders import LOADERS
+from diagnostics.contracts.rows import Rows
 from diagnostics.contracts.scene import Scene, Step
 from diagnostics.tensors import strided
 
@@ -53,6 +54,8 @@ class _History:
     """Lengths of the last runs that came to an end."""
     was_shared: bool = False
     """Whether a run had the same object: the loop means to repeat it."""
+    is_object: bool = False
+    """Whether it is the tensor of the last step."""
     was_constant: bool = False
     num_bytes: int = 0
     """Steps in a row with pictures of whole numbers up to 255."""
@@ -68,6 +71,7 @@ class Data(Family):
         self._histories: dict[str, _History] = {}
         self._num_steps = 0
         self._num_other_labels = 0
+        self._rows = Rows(scene, reports)
         self._num_first = 0  # steps in a row whose batch comes first out of its iterator
 
     def begin(self, step: Step) -> None:
@@ -91,6 +95,9 @@ class Data(Family):
         main = self._main(step)
         self._check_constant(step, main)
         self._check_repeats(step, repeats, main)
+        if looks_at_all or (main is not None and step.inputs()[main].is_cpu):
+            known = self._histories.get(main or "")
+            self._rows.look(step, main, is_same=known is not None and (known.is_object or known.was_constant))
 
     def forget(self) -> None:
         pass
@@ -108,6 +115,7 @@ class Data(Family):
         known = self._histories.setdefault(name, _History())
         is_same = known.last is not None and known.last.shape == few.shape and torch.equal(known.last, few)
         is_object = known.object is not None and known.object() is tensor
+        known.is_object = is_object
         number = few.float() if few.dtype is torch.bool or few.dtype.itemsize == 1 else few
         low, high = (float(end) for end in torch.aminmax(number))
         known.was_constant = low == high

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diagnostics.contracts.family import Family, Reports
 from diagnostics.contracts.model_calls import CALLS
+from diagnostics.contracts.modes import running_parts
 from diagnostics.contracts.scene import Scene, Step
 from diagnostics.modules import eager_modules, in_backward, unwrapped
 from diagnostics.patching import own_frames, variables_of
@@ -47,7 +48,7 @@ class Influence(Family):
     def _following(self, step: Step) -> Iterator[None]:
         self._flow = flow = _Flow({n: t for n, t in step.inputs().items() if not t.is_complex()})
         heard = partial(_note_call, flow)
-        roots = [unwrapped(model) for model in self.scene.models]
+        roots = [part for model in self.scene.models for part in running_parts(unwrapped(model))]
         with ExitStack() as stack:
             for root in roots:
                 CALLS.listen(root, heard)
@@ -76,6 +77,11 @@ class Influence(Family):
 
     def end(self, step: Step) -> None:
         flow, self._flow = self._flow, None
+        for name, low, high in () if flow is None else flow.bad_targets:
+            evidence = (
+                f"targets of a binary cross-entropy from {low:g} to {high:g}, which are probabilities: the loss has"
+            )
+            self.broken("input-out-of-range", step, f"{evidence} no lowest value", subject=name)
         if flow is None or not flow.has_roots or not flow.reached:
             return
         whole = {name for name, tensor in step.inputs().items() if not tensor.is_floating_point()}
@@ -119,6 +125,8 @@ class _Flow(TorchDispatchMode):
         """Inputs that an operator took which does more than move them."""
         self.targets: dict[str, int] = {}
         """Variables of the step that are named as targets -> their memory."""
+        self.bad_targets: list[tuple[str, float, float]] = []
+        """Inputs, with their range, that are targets of a binary cross-entropy and no probabilities."""
         self.computed: set[int] = set()
         """Memories that an operator has written and none has read."""
         self.has_roots = False
@@ -143,6 +151,8 @@ class _Flow(TorchDispatchMode):
         keys = {_memory(tensor) for tensor in _any_tensors(arguments)}
         found = [self._names[key] for key in keys if key in self._names]
         names = _NOTHING.union(*found)
+        if name.startswith("binary_cross_entropy") and len(arguments) > 1 and isinstance(arguments[1], Tensor):
+            self._note_targets(arguments[1])
         results = {_memory(tensor) for tensor in _any_tensors((result,))}
         self.computed -= keys - results
         if name not in _MOVES:
@@ -168,6 +178,11 @@ class _Flow(TorchDispatchMode):
             self._zeros.discard(key)
             if is_zero and is_whole:
                 self._zeros.add(key)
+
+    def _note_targets(self, targets: Tensor) -> None:
+        low, high = (float(end) for end in torch.aminmax(targets.detach().float())) if targets.numel() else (0.0, 1.0)
+        if low < 0 or high > 1:
+            self.bad_targets.append((min(self.names_of(targets), default="target"), low, high))
 
     def _is_zero(self, value: Any) -> bool:
         """Whether a factor is known to be 0, without a read on an accelerator."""

@@ -27,6 +27,8 @@ class Modes(Family):
         self._roots = [unwrapped(model) for model in scene.models]
         self._has_trained = [False] * len(self._roots)  # in training mode
         self._num_untrained = [0] * len(self._roots)
+        self._num_left = 0  # steps in a row with a part in evaluation mode
+        self._parts = [part for root in self._roots for part in running_parts(root)]
         self._is_inside = False
         self._outside: list[tuple[str, str]] = []  # name of a module and what it does in training mode
         self._num_followed = 0  # calls in evaluation mode
@@ -37,8 +39,8 @@ class Modes(Family):
         self._is_inside = True
         if not self._is_listening:
             self._is_listening = True
-            for root in self._roots:
-                CALLS.listen(root, self._heard)
+            for part in self._parts:
+                CALLS.listen(part, self._heard)
         if self._outside:
             (name, kind), num = self._outside[0], len(self._outside)
             how = "" if "evaluation" in kind else " in training mode"
@@ -71,6 +73,7 @@ class Modes(Family):
             if root.training:
                 self._has_trained[number] = True
                 self._num_untrained[number] = 0
+                self._check_parts(step, root, held)
                 continue
             if not any(id(p) in held for p in root.parameters()):
                 continue
@@ -85,6 +88,17 @@ class Modes(Family):
                 evidence = f"{type(root).__name__} is in evaluation mode in its first steps: {dropout[1]} does nothing"
                 self.broken("evaluation-mode-in-training", step, evidence, layer=dropout[0], severity="warning")
 
+    def _check_parts(self, step: Step, root: nn.Module, held: set[int]) -> None:
+        """A part that came in evaluation mode, as `from_pretrained` hands it over, inside a model that trains."""
+        if step.index > _NEVER_TRAINED and not step.is_due:
+            return
+        left = _left_in_evaluation(root, held)
+        self._num_left = self._num_left + 1 if left else 0
+        if left is not None and self._num_left >= _NEVER_TRAINED:
+            name, kind = left
+            evidence = f"it trains, and is in evaluation mode inside a model in training mode: {kind} does nothing"
+            self.broken("evaluation-mode-in-training", step, evidence, layer=name, severity="warning")
+
     def end(self, step: Step) -> None:
         self._is_inside = False
 
@@ -95,8 +109,8 @@ class Modes(Family):
     def detach(self) -> None:
         self._is_listening = False
         self._outside = []
-        for root in self._roots:
-            CALLS.forget(root, self._heard)
+        for part in self._parts:
+            CALLS.forget(part, self._heard)
 
 
 def _kinds(root: nn.Module) -> list[tuple[str, str]]:
@@ -118,6 +132,26 @@ def _active(root: nn.Module) -> tuple[str, str] | None:
         is_moving = isinstance(module, _BatchNorm) and module.track_running_stats and module.training
         if is_moving and module.momentum is not None:  # None: `update_bn` computes averages anew, on purpose
             return name or "model", f"{type(module).__name__} uses this batch and moves its running statistics"
+    return None
+
+
+def running_parts(root: nn.Module) -> list[nn.Module]:
+    """The modules that are called for it: itself, or, where it has no forward of its own, what it holds."""
+    forward = type(root).forward
+    is_bare = "unimplemented" in getattr(forward, "__qualname__", "") or "lightning" in str(forward.__module__)
+    if not is_bare:
+        return [root]
+    return [part for child in root.children() for part in running_parts(child)]
+
+
+def _left_in_evaluation(root: nn.Module, held: set[int]) -> tuple[str, str] | None:
+    """The outermost part in evaluation mode that has dropout and parameters which an optimizer trains."""
+    for name, module in walk(root):
+        if module.training or not any(id(p) in held and p.requires_grad for p in module.parameters()):
+            continue
+        kind = next((kind for _, kind in _kinds(module) if kind.startswith("Dropout")), None)
+        if kind is not None:
+            return name or type(module).__name__, kind
     return None
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from diagnostics.contracts.family import Family, Reports
 from diagnostics.contracts.scene import Scene, Step, held_by, is_half
+from diagnostics.contracts.zero_gradients import ZeroGradients
 from diagnostics.tensors import dense, strided
 
 _FIRST_STEPS = 3
 _STEPS = 2  # in which something stands still
-_ZERO_STEPS = 3
 _FEWEST = 8  # elements of a parameter that stand still
 _NUM_ELEMENTS = 4096  # of a parameter of 16 bits
 _LOST = 0.5
@@ -59,7 +59,7 @@ class Motion(Family):
         self._num_looks: dict[int, int] = {}
         self._still: dict[int, int] = {}  # parameter -> looks in a row
         self._num_lost: dict[int, int] = {}
-        self._num_zero: dict[int, int] = {}  # weight -> looks in a row with a gradient of zeros
+        self._zeros = ZeroGradients(scene, reports)
         self._wanted: set[int] = set()  # optimizers that hold a frozen parameter with a gradient
         self._asked: set[int] = set()  # such parameters that were looked at
         self._running: list[_Look] = []
@@ -125,7 +125,7 @@ class Motion(Family):
         moved, gradients, sizes = found[:num], found[num : 2 * num], found[2 * num :]
         name = self.scene.name_of_optimizer(look.optimizer)
         frozen, still = [], []
-        self._judge_inputs(step, look, gradients)
+        self._zeros.judge(step, name, look.parameters, gradients)
         for number, parameter in enumerate(look.parameters):
             if not parameter.requires_grad:
                 if moved[number] and id(parameter) not in self._trained:
@@ -145,18 +145,6 @@ class Motion(Family):
             evidence = f"{still[0][1]}, and the step of {name} changed no bit, {_STEPS} times"
             self.broken_in("parameter-stands-still", step, [p for p, _ in still], evidence)
         self._judge_halves(step, look, name)
-
-    def _judge_inputs(self, step: Step, look: _Look, gradients: list[float]) -> None:
-        """A layer whose bias has a gradient, and whose weight has one of zeros, is given zeros."""
-        by_id = {id(p): gradient for p, gradient in zip(look.parameters, gradients, strict=True) if p.grad is not None}
-        for module in self.scene.layers():
-            weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
-            is_zero = by_id.get(id(weight)) == 0 and by_id.get(id(bias), 0.0) > 0
-            count = self._num_zero.get(id(weight), 0) + 1 if is_zero else 0
-            self._num_zero[id(weight)] = count
-            if weight is not None and count >= _ZERO_STEPS:
-                evidence = f"its gradient is 0 throughout in {count} looks, and that of its bias is not: its layer is"
-                self.broken_in("parameter-without-gradient", step, [weight], f"{evidence} given zeros alone")
 
     def _judge_halves(self, step: Step, look: _Look, name: str) -> None:
         if not look.lost:

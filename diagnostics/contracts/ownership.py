@@ -1,13 +1,13 @@
 """Optimizers and parameters match: each that trains is held once, and gets a gradient."""
 
 import gc
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diagnostics.contracts.family import Family, Reports
+from diagnostics.contracts.hidden import frozen_by_attribute, hidden_in, results_in
 from diagnostics.contracts.motion import digest
 from diagnostics.contracts.scene import Scene, Step, held_by
 from diagnostics.modules import unwrapped, walk
@@ -41,7 +41,7 @@ class Ownership(Family):
         self._had_gradient: set[int] = set()  # parameters that ever had one after a backward
         self._patterns: dict[int, tuple[set[int], int]] = {}  # optimizer -> which have a gradient, steps in a row
         self._is_routed: set[int] = set()  # optimizers
-        self._hidden: list[tuple[str, nn.Parameter]] = []  # that the model does not know of
+        self._hidden: list[tuple[str, Tensor]] = []  # that the model does not know of
 
     # A step
 
@@ -51,7 +51,23 @@ class Ownership(Family):
         self._looks = step.is_due or self._num_looks <= _WITHOUT_GRADIENT
         if step.is_due and not self._has_run:  # compiled modules run eagerly in such a step
             self._note_runs()
-            self._hidden = [pair for model in self.scene.models for pair in _hidden_in(unwrapped(model))]
+            self._look_for_hidden(step)
+
+    def _look_for_hidden(self, step: Step) -> None:
+        """What stands in a model's modules and is none of its parameters, though it was meant to be."""
+        own = self.scene.parameters()
+        for model in self.scene.models:
+            root = unwrapped(model)
+            self._hidden += hidden_in(root)
+            for name in results_in(root, own):
+                evidence = "it was computed from an nn.Parameter (.float(), .to(...), * 0.1), so it is none: the module"
+                advice = "convert the tensor first, and make the nn.Parameter of the result"
+                evidence += " does not register it, and no optimizer gets it"
+                self.broken("parameter-without-optimizer", step, evidence, parameter=name, advice=advice)
+            for name in frozen_by_attribute(root):
+                evidence = "`module.requires_grad = False` sets an attribute of the module, and its parameters train on"
+                advice = "call module.requires_grad_(False)"
+                self.broken("frozen-parameter-moves", step, evidence, layer=name, advice=advice)
 
     def _note_changes(self, step: Step) -> None:
         """What trains may change on the way: it is looked at anew then, unless it does so all the time."""
@@ -185,15 +201,30 @@ class Ownership(Family):
             return  # another contract
         ran = self._parameters_that_ran()
         most = _WITHOUT_GRADIENT_ROUTED if id(optimizer) in self._is_routed else _WITHOUT_GRADIENT
-        missing = [p for p in trained if self._without[id(p)] >= most and id(p) in ran - self._had_gradient]
+        without = [p for p in trained if self._without[id(p)] >= most and id(p) not in self._had_gradient]
+        name = self.scene.name_of_optimizer(optimizer)
+        missing, idle = [p for p in without if id(p) in ran], self._idle(without, ran)
+        if idle:
+            evidence = f"its layer has not run in {most} steps of {name} in a row: no input of it, or no call?"
+            self.broken_in("parameter-without-gradient", step, idle, evidence, severity="warning")
         if not missing:
             return
         share = sum(p.numel() for p in missing) / max(1, sum(p.numel() for p in trained))
-        name = self.scene.name_of_optimizer(optimizer)
         evidence = f"no gradient in {most} steps of {name} in a row, though its layer runs"
         evidence += f"; {100 * share:.1f} % of what it trains"
         severity = "alarm" if share >= _FEW else "warning"
         self.broken_in("parameter-without-gradient", step, missing, evidence, severity=severity)
+
+    def _idle(self, without: list[nn.Parameter], ran: set[int]) -> list[nn.Parameter]:
+        """Of layers that did not run, and are none of several in a list of which others did: experts take turns."""
+        idle = {id(p) for p in without if id(p) not in ran}
+        for model in self.scene.models if idle else ():
+            for _, module in walk(model):
+                if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+                    parts = [{id(p) for p in part.parameters()} for part in module.children()]
+                    if any(part & ran for part in parts):
+                        idle -= set().union(*parts)
+        return [p for p in without if id(p) in idle]
 
     def _parameters_that_ran(self) -> set[int]:
         modules = [module for model in self.scene.models for _, module in walk(model) if id(module) in self._has_run]
@@ -232,21 +263,6 @@ class Ownership(Family):
             if name is not None:
                 evidence += ": it stands in a list, a tuple or a dict, which registers nothing (nn.ModuleList does)"
                 self.broken("parameter-without-optimizer", step, evidence, parameter=name)
-
-
-def _hidden_in(root: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Dotted names and parameters of any shape that stand in plain containers of its modules."""
-    own = {id(p) for _, module in walk(root) for p in module._parameters.values() if p is not None}
-    for prefix, module in walk(root):
-        for key, value in vars(module).items():
-            if key.startswith("_") or not isinstance(value, (list, tuple, dict)):
-                continue
-            for place, one in value.items() if isinstance(value, dict) else enumerate(value):
-                name = f"{prefix}.{key}.{place}".lstrip(".")
-                if isinstance(one, nn.Parameter) and id(one) not in own:
-                    yield name, one
-                elif isinstance(one, nn.Module):
-                    yield from ((f"{name}.{n}", p) for n, p in one.named_parameters() if id(p) not in own)
 
 
 def _all_optimizers() -> list[Any]:

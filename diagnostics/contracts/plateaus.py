@@ -1,7 +1,9 @@
 """What `ReduceLROnPlateau` is given, and under which name its caller has it."""
 
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
 from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -41,13 +43,24 @@ class _Plateaus:
 
 
 def _names_of(value: Any) -> Iterator[str]:
-    """Names of this object in the caller's frame: of variables, and keys of its dicts."""
-    frame = next(own_frames(), None)
-    for name, one in ({} if frame is None else variables_of(frame)).items():
-        if one is value:
-            yield name
-        elif isinstance(one, Mapping) and type(one).__module__ == "builtins":
-            yield from (str(key) for key, item in one.items() if item is value)
+    """Names of this object where the scheduler is called, and in the loop: of variables, and keys of their dicts."""
+    frames = {id(frame): frame for frame in (_caller(), next(own_frames(), None)) if frame is not None}
+    for frame in frames.values():
+        for name, one in variables_of(frame).items():
+            if one is value:
+                yield name
+            elif isinstance(one, Mapping) and type(one).__module__ == "builtins":
+                yield from (str(key) for key, item in one.items() if item is value)
+
+
+def _caller() -> FrameType | None:
+    """Innermost frame that is neither ours nor torch's: the Trainer of transformers steps schedulers itself."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in ("torch", "diagnostics"):
+            return frame
+        frame = frame.f_back
+    return None
 
 
 PLATEAUS = _Plateaus()

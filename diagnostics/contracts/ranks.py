@@ -30,7 +30,7 @@ class Ranks(Family):
         super().__init__(scene, reports)
         self._were_same: bool | None = None  # parameters, at the first look
         self._num_shared: dict[str, int] = {}  # input -> looks in a row
-        self._num_drawn_alike = 0
+        self._num_drawn_alike = self._num_apart = 0
         self._random_state = 0
         self._num_steps = 0
         self._gradients: list[Tensor] | None = None
@@ -70,6 +70,12 @@ class Ranks(Family):
         if self._were_same and all(stepped) and len(set(gradients)) > 1:
             evidence = f"{len(set(gradients))} different gradients on {len(found)} ranks when the optimizer steps"
             self._name("gradients-not-averaged", step, grads if can_name else [], evidence)
+        apart = not are_same and not self._were_same and not self._is_wrapped and all(stepped) and can_name
+        self._num_apart = self._num_apart + 1 if apart and len(set(gradients)) == 1 and any(gradients) else 0
+        if self._num_apart >= _LOOKS:
+            evidence = f"{len(found)} ranks step on the same gradients, and their parameters differ since the beginning"
+            advice = "broadcast the parameters of rank 0 before the first step, or make them from one seed"
+            self._name("ranks-differ", step, whole, evidence, advice=advice)
         if are_same and len(set(names)) == 1 and min(num_inputs):
             self._check_shared(step, inputs)
         if are_same:
@@ -110,15 +116,15 @@ class Ranks(Family):
             where = "random numbers of the step"
             self.broken("ranks-share-samples", step, evidence, subject=where, severity="warning", advice=advice)
 
-    def _name(self, contract: str, step: Step, digests: list[Tensor], evidence: str) -> None:
+    def _name(self, contract: str, step: Step, digests: list[Tensor], evidence: str, advice: str | None = None) -> None:
         """Report it of the parameters whose digests, one of each, differ; a collective, for all ranks know that some
         do. Without digests no parameter is named."""
         found = self._gathered(_numbers(digests)) if digests else []
         differ = [p for p, *of_ranks in zip(self._unsharded().values(), *found, strict=False) if len(set(of_ranks)) > 1]
         if differ:
-            self.broken_in(contract, step, differ, evidence)
+            self.broken_in(contract, step, differ, evidence, advice=advice)
         else:
-            self.broken(contract, step, evidence, subject="parameters")
+            self.broken(contract, step, evidence, subject="parameters", advice=advice)
 
     def forget(self) -> None:
         self._gradients = None

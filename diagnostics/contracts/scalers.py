@@ -1,5 +1,6 @@
 """Gradient scalers: each loss is scaled, each gradient unscaled once, and the scaler hears of it."""
 
+import weakref
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +11,6 @@ from diagnostics.contracts.scaled import Scaled
 from diagnostics.contracts.scene import Scene, Step, bare
 
 _STEPS_WITHOUT_UPDATE = _BARE_STEPS = 2
-_AS_MADE = 2.0**16  # a scale that a new scaler begins with, or above
 
 
 class Scalers(Family):
@@ -68,6 +68,7 @@ class Scalers(Family):
             cycle.is_unscaled = True
         elif call == "step":
             cycle.num_before_scaler = cycle.num_steps
+            self._check_new(step, scaler, cycle, optimizer)
             self._check_bare(step, scaler, cycle, optimizer)
         elif cycle.num_steps == cycle.num_before_scaler:  # it left the step out
             cycle.renew()
@@ -92,6 +93,20 @@ class Scalers(Family):
             evidence = f"step({self.scene.name_of_optimizer(optimizer)}) a second time since the last update()"
             self.broken("scaler-not-updated", step, evidence, subject="scaler.update")
         asked.add(id(optimizer))
+
+    def _check_new(self, step: Step, scaler: Any, cycle: Cycle, optimizer: Any) -> None:
+        """A scaler that is made anew, once an epoch, begins with a scale that may overflow for as long."""
+        before, cycle.scaler = cycle.scaler, weakref.ref(scaler)
+        if before is None or before() is scaler:
+            return
+        cycle.num_scalers += 1
+        evidence = (
+            f"another scaler steps {self.scene.name_of_optimizer(optimizer)} than before, and its scale begins anew"
+        )
+        evidence += f"; change number {cycle.num_scalers}"
+        severity = "warning" if cycle.num_scalers == 1 else "alarm"
+        advice = "make one scaler for the whole training, outside of the loop over epochs"
+        self.broken("scaler-not-updated", step, evidence, subject="GradScaler", severity=severity, advice=advice)
 
     def _check_bare(self, step: Step, scaler: Any, cycle: Cycle, optimizer: Any) -> None:
         cycle.num_bare = cycle.num_bare + 1 if cycle.num_backward and cycle.has_bare else 0

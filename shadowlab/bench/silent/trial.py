@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diagnostics import NonFiniteError
 from shadowlab.bench.case_trial import quiet
 from shadowlab.bench.silent.case import Case
 from shadowlab.bench.silent.tools import Said, Tool
@@ -50,7 +51,8 @@ def run_with(case: Case, watching: Any) -> Trial:
         try:
             case.loop(watching)
         except Exception as caught:  # one loop that ends early must not hide the others
-            error = (f"{type(caught).__name__}: {caught}".splitlines() or [type(caught).__name__])[0]
+            if case.healthy or not isinstance(caught, NonFiniteError):  # a fault may end in what the watch stops at
+                error = (f"{type(caught).__name__}: {caught}".splitlines() or [type(caught).__name__])[0]
         finally:
             with contextlib.suppress(RuntimeError):
                 watching.close()

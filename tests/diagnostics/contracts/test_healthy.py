@@ -59,7 +59,7 @@ def unused_expert() -> Loop:
     class Experts(Net):
         def __init__(self) -> None:
             super().__init__()
-            self.never = nn.Linear(8, 32)
+            self.experts = nn.ModuleList([self.first, nn.Linear(8, 32)])  # the second never has a turn
 
     return Loop(Experts())
 
