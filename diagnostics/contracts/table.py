@@ -9,7 +9,8 @@ _LISTED = (
         "parameter-without-optimizer",
         "alarm",
         "a parameter that trains gets a gradient, no optimizer holds it, and it does not move, twice; modules in plain "
-        "lists, tuples and dicts are looked at, too",
+        "lists, tuples and dicts and plain tensors that train are looked at, too; or an attribute of a module was "
+        "computed from an nn.Parameter that is none of the model's",
         "accelerate#2665: an optimizer built before a layer was replaced",
         "build the optimizer after the model is finished, or set requires_grad_(False) on what is not to train",
     ),
@@ -33,8 +34,9 @@ _LISTED = (
         "alarm",
         "a parameter that an optimizer trains has had no gradient in 3 of its steps in a row (20 where those that have "
         "one change from step to step), though its layer ran and others have one; a warning where this is less than "
-        "2 % of what the optimizer trains; or a layer's weight has a gradient of zeros in 3 looks, and its bias "
-        "has not",
+        "2 % of what the optimizer trains, or its layer did not run; or a layer's weight has a gradient of zeros in 3 "
+        "looks, and its bias has not, a warning where the batch holds zeros; a warning, too, where a parameter had a "
+        "gradient of zeros in each of its first 3 looks, and others had not",
         "discuss.pytorch.org/t/84911; a detach, no_grad or .data on the way to the loss",
         "find what cuts its output off from the loss (detach, no_grad, .data, .item, numpy), or freeze it",
     ),
@@ -51,7 +53,8 @@ _LISTED = (
         "frozen-parameter-moves",
         "alarm",
         "an optimizer's step changes the bits of a parameter with requires_grad=False; or the running statistics of a "
-        "batch normalisation inside a frozen module move in 3 steps with gradients, and no weight of that module does",
+        "batch normalisation inside a frozen module move in 3 steps with gradients, and no weight of that "
+        "module does; or a module has an attribute requires_grad = False, and its parameters train",
         f"{_DOCS}/notes/autograd.html#setting-requires-grad: a gradient left behind, or weight decay, moves it",
         "set its grad to None when you freeze it, or leave it out of the optimizer",
     ),
@@ -59,7 +62,9 @@ _LISTED = (
         "half-precision-weights",
         "alarm",
         "parameters of 16 bits: more than half of the elements whose gradient is not 0 do not change in a step of "
-        "torch's optimizer, or all of them of one parameter, in 2 steps; looked at in up to 4096 elements of each",
+        "torch's optimizer, or all of them of one parameter, in 2 steps; looked at in up to 4096 elements of "
+        "each; or a step writes to parameters of 16 bits that no optimizer holds, and 95 % of their elements keep their "
+        "bits, in 2 steps",
         "arxiv.org/abs/1710.03740 section 3.1: updates below half an ulp of the weight vanish",
         "keep the weights in float32 and compute under autocast",
     ),
@@ -76,7 +81,7 @@ _LISTED = (
         "loss-without-gradient",
         "alarm",
         "an optimizer steps twice in a row without any gradient: nothing was differentiated, or what was does not "
-        "reach its parameters",
+        "reach its parameters; or all gradients of it are 0 in 3 looks",
         "github.com/prs-eth/Marigold and others: a loss made of .item() or of a tensor without graph",
         "differentiate the loss that the model computed: no .item(), .data, detach or torch.tensor(loss) on the way",
     ),
@@ -103,7 +108,9 @@ _LISTED = (
         "no-optimizer-step",
         "alarm",
         "gradients were computed and dropped twice (8 times where an optimizer of another model steps), or nothing was "
-        "differentiated in 3 steps, and since the watch began no optimizer has stepped and no parameter has changed",
+        "differentiated in 3 steps, or those of 3 steps or more were dropped at once, and since the watch began no "
+        "optimizer has stepped and no parameter has changed; or accelerate's accumulation came to its end twice in a "
+        "row without a step, a warning after the first",
         "discuss.pytorch.org: optimizer.step() missing, or training_step returns None",
         "call optimizer.step() after backward and before zero_grad()",
     ),
@@ -111,14 +118,16 @@ _LISTED = (
         "gradients-not-cleared",
         "alarm",
         "backward adds to the gradient of an earlier step of the optimizer, and it steps on the sum; or it steps, "
-        "twice, on the sum of its own loss's gradients and of those on which another optimizer has stepped",
+        "twice, on the sum of its own loss's gradients and of those on which another optimizer has stepped; "
+        "or a call of its closure adds to the gradient of the call before",
         "stackoverflow.com/questions/60335387: no zero_grad, or that of another model",
         "call zero_grad() of this optimizer once between its step and the next backward",
     ),
     Contract(
         "gradients-cleared-too-early",
         "alarm",
-        "an optimizer steps without gradient, for they were cleared between backward and step",
+        "an optimizer steps without gradient, for they were cleared between backward and step; or, of several "
+        "optimizers, none steps on what a backward left before all of it is cleared, before 2 steps in a row",
         f"{_DOCS}/optim.html#taking-an-optimization-step",
         "the order is zero_grad(), backward(), step()",
     ),
@@ -142,7 +151,8 @@ _LISTED = (
         "scaler-not-updated",
         "alarm",
         "a gradient scaler steps the same optimizer again without an update() in between; a warning where gradients of "
-        "a scaled loss were unscaled by hand in 2 steps, and the scaler was asked nothing",
+        "a scaled loss were unscaled by hand in 2 steps, and the scaler was asked nothing, or another "
+        "scaler steps an optimizer than before, an alarm the second time",
         f"{_DOCS}/amp.html#gradient-scaling",
         "call scaler.update() once after the steps",
     ),
@@ -150,7 +160,8 @@ _LISTED = (
         "scaler-bypassed",
         "alarm",
         "gradients of a scaled loss reach optimizer.step() without unscale_ or scaler.step, and nobody wrote to them; "
-        "or scaler.step divides gradients of a loss that was not scaled, in 2 steps",
+        "or scaler.step divides gradients of a loss that was not scaled, in 2 steps; or optimizer.step() "
+        "follows on scaler.step(optimizer)",
         f"{_DOCS}/notes/amp_examples.html#typical-mixed-precision-training",
         "call scaler.step(optimizer) in place of optimizer.step()",
     ),
@@ -186,7 +197,8 @@ _LISTED = (
     Contract(
         "clipping-before-backward",
         "alarm",
-        "gradients are clipped, to a finite limit, where no parameter has one, 2 times in a row",
+        "gradients are clipped, to a finite limit, where no parameter has one, 2 times in a row; or those of an "
+        "optimizer are clipped and cleared before it steps, before 2 of its steps in a row",
         f"{_DOCS}/notes/amp_examples.html#gradient-clipping",
         "clip between backward() and optimizer.step()",
     ),
@@ -195,7 +207,8 @@ _LISTED = (
         "evaluation-mode-in-training",
         "alarm",
         "a model with dropout or batch normalisation that trained in training mode is stepped in evaluation mode; a "
-        "warning where it has dropout and was never in training mode in 2 steps",
+        "warning where it has dropout and was never in training mode in 2 steps, or where a part of it that has "
+        "dropout and trains is not",
         "transformers#33844; model.eval() in validation without model.train() after it",
         "call model.train() before the training steps",
     ),
@@ -212,7 +225,8 @@ _LISTED = (
         "constant-input",
         "alarm",
         "the largest floating input, of 64 elements a sample or more, is one number throughout, in 3 steps; a warning "
-        "where a number or a vector of each of 4 samples or more is 0 throughout, by its name no mask or weight",
+        "where a number or a vector of each of 4 samples or more is 0 throughout, by its name no mask or weight, or all "
+        "texts of a batch are one of 3 tokens at most, twice",
         "arxiv.org/abs/2112.04036 (DeepDiagnosis): unchanging inputs",
         "look at what is read: a failed decoding, a mask that covers everything, a factor of 0",
     ),
@@ -220,7 +234,8 @@ _LISTED = (
         "input-out-of-range",
         "alarm",
         "the largest magnitude of an input is over 16 times, or below a 16th of, what it was in the first steps (4 or "
-        "more); a warning where floating pictures are whole numbers up to 64..255, or never above 1/255, in 2 steps",
+        "more); a warning where floating pictures are whole numbers up to 64..255, or never above 1/255, in 2 steps; an "
+        "alarm where targets of a binary cross-entropy are outside of [0, 1]",
         "karpathy.github.io/2019/04/25/recipe: 0..255 where 0..1 was",
         "normalise every source of the input in the same way",
     ),
@@ -235,7 +250,8 @@ _LISTED = (
         "batch-repeats",
         "alarm",
         "after 4 different batches in a row the same contents come 4 times in a row; inputs that repeat come with "
-        "other labels, twice; or the same contents come 3 times as the first batch of a new iterator that has more",
+        "other labels, twice; or the same contents come 3 times as the first batch of a new iterator that has more; a "
+        "warning where half of the samples of a batch or more are there twice, in all its tensors, in 2 steps",
         "github.com/pytorch/pytorch/issues/5059: one random state for several readers",
         "take the next batch in each step; look at iter(loader) inside the loop, and at the sampler",
     ),
@@ -252,7 +268,8 @@ _LISTED = (
         "ranks-differ",
         "alarm",
         "parameters that were the same on all ranks, or are DistributedDataParallel's, differ in their bits in one "
-        "of the first 4 steps or one that is due",
+        "of the first 4 steps or one that is due; or they differ from the beginning, and the gradients that are "
+        "stepped on do not, in 2 looks",
         "pytorch#104336, BLOOM-176B chronicles: ranks that drift apart",
         "call the wrapped model, and let every rank take every step",
     ),
@@ -279,7 +296,7 @@ _LISTED = (
         "a result is kept as the best although an earlier kept one is better, or a better one is not kept, by the "
         "direction that was given or that the metric's name has, in `watch.metric` or in a variable of the loop named "
         "best; or ReduceLROnPlateau, a callback of Lightning's or the Trainer of transformers takes the worse for the "
-        "better",
+        "better; a warning where a variable named best begins at a value that no result is better than",
         "github.com/prs-eth/Marigold-like trainers: best checkpoint by min of an accuracy",
         "compare in the direction in which the metric improves",
     ),

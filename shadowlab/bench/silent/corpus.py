@@ -17,9 +17,9 @@ from shadowlab.bench.silent.cases import (
     trainer_loops,
     two_ranks,
 )
-from shadowlab.bench.silent.held_out.registry import held_out_cases
-from shadowlab.bench.silent.opened import hosts, orders, plain
-from shadowlab.bench.silent.opened import two_ranks as opened_ranks
+from shadowlab.bench.silent.first_set import hosts, orders, plain
+from shadowlab.bench.silent.first_set import two_ranks as first_ranks
+from shadowlab.bench.silent.second_set.registry import second_set
 
 CORPUS: tuple[Case, ...] = (
     *ownership.CASES,
@@ -34,8 +34,8 @@ CORPUS: tuple[Case, ...] = (
     *plain.CASES,
     *orders.CASES,
     *hosts.CASES,
-    *opened_ranks.CASES,
-    *held_out_cases(),
+    *first_ranks.CASES,
+    *second_set(),
     *healthy.CASES,
     *healthy_models.CASES,
     *healthy_steps.CASES,

@@ -29,8 +29,14 @@ class Together:
         return found
 
 
-def found(monkeypatch: pytest.MonkeyPatch, batch_of: Any, states: Any = lambda rank, moment: rank) -> list[Any]:
-    """(severity, where) of each finding of the first rank; `states` are its generator's at each moment."""
+def found(
+    monkeypatch: pytest.MonkeyPatch,
+    batch_of: Any,
+    states: Any = lambda rank, moment: rank,
+    models: Any = None,
+    rule: str = "ranks-share-samples",
+) -> list[Any]:
+    """(severity, where, step) of each finding of the first rank; `states` are its generator's at each moment."""
     together, moments = Together(), [0, 0]
 
     def random_state() -> int:
@@ -42,14 +48,17 @@ def found(monkeypatch: pytest.MonkeyPatch, batch_of: Any, states: Any = lambda r
     monkeypatch.setattr(ranks.Ranks, "_gathered", lambda family, mine: together.gather(mine))
     monkeypatch.setattr(ranks, "_random_state", random_state)
     reports = [Reports(), Reports()]
-    model = Net()
+    models = models or [Net()] * 2
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
 
     def run(number: int) -> None:
         together.rank.number = number
-        family = ranks.Ranks(Scene([model], [], are_given=True), reports[number])
+        own = Scene([models[number]], [optimizers[number]], are_given=True)
+        family = ranks.Ranks(own, reports[number])
         for index in range(NUM_STEPS):
             step = Step(index, False, batch_of(number, index))
             family.begin(step)
+            family.before_optimizer(step, optimizers[number], has_closure=False)
             family.end(step)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
@@ -58,7 +67,7 @@ def found(monkeypatch: pytest.MonkeyPatch, batch_of: Any, states: Any = lambda r
     for thread in threads:
         thread.join()
     assert reports[0].found == reports[1].found
-    assert {one.rule for one in reports[0].found} <= {"ranks-share-samples"}
+    assert {one.rule for one in reports[0].found} <= {rule}
     return [(one.severity, one.where, one.step) for one in reports[0].found]
 
 
@@ -98,3 +107,21 @@ def test_random_numbers_of_the_step_that_are_the_same_are_a_warning(monkeypatch:
     assert found(monkeypatch, batch, lambda rank, moment: moment) == [place]
     assert found(monkeypatch, batch, lambda rank, moment: 0) == []  # nothing is drawn
     assert found(monkeypatch, batch, lambda rank, moment: 2 * moment + rank) == []
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_ranks_that_began_apart_and_average_their_gradients(averaged: bool, monkeypatch: pytest.MonkeyPatch):
+    """Without an average they are models of their own: an ensemble."""
+    models = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        models.append(Net())
+    for number, model in enumerate(models):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 1.0 if averaged else 1.0 + number)
+
+    def batch(rank: int, index: int) -> dict[str, Tensor]:
+        return {"x": drawn(index, rank)}
+
+    said = found(monkeypatch, batch, models=models, rule="ranks-differ")
+    assert said == ([("alarm", "first.weight", 1)] if averaged else [])

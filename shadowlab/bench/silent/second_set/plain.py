@@ -173,7 +173,6 @@ CASES = (
         assigned_after_the_optimizer,
         Expected(0, ("optimizer-holds-stranger", *_OUTSIDE), ("encoder", "head")),
         tags=("optimizer",),
-        held_out=True,
     ),
     Case(
         "group_never_appended",
@@ -181,7 +180,6 @@ CASES = (
         group_never_appended,
         Expected(0, _OUTSIDE, ("head",)),
         tags=("optimizer",),
-        held_out=True,
     ),
     Case(
         "parameter_of_another_dtype",
@@ -189,7 +187,6 @@ CASES = (
         parameter_of_another_dtype,
         Expected(0, _OUTSIDE, ("log_scale",)),
         tags=("optimizer",),
-        held_out=True,
     ),
     Case(
         "lateral_made_on_first_use",
@@ -197,7 +194,6 @@ CASES = (
         lateral_made_on_first_use,
         Expected(0, _OUTSIDE, ("lateral",)),
         tags=("optimizer",),
-        held_out=True,
     ),
     Case(
         "encoder_in_both_optimizers",
@@ -205,7 +201,6 @@ CASES = (
         encoder_in_both_optimizers,
         Expected(0, ("parameter-in-two-groups",), ("encoder",)),
         tags=("optimizer",),
-        held_out=True,
     ),
     Case(
         "attribute_of_a_module",
@@ -213,7 +208,6 @@ CASES = (
         attribute_of_a_module,
         Expected(0, ("frozen-parameter-moves",), ("encoder",)),
         tags=("frozen",),
-        held_out=True,
     ),
     Case(
         "average_in_bfloat16",
@@ -221,6 +215,5 @@ CASES = (
         average_in_bfloat16,
         Expected(0, ("half-precision-weights", "parameter-stands-still"), ("1", "shadow", "encoder", "head")),
         tags=("precision", "ema"),
-        held_out=True,
     ),
 )

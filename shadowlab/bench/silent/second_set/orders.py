@@ -250,7 +250,6 @@ CASES = (
             ("optimizer", "AdamW", "step", "zero_grad", *_ALL),
         ),
         tags=("accumulation", "step"),
-        held_out=True,
     ),
     Case(
         "adversarial_after_the_step",
@@ -258,7 +257,6 @@ CASES = (
         adversarial_after_the_step,
         Expected(1, ("gradients-cleared-too-early",), ("zero_grad", "loss_adv", "segmenter", "0")),
         tags=("zero_grad", "gan"),
-        held_out=True,
     ),
     Case(
         "closure_that_sums",
@@ -266,7 +264,6 @@ CASES = (
         closure_that_sums,
         Expected(0, ("gradients-not-cleared", "stale-gradients"), ("zero_grad", "closure", "LBFGS", "0", "2")),
         tags=("zero_grad",),
-        held_out=True,
     ),
     Case(
         "scaler_for_every_epoch",
@@ -278,7 +275,6 @@ CASES = (
             ("scaler", "GradScaler", "update", "optimizer", "AdamW", "step", *_ALL),
         ),
         tags=("scaler",),
-        held_out=True,
     ),
     Case(
         "loss_never_scaled",
@@ -286,7 +282,6 @@ CASES = (
         loss_never_scaled,
         Expected(0, ("scaler-bypassed",), ("scaler", "scale", "backward", "loss", "opt", "SGD", "step")),
         tags=("scaler",),
-        held_out=True,
     ),
     Case(
         "stepped_by_both",
@@ -294,7 +289,6 @@ CASES = (
         stepped_by_both,
         Expected(0, ("scaler-bypassed",), ("scaler", "optim_g", "AdamW", "step")),
         tags=("scaler",),
-        held_out=True,
     ),
     Case(
         "unscaled_after_the_clip",
@@ -302,7 +296,6 @@ CASES = (
         unscaled_after_the_clip,
         Expected(0, ("clipping-before-unscaling",), ("clip_grad_norm_", "scaler", "unscale_")),
         tags=("scaler", "clipping"),
-        held_out=True,
     ),
     Case(
         "clips_the_other_net",
@@ -310,7 +303,6 @@ CASES = (
         clips_the_other_net,
         Expected(0, _CLIPPED, ("clip_grad_norm_", "discr", "1")),
         tags=("clipping", "gan"),
-        held_out=True,
     ),
     Case(
         "scheduled_here_and_there",
@@ -318,7 +310,6 @@ CASES = (
         scheduled_here_and_there,
         Expected(0, ("scheduler-count",), ("scheduler", "CosineAnnealingLR", "lr")),
         tags=("schedule",),
-        held_out=True,
     ),
     Case(
         "scheduled_as_an_epoch_starts",
@@ -326,6 +317,5 @@ CASES = (
         scheduled_as_an_epoch_starts,
         Expected(0, ("scheduler-order",), ("scheduler", "MultiStepLR")),
         tags=("schedule",),
-        held_out=True,
     ),
 )

@@ -1,4 +1,4 @@
-"""Held-out loops without a library around them: scalers, clipping, schedules, accumulation, precision."""
+"""Loops of the first set without a library around them: scalers, clipping, schedules, accumulation, precision."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Held-out loops of two processes over gloo."""
+"""Loops of the first set of two processes over gloo."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""Every case of the held-out set, faults first."""
+"""Every case of the second set, faults first."""
 
 from shadowlab.bench.silent.case import Case
-from shadowlab.bench.silent.held_out import (
+from shadowlab.bench.silent.second_set import (
     graph,
     healthy,
     healthy_hosts,
@@ -14,7 +14,7 @@ from shadowlab.bench.silent.held_out import (
 )
 
 
-def held_out_cases() -> tuple[Case, ...]:
+def second_set() -> tuple[Case, ...]:
     """Loops that were written after the first set had been scored, before any rule could be read."""
     parts = (plain, inputs, graph, orders, hosts, lightning_modes, two_ranks, healthy, healthy_hosts)
     return tuple(case for part in parts for case in part.CASES)

@@ -1,4 +1,4 @@
-"""Held-out loops in accelerate, Lightning, and the Trainer of transformers."""
+"""Loops of the first set in accelerate, Lightning, and the Trainer of transformers."""
 
 from typing import Any
 

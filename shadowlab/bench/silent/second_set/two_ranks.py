@@ -116,7 +116,6 @@ CASES = (
         Expected(0, _APART, ("head", "rank")),
         host="ddp",
         tags=("ranks",),
-        held_out=True,
     ),
     Case(
         "loss_outside_the_wrapper",
@@ -125,7 +124,6 @@ CASES = (
         Expected(0, _APART, ("W", "1", "rank")),
         host="ddp",
         tags=("ranks",),
-        held_out=True,
     ),
     Case(
         "stream_without_shards",
@@ -134,7 +132,6 @@ CASES = (
         Expected(0, ("ranks-share-samples",), ("x", "y", "batch", "rank", "ranks")),
         host="ddp",
         tags=("ranks", "data"),
-        held_out=True,
     ),
     Case(
         "seeds_by_rank",
@@ -143,6 +140,5 @@ CASES = (
         Expected(0, ("ranks-differ",), ("encoder", "head", "rank")),
         host="ddp",
         tags=("ranks",),
-        held_out=True,
     ),
 )

@@ -70,7 +70,6 @@ CASES = (
         Expected(0, ("evaluation-mode-in-training",), ("bert", "dropout", "Encoder", "eval")),
         host="lightning",
         tags=("mode",),
-        held_out=True,
     ),
     Case(
         "validated_by_the_training_loss",
@@ -81,6 +80,5 @@ CASES = (
         ),
         host="lightning",
         tags=("mode",),
-        held_out=True,
     ),
 )

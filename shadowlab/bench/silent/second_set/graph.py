@@ -228,7 +228,6 @@ CASES = (
         both_factors_from_zero,
         Expected(0, _ZERO, ("lora_A", "lora_B")),
         tags=("graph",),
-        held_out=True,
     ),
     Case(
         "softmax_over_one",
@@ -236,7 +235,6 @@ CASES = (
         softmax_over_one,
         Expected(0, _ZERO, ("score",)),
         tags=("graph",),
-        held_out=True,
     ),
     Case(
         "argmax_in_the_dependency",
@@ -244,7 +242,6 @@ CASES = (
         argmax_in_the_dependency,
         Expected(0, ("loss-term-without-gradient",), ("dependency_loss",)),
         tags=("graph",),
-        held_out=True,
     ),
     Case(
         "ratio_without_a_graph",
@@ -252,7 +249,6 @@ CASES = (
         ratio_without_a_graph,
         Expected(0, ("loss-term-without-gradient", *_ZERO), ("clip_loss", "actor")),
         tags=("graph",),
-        held_out=True,
     ),
     Case(
         "deviation_outside_its_bounds",
@@ -260,7 +256,6 @@ CASES = (
         deviation_outside_its_bounds,
         Expected(0, _ZERO, ("log_std",)),
         tags=("graph",),
-        held_out=True,
     ),
     Case(
         "second_line_overwrites",
@@ -268,7 +263,6 @@ CASES = (
         second_line_overwrites,
         Expected(0, ("input-without-influence", *_ZERO), ("light",)),
         tags=("graph", "input"),
-        held_out=True,
     ),
     Case(
         "group_of_one",
@@ -276,6 +270,5 @@ CASES = (
         group_of_one,
         Expected(0, ("loss-without-gradient", *_ZERO), ("loss", "backward", "advantages", "0", "2")),
         tags=("graph",),
-        held_out=True,
     ),
 )

@@ -12,8 +12,8 @@ from shadowlab.bench.silent.case import Case, Watching
 from shadowlab.bench.silent.cases.lightning_loops import module_of, trainer_of
 from shadowlab.bench.silent.cases.trainer_loops import train
 from shadowlab.bench.silent.cases.two_ranks import shared
-from shadowlab.bench.silent.held_out.hosts import RESPONSE, Chat, for_completions
 from shadowlab.bench.silent.nets import Denoiser, Net, classified, loader, samples
+from shadowlab.bench.silent.second_set.hosts import RESPONSE, Chat, for_completions
 
 
 def ragged_last_accumulation(watching: Watching) -> None:

@@ -234,7 +234,6 @@ CASES = (
         masks_of_255,
         Expected(0, ("input-out-of-range",), ("mask", "true_masks")),
         tags=("data", "range"),
-        held_out=True,
     ),
     Case(
         "one_sample_all_over_the_batch",
@@ -242,7 +241,6 @@ CASES = (
         one_sample_all_over_the_batch,
         Expected(0, ("constant-input", "batch-repeats", "labels-constant"), ("x", "y", "batch")),
         tags=("data",),
-        held_out=True,
     ),
     Case(
         "episodes_in_one_list",
@@ -250,7 +248,6 @@ CASES = (
         episodes_in_one_list,
         Expected(0, ("batch-repeats", "constant-input"), ("states", "rewards", "batch")),
         tags=("data",),
-        held_out=True,
     ),
     Case(
         "workers_seeded_alike",
@@ -258,7 +255,6 @@ CASES = (
         workers_seeded_alike,
         Expected(1, ("workers-repeat", "batch-repeats"), ("jitter", "workers", "DataLoader")),
         tags=("data",),
-        held_out=True,
     ),
     Case(
         "sampled_in_between",
@@ -266,7 +262,6 @@ CASES = (
         sampled_in_between,
         Expected(4, ("evaluation-mode-in-training",), ("dropout", "Writer", "model", "eval", "generate")),
         tags=("mode",),
-        held_out=True,
     ),
     Case(
         "train_without_its_mode",
@@ -274,7 +269,6 @@ CASES = (
         train_without_its_mode,
         Expected(2, ("training-mode-in-evaluation",), ("dropout", "Detector", "model", "eval")),
         tags=("mode",),
-        held_out=True,
     ),
     Case(
         "no_loss_is_below_zero",
@@ -282,6 +276,5 @@ CASES = (
         no_loss_is_below_zero,
         Expected(1, ("metric-direction",), ("val_loss", "best_val_loss")),
         tags=("metric",),
-        held_out=True,
     ),
 )

@@ -1,4 +1,4 @@
-"""Held-out loops without a library around them: ownership, graph, clearing."""
+"""Loops of the first set without a library around them: ownership, graph, clearing."""
 
 import copy
 from typing import Any

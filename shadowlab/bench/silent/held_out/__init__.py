@@ -1,1 +1,0 @@
-"""A second set of loops that the authors of the rules had not seen."""
