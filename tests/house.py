@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 
 FLOORS = ("diagnostics", "shadowlab", "cli")  # each imports itself and those before it
+EXPORTED = "shadowlab.tasks.pipelines."
+"""Modules that run where there is no shadowlab."""
 # Each child is a room; exports nothing.
 HALLS = ("shadowlab", "shadowlab.stages", "shadowlab.views", "shadowlab.bench", "diagnostics.integrations")
 MOST_ROOMS = {"diagnostics": 16, "shadowlab.stages": 8}
@@ -146,7 +148,9 @@ def room(module: str) -> str:
 
 
 def relative_imports(house: House) -> list[str]:
-    return [f"{one.place} imports {one.target}: write the full path" for one in house.imports if one.target[0] == "."]
+    """None but between the files that an exported pipeline carries with it, which lie in one folder wherever it is."""
+    own = [one for one in house.imports if one.target[0] == "." and not one.module.startswith(EXPORTED)]
+    return [f"{one.place} imports {one.target}: write the full path" for one in own]
 
 
 def upward_imports(house: House) -> list[str]:

@@ -202,6 +202,16 @@ ELSEWHERE = {
     "tests/test_drill.py::test_the_verdict_names_the_injected_place": ["shadowlab drill drift"],
     "tests/test_examples.py::test_a_transformers_loop_under_watch": ["python examples/watch_transformers.py"],
     "tests/test_planning.py::test_the_plan_is_within_a_tenth_of_the_measured_peak": ["shadowlab bench memory"],
+    "tests/test_planning.py::test_insertion_fits_8_gb_item_by_item": [
+        "shadowlab plan --preset insertion-8gb",
+        "shadowlab plan --preset insertion-8gb --gpu-memory 8 --strategy single",
+    ],
+    "tests/test_planning.py::test_insertion_8gb_on_a_small_model_is_planned_as_it_is_measured": [
+        "shadowlab plan --preset insertion-8gb --device cpu --strategy single --measure      "
+        "--set model.architecture=tiny-inpainting --set model.weights=embedded-inpainting "
+        "--set model.vae=random-tiny      --set data.path=embedded --set data.image_size=256 "
+        "--set train.gradient_accumulation_steps=2",
+    ],
     "tests/views/trackers/test_trackers.py::test_a_run_whose_histograms_hold_nan_goes_on": [
         "shadowlab train --set tracking=[tensorboard,wandb]",
         "shadowlab track RUN --to wandb",

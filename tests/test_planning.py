@@ -6,14 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 from torch._subclasses import FakeTensor
+from typer.testing import CliRunner
 
+from cli.main import app
 from shadowlab import tasks
 from shadowlab.bench.memory import measure_memory
-from shadowlab.planning.kernels import kernel_of
+from shadowlab.models import unwritten_vae
+from shadowlab.planning.kernels import cpu_workspace, kernel_of
 from shadowlab.planning.live_bytes import ACTIVATIONS, COMMUNICATION, EMA, GRADIENTS, MOMENTS, WEIGHTS, fake_tensors
+from shadowlab.planning.measure import measured_peaks
 from shadowlab.planning.plan import GB, MemoryPlan, StrategyPlan, plan_memory
-from shadowlab.planning.rehearsal import BACKWARD, FORWARD, OPTIMIZER, VALIDATION
+from shadowlab.planning.rehearsal import BACKWARD, ENCODE, FORWARD, OPTIMIZER, VALIDATION
 from shadowlab.planning.report import format_plan
+from shadowlab.settings import load_config
 from shadowlab.settings.schema import Config
 from tests import tiny
 
@@ -76,6 +81,18 @@ def test_exact_items_are_exact(plan: MemoryPlan, config: Config) -> None:
         assert held[MOMENTS] == 2 * weights + step_counters
 
 
+def test_micro_batches_that_are_not_traced_hold_their_latents(config: Config) -> None:
+    def planned(count: int) -> StrategyPlan:
+        train = config.train.model_copy(update={"gradient_accumulation_steps": count})
+        return plan_memory(config.model_copy(update={"train": train}), strategies=["single"]).strategies[0]
+
+    two, three, ten = planned(2), planned(3), planned(10)
+    for moment in (ENCODE, FORWARD, BACKWARD, OPTIMIZER):
+        one = three.peak(moment).items[ACTIVATIONS] - two.peak(moment).items[ACTIVATIONS]
+        assert one > 0 and ten.peak(moment).items[ACTIVATIONS] == two.peak(moment).items[ACTIVATIONS] + 8 * one
+    assert ten.peak(VALIDATION) == two.peak(VALIDATION)
+
+
 def test_strategies_differ_where_they_should(plan: MemoryPlan) -> None:
     single, ddp, fsdp2 = (of(plan, name) for name in ("single", "ddp", "fsdp2"))
     assert GRADIENTS not in single.peak(FORWARD).items  # dropped before the step; DDP's buckets stay
@@ -106,6 +123,31 @@ def test_choices_show(stage_folder: dict[str, Path], tmp_path: Path) -> None:
     assert saved == pytest.approx(2 * base.most(EMA), rel=0.01)  # the average, and the weights set aside
 
 
+@pytest.mark.parametrize("channels", [(64, 64), (32, 96), (96, 32), (3, 64)])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_convolution_on_a_cpu_holds_copies_in_its_own_layout(channels: tuple[int, int], kernel: int) -> None:
+    """In float32; known sums of a picture of 16 x 16, as measured: what is read, what is made, and copies of both."""
+    read, made = (count * 256 * 4 for count in channels)
+    with fake_tensors(cpu_workspace) as live:
+        weight = torch.zeros(channels[1], channels[0], kernel, kernel)
+        picture = torch.zeros(1, channels[0], 16, 16)
+        live.enter("forward")
+        before = sum(live.live.values())
+        result = torch.conv2d(picture, weight, padding=kernel // 2)
+        held = sum(live.peaks["forward"].values()) - before
+    copied = 0 if channels[0] == 3 else read
+    assert result.shape[1] == channels[1]
+    assert held == (made if kernel == 1 else made + max(copied, made))
+
+
+def test_the_tiny_autoencoder_is_known_by_its_name() -> None:
+    def num_parameters(source: str) -> int:
+        return unwritten_vae(source).num_parameters
+
+    assert num_parameters("madebyollin/taesd") == num_parameters("mirror/TAESDXL") == 2_445_063
+    assert num_parameters("stabilityai/sdxl-vae") == num_parameters("taesd-owner/vae") == 83_653_863
+
+
 def test_attention_is_that_of_a_gpu() -> None:
     assert kernel_of(torch.bfloat16) == "flash"
     assert kernel_of(torch.float32) == kernel_of(torch.bfloat16, 512) == "memory-efficient"
@@ -127,3 +169,27 @@ def test_the_plan_is_within_a_tenth_of_the_measured_peak() -> None:
     unet, device = tiny.hub_unet(**widths), torch.device("cpu")
     [found] = measure_memory(unet, image_size=256, batch_size=1, device=device, cases=cases)
     assert 0.9 < found.ratio < 1.1, found.text
+
+
+def test_insertion_fits_8_gb_item_by_item() -> None:
+    done = CliRunner().invoke(app, ["plan", "--preset", "insertion-8gb", "--gpu-memory", "8", "--strategy", "single"])
+    assert done.exit_code == 0, done.output
+    lines = {line[:42].strip(): line[42:].split() for line in done.output.splitlines()}
+    assert lines["fits 8 GB"] == ["yes"] and float(lines["needed"][0]) < 8
+    order = list(lines)
+    assert order.index("activations in backward") < order.index("weights")  # activations first
+    assert float(lines["AdamW moments of 8 bits"][0]) == pytest.approx(49.574 * 2 / 1000, abs=0.01)
+    assert float(lines["weights"][0]) == pytest.approx(859.535 * 4 / 1000, abs=0.01)
+    assert float(lines["VAE weights"][0]) == pytest.approx(2.445 * 4 / 1000, abs=0.01)  # TAESD's
+
+
+def test_insertion_8gb_on_a_small_model_is_planned_as_it_is_measured() -> None:
+    """The settings of insertion-8gb on a model that a CPU holds."""
+    small = ["model.architecture=tiny-inpainting", "model.weights=embedded-inpainting", "model.vae=random-tiny"]
+    small += ["data.path=embedded", "data.image_size=256", "train.gradient_accumulation_steps=1", "device=cpu"]
+    config = load_config(preset="insertion-8gb", assignments=small)
+    [planned] = plan_memory(config, device="cpu", strategies=["single"]).strategies
+    measured = measured_peaks(config)
+    assert planned.highest.total / max(measured.values()) == pytest.approx(1, abs=0.04), measured
+    for moment, size in measured.items():
+        assert planned.peak(moment).total / size == pytest.approx(1, abs=0.08), moment

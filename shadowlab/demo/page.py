@@ -17,7 +17,7 @@ _FAST = {"show_progress": "hidden", "trigger_mode": "always_last", "concurrency_
 _CSS = """
 #title { margin-bottom: 0 } #title p { color: var(--body-text-color-subdued) }
 footer { display: none !important }
-#composite img, #shadow img { width: 100%; height: 100%; object-fit: contain }
+.image-frame img, .image-container img { width: 100%; height: 100%; object-fit: contain }
 """
 
 

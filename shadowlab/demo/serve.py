@@ -10,16 +10,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from PIL import Image
+
 import shadowlab
 from diagnostics.files import read_bytes
 from shadowlab.console import Reporter
 from shadowlab.data import decode
 from shadowlab.demo.albedo_page import build_albedo_page
+from shadowlab.demo.editing_page import build_editing_page
 from shadowlab.demo.insertion_page import build_insertion_page
 from shadowlab.demo.page import build_page, style, theme
 from shadowlab.demo.studio import Studio
 from shadowlab.errors import MissingDependencyError, UserError
-from shadowlab.inference import Weights, load_generator, open_model
+from shadowlab.inference import LoadedModel, Weights, load_generator, open_model
+from shadowlab.tasks.editing import EditingGenerator
 
 HOST = "127.0.0.1"
 _RENDERS = Path(shadowlab.__file__).parent / "assets" / "renders"
@@ -50,18 +54,10 @@ def run_demo(
     gradio = _gradio()
     chosen = _free_port(port)
     model = open_model(place, device=device, weights=weights)
-    if model.task.name not in ("shadow", "albedo", "insertion"):
-        raise UserError(f"{place}: a model of the task {model.task.name}, of which the demo has no page")
-    generator = load_generator(model)
     with tempfile.TemporaryDirectory(prefix="shadowlab-demo-") as temporary:
         folder = Path(temporary)
         os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
-        if model.task.name == "albedo":
-            page = build_albedo_page(gradio, generator, _example_beauty(folder), title=model.text)
-        elif model.task.name == "insertion":
-            page = build_insertion_page(gradio, generator, _example_insertion(folder), title=model.text)
-        else:
-            page = build_page(gradio, Studio(generator), _example(folder), folder, title=model.text, steps=1)
+        page = _page(gradio, model, folder)
         _launch(page, gradio, chosen, folder, opens_browser)
         reporter.say(f"http://{HOST}:{chosen}: {model.text}; Ctrl-C ends it")
         try:
@@ -73,6 +69,22 @@ def run_demo(
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it reports what is cancelled here as errors
             page.server.force_exit = True  # without waiting for pages that are open
             page.close(verbose=False)
+
+
+def _page(gradio: ModuleType, model: LoadedModel, folder: Path) -> Any:
+    """That of the model's task. folder: for files that the page shows or makes."""
+    generator: Any = load_generator(model)
+    match model.task.name:
+        case "albedo":
+            return build_albedo_page(gradio, generator, _example_beauty(folder), title=model.text)
+        case "insertion":
+            return build_insertion_page(gradio, generator, _example_insertion(folder), title=model.text)
+        case "editing":
+            return build_editing_page(gradio, generator, _example_edit(folder, generator), title=model.text)
+        case "shadow":
+            return build_page(gradio, Studio(generator), _example(folder), folder, title=model.text, steps=1)
+        case name:
+            raise UserError(f"{model.name}: a model of the task {name}, of which the demo has no page")
 
 
 def _gradio() -> ModuleType:
@@ -133,6 +145,15 @@ def _example_insertion(folder: Path) -> tuple[Path, ...]:
     files = tuple(folder / f"example-{Path(name).parent}.png" for name in names)
     for name, file in zip(names, files, strict=True):
         decode(read_bytes(_RENDERS.with_name("insertion") / name), "the example").save(file)
+    return files
+
+
+def _example_edit(folder: Path, generator: EditingGenerator) -> tuple[Path, ...]:
+    """A picture that ships, as this edit takes one, and its mask where it has one."""
+    pictures = generator.example()
+    files = tuple(folder / f"example-{number}.png" for number in range(len(pictures)))
+    for picture, file in zip(pictures, files, strict=True):
+        Image.fromarray(picture).save(file)
     return files
 
 

@@ -37,7 +37,8 @@ def write_folder(model: LoadedModel, exported: Exported, folder: Path) -> None:
     for name in ("unet", "vae"):
         (folder / name).mkdir()
     if code.folder is not None:
-        for module, where in ((code.pipeline[0], folder), (code.unet[0], folder / "unet")):
+        own = [(name, folder) for name in (code.pipeline[0], *code.neighbours)]
+        for module, where in (*own, (code.unet[0], folder / "unet")):
             if module != "diffusers":
                 _write(where / f"{module}.py", read_bytes(code.folder / f"{module}.py"))
     unet = {**json.loads(model.unet.to_json_string()), "_class_name": code.unet[1]}

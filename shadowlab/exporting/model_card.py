@@ -61,10 +61,13 @@ def _code_note(code: PipelineCode) -> str:
     if code.folder is None:
         own = f"The pipeline is diffusers' own `{code.pipeline[1]}`"
         return f"{own}: no code is in this folder. All weights are safetensors."
+    unet = () if code.unet[0] == "diffusers" else (f"unet/{code.unet[0]}",)
+    files = [f"`{name}.py`" for name in (code.pipeline[0], *code.neighbours, *unet)]
+    kind = "no pipeline of this kind" if not unet else "no pipeline and no UNet of this kind"
     return (
-        f"`trust_remote_code=True` lets diffusers run `{code.pipeline[0]}.py` and `unet/{code.unet[0]}.py` of this "
-        "folder, for it has no pipeline and no UNet of this kind. They are short, import diffusers, torch, numpy and "
-        "pillow alone, and open no connection: read them first. All weights are safetensors."
+        f"`trust_remote_code=True` lets diffusers run {' and '.join(files)} of this folder, for it has {kind}. They "
+        "are short, import diffusers, torch, numpy and pillow alone, and open no connection: read them first. All "
+        "weights are safetensors."
     )
 
 

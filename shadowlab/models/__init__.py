@@ -19,7 +19,15 @@ from shadowlab.models.surgery import (
     widened_from,
 )
 from shadowlab.models.unet import architecture_config, architecture_of, load_unet, unwritten_unet, weights_folder
-from shadowlab.models.vae import WEIGHTS_NAME, ImageVae, embedded_parameters, load_vae, mask_to_latent, unwritten_vae
+from shadowlab.models.vae import (
+    WEIGHTS_NAME,
+    ImageVae,
+    embedded_parameters,
+    is_called_tiny,
+    load_vae,
+    mask_to_latent,
+    unwritten_vae,
+)
 
 __all__ = [
     # the backbone
@@ -41,6 +49,7 @@ __all__ = [
     "WEIGHTS_NAME",
     "ImageVae",
     "embedded_parameters",
+    "is_called_tiny",
     "load_vae",
     "mask_to_latent",
     "unwritten_vae",

@@ -78,8 +78,9 @@ class Dream:
         noise = (seen.x_t.double() - alpha * seen.data.double()) / sigma.clamp_min(_LEAST_SIGMA)
         moved = float((noise - seen.noise.double()).norm() / seen.noise.double().norm())
         valid = None if seen.valid is None else seen.valid.double()
-        wanted = loss_where_known(self, seen.prediction.double(), noise, seen.data.double(), t, valid)
-        stale = loss_where_known(self, seen.prediction, seen.noise, seen.data, t.float(), seen.valid)
+        own = self._objective  # not this one's `loss`, which may be what is wrong
+        wanted = loss_where_known(own, seen.prediction.double(), noise, seen.data.double(), t, valid)
+        stale = loss_where_known(own, seen.prediction, seen.noise, seen.data, t.float(), seen.valid)
         right = bool(torch.isclose(seen.losses.double(), wanted.double(), rtol=0.02, equal_nan=True).all())
         return [
             Check(

@@ -197,13 +197,14 @@ def load_vae(source: str, *, seed: int = 0, downloads: bool = True) -> ImageVae:
 
 
 def unwritten_vae(source: str) -> ImageVae:
-    """The VAE that `load_vae(source)` gives, with whatever values its tensors come with; a hub id is taken for SDXL's.
+    """The VAE that `load_vae(source)` gives, with whatever values its tensors come with; a hub id is taken for TAESD
+    where its name begins so, and else for SDXL's.
 
     Raises:
         UserError: a folder has no config.json that can be read.
     """
     folder = EMBEDDED.get(source) or Path(source).expanduser()
-    if source == "random-tiny":
+    if source == "random-tiny" or (not folder.is_dir() and is_called_tiny(source)):
         return ImageVae(AutoencoderTiny(**TINY_CONFIG))
     if source == "random" or not folder.is_dir():
         return ImageVae(AutoencoderKL(**SDXL_CONFIG))
@@ -219,6 +220,11 @@ def unwritten_vae(source: str) -> ImageVae:
         return ImageVae(autoencoder_of(config))
     except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
         raise UserError(f"{config_path}: describes no VAE ({_brief(error)}); copy it again") from error
+
+
+def is_called_tiny(source: str) -> bool:
+    """Whether a hub id, `owner/name`, names one of TAESD's family."""
+    return source.partition("/")[2].lower().startswith("taesd")
 
 
 def embedded_parameters(source: str) -> int | None:

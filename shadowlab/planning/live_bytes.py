@@ -21,6 +21,8 @@ HALF_WEIGHTS, ACTIVATIONS = "half copies of weights", "activations, temporaries"
 COMMUNICATION = "gathered weights, reduce buffers"
 ITEMS = (WEIGHTS, GRADIENTS, MOMENTS, EMA, VAE, HALF_WEIGHTS, ACTIVATIONS, COMMUNICATION)
 
+Workspace = Callable[[Any, Any, Any], int]
+
 _BLOCK_BYTES = 512  # CUDA's allocator rounds every request up to a multiple
 _ON_HOST = ""
 
@@ -31,14 +33,17 @@ class LiveBytes(TorchDispatchMode):
     What the host reads of a tensor is true, 2.0 (finite, and within the range of every light) or 0 (an index): fake
     tensors have no values, and a step must go on.
 
+    Args:
+        workspace: bytes that an operator holds above its results while it runs, of (operator, arguments, result).
+
     Attributes:
         peaks: moment -> label -> bytes, when their sum was highest in that moment.
         peaks_but_gradients: the same of all else, for gradients that are there at all times.
     """
 
-    def __init__(self, fakes: FakeTensorMode) -> None:
+    def __init__(self, fakes: FakeTensorMode, workspace: Workspace | None = None) -> None:
         super().__init__()
-        self._fakes = fakes
+        self._fakes, self._workspace = fakes, workspace
         self.live: Counter[str] = Counter()
         self.peaks: dict[str, dict[str, int]] = {}
         self.peaks_but_gradients: dict[str, dict[str, int]] = {}
@@ -83,6 +88,10 @@ class LiveBytes(TorchDispatchMode):
             storage = tensor.untyped_storage()
             if id(storage) not in self._held:
                 self._hold(storage, label, _rounded(storage))
+        held = 0 if self._workspace is None else self._workspace(func, args, result)
+        if held:
+            self.add(ACTIVATIONS, held)
+            self.add(ACTIVATIONS, -held)
         return result
 
     def resized(self, storage: torch.UntypedStorage) -> None:
@@ -126,10 +135,13 @@ class LiveBytes(TorchDispatchMode):
 
 
 @contextmanager
-def fake_tensors() -> Iterator[LiveBytes]:
-    """Inside, tensors have shape, dtype and device but no memory; what they would hold is counted."""
+def fake_tensors(workspace: Workspace | None = None) -> Iterator[LiveBytes]:
+    """Inside, tensors have shape, dtype and device but no memory; what they would hold is counted.
+
+    workspace: as LiveBytes has it.
+    """
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
-    live = LiveBytes(fakes)
+    live = LiveBytes(fakes, workspace)
 
     def resize(original: Callable) -> Callable:
         def resize_(storage: torch.UntypedStorage, size: int) -> None:

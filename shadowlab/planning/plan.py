@@ -1,7 +1,7 @@
 """The memory plan: what training as configured needs on one GPU, item by item, without allocating the model."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -13,7 +13,7 @@ from diagnostics.watching import OptimizerState
 from shadowlab.distributed import SingleProcess, shard
 from shadowlab.errors import UserError
 from shadowlab.models import architecture_of, unwritten_unet, unwritten_vae
-from shadowlab.planning.kernels import cuda_attention
+from shadowlab.planning.kernels import cpu_workspace, cuda_attention
 from shadowlab.planning.live_bytes import ACTIVATIONS, EMA, GRADIENTS, MOMENTS, VAE, WEIGHTS, LiveBytes, fake_tensors
 from shadowlab.planning.rehearsal import ALL_MOMENTS, EMA_STEP, FORWARD, OPTIMIZER, VALIDATION, Rehearsal
 from shadowlab.settings import Config
@@ -26,6 +26,7 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 GB = 10**9
 Peaks = dict[str, dict[str, int]]  # moment -> item -> bytes
 
+_WORKED_ON = 2  # micro-batches of a step that are traced
 _CONTEXT_BYTES = GB  # of CUDA, cuBLAS and cuDNN: kernels, handles, workspaces
 _NCCL_BYTES = GB  # channel buffers of several processes
 _FRAGMENTATION = 0.05  # of the peak: what the caching allocator holds and cannot use
@@ -99,7 +100,6 @@ def plan_memory(
     Raises:
         UserError: a folder of weights has no readable config.json.
     """
-    config = _traced(config)
     open_task(config)  # imported while tensors are real: a constant that its modules make stays what it was made as
     whole = _trace(config, device)
     plans: dict[Strategy, Peaks] = {"single": whole.peaks}
@@ -116,13 +116,6 @@ def plan_memory(
         whole.num_trained,
         tuple(_strategy(name, plans[name], device) for name in strategies),
     )
-
-
-def _traced(config: Config) -> Config:
-    """With at most two micro-batches a step: from the second on, each needs what the one before it did."""
-    train = config.train
-    few = min(train.gradient_accumulation_steps, 2)
-    return config.model_copy(update={"train": train.model_copy(update={"gradient_accumulation_steps": few})})
 
 
 def _strategy(name: Strategy, peaks: dict[str, dict[str, int]], device: str) -> StrategyPlan:
@@ -147,7 +140,7 @@ class _Trace:
 
 def _trace(config: Config, device: str) -> _Trace:
     """A whole round in one process."""
-    with fake_tensors() as live, cuda_attention() if device == "cuda" else nullcontext():
+    with _no_memory(device) as live:
         task, unet = _fake_models(config, live)
         live.label(WEIGHTS, list(unet.parameters()))
         trainee = _trainee(config, task, unet, config.train.ema_decay)
@@ -165,7 +158,7 @@ def _trace(config: Config, device: str) -> _Trace:
             elif moment == VALIDATION:
                 copies.clear()
 
-        rehearsal = Rehearsal(config, trainee, task, enter, live.on_host if device == "cuda" else _nowhere)
+        rehearsal = Rehearsal(config, trainee, task, enter, live.on_host if device == "cuda" else _nowhere, _WORKED_ON)
         rehearsal.make_states()
         live.label(GRADIENTS, [p.grad for p in trainee.parameters().values()])
         live.label(MOMENTS, list(trainee.optimizer.state.values()))
@@ -181,7 +174,7 @@ def _trace_sharded(config: Config, device: str, processes: int, whole: Peaks) ->
 
     Forward and backward run under FSDP2 itself. The optimizer and the EMA do on shards what they did on the whole.
     """
-    with _mesh(processes) as mesh, fake_tensors() as live, cuda_attention() if device == "cuda" else nullcontext():
+    with _mesh(processes) as mesh, _no_memory(device) as live:
         task, unet = _fake_models(config, live)
         shard(unet, mesh)
         live.label(WEIGHTS, list(unet.parameters()))
@@ -200,7 +193,7 @@ def _trace_sharded(config: Config, device: str, processes: int, whole: Peaks) ->
         live.add(GRADIENTS, held)
         for name in (MOMENTS, EMA):
             live.add(name, round(share * whole[OPTIMIZER].get(name, 0)))
-        rehearsal = Rehearsal(config, trainee, task, enter, live.on_host if device == "cuda" else _nowhere)
+        rehearsal = Rehearsal(config, trainee, task, enter, live.on_host if device == "cuda" else _nowhere, _WORKED_ON)
         rehearsal.forward_and_backward()
         live.enter(VALIDATION)
         live.add(ACTIVATIONS, held if config.train.ema_decay is not None else 0)  # set aside while the EMA is judged
@@ -210,6 +203,17 @@ def _trace_sharded(config: Config, device: str, processes: int, whole: Peaks) ->
         for moment in (OPTIMIZER, EMA_STEP)
     }
     return {moment: updates.get(moment, live.peaks.get(moment, {})) for moment in ALL_MOMENTS}
+
+
+@contextmanager
+def _no_memory(device: str) -> Iterator[LiveBytes]:
+    """Fake tensors, and what the kernels of that device hold."""
+    if device == "cuda":
+        with fake_tensors() as live, cuda_attention():
+            yield live
+    else:
+        with fake_tensors(cpu_workspace) as live:
+            yield live
 
 
 def _fake_models(config: Config, live: LiveBytes) -> tuple[Task[Any], UNet2DConditionModel]:

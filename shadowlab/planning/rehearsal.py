@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.evaluation import FixedGrid
@@ -32,7 +33,8 @@ class Rehearsal:
 
     Args:
         enter: called with each of ALL_MOMENTS as the work reaches it. keep_on_host: called with what `train` leaves in
-            the host's memory.
+            the host's memory. most: micro-batches of a step that are worked on; of all others no more than their
+            encoded tensors is there, for from the second on, each needs what the one before it did.
     """
 
     def __init__(
@@ -42,9 +44,11 @@ class Rehearsal:
         task: Task[Any],
         enter: Callable[[str], None],
         keep_on_host: Callable[[Any], None],
+        most: int | None = None,
     ) -> None:
         self._config, self._trainee, self._task, self._enter = config, trainee, task, enter
-        self._keep_on_host = keep_on_host
+        self._keep_on_host, self._most = keep_on_host, most
+        self._waiting: list[list[Tensor]] = []
 
     def make_states(self) -> None:
         """Gradients and optimizer states as a step before leaves them."""
@@ -58,6 +62,7 @@ class Rehearsal:
         with self._announcing_moments():
             training_step(self._trainee, encoded, self._place)
         del encoded
+        self._waiting.clear()
         self.validate()
 
     def forward_and_backward(self) -> None:
@@ -84,10 +89,15 @@ class Rehearsal:
     def _encode(self) -> list[EncodedBatch]:
         train = self._config.train
         self._enter(ENCODE)
-        return [
-            self._task.encode(self._task.random_batch(train.batch_size), torch.arange(train.batch_size))
-            for _ in range(train.gradient_accumulation_steps)
-        ]
+        count = train.gradient_accumulation_steps
+        encoded: list[EncodedBatch] = []
+        for number in range(count if self._most is None else min(count, self._most)):
+            if number == 1:
+                one = list(encoded[0].tensors().values())
+                waiting = range(0 if self._most is None else count - self._most)
+                self._waiting = [[tensor.clone() for tensor in one] for _ in waiting]
+            encoded.append(self._task.encode(self._task.random_batch(train.batch_size), torch.arange(train.batch_size)))
+        return encoded
 
     @contextmanager
     def _announcing_moments(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from shadowlab.console import wrapped_text
-from shadowlab.models import POLICIES
+from shadowlab.models import POLICIES, is_called_tiny
 from shadowlab.planning.kernels import kernel_of
 from shadowlab.planning.live_bytes import ACTIVATIONS, ITEMS, MOMENTS
 from shadowlab.planning.plan import GB, MemoryPlan
@@ -122,9 +122,16 @@ def _grounds(plan: MemoryPlan) -> list[str]:
             f"taken for granted: torch's {kernel} attention in the UNet. assumed: what is marked so; workspaces are",
             "those of cuDNN and cuBLAS, and what statistics of a logged step hold.",
         ]
-    if model.weights != "random" and not Path(model.weights).expanduser().is_dir():
+    if _on_hub(model.weights):
         lines.append(f"{model.weights} is taken to be of the {model.architecture} architecture; nothing is downloaded.")
+    if _on_hub(model.vae):
+        kind = "of TAESD's" if is_called_tiny(model.vae) else "of SDXL's"
+        lines.append(f"{model.vae} is taken to be an autoencoder {kind} architecture; nothing is downloaded.")
     return lines
+
+
+def _on_hub(source: str) -> bool:
+    return "/" in source and not Path(source).expanduser().is_dir()
 
 
 def _row(label: str, values: Sequence[str], width: int | None = None) -> str:

@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from shadowlab.encoded_batch import Conditions
+
+PIPELINES = Path(__file__).parent / "pipelines"
+"""Where the pipelines lie that bring pictures of any size into a square."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class PipelineCode:
     """What it was made for and what it does not know, for the model card."""
     needs: str = "torch diffusers pillow numpy"
     """Packages, as pip takes them."""
+    neighbours: tuple[str, ...] = ()
+    """Further modules that the pipeline's imports from its folder."""
     tolerance: float = 1e-5
     """Largest difference of a pixel in [0, 1] between the pipeline's pictures and the generator's."""
 
@@ -102,3 +109,22 @@ class Exported(Protocol):
 
     def trials(self) -> list[Trial]:
         """One with one step and one with several, on pictures that are not square."""
+
+
+def drawn_picture(height: int, width: int, phase: float = 0.0) -> np.ndarray:
+    """Coloured waves to try a model on, (H, W, 3) uint8; another phase is another picture."""
+    y, x = np.mgrid[:height, :width]
+    colours = [0.5 + 0.4 * np.sin(9 * x / width + c + phase) * np.cos(6 * y / height + phase) for c in (0.0, 1.0, 2.0)]
+    return np.round(np.stack(colours, axis=2) * 255).astype(np.uint8)
+
+
+def drawn_mask(height: int, width: int) -> np.ndarray:
+    """A disc, (H, W) uint8."""
+    y, x = np.mgrid[:height, :width]
+    inside = np.hypot(x / width - 0.45, y / height - 0.55) < 0.3
+    return (inside * 255).astype(np.uint8)
+
+
+def unit_tensor(levels: np.ndarray) -> Tensor:
+    """(H, W, C) uint8 -> (C, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(levels.astype(np.float32) / 255).permute(2, 0, 1)

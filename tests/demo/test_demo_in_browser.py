@@ -35,7 +35,7 @@ const zone = document.querySelector(arguments[0] + " [aria-dropeffect]");
 for (const kind of ["dragenter", "dragover", "drop"])
   zone.dispatchEvent(new DragEvent(kind, {bubbles: true, cancelable: true, dataTransfer: files}));
 """
-_SLIDE = """
+SLIDE = """
 const field = document.querySelector(arguments[0] + " input[type=range]");
 field.value = arguments[1];
 field.dispatchEvent(new Event("input", {bubbles: true}));
@@ -103,15 +103,15 @@ def centroid(shadow: np.ndarray[Any, Any]) -> tuple[float, float]:
     )
 
 
-def opened(browser: Browser, address: str) -> None:
+def opened(browser: Browser, address: str, shown: str = "#shadow") -> None:
     browser.open(address)
-    until(lambda: browser.find_all("#shadow img"), "no shadow is shown")
+    until(lambda: browser.find_all(f"{shown} img"), f"nothing is shown in {shown}")
 
 
 def test_half_a_turn_of_the_light_moves_the_shadow_to_the_other_side(browser: Browser, address: str) -> None:
     opened(browser, address)
-    right = centroid(changed(browser, lambda: browser.run(_SLIDE, "#phi", 180)))
-    left = centroid(changed(browser, lambda: browser.run(_SLIDE, "#phi", 0)))
+    right = centroid(changed(browser, lambda: browser.run(SLIDE, "#phi", 180)))
+    left = centroid(changed(browser, lambda: browser.run(SLIDE, "#phi", 0)))
     assert right[0] > left[0] + 0.1
     assert abs(right[1] - left[1]) < 0.1
     assert {urlsplit(one).hostname for one in browser.requests() if one.startswith("http")} == {"127.0.0.1"}

@@ -7,7 +7,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from shadowlab.inference import LoadedModel, ModelPlace
 from shadowlab.runs import RunFolder
+from shadowlab.settings import load_config
+from shadowlab.tasks import open_task
+from shadowlab.training import build_unet
 from shadowlab.training.checkpoint import save_checkpoint
 from tests import tiny
 
@@ -23,6 +27,20 @@ def make_run(folders: dict[str, Path], output: Path, name: str = "first", step: 
             parameter.add_(torch.randn_like(parameter) * 0.05)
     save_checkpoint(run.checkpoints, trainee, step=step, position=0, identity={})
     return run.path
+
+
+def made_model(preset: str, *words: str, side: int = 32) -> LoadedModel:
+    """The preset's architecture on the CPU, with random weights, none of them 0. words: as after --set."""
+    device = torch.device("cpu")
+    config = load_config(preset=preset, assignments=[f"data.image_size={side}", "device=cpu", *words])
+    task = open_task(config, device)
+    unet = build_unet(config, task.spec, device).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    place = ModelPlace(Path(), Path(), {"raw": Path()}, None, None, "made here")
+    return LoadedModel(config, task, unet.requires_grad_(False), "raw", None, "made here", place)
 
 
 def exported_folder(run: Path, target: Path) -> Path:

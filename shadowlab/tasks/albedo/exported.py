@@ -3,7 +3,7 @@
 Legend: B batch, H W pixels, h w latents (H/8), N tokens, D width of cross-attention.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ class AlbedoExported:
         vae: the task's.
         objective: of the options: `v`, `epsilon` or `flow`.
         space: the model's colour space.
-        prompt: gives the empty prompt's embedding, (N, D).
+        prompt: the empty prompt's embedding, (N, D) float32 on the CPU.
     """
 
     inputs: tuple[ProgramInput, ...] = (
@@ -53,7 +53,7 @@ class AlbedoExported:
     output = "albedo"
     output_text = "(B, 3, H, W) in [0, 1], in the model's colour space"
 
-    def __init__(self, vae: "ImageVae", objective: str, space: ColourSpace, prompt: Callable[[], Tensor]) -> None:
+    def __init__(self, vae: "ImageVae", objective: str, space: ColourSpace, prompt: Tensor) -> None:
         self._vae, self._objective, self._space, self._prompt = vae, objective, space, prompt
         self.code = PipelineCode(
             folder=None,
@@ -90,7 +90,7 @@ class AlbedoExported:
         name, zero_terminal_snr = _PREDICTIONS[self._objective]
         schedule = NoiseSchedule(zero_terminal_snr=zero_terminal_snr)
         DDIMScheduler(**schedule.scheduler_config(name)).save_pretrained(folder / "scheduler")
-        write_empty_text_encoder(folder, self._prompt())
+        write_empty_text_encoder(folder, self._prompt)
         target = {"prediction_space": self._space, "up_to_scale": False}
         return {
             "scheduler": ["diffusers", "DDIMScheduler"],
@@ -111,9 +111,9 @@ class AlbedoExported:
     def conditions(self, *inputs: Tensor) -> Conditions:
         """inputs: beauty (B, 3, H, W) float32 in [-1, 1]."""
         (beauty,) = inputs
-        vae, told = self._vae, self._prompt()
+        vae, told = self._vae, self._prompt
         latents = (vae.unscaled(beauty) - vae.shift_factor) * vae.scaling_factor
-        return Conditions(latents, tokens=told.to(beauty.device).expand(len(beauty), -1, -1))
+        return Conditions(latents, tokens=told.to(beauty.device).expand(beauty.shape[0], -1, -1))
 
     def picture(self, latents: Tensor) -> Tensor:
         """(B, 4, h, w) -> (B, 3, H, W) float32 in [0, 1]."""

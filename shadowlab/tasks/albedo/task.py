@@ -197,7 +197,7 @@ class AlbedoTask:
     @property
     def exported(self) -> Exported | None:
         options = self._options.model
-        return AlbedoExported(self.vae, options.objective, options.space, lambda: self.prompt)
+        return AlbedoExported(self.vae, options.objective, options.space, self.prompt)
 
     # Judgement
 

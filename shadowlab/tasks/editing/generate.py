@@ -22,7 +22,8 @@ from shadowlab.data import (
 )
 from shadowlab.encoded_batch import EncodedBatch
 from shadowlab.errors import UserError
-from shadowlab.tasks.editing.edits import Edit
+from shadowlab.tasks.editing.dataset import EMBEDDED, EditingDataset
+from shadowlab.tasks.editing.options import EditingOptions
 from shadowlab.tasks.editing.samples import EditingBatch
 from shadowlab.tasks.editing.white_balance import cast, fitted_gains
 from shadowlab.tasks.task import Task
@@ -35,23 +36,20 @@ class EditingGenerator:
 
     Args:
         task: with its VAE.
-        edit: that it was trained for.
         image_size: that pictures are brought to, unless another is asked for: what the model was trained at.
         draw: (B encoded samples, steps, seed) -> (B, 3, H, W) in [0, 1], of seeds that follow one another.
-        keep_input: of the configuration.
+        options: of the configuration.
     """
 
     def __init__(
         self,
         task: Task[EditingBatch],
-        edit: Edit,
+        options: EditingOptions,
         image_size: int,
         draw: Callable[[EncodedBatch, int, int], Tensor],
-        *,
-        keep_input: bool,
     ) -> None:
-        self._task, self._draw, self.edit, self.image_size = task, draw, edit, image_size
-        self.keep_input = keep_input
+        self._task, self._draw, self._options, self.image_size = task, draw, options, image_size
+        self.edit, self.keep_input = options.edit, options.keep_input
 
     @torch.no_grad()
     def generate(
@@ -63,7 +61,7 @@ class EditingGenerator:
         resolution: int | None = None,
         keep_input: bool | None = None,
     ) -> np.ndarray:
-        """The edited picture, (H, W, 3) uint8 sRGB.
+        """The edited picture, (H, W, 3) float32 sRGB in [0, 1].
 
         Args:
             image: a path, a picture of pillow, or an array (H, W, 3 or 4), uint8 or float in [0, 1]; of 16 bits the
@@ -73,16 +71,15 @@ class EditingGenerator:
             seed: of the noise; the same seed gives the same picture.
             resolution: side at which the model works, pixels, a multiple of 8; None: what it was trained at.
             keep_input: whether the result has of the picture what the edit does not concern; None: as configured. Of
-                object-removal every pixel outside the mask is then the picture's, bit for bit.
+                object-removal every pixel outside the mask is then the picture's: its level of 255, bit for bit.
 
         Raises:
             UserError: naming what is wrong.
         """
         side = self.image_size if resolution is None else resolution
         check_options(steps, seed, side)
-        levels = _levels(image)
-        given = levels.float() / 255
-        covered = self._mask(mask, levels)
+        given = _levels(image).float() / 255
+        covered = self._mask(mask, given)
         batch = _batch(given, covered, side)
         painted = self._draw(self._task.encode(batch.to(self._task.vae.device)), steps, seed)
         keeps = self.keep_input if keep_input is None else keep_input
@@ -90,24 +87,34 @@ class EditingGenerator:
             result = cast(given, fitted_gains(batch.input, painted, batch.valid)[0])
         else:
             result = unfit_square(painted[0], *given.shape[-2:])
-        found = (result * 255).round().to(torch.uint8)
         if keeps and self.edit.has_mask:
-            found = torch.where(covered > 0, found, levels)
-        return found.permute(1, 2, 0).contiguous().numpy()
+            result = torch.where(covered > 0, result, given)
+        return result.permute(1, 2, 0).contiguous().numpy()
 
-    def _mask(self, mask: Any, levels: Tensor) -> Tensor:
+    def example(self) -> tuple[np.ndarray, ...]:
+        """A picture that ships, as the edit takes one, (S, S, 3) uint8; and its mask, (S, S), where it has one.
+
+        Raises:
+            MissingDependencyError: this installation has no shipped set.
+        """
+        data = EditingDataset(EMBEDDED, self.image_size, self._options)
+        sample = data[len(data) - 1]
+        given = (sample.input, sample.mask) if self.edit.has_mask else (sample.input,)
+        return tuple((one * 255).round().to(torch.uint8).permute(1, 2, 0).squeeze(2).numpy() for one in given)
+
+    def _mask(self, mask: Any, given: Tensor) -> Tensor:
         """(1, H, W) float32 in {0, 1}."""
         if not self.edit.has_mask:
             if mask is not None:
                 raise UserError(f"mask: a model of {self.edit.name} has none; leave it out")
-            return torch.ones_like(levels[:1], dtype=torch.float32)
+            return torch.ones_like(given[:1])
         if mask is None:
             raise UserError(f"mask: a model of {self.edit.name} needs one: white is the object with its shadow")
         picture = given_image(mask, "mask", (1, 3, 4))
-        if (picture.height, picture.width) != tuple(levels.shape[-2:]):
+        if (picture.height, picture.width) != tuple(given.shape[-2:]):
             raise UserError(
-                f"mask: {picture.width} x {picture.height} pixels, and the picture has {levels.shape[-1]} x "
-                f"{levels.shape[-2]}; give one of the same size"
+                f"mask: {picture.width} x {picture.height} pixels, and the picture has {given.shape[-1]} x "
+                f"{given.shape[-2]}; give one of the same size"
             )
         return (matte_of(picture, "mask") >= MASK_THRESHOLD).float()
 

@@ -26,6 +26,7 @@ from shadowlab.tasks.editing.comparison import EditingReference
 from shadowlab.tasks.editing.dataset import has_inputs, open_dataset, resolve_path
 from shadowlab.tasks.editing.evaluation import EditingEvaluation
 from shadowlab.tasks.editing.examination import EditingExamination
+from shadowlab.tasks.editing.exported import EditingExported
 from shadowlab.tasks.editing.figures import comparison_grid, input_picture
 from shadowlab.tasks.editing.generate import EditingGenerator
 from shadowlab.tasks.editing.metrics import BOUND, RANKING, judged
@@ -173,12 +174,12 @@ class EditingTask:
 
     def generator(self, draw: Callable[[EncodedBatch, int, int], Tensor]) -> EditingGenerator:
         """Edits of a user's own pictures. draw: gives (B, 3, H, W) in [0, 1]."""
-        options, size = self._options, self._config.data.image_size
-        return EditingGenerator(self, self._edit, size, draw, keep_input=options.keep_input)
+        return EditingGenerator(self, self._options, self._config.data.image_size, draw)
 
     @property
     def exported(self) -> Exported | None:
-        return None
+        keep = self._options.keep_input
+        return EditingExported(self.vae, self._edit, keep_input=keep, prompt=self._prompt.of(self.vae))
 
     # Judgement
 

@@ -29,9 +29,8 @@ def copy_paste(batch: InsertionBatch) -> Tensor:
     """(B, 3, H, W) in [0, 1]: the object's picture as large as the mask's box allows, in its middle, on the mean."""
     pasted = []
     for filled, own, mask in zip(mean_fill(batch), batch.object, batch.mask, strict=True):
-        rows, columns = torch.nonzero(mask[0], as_tuple=True)
-        top, left = int(rows.min()), int(columns.min())
-        height, width = int(rows.max()) + 1 - top, int(columns.max()) + 1 - left
+        (top, bottom), (left, right) = (_extent(mask[0].any(dim=axis)) for axis in (1, 0))
+        height, width = bottom - top, right - left
         side = min(height, width)
         small = F.interpolate(own[None], (side, side), mode="bilinear", antialias=True)[0].clamp(0, 1)
         made = filled.clone()
@@ -39,6 +38,11 @@ def copy_paste(batch: InsertionBatch) -> Tensor:
         made[:, y : y + side, x : x + side] = small
         pasted.append(made)
     return composited(torch.stack(pasted), batch.target, batch.mask)
+
+
+def _extent(found: Tensor) -> tuple[int, int]:
+    """First and last + 1 of what is true; found: (n,) bool. Its shape does not depend on values, which a plan lacks."""
+    return int(found.int().argmax()), len(found) - int(found.flip(0).int().argmax())
 
 
 BASELINES: Mapping[str, Callable[[InsertionBatch], Tensor]] = {"mean fill": mean_fill, COPY_PASTE: copy_paste}

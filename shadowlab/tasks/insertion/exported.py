@@ -3,18 +3,25 @@
 Legend: B batch, H W pixels, h w latents (H/8), N tokens, D width of cross-attention.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
 from shadowlab.encoded_batch import Conditions
 from shadowlab.models import NoiseSchedule
-from shadowlab.tasks.exported import PipelineCode, ProgramInput, Trial
+from shadowlab.tasks.exported import (
+    PIPELINES,
+    PipelineCode,
+    ProgramInput,
+    Trial,
+    drawn_mask,
+    drawn_picture,
+    unit_tensor,
+)
 from shadowlab.tasks.insertion.layout import FACTORS, halves, joined, latent_mask
 from shadowlab.tasks.insertion.options import InsertionModelOptions
 
@@ -41,7 +48,7 @@ class InsertionExported:
     Args:
         vae: the task's.
         options: objective and layout are looked at.
-        prompt: gives the empty prompt's embedding, (N, D).
+        prompt: the empty prompt's embedding, (N, D) float32 on the CPU.
     """
 
     inputs: tuple[ProgramInput, ...] = (
@@ -52,13 +59,14 @@ class InsertionExported:
     output = "picture"
     output_text = "(B, 3, H, W) in [0, 1]; to be put into the mask alone"
 
-    def __init__(self, vae: "ImageVae", options: InsertionModelOptions, prompt: Callable[[], Tensor]) -> None:
+    def __init__(self, vae: "ImageVae", options: InsertionModelOptions, prompt: Tensor) -> None:
         self._vae, self._options, self._prompt = vae, options, prompt
         self.canvas = FACTORS[options.beside]
         self.code = PipelineCode(
-            folder=Path(__file__).parent / "pipeline",
+            folder=PIPELINES,
             pipeline=("insertion_pipeline", "InsertionPipeline"),
             unet=("diffusers", "UNet2DConditionModel"),
+            neighbours=("square_pictures",),
             title="object insertion",
             summary="A target, an object and a mask to the target with the object in it. The object stands next to the "
             "target in one canvas, and self-attention carries it over, after Chong et al., *CatVTON* (ICLR 2025).",
@@ -76,7 +84,7 @@ class InsertionExported:
         return {
             "image_size": image_size,
             "beside": self._options.beside,
-            "prompt": self._prompt().tolist(),
+            "prompt": self._prompt.tolist(),
             "scheduler": ["diffusers", "DDIMScheduler"],
         }
 
@@ -94,7 +102,7 @@ class InsertionExported:
         )
         target = torch.cat([small, first], dim=1)
         beside = torch.cat([torch.zeros_like(small), second], dim=1)
-        told = self._prompt().to(given.device).expand(len(given), -1, -1)
+        told = self._prompt.to(given.device).expand(given.shape[0], -1, -1)
         return Conditions(joined(target, beside, self._options.beside), tokens=told)
 
     def picture(self, latents: Tensor) -> Tensor:
@@ -106,36 +114,25 @@ class InsertionExported:
 
     def example(self, count: int, height: int, width: int) -> tuple[Tensor, ...]:
         """given, object_image (B, 3, H, W), mask (B, 1, H, W)."""
-        picture, own = (_tensor(_drawn(height, width, phase)) * 2 - 1 for phase in (0.0, 2.0))
-        mask = _tensor(_drawn_mask(height, width)[..., None]).round()
+        picture, own = (unit_tensor(drawn_picture(height, width, phase)) * 2 - 1 for phase in (0.0, 2.0))
+        mask = unit_tensor(drawn_mask(height, width)[..., None]).round()
         given = torch.where(mask > 0, torch.zeros_like(picture), picture)
         shifted = [[one.roll(5 * i, dims=-1) for i in range(count)] for one in (given, own)]
         return torch.stack(shifted[0]), torch.stack(shifted[1]), mask.expand(count, -1, -1, -1).contiguous()
 
     def trials(self) -> list[Trial]:
         """One step, and four with guidance on a picture that is high."""
-        one = {"target": _drawn(90, 133), "object_image": _drawn(64, 80, 2.0), "mask": _drawn_mask(90, 133)}
-        other = {"target": _drawn(150, 70), "object_image": _drawn(90, 40, 1.0), "mask": _drawn_mask(150, 70)}
+        one = {
+            "target": drawn_picture(90, 133),
+            "object_image": drawn_picture(64, 80, 2.0),
+            "mask": drawn_mask(90, 133),
+        }
+        other = {
+            "target": drawn_picture(150, 70),
+            "object_image": drawn_picture(90, 40, 1.0),
+            "mask": drawn_mask(150, 70),
+        }
         return [
             Trial(one, 1, 7),
             Trial({**other, "guidance": 2.5}, 4, 11, {**other, "guidance_scale": 2.5}),
         ]
-
-
-def _tensor(levels: np.ndarray) -> Tensor:
-    """(H, W, C) uint8 -> (C, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(levels.astype(np.float32) / 255).permute(2, 0, 1)
-
-
-def _drawn(height: int, width: int, phase: float = 0.0) -> np.ndarray:
-    """Coloured waves, (H, W, 3) uint8."""
-    y, x = np.mgrid[:height, :width]
-    colours = [0.5 + 0.4 * np.sin(9 * x / width + c + phase) * np.cos(6 * y / height + phase) for c in (0.0, 1.0, 2.0)]
-    return np.round(np.stack(colours, axis=2) * 255).astype(np.uint8)
-
-
-def _drawn_mask(height: int, width: int) -> np.ndarray:
-    """A disc, (H, W) uint8."""
-    y, x = np.mgrid[:height, :width]
-    inside = np.hypot(x / width - 0.45, y / height - 0.55) < 0.3
-    return (inside * 255).astype(np.uint8)

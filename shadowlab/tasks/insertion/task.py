@@ -220,7 +220,7 @@ class InsertionTask:
 
     @property
     def exported(self) -> Exported | None:
-        return InsertionExported(self.vae, self._options.model, lambda: self.prompt)
+        return InsertionExported(self.vae, self._options.model, self.prompt)
 
     # Judgement
 

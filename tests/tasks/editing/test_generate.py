@@ -1,38 +1,29 @@
 """Pictures of any size through a small model: what the result keeps of them, and what is refused."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 
+from shadowlab.console.reporter import Reporter
 from shadowlab.errors import UserError
+from shadowlab.exporting.diffusers_folder import write_folder
+from shadowlab.exporting.run import run_export
 from shadowlab.inference import LoadedModel, load_generator
-from shadowlab.inference.place import ModelPlace
-from shadowlab.settings import load_config
-from shadowlab.tasks import open_task
 from shadowlab.tasks.editing import EDITS, cast
-from shadowlab.training import build_unet
+from tests.inference.made import made_model
 from tests.tasks.editing.pictures import disc, scene
 
 SIDE = 32
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module", params=list(EDITS))
 def model(request: pytest.FixtureRequest) -> LoadedModel:
-    """The tiny architecture with random weights, none of them 0."""
-    words = [f"data.image_size={SIDE}", "device=cpu"]
-    config = load_config(preset=f"{request.param}-tiny", assignments=words)
-    task = open_task(config, CPU)
-    unet = build_unet(config, task.spec, CPU).eval()
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    place = ModelPlace(Path(), Path(), {"raw": Path()}, None, None, "made here")
-    return LoadedModel(config, task, unet.requires_grad_(False), "raw", None, "made here", place)
+    return made_model(f"{request.param}-tiny", side=SIDE)
 
 
 def picture(width: int, height: int) -> np.ndarray:
@@ -51,7 +42,8 @@ def test_the_result_has_the_size_of_the_picture_and_keeps_what_it_says(
     generator, given, mask = load_generator(model), picture(*size), mask_for(model, *size)
     found = generator.generate(given, mask)
     painted = generator.generate(given, mask, keep_input=False)
-    assert found.shape == given.shape and found.dtype == np.uint8
+    assert found.shape == given.shape and found.dtype == np.float32
+    found, painted = (np.round(one * 255).astype(np.uint8) for one in (found, painted))
     name = generator.edit.name
     if name == "object-removal":
         inside = mask >= 128  # type: ignore[operator]
@@ -105,3 +97,53 @@ def test_what_cannot_be_edited_is_refused(model: LoadedModel) -> None:
         generator.generate(given, disc(0, 64))
     with pytest.raises(UserError, match="empty mask"):
         generator.generate(given, 0 * mask)
+
+
+def test_an_exported_folder_draws_the_same_without_shadowlab(
+    model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shadowlab.exporting.run.open_model", lambda *_, **__: model)
+    done = run_export("made", "diffusers", tmp_path / "out", reporter=Reporter(active=False))
+    assert done.difference <= 1e-5
+    assert {"editing_pipeline.py", "square_pictures.py"} <= {file.name for file in (tmp_path / "out").iterdir()}
+    said = (tmp_path / "out/README.md").read_text()
+    assert "`editing_pipeline.py` and `square_pictures.py`" in said and "no UNet" not in said
+    assert ('Image.open("mask.png")' in said) == load_generator(model).edit.has_mask
+
+
+def test_an_exported_pipeline_keeps_what_the_edit_keeps_and_refuses_the_rest(
+    model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pipeline is called as a user calls it, with pictures of pillow."""
+    assert model.task.exported is not None
+    write_folder(model, model.task.exported, tmp_path)
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    pipe = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    given, mask = picture(50, 38), mask_for(model, 50, 38)
+    images = [Image.fromarray(given)] if mask is None else [Image.fromarray(given), Image.fromarray(mask)]
+    found = np.asarray(pipe(*images, generator=torch.Generator().manual_seed(4)).images[0])
+    wanted = load_generator(model).generate(given, mask, seed=4)
+    assert np.abs(found - np.round(wanted * 255)).max() <= 1 and found.shape == given.shape
+    with pytest.raises(ValueError, match="output_type"):
+        pipe(*images, output_type="latent")
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        pipe(*images, num_inference_steps=0)
+    if mask is None:
+        with pytest.raises(ValueError, match="has no mask"):
+            pipe(images[0], Image.fromarray(disc(0)))
+        return
+    assert np.array_equal(found[mask < 128], given[mask < 128])
+    for wrong, said in ((None, "needs a mask"), (np.zeros((38, 50), np.uint8), "empty"), (disc(0), "has the size")):
+        with pytest.raises(ValueError, match=said):
+            pipe(images[0], wrong)
+
+
+def test_programs_take_what_the_edit_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made_model("object-removal-tiny", side=SIDE)
+    monkeypatch.setattr("shadowlab.exporting.run.open_model", lambda *_, **__: model)
+    done = run_export("made", "torch", tmp_path / "out", reporter=Reporter(active=False))
+    assert done.difference <= 1e-4
+    said = json.loads((tmp_path / "out/programs.json").read_text())["programs"]["one_step"]["inputs"]
+    assert [one["name"] for one in said] == ["noise", "image", "mask"]

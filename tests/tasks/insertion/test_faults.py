@@ -78,7 +78,13 @@ def test_sound_code_passes_in_both_layouts_and_objectives(tmp_path: Path, small:
 # 1 and 2: a step that moves nothing, and a loss that has no gradient
 
 OF_THE_STEP = [
-    Fault("1: the step is never taken", torch.optim.AdamW, "step", lambda f: lambda self, closure=None: None, "_step"),
+    Fault(
+        "1: the step is never taken",
+        torch.optim.AdamW,
+        "step",
+        lambda f: lambda self, closure=None: None,
+        "was never computed (shadowlab/training/optimizer.py",
+    ),
     Fault(
         "2: a part of the loss is a number",
         _Diffusion,

@@ -6,13 +6,13 @@ trust_remote_code=True)`. The README.md next to this file shows its use.
 Legend: B batch, H W pixels of the target, S pixels of the model's square, h w latents (S / 8), ch cw of the canvas.
 """
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, DiffusionPipeline, ModelMixin, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image, ImageOps
+
+from .square_pictures import as_images, channels, fit_square, latents_of, square_of, unfit_square, white
 
 DOWNSCALE = 8  # a latent's side is an eighth of the picture's
 DIMENSION = {"height": -2, "width": -1}
@@ -35,7 +35,7 @@ class InsertionPipeline(DiffusionPipeline):
     def __init__(
         self,
         unet: UNet2DConditionModel,
-        vae: AutoencoderKL,
+        vae: ModelMixin,
         scheduler: DDIMScheduler,
         image_size: int = 512,
         beside: str = "height",
@@ -72,7 +72,8 @@ class InsertionPipeline(DiffusionPipeline):
         """
         if output_type not in ("pil", "np"):
             raise ValueError(f"output_type is {output_type!r}; give pil or np")
-        picture, own, inside = channels(target, "target", 3), channels(object_image, "object_image", 3), white(mask)
+        picture, own = channels(target, "target", 3), channels(object_image, "object_image", 3)
+        inside = white(mask, "where the object goes")
         if inside.shape[1:] != picture.shape[1:]:
             raise ValueError(f"the mask has the size {tuple(inside.shape[1:])}, the target {tuple(picture.shape[1:])}")
         given, blind = self.encode(picture, own, inside)
@@ -81,8 +82,7 @@ class InsertionPipeline(DiffusionPipeline):
         latents = self.denoise(noise, int(num_inference_steps), given, blind, float(guidance_scale))
         made = torch.where(inside > 0, self.decode(latents, *picture.shape[1:]), picture)
         self.maybe_free_model_hooks()
-        image = made.permute(1, 2, 0).numpy()
-        images = image[None] if output_type == "np" else [Image.fromarray((image * 255).round().astype(np.uint8))]
+        images = as_images(made, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def encode(self, picture, own, inside):
@@ -93,8 +93,7 @@ class InsertionPipeline(DiffusionPipeline):
             raise ValueError(f"nothing is left of the mask at {side} x {side} pixels; paint a larger one")
         shown = torch.where(small > 0, 0.0, fit_square(picture, side, 0.5) * 2 - 1)
         squares = torch.stack([shown, fit_square(own, side, 0.5) * 2 - 1]).to(self._execution_device)
-        scale, shift = self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
-        first, second = ((self.vae.encode(one[None]).latent_dist.mode() - shift) * scale for one in squares)
+        first, second = (latents_of(self.vae, one[None]) for one in squares)
         holes = F.max_pool2d(small[None], DOWNSCALE).to(first)
         left = torch.cat([holes, first], dim=1)
         nothing = torch.zeros_like(holes)
@@ -120,53 +119,5 @@ class InsertionPipeline(DiffusionPipeline):
 
     def decode(self, latents, height, width):
         """The target's half of (1, 4, ch, cw) at its own size, (3, H, W) in [0, 1] on the CPU."""
-        scale, shift = self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
         half = latents.chunk(2, dim=DIMENSION[self.config.beside])[0]
-        square = ((self.vae.decode(half / scale + shift).sample[0] + 1.0) / 2.0).clamp(0.0, 1.0).cpu()
-        rows, columns = inner_size(height, width, square.shape[-1])
-        top, left = (square.shape[-1] - rows) // 2, (square.shape[-1] - columns) // 2
-        inner = square[:, top : top + rows, left : left + columns]
-        return resized(inner, height, width).clamp(inner.min(), inner.max())
-
-
-def channels(one, name, count):
-    """A picture as (count, H, W) float32 in [0, 1]."""
-    if isinstance(one, Image.Image):
-        one = np.asarray(ImageOps.exif_transpose(one).convert("RGB" if count == 3 else "L"))
-    array = np.asarray(one)
-    array = array[..., None] if array.ndim == 2 else array
-    if array.ndim != 3 or array.shape[2] not in (count, 3):
-        raise ValueError(f"{name}: shape {array.shape} is not (height, width, {count})")
-    unit = array.astype(np.float32) / np.float32(255) if array.dtype == np.uint8 else array.astype(np.float32)
-    if not ((unit >= 0) & (unit <= 1)).all():  # NaN fails, too
-        raise ValueError(f"{name}: values outside of [0, 1]; give uint8, or floats in [0, 1]")
-    return torch.from_numpy(unit[..., :count].copy()).permute(2, 0, 1)
-
-
-def white(mask):
-    """(1, H, W) float32 in {0, 1}."""
-    found = (channels(mask, "mask", 1) >= 0.5).float()
-    if not found.any():
-        raise ValueError("the mask is empty; paint white where the object goes")
-    return found
-
-
-def fit_square(image, side, fill):
-    """(C, H, W) -> (C, S, S): the longer side becomes S, the proportions stay, the rest is `fill` on both sides."""
-    height, width = inner_size(image.shape[-2], image.shape[-1], side)
-    rows, columns = side - height, side - width
-    padding = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
-    return F.pad(resized(image, height, width).clamp(image.min(), image.max()), padding, value=fill)
-
-
-def inner_size(height, width, side):
-    """Rows and columns that a picture takes of its square."""
-    longer = max(height, width)
-    return max(round(height * side / longer), 1), max(round(width * side / longer), 1)
-
-
-def resized(image, height, width):
-    """(C, H, W), bilinear; antialiased where it becomes smaller."""
-    if tuple(image.shape[-2:]) == (height, width):
-        return image
-    return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+        return unfit_square(square_of(self.vae, half), height, width)

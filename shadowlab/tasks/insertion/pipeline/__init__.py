@@ -1,1 +1,0 @@
-"""The file that an exported pipeline carries with it. It needs diffusers, torch, numpy and pillow alone."""
