@@ -63,8 +63,8 @@ _LISTED = (
         "alarm",
         "parameters of 16 bits: more than half of the elements whose gradient is not 0 do not change in a step of "
         "torch's optimizer, or all of them of one parameter, in 2 steps; looked at in up to 4096 elements of "
-        "each; or a step writes to parameters of 16 bits that no optimizer holds, and 95 % of their elements keep their "
-        "bits, in 2 steps",
+        "each; or a step writes to parameters of 16 bits that no optimizer holds, and 95 % of their elements keep "
+        "their bits, in 2 steps",
         "arxiv.org/abs/1710.03740 section 3.1: updates below half an ulp of the weight vanish",
         "keep the weights in float32 and compute under autocast",
     ),
@@ -225,8 +225,8 @@ _LISTED = (
         "constant-input",
         "alarm",
         "the largest floating input, of 64 elements a sample or more, is one number throughout, in 3 steps; a warning "
-        "where a number or a vector of each of 4 samples or more is 0 throughout, by its name no mask or weight, or all "
-        "texts of a batch are one of 3 tokens at most, twice",
+        "where a number or a vector of each of 4 samples or more is 0 throughout, by its name no mask or weight, or "
+        "all texts of a batch are one of 3 tokens at most, twice",
         "arxiv.org/abs/2112.04036 (DeepDiagnosis): unchanging inputs",
         "look at what is read: a failed decoding, a mask that covers everything, a factor of 0",
     ),
@@ -234,8 +234,8 @@ _LISTED = (
         "input-out-of-range",
         "alarm",
         "the largest magnitude of an input is over 16 times, or below a 16th of, what it was in the first steps (4 or "
-        "more); a warning where floating pictures are whole numbers up to 64..255, or never above 1/255, in 2 steps; an "
-        "alarm where targets of a binary cross-entropy are outside of [0, 1]",
+        "more); a warning where floating pictures are whole numbers up to 64..255, or never above 1/255, in 2 steps; "
+        "an alarm where targets of a binary cross-entropy are outside of [0, 1]",
         "karpathy.github.io/2019/04/25/recipe: 0..255 where 0..1 was",
         "normalise every source of the input in the same way",
     ),
