@@ -45,66 +45,67 @@ def are_zero(parameters: list[Any]) -> bool:
 class Cycle:
     """Of one optimizer."""
 
+    is_suspected = False
+    """Whether it was looked at how the loop clears."""
+    num_steps = 0
+    """Its own steps that were watched."""
+    num_empty = 0
+    """In a row without gradient."""
+    clears_unseen = False
+    """The loop zeroes gradients in a way that shows in no version (`p.grad.data.zero_()`)."""
+    num_stale = 0
+    """2 for each step on a gradient that it had stepped on, less 1 for each other one."""
+    num_calls = 0
+    """Of the closure that its running step was given."""
+    is_summed = False
+    """A call of the closure added to them."""
+    was_by_scaler = False
+    """Whether its last step was a scaler's."""
+    num_vain = 0
+    """Backward passes in a row, each before another step of it, whose gradients nobody has stepped on."""
+    num_steps_of_vain = -1
+    """Its own steps when the last of them was cleared."""
+    num_partly_stale = 0
+    """Steps in a row on some gradients that it had stepped on, next to new ones."""
+    asks_no_more = False
+    """Of those: the loop writes to gradients where no version shows it."""
+    num_mixed = 0
+    """Steps in a row on the sum of its own loss's gradients and another optimizer's."""
+    num_without_update = 0
+    """Steps on gradients of a scaled loss, whose scaler was asked nothing."""
+    num_wasted = 0
+    """Steps in a row that came after dropped backward passes."""
+    scaler: weakref.ref[Any] | None = None
+    """That stepped it last."""
+    num_scalers = 0
+    """How often another one did."""
+    num_bare = 0
+    """Steps of a scaler in a row on gradients of a loss that was not scaled."""
+    num_before_scaler = 0
+    """Its own steps when a scaler was asked to step it."""
+    num_vain_clips = 0
+    """In a row, each before another step of it, of gradients that it has not stepped on."""
+    num_steps_of_vain_clip = -1
+    """Its own steps when the last of them was cleared."""
+    first: tuple[int, int] | None = None
+    """0-based index of the watched step in which it stepped first, and its backward passes until then."""
+    num_before_closure = 0
+    """Backward passes of the step that runs, when it was given a closure."""
+
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = weakref.ref(optimizer)
         self.samples: list[Any] = []
         """A few of its parameters."""
-        self.is_suspected = False
-        """Whether it was looked at how the loop clears."""
-        self.num_steps = 0
-        """Its own steps that were watched."""
-        self.num_empty = 0
-        """In a row without gradient."""
         self.after_step: _Seen = []
         """Gradients when it had stepped."""
         self.suspects: _Seen = []
         """Gradients of an earlier step that a backward was about to add to."""
-        self.clears_unseen = False
-        """The loop zeroes gradients in a way that shows in no version (`p.grad.data.zero_()`)."""
-        self.num_stale = 0
-        """2 for each step on a gradient that it had stepped on, less 1 for each other one."""
-        self.num_calls = 0
-        """Of the closure that its running step was given."""
         self.of_last_call: _Seen = []
         """Gradients that the closure's last call left."""
-        self.is_summed = False
-        """A call of the closure added to them."""
-        self.was_by_scaler = False
-        """Whether its last step was a scaler's."""
-        self.num_vain = 0
-        """Backward passes in a row, each before another step of it, whose gradients nobody has stepped on."""
-        self.num_steps_of_vain = -1
-        """Its own steps when the last of them was cleared."""
-        self.num_partly_stale = 0
-        """Steps in a row on some gradients that it had stepped on, next to new ones."""
         self.digests: dict[int, Tensor] = {}
         """Parameter -> bits of its gradient when it had stepped; since some were suspected."""
-        self.asks_no_more = False
-        """Of those: the loop writes to gradients where no version shows it."""
-        self.num_mixed = 0
-        """Steps in a row on the sum of its own loss's gradients and another optimizer's."""
-        self.num_without_update = 0
-        """Steps on gradients of a scaled loss, whose scaler was asked nothing."""
-        self.num_wasted = 0
-        """Steps in a row that came after dropped backward passes."""
-        self.scaler: weakref.ref[Any] | None = None
-        """That stepped it last."""
-        self.num_scalers = 0
-        """How often another one did."""
-        self.num_bare = 0
-        """Steps of a scaler in a row on gradients of a loss that was not scaled."""
-        self.num_before_scaler = 0
-        """Its own steps when a scaler was asked to step it."""
-        self.num_vain_clips = 0
-        """In a row, each before another step of it, of gradients that it has not stepped on."""
-        self.num_steps_of_vain_clip = -1
-        """Its own steps when the last of them was cleared."""
-        self.first: tuple[int, int] | None = None
-        """0-based index of the watched step in which it stepped first, and its backward passes until then."""
         self.stepped_on: _Seen = []
         """Gradients when it had stepped, with a closure, too."""
-        self.num_before_closure = 0
-        """Backward passes of the step that runs, when it was given a closure."""
         self.refresh()
         self.renew()
 
