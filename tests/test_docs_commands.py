@@ -182,8 +182,17 @@ ELSEWHERE = {
         "shadowlab overfit --preset object-removal-tiny --samples 8",
         "shadowlab train --preset paint-to-image-tiny",
         "shadowlab train --preset object-removal-tiny --data my-edits/object-removal.csv",
+        "shadowlab train --preset object-removal-tiny --run removal --set overfit.num_samples=8",
+        "shadowlab evaluate removal --steps 1,4 --seeds 2",
+        "shadowlab train --preset white-balance-tiny --run balance --set overfit.num_samples=8",
+        "shadowlab evaluate balance --steps 1,4 --seeds 2",
         "shadowlab generate latest --image photo.jpg --out balanced.png",
         "shadowlab generate runs/removal --image street.jpg --mask mask.png --out empty-street.png",
+        "shadowlab export removal --to diffusers --out removal-pipeline",
+    ],
+    "tests/demo/test_task_pages.py::test_the_page_in_a_browser": ["shadowlab demo removal"],
+    "tests/inference/test_starting.py::test_the_commands_say_it_and_a_resume_does_not_ask_for_it": [
+        "shadowlab train --preset paint-to-image-tiny --weights balance --run painting",
     ],
     "tests/tasks/editing/test_render.py::test_the_same_arguments_give_the_same_bytes": [
         "shadowlab data render --task editing --objects 40 --lights 2 --size 64 --spp 16 --textures photographs "

@@ -90,6 +90,9 @@ class Header(Record, total=False):
     split: dict[str, dict[str, Any]]
     """`train` and `validation`: how many `samples` and `objects`, a `digest` of the samples' ids (SHA-256, 16 digits),
     and `object_ids` where there are at most 64. Missing where nothing is held out."""
+    start: dict[str, Any]
+    """Where training began with the weights of another run: its folder `run`, the `step` of its checkpoint, whose
+    `weights` (`ema`, `raw`, `exported`), and their file's `sha256`. Missing elsewhere."""
     changed: list[str]
     """What is configured otherwise than in the sessions before, `KEY OLD -> NEW` each; missing where nothing is."""
     command: list[str]

@@ -9,6 +9,8 @@ import shadowlab
 from shadowlab.inference import LoadedModel
 from shadowlab.models import embedded_parameters
 from shadowlab.plain_text import plain_text
+from shadowlab.runs import start_of
+from shadowlab.settings import Config
 from shadowlab.tasks import Exported, PipelineCode
 
 # Hub ids whose terms are known -> (licence, what to say of it).
@@ -133,11 +135,18 @@ def _facts(model: LoadedModel) -> str:
     rows = [
         ("UNet", f"{parameters:,} parameters, {weights[model.weights]}"),
         *([("trained for", f"{model.step:,} steps")] if model.step is not None else []),
-        ("trained from", _source(config.model.weights, "random weights")),
+        ("trained from", _origin(config)),
         ("VAE", f"{model.task.vae.num_parameters:,} parameters, {_source(config.model.vae_source, 'random weights')}"),
         ("picture size", f"{config.data.image_size} x {config.data.image_size} pixels"),
     ]
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _origin(config: Config) -> str:
+    start = start_of(config)
+    if start is None:
+        return _source(config.model.weights, "random weights")
+    return f"the run `{_plain(Path(start.run).name)}`" + ("" if start.step is None else f", step {start.step:,}")
 
 
 def _source(source: str, random: str) -> str:

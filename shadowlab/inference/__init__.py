@@ -7,6 +7,7 @@ from shadowlab.inference.model import LoadedModel, Weights, open_model, task_of
 from shadowlab.inference.place import CONFIG_NAME, ModelPlace, find_model, shipped_models
 from shadowlab.inference.sampling import load_generator, sample, seeded_noise
 from shadowlab.inference.shadow_files import write_shadows
+from shadowlab.inference.starting import Starting, starting_from
 
 __all__ = [
     "CONFIG_NAME",
@@ -15,6 +16,7 @@ __all__ = [
     "InsertionRequest",
     "LoadedModel",
     "ModelPlace",
+    "Starting",
     "Weights",
     "find_model",
     "load_generator",
@@ -22,6 +24,7 @@ __all__ = [
     "sample",
     "seeded_noise",
     "shipped_models",
+    "starting_from",
     "task_of",
     "write_albedos",
     "write_edits",

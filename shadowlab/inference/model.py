@@ -15,6 +15,7 @@ from shadowlab.errors import UserError
 from shadowlab.inference.place import ModelPlace, find_model
 from shadowlab.inference.saved_unet import read_unet
 from shadowlab.models import WEIGHTS_NAME, load_vae
+from shadowlab.runs import with_own_start
 from shadowlab.settings import Config, load_kept_config
 from shadowlab.tasks import Task, open_task
 
@@ -93,7 +94,7 @@ def open_model(
     """
     found = place if isinstance(place, ModelPlace) else find_model(place, output_dir)
     chosen = device if isinstance(device, torch.device) else pick_device(device or "auto")
-    config = load_kept_config(found.config)
+    config = with_own_start(load_kept_config(found.config), found.config.parent)
     kind: Any = weights if weights in found.unets else next(iter(found.unets))
     task = open_task(config)
     unet = read_unet(found.unets[kind], task.spec, inside=found.folder)

@@ -15,6 +15,7 @@ from shadowlab.runs.lookup import (
 from shadowlab.runs.remedy import Remedy, Warned, write_remedy
 from shadowlab.runs.resume import changes, resumed_config, with_processes
 from shadowlab.runs.saved import resume_point
+from shadowlab.runs.starting import Start, began_with, put, start_folder, start_of, with_own_start, with_weights
 from shadowlab.runs.tail import last_step
 
 __all__ = [
@@ -38,6 +39,13 @@ __all__ = [
     "run_places",
     "run_to_resume",
     "stage_passed",
+    "Start",
+    "began_with",
+    "put",
+    "start_folder",
+    "start_of",
+    "with_own_start",
+    "with_weights",
     "telling_where",
     "with_processes",
     "write_remedy",

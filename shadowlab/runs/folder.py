@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ LOCK = ".lock"
 _HALF_WRITTEN = re.compile(r"\..+\.[0-9]+\.tmp")  # what a killed process left of a file
 REQUIRED = "required"
 """Folder, in that of a training, of the stages that it ran before."""
+Keeps = Callable[[Config, Path], Config]
 LATEST = "latest"
 """What a user calls the newest run by."""
 
@@ -66,23 +68,24 @@ class RunFolder:
         return self.path / "samples"
 
     @classmethod
-    def create(cls, config: Config, name: str, source: str = "") -> "RunFolder":
+    def create(cls, config: Config, name: str, source: str = "", keeps: Keeps | None = None) -> "RunFolder":
         """A new folder for `name`, or one in which nothing came to a result (a failed start may be repeated).
 
         Args:
             source: preset or file that the configuration came from; a resume must name the same one, or none.
+            keeps: puts into the folder what the run starts from, and gives the configuration that names it there.
 
         Raises:
             UserError: the name is not a plain folder name, or the folder has results or foreign files.
         """
         if name == LATEST:
             raise UserError(f"--run {name}: means the newest run; choose another name, or go on with it by --resume")
-        return cls._make(Path(config.output_dir) / _checked(name), config, source)
+        return cls._make(Path(config.output_dir) / _checked(name), config, source, keeps)
 
     @classmethod
-    def create_beside(cls, config: Config, name: str, source: str = "") -> "RunFolder":
+    def create_beside(cls, config: Config, name: str, source: str = "", keeps: Keeps | None = None) -> "RunFolder":
         """`create`, under `name` or the first of `name-2`, `name-3` ... that is free."""
-        return cls._make(_free(Path(config.output_dir) / _checked(name)), config, source)
+        return cls._make(_free(Path(config.output_dir) / _checked(name)), config, source, keeps)
 
     def create_required(self, config: Config, stage: str) -> "RunFolder":
         """A new folder inside this one, for a stage that must pass first. One that came to no result is replaced,
@@ -94,7 +97,7 @@ class RunFolder:
         return RunFolder._make(_free(path), config, "")
 
     @classmethod
-    def _make(cls, path: Path, config: Config, source: str) -> "RunFolder":
+    def _make(cls, path: Path, config: Config, source: str, keeps: Keeps | None = None) -> "RunFolder":
         made = None if path.exists() else next(one for one in [*path.parents[::-1], path] if not one.exists())
         run = cls(path, made)
         try:
@@ -106,6 +109,7 @@ class RunFolder:
                 raise UserError(_busy(path))
             for folder in SUBFOLDERS:
                 (path / folder).mkdir(parents=True, exist_ok=True)
+            config = config if keeps is None else keeps(config, path)
             run.save_config(config)
             created = datetime.now(UTC).isoformat(timespec="seconds")
             _write_json(path / "environment.json", {"source": source, "created": created, **environment(config)})

@@ -18,7 +18,7 @@ from shadowlab.settings.files import (
     preset_names,
     resolve_config,
 )
-from shadowlab.settings.identity import TASK_MODEL
+from shadowlab.settings.identity import START_FILE, TASK_MODEL
 from shadowlab.settings.keys import Decides, Marks, Section, key, values
 from shadowlab.settings.origins import format_origins
 from shadowlab.settings.request import Request
@@ -59,6 +59,7 @@ __all__ = [
     "preset_names",
     "resolve_config",
     # A section that is described elsewhere
+    "START_FILE",
     "TASK_MODEL",
     "Section",
     "checked_section",

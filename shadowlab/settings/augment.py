@@ -56,6 +56,9 @@ class AugmentConfig(Section):
     channel_order: Share = key(0.0, decides="numbers", examples=[0.8])
     """Task albedo: chance that red, green and blue change places, in beauty and albedo alike, which is exact: light
     goes through a scene in each channel alone. 5/6 draws all six orders alike."""
+    cast: Annotated[float, Field(ge=0, le=2)] = key(0.0, decides="numbers", examples=[0.75])
+    """Task editing, white-balance: the input is made of the target anew, under gains of linear light that are drawn
+    from [-x, x] stops, red and blue apart, green at 0. The data that ship have at most 0.75."""
     intensity: Change = key(0.0, decides="model", hashed_if_changed=True, examples=[0.5])
     """The shadow map is multiplied by an intensity from [1 - x, 1], and the model is told it as a fourth condition, for
     which its light embedding is wider: another model. All but training is at 1; `generate --intensity` multiplies the
@@ -69,7 +72,7 @@ class AugmentConfig(Section):
     @property
     def needs_pictures(self) -> str:
         """`brightness and blur`: what has no end of variants, so that no latents of them can be kept; empty without."""
-        named = [name for name in (*_OF_THE_OBJECT, "intensity") if getattr(self, name)]
+        named = [name for name in (*_OF_THE_OBJECT, "cast", "intensity") if getattr(self, name)]
         return " and ".join([", ".join(named[:-1]), *named[-1:]]) if len(named) > 1 else "".join(named)
 
     @property

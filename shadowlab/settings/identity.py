@@ -12,6 +12,8 @@ from diagnostics.files import reason_of, sha256_of
 from shadowlab.errors import UserError
 from shadowlab.settings.keys import Section, leaves, marks_of
 
+START_FILE = "start.json"
+"""Of a folder of weights that a run keeps of the one that it started from: it has them by content, wherever it lies."""
 TASK_MODEL = "model"
 """Of `task_options`, the part whose options decide the model; all others decide nothing."""
 
@@ -43,6 +45,8 @@ def _proven_values(config: Section) -> dict[str, Any]:
             continue
         *sections, last = name.split(".")
         value = reduce(getitem, sections, given)[last]
+        if name == "model.weights" and (Path(value).expanduser() / START_FILE).is_file():
+            value = START_FILE
         if marks.hashed_if_changed and value == reduce(getitem, sections, default)[last]:
             continue
         (proven["model"] if sections == ["model"] else proven)[last] = value

@@ -32,7 +32,8 @@ class ModelConfig(Section):
     weights: str = key(
         "random", decides="model", option="--weights", examples=["stabilityai/stable-diffusion-xl-base-1.0", "my-unet/"]
     )
-    """Weights of the UNet: `random`, `embedded-inpainting` (shipped, of `tiny-inpainting`), a local folder in
+    """Weights of the UNet: `random`, `embedded-inpainting` (shipped, of `tiny-inpainting`), a run of the same task and
+    inputs (its folder, name, `latest` or RUN@best; averaged weights, which the new run keeps), a local folder in
     diffusers' layout, or a hub id."""
     vae: str = key("embedded", decides="model", examples=["same", "random", "madebyollin/taesd"])
     """`embedded`, `embedded-albedo`, `random` (SDXL's size), `random-tiny` (TAESD's), a local folder in diffusers'

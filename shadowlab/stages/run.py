@@ -10,6 +10,7 @@ from shadowlab.console import Reporter
 from shadowlab.distributed import Processes
 from shadowlab.errors import InterruptedRunError, StageFailedError, StageStoppedError, UserError
 from shadowlab.extras import require_extras
+from shadowlab.inference import starting_from
 from shadowlab.interruption import signals
 from shadowlab.models import POLICIES
 from shadowlab.runs import RunFolder, default_name, last_step
@@ -58,14 +59,20 @@ def run_stage(name: str, request: Request, stage: Callable[[Session], StageResul
     """
     config = request.config()
     task = open_task(config)  # an option that it does not have fails before any work
+    starting = starting_from(config)
+    keeps = None if starting is None else starting.keep
     processes, reporter = open_processes(config, request)
     run = None
     try:
         processes.require_single(name)
         if request.run is None:
-            run = RunFolder.create_beside(config, default_name(request.label, name), source=request.label)
+            run = RunFolder.create_beside(config, default_name(request.label, name), source=request.label, keeps=keeps)
         else:
-            run = RunFolder.create(config, request.run, source=request.label)
+            run = RunFolder.create(config, request.run, source=request.label, keeps=keeps)
+        if starting is not None:
+            reporter.say(f"starting from {starting.start.text}")
+            config = run.saved_config()
+            task = open_task(config)
         with run.claim():
             return finish_stage(name, Session(config, run, processes, reporter, task), stage)
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ from shadowlab.errors import UserError
 from shadowlab.settings import TASK_MODEL, Config, checked_section, describe_keys
 from shadowlab.tasks.evaluation import TRUTH, Ensemble, Evaluation, Tracks
 from shadowlab.tasks.exported import Exported, PipelineCode, ProgramInput, Trial
+from shadowlab.tasks.prompt import keep_prompt
 from shadowlab.tasks.reference import ObjectiveReference, RawVae, TaskReference
 from shadowlab.tasks.rendering import render_samples
 from shadowlab.tasks.task import (
@@ -49,6 +50,7 @@ __all__ = [
     "TaskReference",
     "Tracks",
     "Trial",
+    "keep_prompt",
     "open_task",
     "render_samples",
     "task_class",

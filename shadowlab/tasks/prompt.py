@@ -109,6 +109,21 @@ def empty_prompt(weights: str, width: int, *, file: str | None, seed: int, downl
     return found
 
 
+def keep_prompt(config: Config, width: int, folder: Path) -> None:
+    """Write what a model of this configuration is told next to weights of it, where `own_file` finds it.
+
+    Args:
+        width: D, of these weights.
+
+    Raises:
+        UserError: as `empty_prompt`.
+        OSError: the disk refuses.
+    """
+    file = config.task_options.get("empty_prompt")
+    found = empty_prompt(config.model.weights, width, file=file, seed=config.seed, downloads=False)
+    write(folder / _OWN, found)
+
+
 def own_file(weights: str) -> Path | None:
     """Of a weights' folder that brings the embedding in place of a text encoder: `empty_prompt.safetensors`."""
     file = weights_folder(weights) / _OWN

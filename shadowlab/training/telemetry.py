@@ -155,6 +155,7 @@ class Telemetry:
         changed: Sequence[str] = (),
         augmentation: str = "",
         split: Mapping[str, Any] | None = None,
+        start: Mapping[str, Any] | None = None,
     ) -> None:
         """What the records that follow are about; it has no step.
 
@@ -165,6 +166,7 @@ class Telemetry:
             changed: of a run that goes on, what is configured otherwise than before, in words.
             augmentation: how samples are changed, in words.
             split: who trains and who is held out.
+            start: the run whose weights it started from.
         """
         header: Header = {
             "kind": "header",
@@ -187,6 +189,8 @@ class Telemetry:
             header["augmentation"] = augmentation
         if split is not None:
             header["split"] = dict(split)
+        if start is not None:
+            header["start"] = dict(start)
         self.write(header)
         self._health.remember(header)
 

@@ -69,8 +69,9 @@ def test_the_schema_says_what_a_key_may_be() -> None:
         "limits": "",
         "choices": (),
         "default": "random",
-        "text": "Weights of the UNet: `random`, `embedded-inpainting` (shipped, of `tiny-inpainting`), a local "
-        "folder in diffusers' layout, or a hub id.",
+        "text": "Weights of the UNet: `random`, `embedded-inpainting` (shipped, of `tiny-inpainting`), a run of the "
+        "same task and inputs (its folder, name, `latest` or RUN@best; averaged weights, which the new run keeps), a "
+        "local folder in diffusers' layout, or a hub id.",
         "examples": ("stabilityai/stable-diffusion-xl-base-1.0", "my-unet/"),
         "decides": "model",
         "option": "--weights",

@@ -19,6 +19,7 @@ from shadowlab.errors import StageFailedError, UserError
 from shadowlab.evaluation import FixedGrid, GridResult
 from shadowlab.models import POLICIES
 from shadowlab.plain_text import counted
+from shadowlab.runs import began_with
 from shadowlab.session import Session
 from shadowlab.settings import OptimizerConfig
 from shadowlab.stages.overfit.inputs import InputProofs, inputs_of, judge_inputs
@@ -100,7 +101,11 @@ def _open(session: Session) -> _Opened:
     trainee, telemetry = _build(session)
     num_parameters = sum(p.numel() for p in trainee.unet.parameters())
     telemetry.write_header(
-        num_samples=settings.num_samples, num_parameters=num_parameters, charts=task.charts, metrics=task.metrics
+        num_samples=settings.num_samples,
+        num_parameters=num_parameters,
+        charts=task.charts,
+        metrics=task.metrics,
+        start=began_with(config),
     )
     reporter.say(
         f"overfit: {settings.num_samples} sample{'s' if settings.num_samples > 1 else ''} of {dataset.name}, "

@@ -30,6 +30,7 @@ from shadowlab.workers import require_few_workers
 
 if TYPE_CHECKING:
     from shadowlab.distributed import Processes
+    from shadowlab.inference import Starting
     from shadowlab.session import Session
     from shadowlab.stages.result import StageResult
 
@@ -43,6 +44,8 @@ class _Training:
     run: RunFolder | None
     """The run that is resumed; None for a new one."""
     skip_stages: bool
+    starting: "Starting | None" = None
+    """What a new one starts from, where that is another run."""
 
     def resuming(self, name: str) -> str:
         """The command that continues the run; config.yaml in its folder holds all other options."""
@@ -91,7 +94,7 @@ def run_train(session: "Session", *, resume: bool = False, proves_checkpoints: b
 def _asked_for(request: Request, *, resume: bool, skip_stages: bool) -> _Training:
     config = request.config()
     if not resume:
-        return _Training(request, config, None, skip_stages)
+        return _Training(request, config, None, skip_stages, _starting(config))
     run = RunFolder.reopen(config, run_to_resume(config, request.run, request.label))
     config = resumed_config(
         run,
@@ -102,6 +105,15 @@ def _asked_for(request: Request, *, resume: bool, skip_stages: bool) -> _Trainin
         num_processes=launched_processes(),
     )
     return _Training(request, config, run, skip_stages)
+
+
+def _starting(config: Config) -> "Starting | None":
+    """The run that the weights are of, judged before anything is made."""
+    if config.model.weights == "random":
+        return None  # what a launcher need not load it does not
+    from shadowlab.inference import starting_from
+
+    return starting_from(config)
 
 
 def _find_data(config: Config, *, in_launcher: bool) -> None:
@@ -137,6 +149,9 @@ def _train_here(training: _Training) -> None:
     try:
         with signals.unmasked():
             run = run or _new_run(training, config, processes)
+            if training.starting is not None:
+                config = run.saved_config()
+                reporter.say(f"starting from {training.starting.start.text}")
             with processes.together():
                 if processes.is_main:
                     lock = run.claim()
@@ -181,7 +196,8 @@ def _new_run(training: _Training, config: Config, processes: "Processes") -> Run
     made = None
     with processes.together():
         if processes.is_main:
-            made = RunFolder.create(config, name, source=training.request.label)
+            keeps = None if training.starting is None else training.starting.keep
+            made = RunFolder.create(config, name, source=training.request.label, keeps=keeps)
     return made or RunFolder.reopen(config, name)
 
 

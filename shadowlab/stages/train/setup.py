@@ -11,7 +11,7 @@ from shadowlab.errors import UserError
 from shadowlab.evaluation import FixedGrid
 from shadowlab.models import POLICIES
 from shadowlab.plain_text import counted
-from shadowlab.runs import RunFolder, changes
+from shadowlab.runs import RunFolder, began_with, changes
 from shadowlab.session import Session
 from shadowlab.settings import Config
 from shadowlab.stages.train.beginning import Stream, prove_checkpoints, prove_data
@@ -117,12 +117,12 @@ def open_training(session: Session, *, resume: bool, proves_checkpoints: bool = 
         changed=changes(run.saved_config(), config) if takes_over else (),
         augmentation=config.data.augment.text,
         split=stream.described(),
+        start=began_with(config),
     )
     if takes_over:
         _take_over(run, config, start.step, reporter)
     reporter.say(
-        f"train: {counted(len(split.train), 'sample')} ({len(split.validation)} held out), "
-        f"{num_parameters:,} parameters{_frozen(trainee)}, "
+        f"train: {counted(len(split.train), 'sample')} ({len(split.validation)} held out), {_parameters(trainee)}, "
         f"{config.precision}{' (TF32 off)' if config.precision == 'fp32' else ''}, effective batch {global_batch} = "
         f"{settings.batch_size} x {settings.gradient_accumulation_steps} x {processes.count}, "
         f"steps {start.step} to {settings.max_steps}{'' if config.data.latents is None else ', no VAE in the step'}"
@@ -191,10 +191,12 @@ def _start(session: Session, trainee: Trainee, identity: dict[str, Any], *, resu
     return Start(step, position, fresh, judged=not fresh)
 
 
-def _frozen(trainee: Trainee) -> str:
+def _parameters(trainee: Trainee) -> str:
+    """How many there are, and how many of them train, for people."""
     trained = sum(parameter.numel() for parameter in trainee.parameters().values())
     whole = sum(parameter.numel() for parameter in trainee.unet.parameters())
-    return "" if trained == whole else f" ({trained:,} train in {len(trainee.parameters())} tensors)"
+    some = "" if trained == whole else f" ({trained:,} train in {len(trainee.parameters())} tensors)"
+    return f"{whole:,} parameters{some}"
 
 
 def _warn_of_space(run: RunFolder, trainee: Trainee, reporter: Reporter) -> None:

@@ -1,14 +1,19 @@
-"""Changes of training samples that leave the edit true: all pictures of a sample are mirrored together."""
+"""Changes of training samples that leave the edit true: all pictures of a sample are mirrored together; and of a white
+balance, whose input is its target under gains, there are as many inputs as there are gains.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from shadowlab.errors import UserError
 from shadowlab.seeding import derive_seed
 from shadowlab.settings import AugmentConfig
+from shadowlab.tasks.editing.edits import Edit
 from shadowlab.tasks.editing.samples import EditingSample
+from shadowlab.tasks.editing.white_balance import cast
 
 MIRRORED = "mirrored"
 _PICTURES = ("input", "target", "mask", "valid")
@@ -21,10 +26,17 @@ class EditingAugmentation:
     settings: AugmentConfig
     seed: int
     """Of the run."""
+    edit: Edit
 
     def __post_init__(self) -> None:
-        """Raises UserError where something else than a flip is asked for."""
-        other = next((name for name, value in self.settings.model_dump().items() if value and name != "flip"), None)
+        """Raises UserError where something is asked for that the edit has not."""
+        known = ("flip", "cast") if self.edit.gains else ("flip",)
+        other = next((name for name, value in self.settings.model_dump().items() if value and name not in known), None)
+        if other == "cast":
+            raise UserError(
+                f"data.augment.cast: makes inputs of a white balance, and this model is one of {self.edit.name}; set "
+                "it to 0"
+            )
         if other is not None:
             raise UserError(
                 f"data.augment.{other}: the task editing mirrors all pictures of a sample alike (data.augment.flip); "
@@ -37,10 +49,10 @@ class EditingAugmentation:
         return (MIRRORED,)
 
     def sample(self, sample: EditingSample, position: int) -> EditingSample:
-        return self.as_variant(sample, self.variant(position))
+        return self._under_other_gains(self.as_variant(sample, self.variant(position)), position)
 
     def variant(self, position: int) -> str:
-        return MIRRORED if derive_seed(self.seed, "augment-flip", position) / 2**63 < self.settings.flip else ""
+        return MIRRORED if self._uniform("flip", position) < self.settings.flip else ""
 
     def as_variant(self, sample: EditingSample, variant: str) -> EditingSample:
         if variant != MIRRORED:
@@ -49,3 +61,14 @@ class EditingAugmentation:
 
     def numbers(self, numbers: Mapping[str, Tensor], position: int) -> dict[str, Tensor]:
         return dict(numbers)
+
+    def _under_other_gains(self, sample: EditingSample, position: int) -> EditingSample:
+        if not self.settings.cast:
+            return sample
+        red, blue = (self.settings.cast * (2 * self._uniform(f"cast-{name}", position) - 1) for name in ("red", "blue"))
+        gains = torch.tensor([2.0**red, 1.0, 2.0**blue])
+        return replace(sample, input=cast(sample.target, gains), gains=gains)
+
+    def _uniform(self, purpose: str, position: int) -> float:
+        """In [0, 1)."""
+        return derive_seed(self.seed, f"augment-{purpose}", position) / 2**63

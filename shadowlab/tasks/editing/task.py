@@ -68,7 +68,9 @@ class EditingTask:
         self.metrics: tuple[Metric, ...] = tuple(dict.fromkeys((bound, RANKING[edit.name])))
         self.charts: tuple[Chart, ...] = charts_of(edit)
         augment = config.data.augment
-        self.augmentation: Augmentation | None = EditingAugmentation(augment, config.seed) if augment.is_on else None
+        self.augmentation: Augmentation | None = (
+            EditingAugmentation(augment, config.seed, edit) if augment.is_on else None
+        )
         self._prompt = EmptyPrompt(config, options.empty_prompt)
         # What is made of the target has a name of its own: latents are kept by part and content.
         given = has_inputs(config.data.path, edit)

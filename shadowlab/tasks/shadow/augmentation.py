@@ -43,10 +43,11 @@ class ShadowAugmentation:
                 "data.augment.quarter_turn: no light throws such a shadow in a picture that is turned; use "
                 "data.augment.flip, which is exact"
             )
-        if self.settings.channel_order:
+        other = next((name for name in ("channel_order", "cast") if getattr(self.settings, name)), None)
+        if other is not None:
             raise UserError(
-                "data.augment.channel_order: the task shadow has data.augment.colour, which changes the object alone; "
-                "set it to 0"
+                f"data.augment.{other}: the task shadow has data.augment.colour, which changes the object alone; set "
+                "it to 0"
             )
 
     @property

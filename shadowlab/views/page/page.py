@@ -124,10 +124,19 @@ def facts(run: RunView) -> list[tuple[str, str]]:
         ("Parameters", header.get("num_parameters")),
         ("Training samples", header.get("num_samples")),
         ("Augmentation", header.get("augmentation")),
+        ("Started from", _start(header.get("start"))),
         ("On", f"{device}, torch {torch}" if torch else None),
         ("When", _span(str(environment.get("created") or ""), str(last[1].get("finished") or "") if last else "")),
     ]
     return [(name, wording.plain(value)) for name, value in found if value]
+
+
+def _start(given: Any) -> str | None:
+    """The run whose weights it began with."""
+    if not isinstance(given, Mapping):
+        return None
+    step = given.get("step")
+    return f"{given.get('run')}" + ("" if step is None else f", step {step}")
 
 
 def commands(run: RunView) -> list[tuple[str, str]]:

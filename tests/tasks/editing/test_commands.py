@@ -50,6 +50,8 @@ def test_the_stages_and_a_picture_of_ones_own(edit: str, tmp_path: Path, monkeyp
         says(*own)
     else:
         assert "add --mask FILE" in says(*own, code=2)
+        said = says("export", "one", "--to", "diffusers", "--out", "pipeline")
+        assert "without shadowlab" in said and (tmp_path / "pipeline/editing_pipeline.py").is_file()
         says(*masked)
         before, after = (np.asarray(Image.open(tmp_path / name)) for name in ("photo.png", "out.png"))
         outside = disc(1, 40) < 128
