@@ -1,0 +1,1 @@
+"""A third set of loops that the authors of the rules had not seen."""
