@@ -62,6 +62,14 @@ class StandIn:
         self._own = None
 
 
+# Optimizers
+
+
+def is_closure(value: Any) -> bool:
+    """Whether an argument of an optimizer's `step` is a function that it calls; a model is callable, too."""
+    return callable(value) and not isinstance(value, (torch.nn.Module, torch.optim.Optimizer, torch.Tensor, type))
+
+
 # Autograd
 
 

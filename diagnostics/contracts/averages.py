@@ -30,7 +30,7 @@ class Averages(Family):
 
     def end(self, step: Step) -> None:
         before, self._before = self._before, []
-        self._num_steps += bool(step.num_optimizer_steps)
+        self._num_steps += 1
         written = [(p, few) for p, version, few in before if p._version != version]
         if not written or step.is_skipped:
             return

@@ -13,7 +13,15 @@ import torch.nn.utils.clip_grad
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from diagnostics.patching import after_gradients, after_scale, before_backward, before_grad, replaced, variables_of
+from diagnostics.patching import (
+    after_gradients,
+    after_scale,
+    before_backward,
+    before_grad,
+    is_closure,
+    replaced,
+    variables_of,
+)
 from diagnostics.tensors import tensors_in
 
 
@@ -79,7 +87,7 @@ def _hear_optimizers(stack: ExitStack, listener: Listener, optimizers: list[Any]
     running: list[Any] = []  # a class that calls its parent's `step` has the hooks called twice
 
     def before(optimizer: Any, args: Any, kwargs: Any) -> Any:
-        is_outermost = not any(optimizer is one for one in running)
+        is_outermost = not running  # SAM and Lookahead step another one inside
         running.append(optimizer)
         if not is_outermost:
             return None
@@ -89,9 +97,11 @@ def _hear_optimizers(stack: ExitStack, listener: Listener, optimizers: list[Any]
 
     def after(optimizer: Any, args: Any, kwargs: Any) -> None:
         running.pop()
-        if not any(optimizer is one for one in running):
+        if not running:
             listener.after_optimizer(optimizer, _has_closure(args[1:], kwargs))
 
+    if "torch._dynamo" in sys.modules:  # a compiled step would compile them
+        before, after = torch.compiler.disable(before), torch.compiler.disable(after)
     stack.callback(register_optimizer_step_pre_hook(before).remove)
     stack.callback(register_optimizer_step_post_hook(after).remove)
     for optimizer in optimizers:
@@ -112,14 +122,14 @@ def _hear_optimizers(stack: ExitStack, listener: Listener, optimizers: list[Any]
 
 
 def _has_closure(args: Any, kwargs: Any) -> bool:
-    return any(map(callable, (*args, *kwargs.values())))
+    return any(map(is_closure, (*args, *kwargs.values())))
 
 
 def _with_heard_closures(listener: Listener, optimizer: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """The arguments of an optimizer's step, whose closures tell that they are called."""
 
     def heard(value: Any) -> Any:
-        if not callable(value):
+        if not is_closure(value):
             return value
 
         @functools.wraps(value)

@@ -17,15 +17,25 @@ class Clips(Family):
     def __init__(self, scene: Scene, reports: Reports, cycles: Cycles) -> None:
         super().__init__(scene, reports)
         self._cycles = cycles
-        self._num_empty = 0  # in a row
+        self._calls: list[tuple[str, bool]] = []  # of the step that runs: which, and whether there was a gradient
+        self._num_empty = 0  # steps in a row
+
+    def begin(self, step: Step) -> None:
+        self._calls = []
+
+    def end(self, step: Step) -> None:
+        """One part may be frozen; where all clips of a step find nothing, they come too early."""
+        if not self._calls or not step.num_optimizer_steps:
+            return
+        self._num_empty = 0 if any(found for _, found in self._calls) else self._num_empty + 1
+        if self._num_empty >= _EMPTY_CLIPS:
+            evidence = f"no parameter has a gradient to clip, {self._num_empty} steps in a row"
+            self.broken("clipping-before-backward", step, evidence, subject=self._calls[0][0])
 
     def on_clip(self, step: Step, clip: Clip) -> None:
         if not math.isfinite(clip.limit):
             return  # the norm is wanted
-        self._num_empty = 0 if clip.gradients else self._num_empty + 1
-        if self._num_empty >= _EMPTY_CLIPS:
-            evidence = f"no parameter has a gradient to clip, {self._num_empty} times in a row"
-            self.broken("clipping-before-backward", step, evidence, subject=clip.call)
+        self._calls.append((clip.call, bool(clip.gradients)))
         clipped = {id(gradient) for gradient in clip.gradients}
         for cycle in self._cycles.known():
             optimizer = cycle.optimizer()

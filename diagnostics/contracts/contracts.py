@@ -11,6 +11,7 @@ from diagnostics.contracts.averages import Averages
 from diagnostics.contracts.best import Best
 from diagnostics.contracts.calls import Clip, heard
 from diagnostics.contracts.data import Data
+from diagnostics.contracts.draws import Draws
 from diagnostics.contracts.family import LOG, Family, Make, Reports
 from diagnostics.contracts.frozen import Statistics
 from diagnostics.contracts.graph import Terms
@@ -38,6 +39,7 @@ _FAMILIES: tuple[Make, ...] = (
     Rates,
     Modes,
     Data,
+    Draws,
     Best,
     Ranks,
 )

@@ -75,25 +75,27 @@ class Cycle:
     """Steps on gradients of a scaled loss, whose scaler was asked nothing."""
     num_wasted = 0
     """Steps in a row that came after dropped backward passes."""
-    scaler: weakref.ref[Any] | None = None
-    """That stepped it last."""
-    num_scalers = 0
-    """How often another one did."""
     num_bare = 0
     """Steps of a scaler in a row on gradients of a loss that was not scaled."""
+    window = 0
+    """Most backward passes before one of its steps."""
+    is_even = True
+    """All of its steps came after as many."""
     num_before_scaler = 0
     """Its own steps when a scaler was asked to step it."""
     num_vain_clips = 0
     """In a row, each before another step of it, of gradients that it has not stepped on."""
     num_steps_of_vain_clip = -1
     """Its own steps when the last of them was cleared."""
-    first: tuple[int, int] | None = None
-    """0-based index of the watched step in which it stepped first, and its backward passes until then."""
+    began_with_one = False
+    """Its first step was in the watch's first, after one backward pass."""
     num_before_closure = 0
     """Backward passes of the step that runs, when it was given a closure."""
 
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = weakref.ref(optimizer)
+        self.scalers: weakref.WeakSet[Any] = weakref.WeakSet()
+        """That stepped it."""
         self.samples: list[Any] = []
         """A few of its parameters."""
         self.after_step: _Seen = []
@@ -139,8 +141,8 @@ class Cycle:
         """Gradients when backward had computed them."""
         self.after_clear: _Seen = []
         self.step_of_backward: int | None = None
-        self.has_own = False
-        """A backward since its gradients were cleared reached it, and no other optimizer."""
+        self.has_own_after_foreign = False
+        """A backward reached it, and no other optimizer, after another one had stepped on gradients that they share."""
         self.shared_with: list[Any] = []
         """Other optimizers that a backward since then reached, too."""
         self.is_foreign = False
@@ -148,12 +150,12 @@ class Cycle:
 
     def reached_with(self, others: list[Any]) -> None:
         """A backward reached it and these other optimizers."""
-        self.has_own |= not others
-        self.shared_with = [*self.shared_with, *others]
+        self.has_own_after_foreign |= not others and self.is_foreign
+        self.shared_with += [one for one in others if not any(one is known for known in self.shared_with)]
 
     def clear(self) -> None:
         """Its gradients were cleared."""
-        self.is_fresh = self.is_scaled = self.has_own = self.is_foreign = self.has_bare = False
+        self.is_fresh = self.is_scaled = self.is_foreign = self.has_own_after_foreign = self.has_bare = False
         self.num_since_clear = 0
         self.after_step, self.suspects, self.after_backward, self.shared_with = [], [], [], []
         self.of_last_call = []
@@ -179,17 +181,21 @@ class Cycles:
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
-        self.all: list[Cycle] = []
+        self._by_id: dict[int, Cycle] = {}
+
+    @property
+    def all(self) -> list[Cycle]:
+        """Of optimizers that were seen, and that are alive."""
+        return [cycle for cycle in self._by_id.values() if cycle.optimizer() is not None]
 
     def of(self, optimizer: Any) -> Cycle | None:
         """Of an optimizer that concerns the models."""
-        for cycle in self.all:
-            if cycle.optimizer() is optimizer:
-                return cycle
+        cycle = self._by_id.get(id(optimizer))
+        if cycle is not None and cycle.optimizer() is optimizer:
+            return cycle
         if not self._scene.concerns(optimizer):
             return None
-        cycle = Cycle(optimizer)
-        self.all = [c for c in self.all if c.optimizer() is not None] + [cycle]
+        cycle = self._by_id[id(optimizer)] = Cycle(optimizer)
         return cycle
 
     def known(self) -> list[Cycle]:

@@ -5,6 +5,7 @@ On the CPU in every step. On an accelerator in the first steps and where a step 
 
 import re
 import weakref
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,9 +25,10 @@ _LARGE_SAMPLE, _LABELS = 64, 4  # elements of a sample; samples
 _FACTOR, _KNOWN = 16.0, 4
 _VARIED, _REPEATS, _OTHER_LABELS = 4, 4, 2
 _FIRST_BATCHES = 2  # in a row, after one more of the same contents
-_MOST_TENSORS = 16
+_MOST_TENSORS, _MOST_SEEN = 16, 256
 _BYTES, _BYTES_STEPS = 64.0, 2  # largest value, from which pictures of whole numbers are those of bytes
 _TWICE = 1.01 / 255  # largest value of pictures that were divided by 255 twice
+_FLAT = 0.05  # of the magnitude: pictures that were normalised by the statistics of 0..255
 _MAY_BE_ZERO = re.compile(r"mask|weight|pad|crop|offset|reward|done|bias|prior|hidden|state|delta|shift|flow|residual")
 _IS_TIME = re.compile(r"(^|[^a-z])(t|times?|timesteps?|sigmas?|noise_levels?)([^a-z]|$)")
 _IS_LABEL = re.compile(r"(^|[^a-z])(labels?|targets?|y|class(es)?)([^a-z]|$)")
@@ -40,6 +42,12 @@ class _History:
     """(n,): a few of its elements in the last step."""
     object: Any = None
     """Weak reference to the tensor of the last step."""
+    memory: int = 0
+    """Of the tensor of the last step."""
+    seen: set[int] = field(default_factory=set)
+    """Contents of runs that came to an end."""
+    returns: bool = False
+    """Contents have come back after others: a few prompts that take turns."""
     num_constant: int = 0
     num_known: int = 0
     """Steps that the range is of."""
@@ -61,6 +69,8 @@ class _History:
     """Steps in a row with pictures of whole numbers up to 255."""
     num_dark: int = 0
     """Steps in a row with pictures of no more than 1/255."""
+    num_flat: int = 0
+    """Steps in a row with pictures whose values are almost one."""
 
 
 class Data(Family):
@@ -105,7 +115,8 @@ class Data(Family):
     @staticmethod
     def _main(step: Step) -> str | None:
         """The largest floating input."""
-        sizes = {n: t.numel() for n, t in step.inputs().items() if t.is_floating_point() and t.dim() > 1}
+        found = {n: t for n, t in step.inputs().items() if t.is_floating_point() and t.dim() > 1 and not t.is_sparse}
+        sizes = {n: t.numel() for n, t in found.items() if not re.search(r"mask|weight", n.lower())}
         return max(sizes, key=lambda name: sizes[name], default=None)
 
     def _follow(self, step: Step, name: str, values: Tensor, tensor: Tensor) -> bool:
@@ -115,8 +126,12 @@ class Data(Family):
         known = self._histories.setdefault(name, _History())
         is_same = known.last is not None and known.last.shape == few.shape and torch.equal(known.last, few)
         is_object = known.object is not None and known.object() is tensor
+        memory = values.untyped_storage()._cdata if values.layout is torch.strided else id(tensor)
+        is_object |= memory == known.memory and is_same  # a view of what it was
+        known.memory = memory
         known.is_object = is_object
-        number = few.float() if few.dtype is torch.bool or few.dtype.itemsize == 1 else few
+        is_narrow = few.dtype.itemsize == 1 or few.dtype in (torch.uint16, torch.uint32, torch.uint64)
+        number = few.float() if is_narrow else few
         low, high = (float(end) for end in torch.aminmax(number))
         known.was_constant = low == high
         known.num_constant = known.num_constant + 1 if low == high else 0
@@ -125,11 +140,15 @@ class Data(Family):
             known.run += 1
         elif known.last is not None:
             known.num_varied = known.num_varied + 1 if known.run == 1 else 0
+            contents = zlib.crc32(few.cpu().view(torch.uint8).numpy().tobytes())
+            known.returns |= contents in known.seen
+            if len(known.seen) < _MOST_SEEN:
+                known.seen.add(contents)
             known.runs = [*known.runs[-3:], known.run]
             known.run = 1
         known.last, known.object = few, weakref.ref(tensor)
         if values.is_floating_point() and values.dim() > 1:
-            self._check_range(step, name, known, max(abs(low), abs(high)))
+            self._check_range(step, name, known, max(abs(low), abs(high)), is_few=len(values) < _LABELS)
             self._check_bytes(step, name, known, values, low, high)
         if values.is_floating_point() and values.dim() <= 2:
             self._check_zeros(step, name, known, values)
@@ -137,7 +156,8 @@ class Data(Family):
             self._check_labels(step, name, known, values)
         return is_same
 
-    def _check_range(self, step: Step, name: str, known: _History, size: float) -> None:
+    def _check_range(self, step: Step, name: str, known: _History, size: float, *, is_few: bool) -> None:
+        """A warning where a batch has few samples: one of them may be quiet."""
         if known.was_constant:
             return  # another contract
         if known.num_known < _KNOWN:
@@ -146,7 +166,8 @@ class Data(Family):
             known.num_known += 1
         elif size > _FACTOR * known.highest > 0 or size < known.lowest / _FACTOR:
             evidence = f"up to {size:.3g} in this batch, {known.lowest:.3g} to {known.highest:.3g} in the first steps"
-            self.broken("input-out-of-range", step, evidence, subject=name)
+            severity = "warning" if is_few and size < known.lowest else "alarm"
+            self.broken("input-out-of-range", step, evidence, subject=name, severity=severity)
 
     def _check_bytes(self, step: Step, name: str, known: _History, values: Tensor, low: float, high: float) -> None:
         """Warnings, for a model may divide by 255 itself, or multiply."""
@@ -154,6 +175,11 @@ class Data(Family):
         known.num_dark = known.num_dark + 1 if is_picture and low >= 0 and 0 < high <= _TWICE else 0
         if known.num_dark >= _BYTES_STEPS:
             evidence = f"pictures of {low:.2g} to {high:.2g}, {known.num_dark} steps in a row: divided by 255 twice?"
+            self.broken("input-out-of-range", step, evidence, subject=name, severity="warning")
+        is_flat = is_picture and 0 < high - low < _FLAT * max(abs(low), abs(high))
+        known.num_flat = known.num_flat + 1 if is_flat else 0
+        if known.num_flat >= _BYTES_STEPS:
+            evidence = f"pictures of {low:.4g} to {high:.4g}, {known.num_flat} steps in a row: all but one grey"
             self.broken("input-out-of-range", step, evidence, subject=name, severity="warning")
         is_byte = is_picture and low >= 0 and _BYTES <= high <= 255 and known.last is not None
         whole = is_byte and known.last is not None and torch.equal(known.last, known.last.round())
@@ -219,6 +245,8 @@ class Data(Family):
         last = known.runs[-2:]
         has_ended = len(last) == 2 and last[0] == last[1] >= 2 and known.run == 1
         is_second = len(last) >= 1 and last[-1] == known.run >= 2 and not any_other_repeats
-        if (has_ended or is_second) and not known.was_shared:
+        if (has_ended or is_second) and not known.was_shared and not known.returns:
             evidence = f"the same contents {last[-1]} steps in a row, twice, each time in a tensor of its own"
-            self.broken("workers-repeat", step, evidence, subject=name)
+            is_long = len(known.runs) > 2 and len(set(known.runs[-3:])) == 1
+            severity = "alarm" if is_long else "warning"  # a few prompts may take turns
+            self.broken("workers-repeat", step, evidence, subject=name, severity=severity)

@@ -67,9 +67,9 @@ class Terms(Family):
 
     def end(self, step: Step) -> None:
         roots, nodes, self._roots, self._nodes = self._roots, self._nodes, [], set()
+        self._num_looks += bool(self._looks and nodes)
         if not self._looks or not roots:
             return
-        self._num_looks += 1
         terms = dict(_scalars(step.result))
         if len(terms) < 2:
             return
@@ -86,10 +86,19 @@ class Terms(Family):
             if self._counts[key] >= _STEPS:
                 self._report(step, name, kind)
 
+    def forget(self) -> None:
+        """A graph keeps what it saved."""
+        self._roots, self._nodes = [], set()
+
+    def detach(self) -> None:
+        self.forget()
+
     def _report(self, step: Step, name: str, kind: str) -> None:
         if kind == "constant":
             evidence = "it is added to the loss that is differentiated, and has no graph: a constant for the optimizer"
-            self.broken("loss-term-without-gradient", step, evidence, subject=name)
+            is_frozen = any(not p.requires_grad for p in self.scene.parameters().values())  # it may be of that part
+            severity = "warning" if is_frozen else "alarm"
+            self.broken("loss-term-without-gradient", step, evidence, subject=name, severity=severity)
         else:
             evidence = "the step returns it with a graph, and no backward starts from it or passes it"
             self.broken("loss-term-without-gradient", step, evidence, subject=name, severity="warning")

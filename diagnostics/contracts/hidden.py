@@ -1,5 +1,6 @@
 """What stands in modules as a parameter or a switch, and is none to torch."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from diagnostics.modules import walk
 
 _MOST_NODES = 64
+_FREEZES = re.compile(r"required?s?_?gra[a-z]*_?$")
 
 
 def hidden_in(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -28,8 +30,8 @@ def hidden_in(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
                     yield from ((f"{name}.{n}", p) for n, p in one.named_parameters() if id(p) not in own)
 
 
-def results_in(root: nn.Module, own: Mapping[int, Any]) -> Iterator[str]:
-    """Names of attributes that were computed from leaves which are none of the models' parameters.
+def results_in(root: nn.Module, own: Mapping[int, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Names and values, of any shape, of attributes computed from leaves that are no parameters of the models.
 
     Args:
         own: by id; what was computed from these is an activation that a module keeps.
@@ -39,14 +41,21 @@ def results_in(root: nn.Module, own: Mapping[int, Any]) -> Iterator[str]:
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 leaves = _leaves_below(value.grad_fn)
                 if leaves and not any(id(leaf) in own for leaf in leaves):
-                    yield f"{prefix}.{key}".lstrip(".")
+                    yield f"{prefix}.{key}".lstrip("."), value
 
 
-def frozen_by_attribute(root: nn.Module) -> Iterator[str]:
-    """Names of modules with an attribute `requires_grad` of False that hold parameters which train."""
+def frozen_by_attribute(root: nn.Module) -> Iterator[tuple[str, str]]:
+    """Names of modules and parameters that train, and the attribute that was set to False to freeze them:
+    `requires_grad` of a module, or a misspelt one."""
     for name, module in walk(root):
-        if vars(module).get("requires_grad") is False and any(p.requires_grad for p in module.parameters()):
-            yield name or type(module).__name__
+        attribute = next((key for key, value in vars(module).items() if value is False and _FREEZES.match(key)), None)
+        if attribute is not None and any(p.requires_grad for p in module.parameters()):
+            yield name or type(module).__name__, attribute
+        for key, parameter in module._parameters.items():
+            own = vars(parameter) if parameter is not None and parameter.requires_grad else {}
+            attribute = next((one for one, value in own.items() if value is False and _FREEZES.match(one)), None)
+            if attribute is not None:
+                yield f"{name}.{key}".lstrip("."), attribute
 
 
 def _leaves_below(node: Any) -> list[Tensor]:

@@ -10,14 +10,16 @@ from torch import Tensor
 
 from diagnostics.contracts.family import Family, Reports
 from diagnostics.contracts.motion import digest
-from diagnostics.contracts.scene import Scene, Step, largest_rate
+from diagnostics.contracts.scene import Scene, Step, bare, largest_rate
 from diagnostics.tensors import strided
 
 _DROPPED = 2
 _DROPPED_OF_SEVERAL = 8  # where an optimizer of another model steps: a GAN's critic takes several steps in between
 _WITHOUT_BACKWARD = _HELD = 3
+_WITHOUT_BACKWARD_ALARM = 1000
 _ZERO_RATES = 3  # in a row: a warm-up from 0 has one
 _ZERO_RATES_ALARM, _ZERO_RATES_WITH_SCHEDULE = 5, 50
+_WAITING = 2  # steps after the first
 _OFTEN = 2  # steps in a row with more than one step of the scheduler
 _NUM_PARAMETERS, _NUM_ELEMENTS = 16, 64
 
@@ -95,7 +97,9 @@ class Idle(Family):
         if self._num_dropped < _DROPPED:
             what = f"nothing was differentiated in {self._num_without} steps"
         foreign = f"; {self._foreign}, which steps, holds none of the model's parameters" if self._foreign else ""
-        self.broken("no-optimizer-step", step, f"{what}: no parameter has changed{foreign}", subject="optimizer.step")
+        is_long = self._num_dropped >= most or self._num_without >= _WITHOUT_BACKWARD_ALARM  # a buffer may fill first
+        evidence, severity = f"{what}: no parameter has changed{foreign}", "alarm" if is_long else "warning"
+        self.broken("no-optimizer-step", step, evidence, subject="optimizer.step", severity=severity)
 
     def _differ(self) -> bool:
         """Reads on the host: only where something is suspected."""
@@ -119,7 +123,15 @@ class Rates(Family):
     def __init__(self, scene: Scene, reports: Reports) -> None:
         super().__init__(scene, reports)
         self._num_zero: dict[int, int] = {}
+        self._num_waiting: dict[int, int] = {}  # scheduler -> steps of its optimizer in a row
         self._schedules: dict[int, list[tuple[Any, int, int]]] = {}
+
+    def on_scaler(self, step: Step, scaler: Any, call: str, optimizer: Any) -> None:
+        """A step that the scaler leaves out counts as one."""
+        known = self._schedules.get(id(bare(optimizer)), ()) if call == "stepped" else ()
+        if known:
+            now = [(one, before if one() is None else _count(one()), often) for one, before, often in known]
+            self._schedules[id(bare(optimizer))] = now
 
     def before_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
         if not self.scene.concerns(optimizer):
@@ -154,8 +166,22 @@ class Rates(Family):
                 self.broken("scheduler-count", step, evidence, subject=_step_of(one))
             if one is not None:
                 self._check_length(step, one, name)
+                self._check_cycle(step, one, name, has_moved=count != before)
         self._schedules[id(optimizer)] = now
         return any(count != before for (_, count, _), (_, before, _) in zip(now, known, strict=True))
+
+    def _check_cycle(self, step: Step, scheduler: Any, name: str, *, has_moved: bool) -> None:
+        """A cycle is made for steps, and is stepped with epochs."""
+        if not isinstance(scheduler, (torch.optim.lr_scheduler.OneCycleLR, torch.optim.lr_scheduler.CyclicLR)):
+            return
+        key = id(scheduler)
+        self._num_waiting[key] = 0 if has_moved else self._num_waiting.get(key, 0) + 1
+        if self._num_waiting[key] >= _WAITING:
+            evidence = f"{name} has stepped {_WAITING + 1} times, and {type(scheduler).__name__}, which is made for"
+            advice, where = "call scheduler.step() after each optimizer.step(), not once an epoch", _step_of(scheduler)
+            self.broken(
+                "scheduler-count", step, f"{evidence} steps, has not", subject=where, severity="warning", advice=advice
+            )
 
     def end(self, step: Step) -> None:
         """An optimizer that waits for the end of an accumulation, and a scheduler that does not."""

@@ -20,6 +20,7 @@ from diagnostics.patching import own_frames, variables_of
 from diagnostics.tensors import named_tensors
 
 _STEPS = 3  # in which an input is lost, or a target
+_IS_SEEN = re.compile(r"image|picture|pixel|frame|video|condition|control|depth|light")
 _IS_TARGET = re.compile(r"(^|_)(targets?|velocity|velocities)(_|$)")
 _NEW = ("empty", "zeros", "ones", "full", "rand", "randn", "zero_", "fill_")
 _ZERO = ("zeros", "zeros_like", "new_zeros", "zero_")
@@ -85,7 +86,10 @@ class Influence(Family):
         if flow is None or not flow.has_roots or not flow.reached:
             return
         whole = {name for name, tensor in step.inputs().items() if not tensor.is_floating_point()}
-        missing = flow.passed - flow.reached - flow.escaped - (whole & flow.used)
+        pictures = {n for n, t in step.inputs().items() if t.is_floating_point() and _IS_SEEN.search(n.lower())}
+        ignored = pictures - flow.taken - flow.passed
+        counted = {n for n in whole & flow.used if step.inputs()[n].dim() < 2}
+        missing = (flow.passed | ignored) - flow.reached - flow.escaped - counted
         unused = {name for name, key in flow.targets.items() if key in flow.computed} - missing
         before = self._lost or {}
         lost = sorted(missing | unused)
@@ -95,7 +99,9 @@ class Influence(Family):
                 evidence = f"the model is given it, and the loss is not computed from it, {count} steps in a row"
                 if name in unused:
                     evidence = f"the step computes it, and nothing is computed from it, {count} steps in a row"
-                severity = "warning" if name in whole or name in unused else "alarm"
+                if name in ignored:
+                    evidence = f"no operator takes it, and the model is not given it, {count} steps in a row"
+                severity = "warning" if name in whole | unused | ignored | flow.zeroed else "alarm"
                 self.broken("input-without-influence", step, evidence, subject=name, severity=severity)
         if any(count >= _STEPS for count in self._lost.values()):
             self._lost = {}
@@ -129,6 +135,10 @@ class _Flow(TorchDispatchMode):
         """Inputs, with their range, that are targets of a binary cross-entropy and no probabilities."""
         self.computed: set[int] = set()
         """Memories that an operator has written and none has read."""
+        self.zeroed: set[str] = set()
+        """Inputs that met a factor of 0, as a weight that grows begins."""
+        self.taken: set[str] = set()
+        """Inputs that any operator took for more than their shape."""
         self.has_roots = False
         self.is_paused = False
         """The optimizer steps: many operators, and nothing of theirs is a loss."""
@@ -163,7 +173,9 @@ class _Flow(TorchDispatchMode):
         if found and name not in _MOVES:
             self.used.update(*found)
         is_new = name.startswith("new_") or name.endswith("_like") or name in _NEW
+        self.taken |= _NOTHING if is_new else names
         is_zero = name in _ZERO or (name in ("mul", "mul_") and any(map(self._is_zero, arguments)))
+        self.zeroed |= names if is_zero else _NOTHING
         for tensor in _any_tensors((result,)):
             key = _memory(tensor)
             is_whole = key not in keys or _is_whole(tensor)

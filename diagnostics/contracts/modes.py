@@ -19,6 +19,10 @@ _NEVER_TRAINED = 2  # steps
 _FOLLOWED = 2  # calls
 
 
+_INSIDE: "weakref.WeakSet[Modes]" = weakref.WeakSet()
+"""Of the watches whose step runs."""
+
+
 class Modes(Family):
     """Dropout and batch normalisation behave as the loop means them to."""
 
@@ -29,14 +33,13 @@ class Modes(Family):
         self._num_untrained = [0] * len(self._roots)
         self._num_left = 0  # steps in a row with a part in evaluation mode
         self._parts = [part for root in self._roots for part in running_parts(root)]
-        self._is_inside = False
         self._outside: list[tuple[str, str]] = []  # name of a module and what it does in training mode
         self._num_followed = 0  # calls in evaluation mode
         self._is_listening = False
         self._heard = _weakly(self)
 
     def begin(self, step: Step) -> None:
-        self._is_inside = True
+        _INSIDE.add(self)
         if not self._is_listening:
             self._is_listening = True
             for part in self._parts:
@@ -50,7 +53,7 @@ class Modes(Family):
 
     def called(self, root: nn.Module) -> AbstractContextManager[Any] | None:
         """A model runs."""
-        if self._is_inside or torch.is_grad_enabled():
+        if _INSIDE or torch.is_grad_enabled():  # another watch's step may run
             return None
         if not root.training:
             return self._without_dropout(root)
@@ -100,13 +103,14 @@ class Modes(Family):
             self.broken("evaluation-mode-in-training", step, evidence, layer=name, severity="warning")
 
     def end(self, step: Step) -> None:
-        self._is_inside = False
+        _INSIDE.discard(self)
 
     def forget(self) -> None:
-        self._is_inside = False
+        _INSIDE.discard(self)
         self._outside = []
 
     def detach(self) -> None:
+        _INSIDE.discard(self)
         self._is_listening = False
         self._outside = []
         for part in self._parts:

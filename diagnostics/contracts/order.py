@@ -13,10 +13,10 @@ from diagnostics.contracts.cycle import Cycle, Cycles, are_zero, has_gradient, u
 from diagnostics.contracts.family import Family, Reports
 from diagnostics.contracts.motion import digest
 from diagnostics.contracts.scalers import Scalers
-from diagnostics.contracts.scene import Scene, Step
+from diagnostics.contracts.scene import Scene, Step, bare
 
-_EMPTY_STEPS = 2
-_WASTED_STEPS = 2
+_EMPTY_STEPS, _EMPTY_OF_SEVERAL = 2, 20
+_WASTED_STEPS, _FIRST_STEPS = 2, 4
 _STALE_STEPS = 2
 _MANY_DROPPED = 3  # backward passes before one step
 _MIXED_STEPS = _EARLY_STEPS = _UNUSED = _VAIN = 2
@@ -44,6 +44,7 @@ class Order(Family):
         self._num_early = 0  # steps in a row before an accumulation's end
         self._first_sync: bool | None = None
         self._passes: list[_Pass] = []  # that left gradients which nobody has stepped on
+        self._num_inside = 0  # micro-batches in a row of which none ended an accumulation
         self._num_unused = 0  # ends of an accumulation in a row without a step
         self._versions: list[int] | None = None  # of a few parameters at such an end
         self._sync_moves = False  # accelerate's state is of this loop, not left by another one in this process
@@ -56,6 +57,7 @@ class Order(Family):
 
     def begin(self, step: Step) -> None:
         self._scalers.begin(step)
+        self._clips.begin(step)
         self._sync_moves |= step.is_accelerated
         self._sync_now()
         self._check_unused(step)
@@ -64,10 +66,29 @@ class Order(Family):
 
     def end(self, step: Step) -> None:
         self._scalers.end(step)
+        self._clips.end(step)
+        self._check_endless(step)
         is_end = step.is_accelerated and self._sync_now() is True and step.num_backward and not step.is_skipped
         self._num_unused = 0 if step.num_optimizer_steps else self._num_unused
         if is_end and not step.num_optimizer_steps:
             self._versions = [p._version for cycle in self._cycles.known() for p in cycle.samples]
+
+    def _check_endless(self, step: Step) -> None:
+        """More micro-batches than accelerate accumulates, and none was the last: accumulate() was entered once."""
+        is_inside = step.is_accelerated and self._sync_now() is False and step.num_backward
+        self._num_inside = self._num_inside + 1 if is_inside else 0
+        if is_inside and self._num_inside >= self._length() > 1:
+            evidence = (
+                f"{self._num_inside} micro-batches in a row, and accelerate accumulates {self._length()}: none ended"
+            )
+            advice = "enter accelerator.accumulate(model) anew for each micro-batch, inside of the loop"
+            self.broken("no-optimizer-step", step, evidence, subject="accelerator.accumulate", advice=advice)
+
+    @staticmethod
+    def _length() -> int:
+        """Micro-batches of an accumulation of accelerate's."""
+        state = getattr(sys.modules.get("accelerate.state"), "GradientState", None)
+        return int(getattr(state, "_shared_state", {}).get("plugin_kwargs", {}).get("num_steps") or 1)
 
     def _check_unused(self, step: Step) -> None:
         """The last step was an accumulation's end, and no optimizer has stepped in it or after it."""
@@ -170,7 +191,8 @@ class Order(Family):
     def _check(self, step: Step, cycle: Cycle, optimizer: Any) -> None:
         """What it steps on. A step moves no gradient: it may be asked when it is over."""
         name, call_of = self.scene.name_of_optimizer(optimizer), self.scene.call_of
-        is_empty = not has_gradient(optimizer) or self._is_cleared(cycle)
+        may_read = step.is_due or cycle.num_steps < _FIRST_STEPS
+        is_empty = not has_gradient(optimizer) or (may_read and self._is_cleared(cycle))
         if is_empty and (cycle.is_fresh or (cycle.was_reached and cycle.num_since_clear == 0)):
             evidence = f"{name} steps without gradient: backward computed it, and it was cleared before the step"
             self.broken("gradients-cleared-too-early", step, evidence, subject=call_of(optimizer, "zero_grad"))
@@ -187,7 +209,8 @@ class Order(Family):
     def _check_empty(self, step: Step, cycle: Cycle, name: str, *, is_empty: bool) -> None:
         cycle.num_empty = cycle.num_empty + 1 if is_empty else 0
         is_cleared = cycle.is_fresh or (cycle.was_reached and cycle.num_since_clear == 0)  # another contract
-        if cycle.num_empty >= _EMPTY_STEPS and not is_cleared:
+        most = _EMPTY_STEPS if len(self._cycles.known()) == 1 else _EMPTY_OF_SEVERAL  # tasks take turns
+        if cycle.num_empty >= most and not is_cleared:
             what = "what was differentiated does not reach its parameters" if step.num_backward else "no backward ran"
             evidence = f"{name} stepped {cycle.num_empty} times in a row without any gradient: {what}"
             self.broken("loss-without-gradient", step, evidence, subject="loss.backward")
@@ -209,7 +232,7 @@ class Order(Family):
 
     def _check_mixed(self, step: Step, cycle: Cycle, name: str) -> None:
         """A GAN's judge that steps on what the maker's loss left in it, too."""
-        cycle.num_mixed = cycle.num_mixed + 1 if cycle.has_own and cycle.is_foreign else 0
+        cycle.num_mixed = cycle.num_mixed + 1 if cycle.has_own_after_foreign else 0
         if cycle.num_mixed >= _MIXED_STEPS:
             evidence = f"{name} steps on the sum of its own loss's gradients and of those that another optimizer has"
             where = self.scene.call_of(cycle.optimizer(), "zero_grad")
@@ -250,7 +273,8 @@ class Order(Family):
             num = cycle.num_dropped
             evidence = f"{name} steps on the last of {num + 1} backward passes; the gradients of {num} were dropped"
             where = self.scene.call_of(cycle.optimizer(), "zero_grad")
-            self.broken("accumulation-count", step, evidence, subject=where)
+            severity = "alarm" if cycle.num_wasted >= _WASTED_STEPS else "warning"  # a loop may leave bad ones out
+            self.broken("accumulation-count", step, evidence, subject=where, severity=severity)
 
     def _check_closure(self, step: Step, cycle: Cycle, name: str) -> None:
         if cycle.is_summed:
@@ -260,16 +284,23 @@ class Order(Family):
             where = self.scene.call_of(cycle.optimizer(), "zero_grad")
             self.broken("gradients-not-cleared", step, evidence, subject=where, advice=advice)
 
-    def _check_first(self, step: Step, cycle: Cycle, name: str) -> None:
-        """`index % n == 0` holds at 0: the first update has one micro-batch, and counts as much as those of n."""
-        if cycle.first is None:
-            cycle.first = step.index, cycle.num_backward
-        elif cycle.num_steps == 1 and cycle.first == (0, 1) and cycle.num_backward > 1:
-            if len(self._cycles.known()) > 1:
-                return
-            evidence = f"the first step of {name} came after 1 backward pass, and its second after {cycle.num_backward}"
+    def _check_windows(self, step: Step, cycle: Cycle, name: str) -> None:
+        """How many backward passes the only optimizer's steps come after: the first of one, a later one of more."""
+        num, window = cycle.num_backward, cycle.window
+        cycle.window, was_even = max(window, num), cycle.is_even
+        cycle.is_even = was_even and window in (0, num)
+        is_first = cycle.num_steps == 0
+        cycle.began_with_one |= is_first and (step.index, num) == (0, 1)
+        if is_first or num <= window or not was_even or len(self._cycles.known()) > 1:
+            return
+        where = self.scene.call_of(cycle.optimizer(), "step")
+        if window > 1:
+            evidence = f"{name} steps after {num} backward passes, and its steps before came after {window}"
+            advice = "step, or clear, at the end of an epoch, too: what is left over goes into the next step"
+            self.broken("accumulation-count", step, evidence, subject=where, advice=advice, severity="warning")
+        elif cycle.began_with_one and cycle.num_steps == 1:
+            evidence = f"the first step of {name} came after 1 backward pass, and its second after {num}"
             advice = "step where (index + 1) % n == 0: index % n == 0 holds for the first micro-batch"
-            where = self.scene.call_of(cycle.optimizer(), "step")
             self.broken("accumulation-count", step, evidence, subject=where, advice=advice, severity="warning")
 
     def _sync_now(self) -> bool | None:
@@ -305,7 +336,7 @@ class Order(Family):
         elif has_closure:
             self._check_empty(step, cycle, name, is_empty=not has_gradient(optimizer))
             self._check_closure(step, cycle, name)
-        self._check_first(step, cycle, name)
+        self._check_windows(step, cycle, name)
         for other in self._cycles.all:
             if other is not cycle and any(optimizer is one for one in other.shared_with):
                 other.is_foreign = True
@@ -327,6 +358,9 @@ class Order(Family):
 
     def on_scaler(self, step: Step, scaler: Any, call: str, optimizer: Any) -> None:
         self._scalers.on_scaler(step, scaler, call, optimizer)
+        cycle = None if optimizer is None or call != "stepped" else self._cycles.of(bare(optimizer))
+        if cycle is not None:  # or left out
+            self._passes = [one for one in self._passes if id(cycle) not in one.reached]
 
     def on_clip(self, step: Step, clip: Clip) -> None:
         self._clips.on_clip(step, clip)

@@ -1,6 +1,7 @@
 """Optimizers and parameters match: each that trains is held once, and gets a gradient."""
 
 import gc
+import weakref
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ class Ownership(Family):
         self._stepped_on: dict[int, tuple[Any, int, Any]] = {}  # parameter -> gradient, version, optimizer
         self._num_looks = 0
         self._has_run: set[int] = set()  # modules
+        self._ran_with_gradients: set[int] = set()  # parameters
+        self._results: dict[str, Any] = {}  # attributes that were computed from no parameter of the models
         self._handles: list[Any] = []
         self._looks = False
         self._all: list[nn.Parameter] = []
@@ -52,6 +55,8 @@ class Ownership(Family):
         if step.is_due and not self._has_run:  # compiled modules run eagerly in such a step
             self._note_runs()
             self._look_for_hidden(step)
+        elif self._results:
+            self._confirm_results(step)
 
     def _look_for_hidden(self, step: Step) -> None:
         """What stands in a model's modules and is none of its parameters, though it was meant to be."""
@@ -59,15 +64,23 @@ class Ownership(Family):
         for model in self.scene.models:
             root = unwrapped(model)
             self._hidden += hidden_in(root)
-            for name in results_in(root, own):
+            self._results |= {name: weakref.ref(value) for name, value in results_in(root, own)}
+            for name, attribute in frozen_by_attribute(root):
+                evidence = f"`.{attribute} = False` sets an attribute that torch does not know, and it trains on"
+                advice = "call requires_grad_(False)"
+                self.broken("frozen-parameter-moves", step, evidence, layer=name, advice=advice)
+
+    def _confirm_results(self, step: Step) -> None:
+        """An activation that a module keeps is another one in the next step."""
+        before, self._results = self._results, {}
+        own = self.scene.parameters()
+        now = {name: value for model in self.scene.models for name, value in results_in(unwrapped(model), own)}
+        for name, reference in before.items():
+            if name in now and reference() is now[name]:
                 evidence = "it was computed from an nn.Parameter (.float(), .to(...), * 0.1), so it is none: the module"
                 advice = "convert the tensor first, and make the nn.Parameter of the result"
                 evidence += " does not register it, and no optimizer gets it"
                 self.broken("parameter-without-optimizer", step, evidence, parameter=name, advice=advice)
-            for name in frozen_by_attribute(root):
-                evidence = "`module.requires_grad = False` sets an attribute of the module, and its parameters train on"
-                advice = "call module.requires_grad_(False)"
-                self.broken("frozen-parameter-moves", step, evidence, layer=name, advice=advice)
 
     def _note_changes(self, step: Step) -> None:
         """What trains may change on the way: it is looked at anew then, unless it does so all the time."""
@@ -88,6 +101,8 @@ class Ownership(Family):
 
     def _note_run(self, module: nn.Module, args: Any) -> None:
         self._has_run.add(id(module))
+        if torch.is_grad_enabled():
+            self._ran_with_gradients |= {id(p) for p in module._parameters.values()}
 
     def leave(self) -> None:
         """Take hooks off."""
@@ -171,7 +186,8 @@ class Ownership(Family):
         if not strangers or any(id(p) not in own and p.grad is not None for p in held):
             return
         known = {id(p) for one in [*self.scene.bare_optimizers(), optimizer] for p in held_by(one)}
-        left = [tuple(p.shape) for key, p in own.items() if key not in known and p.requires_grad]
+        seen = self._reached | self._had_gradient
+        left = [tuple(p.shape) for key, p in own.items() if key not in known and p.requires_grad and key in seen]
         copies = [p for p in strangers if tuple(p.shape) in left]
         none_of_ours = len(strangers) == len(held)
         if copies or none_of_ours:
@@ -212,7 +228,8 @@ class Ownership(Family):
         share = sum(p.numel() for p in missing) / max(1, sum(p.numel() for p in trained))
         evidence = f"no gradient in {most} steps of {name} in a row, though its layer runs"
         evidence += f"; {100 * share:.1f} % of what it trains"
-        severity = "alarm" if share >= _FEW else "warning"
+        may_come = not any(id(p) in self._ran_with_gradients for p in missing)  # frozen for its first updates
+        severity = "warning" if share < _FEW or may_come else "alarm"
         self.broken_in("parameter-without-gradient", step, missing, evidence, severity=severity)
 
     def _idle(self, without: list[nn.Parameter], ran: set[int]) -> list[nn.Parameter]:

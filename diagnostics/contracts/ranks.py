@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from diagnostics.contracts.draws import random_state
 from diagnostics.contracts.family import Family, Reports
 from diagnostics.contracts.motion import digest
 from diagnostics.contracts.scene import Scene, Step, held_by, is_sharded
 from diagnostics.modules import walk
 from diagnostics.ranks import num_ranks, rank
+from diagnostics.tensors import strided
 
 _LOOKS = 2
 _MOST_INPUTS = 16
@@ -35,17 +37,30 @@ class Ranks(Family):
         self._num_steps = 0
         self._gradients: list[Tensor] | None = None
         self._last: dict[str, int] = {}  # input -> its bits at the last look
-        self._is_wrapped = any(isinstance(m, DistributedDataParallel) for one in scene.models for _, m in walk(one))
+        modules = [module for model in scene.models for _, module in walk(model)]
+        wrappers = [module for module in modules if isinstance(module, DistributedDataParallel)]
+        self._is_wrapped = bool(wrappers)
+        self._wrappers = [(one, reduced) for one in wrappers if (reduced := _reduced_by(one))]
         self._looks = False
 
     def begin(self, step: Step) -> None:
         self._looks = (step.is_due or self._num_steps < _FIRST_STEPS) and num_ranks() > 1
         self._num_steps += 1
         self._gradients = None
+        self._check_unreduced(step)
         if self._looks and self._were_same is None:
             found = self._gathered([_joint([_digest_or_zero(p) for p in self._unsharded().values()])])
             self._were_same = len({one for (one,) in found}) == 1
-        self._random_state = _random_state() if self._looks else 0
+        self._random_state = random_state() if self._looks else 0
+
+    def _check_unreduced(self, step: Step) -> None:
+        """What began to train after DistributedDataParallel was made is not averaged. No collective."""
+        for wrapper, reduced in self._wrappers:
+            left = [p for p in wrapper.parameters() if p.requires_grad and id(p) not in reduced]
+            if left:
+                evidence = "it trains, and DistributedDataParallel, which was made before it did, does not average it"
+                advice = "set requires_grad before the model is wrapped, or wrap it anew"
+                self.broken_in("gradients-not-averaged", step, left, evidence, advice=advice)
 
     def before_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
         if self._looks and self._gradients is None and not has_closure and self.scene.concerns(optimizer):
@@ -57,7 +72,7 @@ class Ranks(Family):
             return
         whole, grads = [_digest_or_zero(p) for p in self._unsharded().values()], self._gradients or []
         inputs = self._inputs_of(step)
-        names_of_inputs, drawn = zlib.crc32(repr(list(inputs)).encode()), [self._random_state, _random_state()]
+        names_of_inputs, drawn = zlib.crc32(repr(list(inputs)).encode()), [self._random_state, random_state()]
         joint = [_joint(whole), _joint(grads), len(whole), names_of_inputs, len(inputs), hash(tuple(drawn))]
         found = self._gathered([*joint, drawn[0] != drawn[1], self._gradients is not None, step.is_skipped])
         parameters, gradients, sizes, names, num_inputs, states, draws, stepped, skipped = zip(*found, strict=True)
@@ -76,7 +91,7 @@ class Ranks(Family):
             evidence = f"{len(found)} ranks step on the same gradients, and their parameters differ since the beginning"
             advice = "broadcast the parameters of rank 0 before the first step, or make them from one seed"
             self._name("ranks-differ", step, whole, evidence, advice=advice)
-        if are_same and len(set(names)) == 1 and min(num_inputs):
+        if are_same and len(set(names)) == 1 and min(num_inputs) and not self._has_parts():
             self._check_shared(step, inputs)
         if are_same:
             self._check_drawn(step, is_alike=all(draws) and len(set(states)) == 1, num=len(found))
@@ -129,6 +144,11 @@ class Ranks(Family):
     def forget(self) -> None:
         self._gradients = None
 
+    def _has_parts(self) -> bool:
+        """Whether ranks hold parts of parameters: of a tensor-parallel model all of them must have the same batch. A
+        model that is sharded by its optimizer alone is not asked either."""
+        return any(is_sharded(p) for p in self.scene.parameters().values())
+
     def _unsharded(self) -> dict[int, nn.Parameter]:
         return {key: p for key, p in self.scene.parameters().items() if not is_sharded(p)}
 
@@ -143,19 +163,22 @@ class Ranks(Family):
         return found
 
 
+def _reduced_by(wrapper: DistributedDataParallel) -> set[int]:
+    """Ids of the parameters that it averages: of those that trained when it was made; empty where these are not known,
+    for it was made before others were frozen, or leaves some out."""
+    trained = {id(p) for p in wrapper.parameters() if p.requires_grad}
+    counted = wrapper._get_ddp_logging_data().get("num_parameter_tensors")
+    return trained if counted == len(trained) and not wrapper.parameters_to_ignore else set()
+
+
 def _tells(tensor: Tensor) -> bool:
     """Whether samples of their own would show in it. Reads on the host: only where ranks have the same."""
-    rows = tensor.detach().reshape(len(tensor), -1) if tensor.dim() else tensor.detach().reshape(1, 1)
+    values = strided(tensor)
     least = _FEW_FLOATS if tensor.is_floating_point() else _FEW_INTEGERS
-    return tensor.numel() >= least and (len(rows) == 1 or bool((rows != rows[:1]).any()))
-
-
-def _random_state() -> int:
-    """Stands for the states of torch's own generators, of the CPU and of the current accelerator."""
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_initialized():
-        states.append(torch.cuda.get_rng_state())
-    return zlib.crc32(b"".join(bytes(state.numpy()) for state in states))
+    if values is None or values.is_sparse or not values.dim() or values.numel() < least:
+        return False
+    rows = values.detach().reshape(len(values), -1)
+    return len(rows) == 1 or bool((rows != rows[:1]).any())
 
 
 def _digest_or_zero(tensor: Tensor | None) -> Tensor:

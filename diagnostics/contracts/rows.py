@@ -1,6 +1,7 @@
 """Samples of one batch next to each other: the same one several times, and the same text for all."""
 
 import re
+import zlib
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from diagnostics.contracts.scene import Scene, Step
 from diagnostics.tensors import strided
 
 _STEPS = 2
+_AGAIN, _EPOCH = 3, 4  # batches
 _FEWEST = 4  # samples
 _NUM_ELEMENTS = 32  # of a sample of each tensor
 _MOST_STEPS = 64  # in which it is looked at
@@ -25,6 +27,9 @@ class Rows(Family):
         super().__init__(scene, reports)
         self._num_repeated = self._num_steps = 0
         self._num_empty: dict[str, int] = {}
+        self._seen: dict[int, int] = {}  # contents -> the step in which they came last, by our count
+        self._num_again = 0  # steps in a row whose batch came as many steps ago as the last one
+        self._period = 0
 
     def look(self, step: Step, main: str | None, *, is_same: bool) -> None:
         """main: name of the largest floating input; is_same: it is the object of the last step, or one number."""
@@ -39,6 +44,8 @@ class Rows(Family):
         num = len(step.inputs()[main])
         columns = [_few(t, num) for t in step.inputs().values() if t.dim() and len(t) == num and not t.is_complex()]
         rows = torch.cat([one for one in columns if one is not None], dim=1) if num >= _FEWEST else torch.zeros(0, 1)
+        if not is_same and len(rows):
+            self._look_at_order(step, main, zlib.crc32(bytes(rows.numpy().tobytes())))
         num_different = len(torch.unique(rows, dim=0)) if len(rows) and not is_same else num
         self._num_repeated = self._num_repeated + 1 if 2 * num_different <= num else 0
         if self._num_repeated >= _STEPS:
@@ -46,6 +53,17 @@ class Rows(Family):
                 f"of {num} samples in the batch {num_different} are different, {self._num_repeated} steps in a row"
             )
             advice = "look at the function that makes a batch, and at what its samples share"
+            self.broken("batch-repeats", step, evidence, subject=main, severity="warning", advice=advice)
+
+    def _look_at_order(self, step: Step, main: str, contents: int) -> None:
+        """Batches of one epoch come again in the next one, in the same order."""
+        before = self._seen.get(contents)
+        period = 0 if before is None else self._num_steps - before
+        self._num_again = self._num_again + 1 if period >= _EPOCH and period == self._period else int(period >= _EPOCH)
+        self._period, self._seen[contents] = period, self._num_steps
+        if self._num_again >= _AGAIN:
+            evidence = f"{self._num_again} batches in a row are those of {period} steps before, in the same order"
+            advice = "shuffle in each epoch: shuffle=True, sampler.set_epoch(epoch), no itertools.cycle over a loader"
             self.broken("batch-repeats", step, evidence, subject=main, severity="warning", advice=advice)
 
     def _look_at_text(self, step: Step, name: str, tensor: Tensor) -> None:
@@ -64,7 +82,7 @@ class Rows(Family):
 def _few(tensor: Tensor, num: int) -> Tensor | None:
     """Some elements of each of `num` samples, (num, n) float64 on the CPU."""
     values = strided(tensor)
-    if values is None or not values.numel():
+    if values is None or not values.numel() or tensor.layout is not torch.strided:
         return None
     flat = values.detach().reshape(num, -1)
     return flat[:, :: max(1, flat.shape[1] // _NUM_ELEMENTS)][:, :_NUM_ELEMENTS].double().cpu()

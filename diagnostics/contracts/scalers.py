@@ -1,6 +1,5 @@
 """Gradient scalers: each loss is scaled, each gradient unscaled once, and the scaler hears of it."""
 
-import weakref
 from typing import Any
 
 from torch import Tensor
@@ -21,9 +20,9 @@ class Scalers(Family):
         self._cycles = cycles
         self._scaled = Scaled()
         self._is_scaled = False  # what the running backward differentiates
+        self._has_scaled = False  # a scaled loss was differentiated in the step that runs
         self._is_inside = False  # a scaler's step
         self._is_asked = False  # a scaler was asked for more than a factor
-        self._stepped: dict[int, set[int]] = {}  # scaler -> optimizers since its last update
 
     @property
     def is_inside(self) -> bool:
@@ -33,10 +32,9 @@ class Scalers(Family):
     def forget(self) -> None:
         self._scaled.clear()
         self._is_inside = False
-        self._stepped.clear()
 
     def begin(self, step: Step) -> None:
-        self._is_inside = False
+        self._is_inside = self._has_scaled = False
 
     def end(self, step: Step) -> None:
         self._scaled.clear()
@@ -46,6 +44,7 @@ class Scalers(Family):
 
     def before_backward(self, step: Step, roots: list[Tensor]) -> None:
         self._is_scaled = self._scaled.are_in(roots)
+        self._has_scaled |= self._is_scaled
 
     def note_reached(self, cycle: Cycle) -> None:
         """The backward that has run left gradients of this optimizer."""
@@ -54,9 +53,7 @@ class Scalers(Family):
 
     def on_scaler(self, step: Step, scaler: Any, call: str, optimizer: Any) -> None:
         self._is_asked = True
-        if call == "update":
-            self._stepped.pop(id(scaler), None)
-        elif call == "step":
+        if call == "step":
             self._is_inside = True
             self._check_update(step, scaler, optimizer)
         elif call == "stepped":
@@ -88,35 +85,38 @@ class Scalers(Family):
             self.broken("scaler-not-updated", step, evidence, subject="scaler.update", severity="warning")
 
     def _check_update(self, step: Step, scaler: Any, optimizer: Any) -> None:
-        asked = self._stepped.setdefault(id(scaler), set())
-        if id(optimizer) in asked:
+        """The scaler knows itself what it has stepped since its last update, which may be outside of the step."""
+        state = getattr(scaler, "_per_optimizer_states", {}).get(id(optimizer), {})
+        if getattr(state.get("stage"), "name", "") == "STEPPED":
             evidence = f"step({self.scene.name_of_optimizer(optimizer)}) a second time since the last update()"
             self.broken("scaler-not-updated", step, evidence, subject="scaler.update")
-        asked.add(id(optimizer))
 
     def _check_new(self, step: Step, scaler: Any, cycle: Cycle, optimizer: Any) -> None:
-        """A scaler that is made anew, once an epoch, begins with a scale that may overflow for as long."""
-        before, cycle.scaler = cycle.scaler, weakref.ref(scaler)
-        if before is None or before() is scaler:
-            return
-        cycle.num_scalers += 1
-        evidence = (
-            f"another scaler steps {self.scene.name_of_optimizer(optimizer)} than before, and its scale begins anew"
-        )
-        evidence += f"; change number {cycle.num_scalers}"
-        severity = "warning" if cycle.num_scalers == 1 else "alarm"
-        advice = "make one scaler for the whole training, outside of the loop over epochs"
-        self.broken("scaler-not-updated", step, evidence, subject="GradScaler", severity=severity, advice=advice)
+        """A scaler that is made anew, once an epoch, begins with a scale that may overflow for as long.
+
+        A warning: tasks may have scalers of their own.
+        """
+        is_new = bool(cycle.scalers) and scaler not in cycle.scalers
+        cycle.scalers.add(scaler)
+        if is_new:
+            evidence = (
+                f"another scaler steps {self.scene.name_of_optimizer(optimizer)} than before, with a scale of its own"
+            )
+            advice = "make one scaler for the whole training, outside of the loop over epochs"
+            where = "GradScaler"
+            self.broken("scaler-not-updated", step, evidence, subject=where, severity="warning", advice=advice)
 
     def _check_bare(self, step: Step, scaler: Any, cycle: Cycle, optimizer: Any) -> None:
         cycle.num_bare = cycle.num_bare + 1 if cycle.num_backward and cycle.has_bare else 0
-        if cycle.num_bare >= _BARE_STEPS and float(scaler.get_scale()) != 1:
+        if cycle.num_bare == _BARE_STEPS and float(scaler.get_scale()) != 1:  # read once, for it is on the host
             name = self.scene.name_of_optimizer(optimizer)
             evidence = f"the scaler divides gradients of {name} by its factor, and a loss that they come from was"
             evidence += f" differentiated without it, {cycle.num_bare} steps in a row"
             advice = "differentiate scaler.scale(loss), of every loss whose optimizer is stepped by the scaler"
             where = self.scene.call_of(optimizer, "step")
-            self.broken("scaler-bypassed", step, evidence, subject=f"scaler.scale, before {where}", advice=advice)
+            severity = "warning" if self._has_scaled else "alarm"  # the factor may be in what was computed before
+            where = f"scaler.scale, before {where}"
+            self.broken("scaler-bypassed", step, evidence, subject=where, advice=advice, severity=severity)
 
 
 def is_as_computed(cycle: Cycle) -> bool:

@@ -152,7 +152,7 @@ _LISTED = (
         "alarm",
         "a gradient scaler steps the same optimizer again without an update() in between; a warning where gradients of "
         "a scaled loss were unscaled by hand in 2 steps, and the scaler was asked nothing, or another "
-        "scaler steps an optimizer than before, an alarm the second time",
+        "scaler steps an optimizer than before",
         f"{_DOCS}/amp.html#gradient-scaling",
         "call scaler.update() once after the steps",
     ),

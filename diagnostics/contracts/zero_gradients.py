@@ -5,7 +5,7 @@ from torch import nn
 from diagnostics.contracts.family import Family, Reports
 from diagnostics.contracts.scene import Scene, Step
 
-_LOOKS = 3
+_LOOKS, _LOOKS_OF_ALL = 3, 12
 
 
 class ZeroGradients(Family):
@@ -14,7 +14,7 @@ class ZeroGradients(Family):
     def __init__(self, scene: Scene, reports: Reports) -> None:
         super().__init__(scene, reports)
         self._num: dict[int, int] = {}  # weight -> looks in a row in which its bias has a gradient and it has not
-        self._num_never: dict[int, int] = {}  # parameter -> looks; gone once it had a gradient
+        self._num_never: dict[int, int] = {}  # parameter -> looks; far below 0 once it had a gradient
         self._num_all: dict[str, int] = {}  # optimizer -> looks in a row in which all were 0
 
     def judge(self, step: Step, name: str, parameters: list[nn.Parameter], gradients: list[float]) -> None:
@@ -26,7 +26,9 @@ class ZeroGradients(Family):
         self._num_all[name] = self._num_all.get(name, 0) + 1 if are_all_zero else 0
         if self._num_all[name] >= _LOOKS:
             evidence = f"all gradients of {name} are 0, in {self._num_all[name]} looks: the loss does not change with"
-            self.broken("loss-without-gradient", step, f"{evidence} its parameters", subject="loss.backward")
+            severity = "alarm" if self._num_all[name] >= _LOOKS_OF_ALL else "warning"  # rewards may come later
+            evidence += " its parameters"
+            self.broken("loss-without-gradient", step, evidence, subject="loss.backward", severity=severity)
         if are_all_zero:
             return
         given_zeros = self._judge_layers(step, {id(p): gradient for p, gradient in pairs})
@@ -49,7 +51,8 @@ class ZeroGradients(Family):
                 found += [weight] if count >= _LOOKS else []
         for weight in found:
             evidence = f"its gradient is 0 throughout in {self._num[id(weight)]} looks, and its bias has one: its layer"
-            severity = "warning" if _has_zeros(step) else "alarm"
+            is_long = self._num[id(weight)] > _LOOKS  # a condition may come when the model is warm
+            severity = "alarm" if is_long and not _has_zeros(step) else "warning"
             evidence += " is given zeros alone"
             self.broken_in("parameter-without-gradient", step, [weight], evidence, severity=severity)
         return suspected

@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils._python_dispatch import _disable_current_modes
 
 from diagnostics.modules import unwrapped
-from diagnostics.patching import before_backward, before_grad, before_scale, replaced
+from diagnostics.patching import before_backward, before_grad, before_scale, is_closure, replaced
 from diagnostics.tensors import tensors_in
 from diagnostics.tracing.frames import creation_record, hook_line, library_line, marks, user_line
 
@@ -251,7 +251,7 @@ class StepContext:
         """Arguments of `step`: a closure that the optimizer calls is a step of its own, from the model to backward."""
 
         def outside(value: Any) -> Any:
-            if not callable(value) or isinstance(value, (nn.Module, torch.optim.Optimizer)):
+            if not is_closure(value):
                 return value
 
             def closure() -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diagnostics.patching import after_gradients
+from diagnostics.patching import after_gradients, is_closure
 from diagnostics.ranks import on_any, worst
 from diagnostics.tensors import all_finite, any_bad, magnitude, read_any, tensors_in, values_of
 from diagnostics.watching.guarded import Guarded
@@ -115,7 +115,7 @@ class Boundary:
         self.undo.optimizer_was_asked = True
         if self._first_writes is not None:
             self._first_writes.pause()
-        closures = [i for i, value in enumerate(arguments) if callable(value)]
+        closures = [i for i, value in enumerate(arguments) if is_closure(value)]
         if self._seen.has_stepped(optimizer):
             self._policy.learn("the optimizer steps several times in the callable")
         if not closures and not self._gradients_are_finite(optimizer):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
+from diagnostics.modules import in_backward
 from diagnostics.tensors import is_rehearsal, parts, strided
 from diagnostics.watching.copies import Copies
 
@@ -45,13 +46,16 @@ class FirstWrites(TorchDispatchMode):
             self._holders |= {id(part): p for part in parts(p)}
 
     def resume(self) -> None:
-        """Look from here on, unless the caller's code is inside a mode of its own, whose end would be confused."""
-        if not self._looks and self._at and len(_get_current_dispatch_mode_stack()) == self._num_outer:
+        """Look from here on, unless the caller's code is inside a mode of its own, whose end would be confused, or
+        inside of a backward, which puts its own stack of modes back."""
+        is_free = not in_backward() and len(_get_current_dispatch_mode_stack()) == self._num_outer
+        if not self._looks and self._at and is_free:
             self.__enter__()  # type: ignore[no-untyped-call]
             self._looks = True
 
     def pause(self) -> None:
-        if self._looks and _get_current_dispatch_mode_stack()[-1] is self:
+        stack = _get_current_dispatch_mode_stack()
+        if self._looks and stack and stack[-1] is self:
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._looks = False
 

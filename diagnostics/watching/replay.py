@@ -11,6 +11,7 @@ import torch
 
 from diagnostics.errors import NonFiniteError
 from diagnostics.incidents import write_incident
+from diagnostics.patching import is_closure
 from diagnostics.ranks import agreed, on_any, rank
 from diagnostics.statistics import TensorStatistics, recorded_layers
 from diagnostics.tracing import Explanation
@@ -218,10 +219,10 @@ class Replay:
 
 
 def _stop(optimizer: Any, arguments: list[Any]) -> None:
-    if not any(callable(value) for value in arguments):
+    if not any(is_closure(value) for value in arguments):
         raise StopReplay
     for i, value in enumerate(arguments):
-        if callable(value):
+        if is_closure(value):
             arguments[i] = _stopped(value)
 
 

@@ -20,7 +20,7 @@ from shadowlab.bench.silent.cases import (
 from shadowlab.bench.silent.first_set import hosts, orders, plain
 from shadowlab.bench.silent.first_set import two_ranks as first_ranks
 from shadowlab.bench.silent.second_set.registry import second_set
-from shadowlab.bench.silent.third_set.registry import third_set_cases
+from shadowlab.bench.silent.third_set.registry import third_set
 
 CORPUS: tuple[Case, ...] = (
     *ownership.CASES,
@@ -37,7 +37,7 @@ CORPUS: tuple[Case, ...] = (
     *hosts.CASES,
     *first_ranks.CASES,
     *second_set(),
-    *third_set_cases(),
+    *third_set(),
     *healthy.CASES,
     *healthy_models.CASES,
     *healthy_steps.CASES,

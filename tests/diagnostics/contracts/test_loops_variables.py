@@ -183,7 +183,9 @@ def test_the_first_batch_again_and_again():
     rows = TensorDataset(torch.randn(64, 8), torch.arange(64) % 4)
     (found,) = batches(DataLoader(rows, 16), 6, anew=True)
     assert (found.rule, found.step, found.where) == ("batch-repeats", 2, "x")
-    assert batches(DataLoader(rows, 16), 9, anew=False) == []
+    again = batches(DataLoader(rows, 16), 9, anew=False)
+    assert [one.severity for one in again] == ["warning"] and "in the same order" in again[0].evidence
+    assert batches(DataLoader(rows, 16, shuffle=True), 9, anew=False) == []
     assert batches(DataLoader(rows, 64), 6, anew=False) == []  # an epoch is one batch
 
 

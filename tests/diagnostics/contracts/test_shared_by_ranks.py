@@ -46,7 +46,7 @@ def found(
 
     monkeypatch.setattr(ranks, "num_ranks", lambda: 2)
     monkeypatch.setattr(ranks.Ranks, "_gathered", lambda family, mine: together.gather(mine))
-    monkeypatch.setattr(ranks, "_random_state", random_state)
+    monkeypatch.setattr(ranks, "random_state", random_state)
     reports = [Reports(), Reports()]
     models = models or [Net()] * 2
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]

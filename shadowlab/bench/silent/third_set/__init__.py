@@ -1,1 +1,1 @@
-"""A third set of loops that the authors of the rules had not seen."""
+"""Loops that were held out until the fourth version of the rules was scored on them: 22 of 40 within 2 steps."""

@@ -164,7 +164,6 @@ CASES = (
         temperature_as_a_number,
         Expected(0, _ZERO, ("logit_scale",)),
         tags=("graph",),
-        held_out=True,
     ),
     Case(
         "log_probs_in_a_new_tensor",
@@ -172,7 +171,6 @@ CASES = (
         log_probs_in_a_new_tensor,
         Expected(0, ("loss-term-without-gradient", *_ZERO), ("policy_loss", "actor")),
         tags=("graph",),
-        held_out=True,
     ),
     Case(
         "bits_without_a_slope",
@@ -180,7 +178,6 @@ CASES = (
         bits_without_a_slope,
         Expected(0, _ZERO, ("features", "hash_layer")),
         tags=("graph",),
-        held_out=True,
     ),
     Case(
         "one_logit",
@@ -192,7 +189,6 @@ CASES = (
             ("loss", "backward", "0", "2", "x", "target"),
         ),
         tags=("graph",),
-        held_out=True,
     ),
     Case(
         "front_added_twice",
@@ -200,6 +196,5 @@ CASES = (
         front_added_twice,
         Expected(0, ("input-without-influence", *_ZERO), ("net_b", "back")),
         tags=("graph",),
-        held_out=True,
     ),
 )

@@ -234,7 +234,7 @@ _ZERO = ("parameter-without-gradient", "parameter-stands-still")
 
 
 def _case(name: str, reference: str, loop: Any, host: Any, expected: Expected, *tags: str) -> Case:
-    return Case(name, reference, loop, expected, host=host, tags=tags, held_out=True)
+    return Case(name, reference, loop, expected, host=host, tags=tags)
 
 
 CASES = (

@@ -168,7 +168,7 @@ def every_index_draws_the_same(watching: Watching) -> None:
 
 
 def _case(name: str, reference: str, loop: Any, expected: Expected, *tags: str) -> Case:
-    return Case(name, reference, loop, expected, tags=("data", *tags), held_out=True)
+    return Case(name, reference, loop, expected, tags=("data", *tags))
 
 
 CASES = (

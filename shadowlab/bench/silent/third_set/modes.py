@@ -135,7 +135,6 @@ CASES = (
             ("0", "1", "img_enc", "txt_enc", "Sequential", "Dropout", "model", "eval", "val_start"),
         ),
         tags=("mode",),
-        held_out=True,
     ),
     Case(
         "dropout_that_eval_never_meets",
@@ -143,7 +142,6 @@ CASES = (
         dropout_that_eval_never_meets,
         Expected(4, ("training-mode-in-evaluation",), ("dropout", "Tagger", "model", "forward", "eval")),
         tags=("mode",),
-        held_out=True,
     ),
     Case(
         "worst_of_the_negative_losses",
@@ -151,6 +149,5 @@ CASES = (
         worst_of_the_negative_losses,
         Expected(3, ("metric-direction",), ("val_score", "best_score")),
         tags=("metric",),
-        held_out=True,
     ),
 )

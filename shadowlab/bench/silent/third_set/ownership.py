@@ -206,7 +206,7 @@ _RATE = ("lr", "group 0", "param_groups", "optimizer", "proj", "pos_embed", "que
 
 
 def _case(name: str, reference: str, loop: Any, expected: Expected, *tags: str) -> Case:
-    return Case(name, reference, loop, expected, tags=tags, held_out=True)
+    return Case(name, reference, loop, expected, tags=tags)
 
 
 CASES = (

@@ -14,7 +14,7 @@ from shadowlab.bench.silent.third_set import (
 )
 
 
-def third_set_cases() -> tuple[Case, ...]:
+def third_set() -> tuple[Case, ...]:
     """Loops that were written after the second set had been opened, before any rule could be read."""
     parts = (ownership, graph, inputs, orders, modes, hosts, two_ranks, healthy, healthy_hosts)
     return tuple(case for part in parts for case in part.CASES)

@@ -102,7 +102,6 @@ CASES = (
         Expected(4, ("batch-repeats",), ("x", "y", "batch", "sampler", "DistributedSampler", "set_epoch")),
         host="ddp",
         tags=("data",),
-        held_out=True,
     ),
     Case(
         "evaluated_by_the_main_process",
@@ -115,7 +114,6 @@ CASES = (
         ),
         host="ddp",
         tags=("mode", "ranks"),
-        held_out=True,
     ),
     Case(
         "unfrozen_behind_the_wrapper",
@@ -124,7 +122,6 @@ CASES = (
         Expected(5, ("gradients-not-averaged", "ranks-differ"), ("encoder", "rank")),
         host="ddp",
         tags=("ranks", "frozen"),
-        held_out=True,
     ),
     Case(
         "shuffled_alike_on_each_rank",
@@ -133,6 +130,5 @@ CASES = (
         Expected(0, ("ranks-share-samples",), ("x", "y", "batch", "rank", "ranks")),
         host="ddp",
         tags=("ranks", "data"),
-        held_out=True,
     ),
 )
