@@ -186,6 +186,10 @@ ELSEWHERE = {
         "shadowlab evaluate removal --steps 1,4 --seeds 2",
         "shadowlab train --preset white-balance-tiny --run balance --set overfit.num_samples=8",
         "shadowlab evaluate balance --steps 1,4 --seeds 2",
+        "shadowlab train --preset white-balance-tiny --run casts --max-steps 600 --set overfit.num_samples=8 "
+        "   --set train.noise_share=0.8 --set optimizer.schedule=cosine --set optimizer.learning_rate=2e-3 "
+        "   --set data.augment.flip=0.5 --set data.augment.cast=0.75",
+        "shadowlab evaluate casts --steps 1 --seeds 1",
         "shadowlab generate latest --image photo.jpg --out balanced.png",
         "shadowlab generate runs/removal --image street.jpg --mask mask.png --out empty-street.png",
         "shadowlab export removal --to diffusers --out removal-pipeline",
