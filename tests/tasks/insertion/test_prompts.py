@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
 
+from cli.main import app
 from shadowlab.errors import UserError
 from shadowlab.settings import load_config
 from shadowlab.tasks import Task, open_task, prompt_texts
+from shadowlab.training import open_source
 from tests.tasks.insertion.rows import make_rows
 from tests.tasks.pipeline import make_pipeline
 
@@ -121,3 +125,30 @@ def test_what_cannot_be_embedded_is_one_line(pipeline: Path, tmp_path: Path, mon
     path.write_text("\n".join([*path.read_text().splitlines()[:1], ""]).replace("prompt", "prompt,prompt_embedding"))
     with pytest.raises(UserError, match="keep the text or its embedding"):
         task_of(pipeline, path).open_data()
+
+
+@pytest.mark.parametrize("column", ["prompt", "prompt_embedding"])
+def test_latents_are_kept_of_rows_with_prompts_and_each_is_told_its_own(tmp_path: Path, column: str) -> None:
+    if column == "prompt":
+        path = rows_with(tmp_path / "data", TEXTS)
+    else:
+        path = make_rows(tmp_path / "data")
+        first, *rows = path.read_text().splitlines()
+        for i in range(len(rows)):
+            save_file({"prompt_embedding": torch.randn(3, WIDTH)}, path.parent / f"prompt_{i}.safetensors")
+        named = [f"{row},prompt_{i}.safetensors" for i, row in enumerate(rows)]
+        path.write_text("\n".join([f"{first},prompt_embedding", *named]))
+    words = [f"data.latents={tmp_path / 'latents'}", "model.architecture=tiny", "model.weights=random"]
+    options = [part for word in ["data.image_size=32", *words] for part in ("--set", word)]
+    command = ["data", "encode", "--preset", "insertion-tiny", "--data", str(path), "--out", str(tmp_path / "latents")]
+    done = CliRunner().invoke(app, [*command, "--device", "cpu", *options])
+    assert done.exit_code == 0, done.output
+    task = task_of("random", path, *words)
+    task.load_vae(torch.device("cpu"))
+    data = task.open_data()
+    config = load_config(
+        preset="insertion-tiny",
+        assignments=["data.image_size=32", "device=cpu", f"data.path={path}", *words],
+    )
+    kept = open_source(config, data, task, range(6)).dataset
+    assert all(torch.equal(kept[i].numbers["tokens"], data[i].prompt) for i in range(6))
