@@ -186,6 +186,10 @@ ELSEWHERE = {
         "shadowlab evaluate removal --steps 1,4 --seeds 2",
         "shadowlab train --preset white-balance-tiny --run balance --set overfit.num_samples=8",
         "shadowlab evaluate balance --steps 1,4 --seeds 2",
+        "shadowlab train --preset white-balance-tiny --run casts --max-steps 600 --set overfit.num_samples=8 "
+        "   --set train.noise_share=0.8 --set optimizer.schedule=cosine --set optimizer.learning_rate=2e-3 "
+        "   --set data.augment.flip=0.5 --set data.augment.cast=0.75",
+        "shadowlab evaluate casts --steps 1 --seeds 1",
         "shadowlab generate latest --image photo.jpg --out balanced.png",
         "shadowlab generate runs/removal --image street.jpg --mask mask.png --out empty-street.png",
         "shadowlab export removal --to diffusers --out removal-pipeline",
@@ -207,12 +211,16 @@ ELSEWHERE = {
         "shadowlab generate insertion --target room.png --object chair.png --mask where.png --out room-with-chair.png",
         "shadowlab export insertion --to diffusers --out insertion-pipeline",
         "shadowlab demo insertion",
+        "shadowlab overfit --preset insertion-tiny --samples 8 --max-steps 1200 --set overfit.min_r2=0.95 "
+        "--set task_options.max_rmse=0.1 --set overfit.evaluate_every=100",
+        "shadowlab train --preset insertion-tiny --skip-stages --max-steps 200 --run adamw",
+        "shadowlab train --preset insertion-tiny --skip-stages --max-steps 200 --set optimizer.name=adamw8bit "
+        "--run adamw8bit",
     ],
     "tests/test_drill.py::test_the_verdict_names_the_injected_place": ["shadowlab drill drift"],
     "tests/test_examples.py::test_a_transformers_loop_under_watch": ["python examples/watch_transformers.py"],
     "tests/test_planning.py::test_the_plan_is_within_a_tenth_of_the_measured_peak": ["shadowlab bench memory"],
     "tests/test_planning.py::test_insertion_fits_8_gb_item_by_item": [
-        "shadowlab plan --preset insertion-8gb",
         "shadowlab plan --preset insertion-8gb --gpu-memory 8 --strategy single",
     ],
     "tests/test_planning.py::test_insertion_8gb_on_a_small_model_is_planned_as_it_is_measured": [

@@ -44,7 +44,7 @@ class IndexedDataset(Generic[S]):
 
     def __getitem__(self, i: int) -> S:
         """Sample i, pictures (.., S, S). Raises UserError naming it if it cannot be read; there is no substitute."""
-        entry = self._index.entries[i]
+        entry = self.entry(i)
         try:
             sample, problems = self._read(entry, self.image_size)
         except UserError as error:

@@ -27,7 +27,7 @@ def build_insertion_page(gradio: Any, generator: InsertionGenerator, examples: t
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 kind = {"type": "filepath", "image_mode": None, "sources": ["upload", "clipboard"], "height": 220}
-                names = ("Target", "Object", "Mask (grey, white where the object goes)")
+                names = ("Target", "Object", "Mask: white is filled")
                 pictures = [
                     gr.Image(str(file), label=name, elem_id=name.split()[0].lower(), **kind)
                     for name, file in zip(names, examples, strict=True)

@@ -235,9 +235,11 @@ def _encode(task: Task[Any], sample: Any, name: str, parts: Sequence[str]) -> di
 
 
 def _require_unchanged(dataset: SampleSet[Any], i: int, files: Mapping[str, PictureFile]) -> None:
-    """The pictures were hashed before they were decoded: a latent must not be kept under the key of older ones."""
+    """The pictures were hashed before they were decoded: a latent must not be kept under the key of older ones. What no
+    latent is made of (a prompt's embedding) is not hashed."""
     entry = dataset.entry(i)
-    changed: list[Source] = [s for s in entry.sources.values() if not files[s.name].looks_like(s)]
+    hashed = [source for source in entry.sources.values() if source.name in files]
+    changed: list[Source] = [source for source in hashed if not files[source.name].looks_like(source)]
     if changed:
         raise UserError(
             f"sample {one_line(entry.id)}: {one_line(changed[0].name)} changed while the data were being encoded; "

@@ -49,7 +49,7 @@ class _Diffusion(ABC):
         times = self.schedule.trailing_times(num_steps)
         x = noise
         for now, then in zip(times[:-1], times[1:], strict=True):
-            t, after = (torch.full((len(noise),), one, device=noise.device) for one in (now, then))
+            t, after = (torch.full(noise.shape[:1], one, device=noise.device) for one in (now, then))
             found_noise, found_data = self.ends(predict(x, t), x, t)
             alpha, sigma = self.schedule.scales(after, x)
             x = alpha * found_data + sigma * found_noise

@@ -7,7 +7,8 @@ Legend: N tokens, D width of cross-attention.
 
 import gc
 import hashlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,22 @@ def write(path: Path, embedding: Tensor) -> None:
 def computed(root: Path) -> Tensor:
     """By the text encoder of a pipeline's folder, (N, D) float32; as MarigoldIntrinsicsPipeline does: an empty text
     without padding, the last hidden states. Raises as `empty_prompt`."""
+    with encoder_parts(root) as (tokenizer, encoder), torch.no_grad():
+        tokens = tokenizer("", padding="do_not_pad", truncation=True, return_tensors="pt").input_ids
+        embedding: Tensor = encoder(tokens)[0][0].float().clone()
+    del encoder, tokenizer
+    gc.collect()  # its modules refer to each other: it is gone before the UNet comes
+    return embedding
+
+
+@contextmanager
+def encoder_parts(root: Path) -> Iterator[tuple[Any, Any]]:
+    """Tokenizer and text encoder of a pipeline's folder, float32 on the CPU. What fails inside is reported as theirs.
+
+    Raises:
+        UserError: they do not load, or do not read what they are given.
+        MissingDependencyError: transformers is not installed.
+    """
     try:
         from transformers import CLIPTextModel, CLIPTokenizer
     except ImportError as error:
@@ -184,27 +201,29 @@ def computed(root: Path) -> Tensor:
         encoder: Any = CLIPTextModel.from_pretrained(
             str(root), subfolder="text_encoder", use_safetensors=True, dtype=torch.float32, local_files_only=True
         )
-        tokens = tokenizer("", padding="do_not_pad", truncation=True, return_tensors="pt").input_ids
-        with torch.no_grad():
-            embedding: Tensor = encoder.eval()(tokens)[0][0].float().clone()
+        yield tokenizer, encoder.eval()
+    except UserError:
+        raise
     except Exception as error:  # transformers raises anything from OSError to SafetensorError
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{root}: its text encoder does not load ({type(error).__name__}: {reason}); copy text_encoder/ and "
             "tokenizer/ again, or give --set task_options.empty_prompt=FILE (safetensors, `empty_prompt`)"
         ) from error
-    del encoder, tokenizer
-    gc.collect()  # its modules refer to each other: it is gone before the UNet comes
-    return embedding
+
+
+def encoder_digest(root: Path) -> str:
+    """SHA-256 (hex) of the contents of text encoder and tokenizer. Raises OSError where they cannot be read."""
+    digest = hashlib.sha256(b"empty prompt 1")
+    for file in sorted(file for part in _PARTS for file in (root / part).iterdir() if file.is_file()):
+        digest.update(f"{file.relative_to(root)} {sha256_of(file)} ".encode())
+    return digest.hexdigest()
 
 
 def _kept_path(root: Path) -> Path | None:
     """In this user's cache, named by the contents of text encoder and tokenizer; None where there is no such folder."""
-    digest = hashlib.sha256(b"empty prompt 1")
     try:
-        for file in sorted(file for part in _PARTS for file in (root / part).iterdir() if file.is_file()):
-            digest.update(f"{file.relative_to(root)} {sha256_of(file)} ".encode())
-        return cache_folder(_CACHE) / f"{digest.hexdigest()}.safetensors"
+        return cache_folder(_CACHE) / f"{encoder_digest(root)}.safetensors"
     except OSError:
         return None
 

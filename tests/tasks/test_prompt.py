@@ -1,6 +1,5 @@
 """The empty prompt: by a real text encoder, once; kept, checked, and never next to what trains."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from shadowlab.errors import MissingDependencyError, UserError
 from shadowlab.settings import load_config
 from shadowlab.tasks import prompt
 from shadowlab.tasks.prompt_check import prompt_is_right
+from tests.tasks.pipeline import make_pipeline
 
 transformers = pytest.importorskip("transformers")
 WIDTH = 16
@@ -24,23 +24,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Path:
-    """A pipeline's folder with a text encoder of two layers and a tokenizer of four tokens."""
-    root = tmp_path / "pipeline"
-    words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "b</w>": 3}
-    (root / "tokenizer").mkdir(parents=True)
-    (root / "unet").mkdir()
-    (root / "tokenizer" / "vocab.json").write_text(json.dumps(words))
-    (root / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
-    (root / "tokenizer" / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77})
-    )
-    config = transformers.CLIPTextConfig(
-        vocab_size=4, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
-    )
-    config.bos_token_id, config.eos_token_id, config.pad_token_id = 0, 1, 1
-    torch.manual_seed(0)
-    transformers.CLIPTextModel(config).save_pretrained(root / "text_encoder")
-    return root
+    return make_pipeline(tmp_path / "pipeline", WIDTH)
 
 
 def told_by(root: Path) -> torch.Tensor:

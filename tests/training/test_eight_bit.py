@@ -5,6 +5,7 @@ import logging
 import math
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,9 @@ from torch import Tensor
 from diagnostics import NonFiniteError
 from shadowlab.errors import MissingDependencyError, UserError
 from shadowlab.extras import require_extras
+from shadowlab.models import architecture_of, unwritten_unet
 from shadowlab.settings.schema import OptimizerConfig
+from shadowlab.tasks.insertion.task import InsertionTask
 from shadowlab.training.checkpoint import load_checkpoint, save_checkpoint
 from shadowlab.training.eight_bit import BLOCK, SMALLEST, _quiet_import, adamw8bit, moments_of
 from shadowlab.training.step import StepPlace, training_step
@@ -106,6 +109,26 @@ def test_its_state_takes_two_bytes_a_parameter(hub_folder: Path) -> None:
     assert large and small
     assert 2.0 < sum(b for _, b in large) / sum(n for n, _ in large) < 2.05  # two bytes, and 8 for each block of 256
     assert all(b == 8 * n for n, b in small)
+
+
+@installed
+def test_what_trains_of_stable_diffusion_takes_two_bytes_a_parameter_small_tensors_included() -> None:
+    """The 80 tensors of self-attention: a state of each shape there is, as often as there are such tensors."""
+    with torch.device("meta"):
+        unet = unwritten_unet(architecture_of("random", "sd15-inpainting"), InsertionTask.spec)
+    shapes = Counter(tuple(p.shape) for name, p in unet.named_parameters() if ".attn1." in name)
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    for one in parameters:
+        one.grad = torch.full_like(one, 1e-3)
+    optimizer = adamw8bit(parameters, OptimizerConfig())
+    optimizer.step()
+    total = 0
+    for parameter, count in zip(parameters, shapes.values(), strict=True):
+        own = [v for k, v in optimizer.state[parameter].items() if isinstance(v, Tensor) and "qmap" not in k]
+        total += count * sum(tensor.numel() * tensor.element_size() for tensor in own)
+    assert sum(math.prod(shape) * count for shape, count in shapes.items()) == 49_574_080
+    assert sum(shapes.values()) == 80
+    assert 2.03 < total / 49_574_080 < 2.04
 
 
 # --- checkpoints -------------------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """Open a data set by its path; with a data set of its own to validate on, where one is named."""
 
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import shadowlab
-from shadowlab.data import Entry, Index, IndexedDataset, Role, one_line
+from shadowlab.data import Entry, Index, IndexedDataset, Role, Source, one_line
 from shadowlab.errors import MissingDependencyError, UserError
 from shadowlab.packs import is_pack, pack_index
-from shadowlab.tasks.insertion.file_list import COLUMNS, ROLES, csv_index
-from shadowlab.tasks.insertion.file_list import has_prompts as list_has_prompts
+from shadowlab.tasks.insertion.file_list import COLUMNS, ROLES, csv_index, prompts_of
 from shadowlab.tasks.insertion.options import InsertionOptions
 from shadowlab.tasks.insertion.pictures import place_of, read_sample
 from shadowlab.tasks.insertion.samples import InsertionSample
@@ -19,17 +20,28 @@ EMBEDDED_PATH = Path(shadowlab.__file__).parent / "assets" / "insertion" / "pair
 LAYOUTS = (
     f"a CSV file with the columns {', '.join(COLUMNS)}, a pack of one (shadowlab data pack), or the word `{EMBEDDED}`"
 )
+Embedded = Callable[[Collection[str]], Mapping[str, Source]]
 _COMPARED: tuple[Role, ...] = ("target",)
 
 
 class InsertionDataset(IndexedDataset[InsertionSample]):
     """Samples of one path."""
 
-    def __init__(self, path: str | Path, image_size: int) -> None:
-        """Raises UserError where there is no data set, or it is faulty."""
+    def __init__(self, path: str | Path, image_size: int, embedded: Embedded | None = None) -> None:
+        """Raises UserError where there is no data set, it is faulty, or its prompts cannot be embedded."""
         root = resolve_path(path)
         name = EMBEDDED if str(path) == EMBEDDED else root.resolve().name
         super().__init__(name, root, index_dataset(path), image_size, read_sample)
+        texts = {} if is_pack(root) or embedded is None else prompts_of(root)
+        files = embedded(set(texts.values())) if texts and embedded is not None else {}
+        self._prompts = {code: files[text] for code, text in texts.items()}
+
+    def entry(self, i: int) -> Entry:
+        """Where the row has a prompt in words, with the file of its embedding."""
+        entry = super().entry(i)
+        if not self._prompts or entry.values is None:
+            return entry
+        return replace(entry, sources={**entry.sources, "prompt": self._prompts[entry.values[1]]})
 
     def place_of(self, i: int) -> str:
         """`row 7 of validation.csv`."""
@@ -37,22 +49,23 @@ class InsertionDataset(IndexedDataset[InsertionSample]):
 
 
 def open_dataset(
-    path: str | Path, image_size: int, options: InsertionOptions
+    path: str | Path, image_size: int, options: InsertionOptions, embedded: Embedded | None = None
 ) -> InsertionDataset | WithValidation[InsertionSample]:
     """Open a CSV file, a pack or the shipped set (`embedded`), and the validation set that the options name.
 
     Args:
         path: see `LAYOUTS`.
         image_size: S, pixels, a multiple of 8; samples are square.
+        embedded: distinct texts -> the file of each one's embedding; None: prompts in words are not read.
 
     Raises:
         UserError: no such layout, a faulty data set, or a validation set that shows what is in the training set.
         MissingDependencyError: `embedded`, and this installation has no shipped set.
     """
-    training = InsertionDataset(path, image_size)
+    training = InsertionDataset(path, image_size, embedded)
     if options.validation_path is None:
         return training
-    validation = InsertionDataset(Path(options.validation_path).expanduser(), image_size)
+    validation = InsertionDataset(Path(options.validation_path).expanduser(), image_size, embedded)
     permitted = options.validate_on_training_data
     return WithValidation(training, validation, compared=_COMPARED, noun="insertion", permitted=permitted)
 
@@ -64,15 +77,6 @@ def index_dataset(path: str | Path, *, renew: bool = False) -> Index:
     """
     root = resolve_path(path)
     return pack_index(root, ROLES, _packed_fault, renew=renew) if is_pack(root) else csv_index(root, renew=renew)
-
-
-def has_prompts(path: str | Path) -> bool:
-    """Whether the data set brings embeddings of prompts; cheap, and False where there is none that can be read."""
-    try:
-        root = resolve_path(path)
-    except UserError:
-        return False
-    return root.is_file() and not is_pack(root) and list_has_prompts(root)
 
 
 def resolve_path(path: str | Path) -> Path:

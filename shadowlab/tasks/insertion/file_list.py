@@ -4,13 +4,14 @@
     rooms/0001.png,objects/chair.png,masks/0001.png
 
 Paths are relative to the CSV file's folder. `target_image` shows the object where it belongs; `object_image` shows it
-alone, in any size; `mask` is grey (mode L), as large as the target, white where the object goes. Two further columns
-are known: `object` (rows of one object share it; without, those with one object picture do) and `prompt_embedding` (a
-safetensors file with a tensor `prompt_embedding`, in place of the empty prompt; all rows or none). A row's number is
-its line in the file, the header being 1.
+alone, in any size; `mask` is grey (mode L), as large as the target, white where the object goes. Further columns are
+known: `object` (rows of one object share it; without, those with one object picture do), and in place of the empty
+prompt `prompt` (a text) or `prompt_embedding` (a safetensors file with a tensor `prompt_embedding`; all rows or none).
+A row's number is its line in the file, the header being 1. Of an entry the second number stands for its text.
 """
 
 import csv
+import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from shadowlab.errors import UserError
 COLUMNS: dict[str, Role] = {"target_image": "target", "object_image": "object", "mask": "mask"}
 """Column that must be there -> role of its picture."""
 MORE: dict[str, Role] = {"prompt_embedding": "prompt"}
-OBJECT = "object"
+OBJECT, PROMPT = "object", "prompt"
 ROLES: tuple[Role, ...] = (*COLUMNS.values(), *MORE.values())
 LAYOUT = "insertion list 1"
 _HEADER = ",".join(COLUMNS)
@@ -47,6 +48,8 @@ class Row:
     number: int
     files: Mapping[Role, PurePosixPath]
     object_name: str | None
+    prompt: str | None
+    """None: the file has no such column."""
 
 
 def csv_index(path: Path, *, renew: bool = False) -> Index:
@@ -79,16 +82,22 @@ def index_csv(path: Path) -> Index:
         if len(sources) == len(row.files):
             name = _name(row.files["target"], names)
             owner = row.object_name or str(row.files["object"])
-            entries.add(Entry(name, owner, (float(row.number),), None, sources))
+            text = () if row.prompt is None else (code_of(row.prompt),)
+            entries.add(Entry(name, owner, (float(row.number), *text), None, sources))
     index.entries = entries.finish()
     if not rows and not index.problems:
         index.problems.append(Problem(path.name, "empty data set: no row below the header; add some"))
     return index
 
 
-def has_prompts(path: Path) -> bool:
-    """Whether rows bring embeddings of prompts. False where the file cannot be read."""
-    return any("prompt" in row.files for row in _rows(path, []))
+def prompts_of(path: Path) -> dict[float, str]:
+    """The file's texts by their code; empty where it has none, or cannot be read."""
+    return {code_of(row.prompt): row.prompt for row in _rows(path, []) if row.prompt is not None}
+
+
+def code_of(text: str) -> float:
+    """A whole number below 2^48 that stands for a text, so that an index of numbers changes with it."""
+    return float(int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]))
 
 
 def _name(target: PurePosixPath, names: dict[str, int]) -> str:
@@ -137,7 +146,7 @@ def _rows(path: Path, problems: list[Problem]) -> Iterator[Row]:
 
 
 def _header_fault(header: list[str]) -> str:
-    known = (*COLUMNS, *MORE, OBJECT)
+    known = (*COLUMNS, *MORE, PROMPT, OBJECT)
     missing = [name for name in COLUMNS if name not in header]
     if missing:
         has = f"it has {one_line(', '.join(header))}" if any(header) else "the file is empty"
@@ -148,6 +157,8 @@ def _header_fault(header: list[str]) -> str:
     unknown = [name for name in header if name not in known]
     if unknown:
         return f"row 1: unknown column {one_line(unknown[0])!r}; known are {', '.join(known)}"
+    if {PROMPT, *MORE} <= set(header):
+        return f"row 1: columns {PROMPT} and {', '.join(MORE)}: keep the text or its embedding"
     return ""
 
 
@@ -169,4 +180,4 @@ def _row(number: int, header: list[str], cells: list[str]) -> Row | str:
         if not (place.suffix and place.stem) or any(part.startswith(".") for part in place.parts):
             return f"{column} {one_line(text)!r} is no file's name that is read; rename it"
         files[role] = place
-    return Row(number, files, values.get(OBJECT) or None)
+    return Row(number, files, values.get(OBJECT) or None, values.get(PROMPT))

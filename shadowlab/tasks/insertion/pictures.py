@@ -16,8 +16,8 @@ from shadowlab.data import MASK_THRESHOLD, Entry, Problem, Role, decode, fit_squ
 from shadowlab.errors import UserError
 from shadowlab.tasks.insertion.file_list import COLUMNS, MORE
 from shadowlab.tasks.insertion.samples import InsertionSample
+from shadowlab.tasks.prompt_texts import PROMPT_KEY
 
-PROMPT_KEY = "prompt_embedding"
 GREY = 0.5
 """What borders are filled with."""
 _GREY_MODES = ("L", "1")

@@ -8,7 +8,7 @@ Legend: B batch, H W pixels, h w latents of one picture (H/8), ch cw those of th
 width of cross-attention.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shadowlab.charts import Chart, of_training_data
 from shadowlab.checks import Check, PathTable
-from shadowlab.data import Entry, SampleSet
+from shadowlab.data import Entry, SampleSet, Source
 from shadowlab.encoded_batch import LATENT_CHANNELS, Conditions, EncodedBatch
 from shadowlab.errors import UserError
 from shadowlab.models import ImageVae, ModelSpec, Objective, load_vae
@@ -44,6 +44,7 @@ from shadowlab.tasks.insertion.pictures import read_prompt
 from shadowlab.tasks.insertion.probes import ablations, condition_probes
 from shadowlab.tasks.insertion.samples import InsertionBatch, InsertionSample, collate
 from shadowlab.tasks.prompt import EmptyPrompt
+from shadowlab.tasks.prompt_texts import kept_prompts
 from shadowlab.tasks.task import R2, Ablation, Augmentation, Baseline, Criterion, Metric, Probe, Reach
 from shadowlab.tasks.validation_set import WithValidation
 
@@ -104,10 +105,14 @@ class InsertionTask:
 
     def open_data(self, image_size: int | None = None) -> SampleSet[InsertionSample]:
         data = self._config.data
-        found = open_dataset(data.path, data.image_size if image_size is None else image_size, self._options)
+        size = data.image_size if image_size is None else image_size
+        found = open_dataset(data.path, size, self._options, self._embedded)
         if isinstance(found, WithValidation) and found.shared:
             self.charts = of_training_data(CHARTS)
         return found
+
+    def _embedded(self, texts: Collection[str]) -> Mapping[str, Source]:
+        return kept_prompts(self._config.model.weights, self._empty.width, texts, seed=self._config.seed)
 
     def find_data(self) -> None:
         resolve_path(self._config.data.path)

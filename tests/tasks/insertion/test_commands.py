@@ -1,6 +1,7 @@
 """The commands of a user of the insertion task, on rows of one's own: the stages, and a picture of one's own."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from cli.main import app
 from shadowlab.models import load_unet
 from shadowlab.settings import load_config
+from shadowlab.tasks.insertion.dataset import EMBEDDED_PATH
 from shadowlab.tasks.insertion.task import InsertionTask
 from tests.tasks.insertion.rows import make_rows, object_of, row_of, save
 
@@ -60,6 +62,10 @@ def test_the_stages_train_self_attention_alone_and_a_picture_of_ones_own_is_comp
     methods = json.loads((place / "judged/evaluation.json").read_text())["tracks"]["all"]["methods"]
     assert {"model, 1 step", "mean fill", "copy-paste"} == methods.keys()
     assert methods["copy-paste"]["psnr_inside"]["mean"] > methods["mean fill"]["psnr_inside"]["mean"]
+    renders = ("--data", str(shipped_rows(place / "renders", 8)))
+    says("evaluate", "one", "--steps", "1", "--seeds", "1", "--device", "cpu", "--out", "renders/judged", *renders)
+    methods = json.loads((place / "renders/judged/evaluation.json").read_text())["tracks"]["all"]["methods"]
+    assert methods["model, 1 step"]["psnr_inside"]["mean"] > methods["copy-paste"]["psnr_inside"]["mean"]
 
     words = ("generate", "one", "--object", "chair.png", "--mask", "where.png", "--device", "cpu")
     said = says(*words, "--target", "room.png", "--steps", "2", "--out", "made.png")
@@ -70,8 +76,24 @@ def test_the_stages_train_self_attention_alone_and_a_picture_of_ones_own_is_comp
     assert (made[mask >= 128] != given[mask >= 128]).any()
     again = says(*words, "--target", "room.png", "--out", "guided.png", "--guidance", "3")
     assert "condition_dropout 0" in again  # guidance of a model that never went without
+    save(object_of(3), place / "lamp.png")
+    for own in ("chair", "lamp"):  # at scale 0 no object is seen; 0 is a scale, not the absence of one
+        says(*words, "--object", f"{own}.png", "--target", "room.png", "--out", f"{own}_0.png", "--guidance", "0")
+    blind, other = (np.asarray(Image.open(place / f"{own}_0.png")).astype(int) for own in ("chair", "lamp"))
+    assert np.abs(blind - other).max() <= 1 and np.abs(blind - made).max() > 1
     assert "--mask" in says(*words[:4], "--target", "room.png", "--out", "x.png", code=2)
     assert "insertion" in says(*words, "--target", "room.png", "--theta", "3", "--out", "x.png", code=2)
+
+
+def shipped_rows(folder: Path, count: int) -> Path:
+    """A CSV file of every 16th row that ships, copied."""
+    first, *rows = EMBEDDED_PATH.read_text().splitlines()
+    chosen = rows[:: len(rows) // count][:count]
+    for name in {name for row in chosen for name in row.split(",")}:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(EMBEDDED_PATH.parent / name, folder / name)
+    (folder / "rows.csv").write_text("\n".join([first, *chosen]) + "\n")
+    return folder / "rows.csv"
 
 
 def _self_attention_alone_has_moved(place: Path) -> None:
