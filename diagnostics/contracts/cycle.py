@@ -75,6 +75,8 @@ class Cycle:
     """Steps on gradients of a scaled loss, whose scaler was asked nothing."""
     num_wasted = 0
     """Steps in a row that came after dropped backward passes."""
+    has_scaler = False
+    """A scaler has stepped it."""
     num_bare = 0
     """Steps of a scaler in a row on gradients of a loss that was not scaled."""
     window = 0

@@ -42,8 +42,8 @@ class _History:
     """(n,): a few of its elements in the last step."""
     object: Any = None
     """Weak reference to the tensor of the last step."""
-    memory: int = 0
-    """Of the tensor of the last step."""
+    base: Any = None
+    """Weak reference to the tensor that the last step's was a view of."""
     seen: set[int] = field(default_factory=set)
     """Contents of runs that came to an end."""
     returns: bool = False
@@ -126,9 +126,9 @@ class Data(Family):
         known = self._histories.setdefault(name, _History())
         is_same = known.last is not None and known.last.shape == few.shape and torch.equal(known.last, few)
         is_object = known.object is not None and known.object() is tensor
-        memory = values.untyped_storage()._cdata if values.layout is torch.strided else id(tensor)
-        is_object |= memory == known.memory and is_same  # a view of what it was
-        known.memory = memory
+        base = tensor if tensor._base is None else tensor._base
+        is_object |= known.base is not None and known.base() is base  # another view of it
+        known.base = weakref.ref(base)
         known.is_object = is_object
         is_narrow = few.dtype.itemsize == 1 or few.dtype in (torch.uint16, torch.uint32, torch.uint64)
         number = few.float() if is_narrow else few

@@ -1,12 +1,12 @@
 """The order of backward, clearing, clipping, scaling and steps."""
 
-import sys
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diagnostics.contracts.accumulation import Accumulation
 from diagnostics.contracts.calls import Clip
 from diagnostics.contracts.clips import Clips
 from diagnostics.contracts.cycle import Cycle, Cycles, are_zero, has_gradient, untouched, with_same_bits, written
@@ -15,11 +15,11 @@ from diagnostics.contracts.motion import digest
 from diagnostics.contracts.scalers import Scalers
 from diagnostics.contracts.scene import Scene, Step, bare
 
-_EMPTY_STEPS, _EMPTY_OF_SEVERAL = 2, 20
+_EMPTY_STEPS, _EMPTY_OF_SEVERAL, _EMPTY_FOR_LONG = 2, 4, 20
 _WASTED_STEPS, _FIRST_STEPS = 2, 4
 _STALE_STEPS = 2
 _MANY_DROPPED = 3  # backward passes before one step
-_MIXED_STEPS = _EARLY_STEPS = _UNUSED = _VAIN = 2
+_MIXED_STEPS = _VAIN = 2
 _MOST_PASSES = 16
 
 
@@ -41,66 +41,27 @@ class Order(Family):
         self._cycles = Cycles(scene)
         self._scalers = Scalers(scene, reports, self._cycles)
         self._clips = Clips(scene, reports, self._cycles)
-        self._num_early = 0  # steps in a row before an accumulation's end
-        self._first_sync: bool | None = None
+        self._accumulation = Accumulation(scene, reports, self._cycles)
         self._passes: list[_Pass] = []  # that left gradients which nobody has stepped on
-        self._num_inside = 0  # micro-batches in a row of which none ended an accumulation
-        self._num_unused = 0  # ends of an accumulation in a row without a step
-        self._versions: list[int] | None = None  # of a few parameters at such an end
-        self._sync_moves = False  # accelerate's state is of this loop, not left by another one in this process
 
     def forget(self) -> None:
         for cycle in self._cycles.all:
             cycle.forget()
         self._scalers.forget()
-        self._passes, self._versions = [], None
+        self._accumulation.forget()
+        self._passes = []
 
     def begin(self, step: Step) -> None:
         self._scalers.begin(step)
         self._clips.begin(step)
-        self._sync_moves |= step.is_accelerated
-        self._sync_now()
-        self._check_unused(step)
+        self._accumulation.begin(step)
         for cycle in self._cycles.all if step.is_due else ():
             cycle.refresh()
 
     def end(self, step: Step) -> None:
         self._scalers.end(step)
         self._clips.end(step)
-        self._check_endless(step)
-        is_end = step.is_accelerated and self._sync_now() is True and step.num_backward and not step.is_skipped
-        self._num_unused = 0 if step.num_optimizer_steps else self._num_unused
-        if is_end and not step.num_optimizer_steps:
-            self._versions = [p._version for cycle in self._cycles.known() for p in cycle.samples]
-
-    def _check_endless(self, step: Step) -> None:
-        """More micro-batches than accelerate accumulates, and none was the last: accumulate() was entered once."""
-        is_inside = step.is_accelerated and self._sync_now() is False and step.num_backward
-        self._num_inside = self._num_inside + 1 if is_inside else 0
-        if is_inside and self._num_inside >= self._length() > 1:
-            evidence = (
-                f"{self._num_inside} micro-batches in a row, and accelerate accumulates {self._length()}: none ended"
-            )
-            advice = "enter accelerator.accumulate(model) anew for each micro-batch, inside of the loop"
-            self.broken("no-optimizer-step", step, evidence, subject="accelerator.accumulate", advice=advice)
-
-    @staticmethod
-    def _length() -> int:
-        """Micro-batches of an accumulation of accelerate's."""
-        state = getattr(sys.modules.get("accelerate.state"), "GradientState", None)
-        return int(getattr(state, "_shared_state", {}).get("plugin_kwargs", {}).get("num_steps") or 1)
-
-    def _check_unused(self, step: Step) -> None:
-        """The last step was an accumulation's end, and no optimizer has stepped in it or after it."""
-        versions, self._versions = self._versions, None
-        if not versions or versions != [p._version for cycle in self._cycles.known() for p in cycle.samples]:
-            return
-        self._num_unused += 1
-        evidence = "accelerate's accumulation came to its end and no optimizer stepped"
-        evidence += f", {self._num_unused} times in a row: step() in between does nothing"
-        advice = "call optimizer.step() in every micro-batch, accelerate leaves out what is too early"
-        severity = "alarm" if self._num_unused >= _UNUSED else "warning"
-        self.broken("no-optimizer-step", step, evidence, subject="optimizer.step", severity=severity, advice=advice)
+        self._accumulation.end(step)
 
     # Backward and clearing
 
@@ -204,16 +165,17 @@ class Order(Family):
             self._check_partly_stale(step, cycle, name)
             self._scalers.check(step, cycle, name)
             self._check_wasted(step, cycle, name)
-            self._check_sync(step, optimizer, name)
+            self._accumulation.check(step, optimizer, name)
 
     def _check_empty(self, step: Step, cycle: Cycle, name: str, *, is_empty: bool) -> None:
         cycle.num_empty = cycle.num_empty + 1 if is_empty else 0
         is_cleared = cycle.is_fresh or (cycle.was_reached and cycle.num_since_clear == 0)  # another contract
-        most = _EMPTY_STEPS if len(self._cycles.known()) == 1 else _EMPTY_OF_SEVERAL  # tasks take turns
-        if cycle.num_empty >= most and not is_cleared:
+        is_only = len(self._cycles.known()) == 1  # else tasks may take turns
+        if cycle.num_empty >= (_EMPTY_STEPS if is_only else _EMPTY_OF_SEVERAL) and not is_cleared:
             what = "what was differentiated does not reach its parameters" if step.num_backward else "no backward ran"
             evidence = f"{name} stepped {cycle.num_empty} times in a row without any gradient: {what}"
-            self.broken("loss-without-gradient", step, evidence, subject="loss.backward")
+            severity = "alarm" if is_only or cycle.num_empty >= _EMPTY_FOR_LONG else "warning"
+            self.broken("loss-without-gradient", step, evidence, subject="loss.backward", severity=severity)
 
     def _is_cleared(self, cycle: Cycle) -> bool:
         """Whether all gradients are as they were when they were cleared, to zeros."""
@@ -302,28 +264,6 @@ class Order(Family):
             evidence = f"the first step of {name} came after 1 backward pass, and its second after {num}"
             advice = "step where (index + 1) % n == 0: index % n == 0 holds for the first micro-batch"
             self.broken("accumulation-count", step, evidence, subject=where, advice=advice, severity="warning")
-
-    def _sync_now(self) -> bool | None:
-        """accelerate's `sync_gradients`, which all loops of a process share; None without an accumulation of its."""
-        state = getattr(sys.modules.get("accelerate.state"), "GradientState", None)
-        shared = getattr(state, "_shared_state", {})
-        if shared.get("plugin_kwargs", {}).get("num_steps", 1) in (None, 1):
-            return None
-        flag = bool(shared.get("sync_gradients", True))
-        if self._first_sync is None:
-            self._first_sync = flag
-        self._sync_moves |= flag != self._first_sync
-        return flag
-
-    def _check_sync(self, step: Step, optimizer: Any, name: str) -> None:
-        """accelerate's own optimizers wait for the last micro-batch; one that was not prepared does not know of it."""
-        is_early = self._sync_now() is False and self._sync_moves
-        self._num_early = self._num_early + 1 if is_early else 0
-        if self._num_early >= _EARLY_STEPS:
-            evidence = f"{name} steps on a micro-batch of an accumulation of accelerate's that has not come to its end"
-            advice = "give the optimizer to accelerator.prepare()"
-            where = self.scene.call_of(optimizer, "step")
-            self.broken("accumulation-count", step, evidence, subject=where, advice=advice)
 
     def after_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
         cycle = self._cycles.of(optimizer)

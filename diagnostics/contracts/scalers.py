@@ -96,8 +96,9 @@ class Scalers(Family):
 
         A warning: tasks may have scalers of their own.
         """
-        is_new = bool(cycle.scalers) and scaler not in cycle.scalers
+        is_new = cycle.has_scaler and scaler not in cycle.scalers
         cycle.scalers.add(scaler)
+        cycle.has_scaler = True
         if is_new:
             evidence = (
                 f"another scaler steps {self.scene.name_of_optimizer(optimizer)} than before, with a scale of its own"

@@ -54,7 +54,8 @@ _LISTED = (
         "alarm",
         "an optimizer's step changes the bits of a parameter with requires_grad=False; or the running statistics of a "
         "batch normalisation inside a frozen module move in 3 steps with gradients, and no weight of that "
-        "module does; or a module has an attribute requires_grad = False, and its parameters train",
+        "module does; or a module has an attribute requires_grad = False, or a "
+        "misspelt one, and trains",
         f"{_DOCS}/notes/autograd.html#setting-requires-grad: a gradient left behind, or weight decay, moves it",
         "set its grad to None when you freeze it, or leave it out of the optimizer",
     ),
@@ -81,7 +82,7 @@ _LISTED = (
         "loss-without-gradient",
         "alarm",
         "an optimizer steps twice in a row without any gradient: nothing was differentiated, or what was does not "
-        "reach its parameters; or all gradients of it are 0 in 3 looks",
+        "reach its parameters; or all gradients of it are 0 in 12 looks, a warning after 3",
         "github.com/prs-eth/Marigold and others: a loss made of .item() or of a tensor without graph",
         "differentiate the loss that the model computed: no .item(), .data, detach or torch.tensor(loss) on the way",
     ),
@@ -98,8 +99,9 @@ _LISTED = (
         "input-without-influence",
         "alarm",
         "a floating input of the batch is handed to the model, and nothing that is differentiated is computed from it, "
-        "in 3 steps; a warning where an integer input is handed to the model and to no operator, or a variable that is "
-        "named as a target is computed and no operator takes it",
+        "in 3 steps; a warning where an integer input is handed to the model and to no operator, or a "
+        "picture or condition of the batch to nobody, or where it met a factor of 0, or a variable that is named as a "
+        "target is computed and no operator takes it",
         "arxiv.org/abs/2506.14813; conditions that a forward takes and does not use",
         "use the argument in forward, or leave it out",
     ),
@@ -107,10 +109,10 @@ _LISTED = (
     Contract(
         "no-optimizer-step",
         "alarm",
-        "gradients were computed and dropped twice (8 times where an optimizer of another model steps), or nothing was "
-        "differentiated in 3 steps, or those of 3 steps or more were dropped at once, and since the watch began no "
-        "optimizer has stepped and no parameter has changed; or accelerate's accumulation came to its end twice in a "
-        "row without a step, a warning after the first",
+        "gradients were computed and dropped twice (8 times where an optimizer of another model steps), or nothing "
+        "was differentiated in 1000 steps, a warning after 3, or those of 3 steps or more were dropped at once, and "
+        "since the watch began no optimizer has stepped and no parameter has changed; or accelerate's accumulation "
+        "came to its end twice in a row without a step, a warning after the first, or does not come to it",
         "discuss.pytorch.org: optimizer.step() missing, or training_step returns None",
         "call optimizer.step() after backward and before zero_grad()",
     ),
@@ -142,8 +144,9 @@ _LISTED = (
         "accumulation-count",
         "alarm",
         "in 2 steps of the only optimizer in a row, or before one where they are 3, all but the last of several "
-        "backward passes were dropped; or an optimizer steps before the end of an accumulation of accelerate's, twice; "
-        "a warning where the first step of the only optimizer comes after one backward pass and its second after more",
+        "backward passes were dropped; or an optimizer steps before the end of an accumulation of accelerate's, "
+        "twice; a warning where the first step of the only optimizer comes after one backward pass and its second "
+        "after more, or a later one after more than all before, or one after 3 dropped passes",
         f"{_DOCS}/notes/amp_examples.html#gradient-accumulation",
         "call zero_grad() once an accumulation, after optimizer.step()",
     ),
@@ -176,7 +179,7 @@ _LISTED = (
         "scheduler-count",
         "alarm",
         "a scheduler steps twice or more for each step of the only optimizer, 2 times in a row; a warning where half a "
-        "cosine goes on beyond its T_max steps",
+        "cosine goes on beyond its T_max steps, or a cycle that is made for steps (OneCycleLR) stands still in 3",
         "accelerate#1398: once a process; or once a micro-batch of an accumulation",
         "call scheduler.step() once for each optimizer.step(), or make the schedule that much longer",
     ),
@@ -233,9 +236,9 @@ _LISTED = (
     Contract(
         "input-out-of-range",
         "alarm",
-        "the largest magnitude of an input is over 16 times, or below a 16th of, what it was in the first steps (4 or "
-        "more); a warning where floating pictures are whole numbers up to 64..255, or never above 1/255, in 2 steps; "
-        "an alarm where targets of a binary cross-entropy are outside of [0, 1]",
+        "the largest magnitude of an input is over 16 times, or below a 16th of, what it was in the first steps (4 "
+        "or more); a warning where floating pictures are whole numbers up to 64..255, or never above 1/255, or all "
+        "but one grey, in 2 steps; an alarm where targets of a binary cross-entropy are outside of [0, 1]",
         "karpathy.github.io/2019/04/25/recipe: 0..255 where 0..1 was",
         "normalise every source of the input in the same way",
     ),
@@ -250,16 +253,19 @@ _LISTED = (
         "batch-repeats",
         "alarm",
         "after 4 different batches in a row the same contents come 4 times in a row; inputs that repeat come with "
-        "other labels, twice; or the same contents come 3 times as the first batch of a new iterator that has more; a "
-        "warning where half of the samples of a batch or more are there twice, in all its tensors, in 2 steps",
+        "other labels, twice; or the same contents come 3 times as the first batch of a new iterator that has more; "
+        "a warning where half of the samples of a batch or more are there twice, in all its tensors, in 2 steps, 3 "
+        "batches come in the order of an earlier epoch, or torch's generator begins a step that draws in a state "
+        "that it had before",
         "github.com/pytorch/pytorch/issues/5059: one random state for several readers",
         "take the next batch in each step; look at iter(loader) inside the loop, and at the sampler",
     ),
     Contract(
         "workers-repeat",
         "alarm",
-        "a tensor of the batch comes in runs of the same length, 2 or more, twice, each time in an object of its own, "
-        "and changes after them; the second run need not end where nothing else of the batch repeats",
+        "a tensor of the batch comes in runs of the same length, 2 or more, twice, each time in an object of its "
+        "own, a warning, or three times, and changes after them; the second run need not end where nothing else of "
+        "the batch repeats",
         "pytorch#5059, stackoverflow.com/questions/67180955: workers share NumPy's seed",
         "seed NumPy and random in worker_init_fn by torch.initial_seed(), and shard an IterableDataset by worker",
     ),
@@ -277,7 +283,7 @@ _LISTED = (
         "gradients-not-averaged",
         "alarm",
         "parameters began the same on all ranks, and the gradients that an optimizer steps on are not, in one of the "
-        "first 4 steps or one that is due",
+        "first 4 steps or one that is due; or a parameter began to train after DistributedDataParallel was made",
         "pytorch#104336; the raw module called in place of DistributedDataParallel",
         "call the model that DistributedDataParallel returned, and leave no_sync() for the last micro-batch",
     ),
