@@ -97,7 +97,7 @@ def open_model(
     config = with_own_start(load_kept_config(found.config), found.config.parent)
     kind: Any = weights if weights in found.unets else next(iter(found.unets))
     task = open_task(config)
-    unet = read_unet(found.unets[kind], task.spec, inside=found.folder)
+    unet = read_unet(found.unets[kind], task.spec, inside=found.folder, is_exported=kind == "exported")
     if found.vae is not None:
         _require_own(found.vae, found.folder)
     source = config.model.vae_source if found.vae is None else str(found.vae)

@@ -14,7 +14,7 @@ from diagnostics import all_finite
 from diagnostics.files import read_json, reason_of, require_file
 from shadowlab.encoded_batch import LATENT_CHANNELS
 from shadowlab.errors import UserError
-from shadowlab.models import WEIGHTS_NAME, ModelSpec, unwritten_unet
+from shadowlab.models import WEIGHTS_NAME, ModelSpec, noise_first, unwritten_unet
 from shadowlab.plain_text import plain_text
 
 _CONFIG_NAME = "config.json"
@@ -26,13 +26,14 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NO_UNET = (ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError)
 
 
-def read_unet(folder: Path, spec: ModelSpec, *, inside: Path) -> UNet2DConditionModel:
+def read_unet(folder: Path, spec: ModelSpec, *, inside: Path, is_exported: bool = False) -> UNet2DConditionModel:
     """A float32 UNet on the CPU, in eval mode, whose parameters need no gradient.
 
     Args:
         folder: config.json and diffusion_pytorch_model.safetensors; tensors are float32, float16 or bfloat16.
         spec: of the task whose model it is to be.
         inside: a folder that the files must lie in once all links are followed.
+        is_exported: its inputs stand in the order of the pipeline that it was exported for.
 
     Raises:
         UserError: a file is absent, damaged or leads out of `inside`, or what it holds is not this task's model.
@@ -52,6 +53,8 @@ def read_unet(folder: Path, spec: ModelSpec, *, inside: Path) -> UNet2DCondition
     if not bool(all_finite(tensors.values())):
         bad = next(name for name, tensor in tensors.items() if not bool(all_finite([tensor])))
         raise UserError(f"{file}: {bad} holds values that are not finite; take another checkpoint")
+    if is_exported and spec.exports_conditions_first:
+        tensors = noise_first(tensors)
     unet.load_state_dict(tensors, strict=True, assign=True)
     return unet.eval().requires_grad_(False)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diagnostics.files import read_json, reason_of, replace_text, require_file, sha256_of
 from shadowlab.errors import UserError
-from shadowlab.inference.place import ModelPlace, find_model
+from shadowlab.inference.place import CONFIG_NAME, ModelPlace, find_model
 from shadowlab.models import WEIGHTS_NAME, ModelSpec, weights_folder
 from shadowlab.runs import Start, put, start_folder, with_own_start, with_weights
 from shadowlab.settings import START_FILE, Config, load_kept_config
@@ -63,7 +63,13 @@ def starting_from(config: Config) -> Starting | None:
         return None
     place, kind = found
     source = with_own_start(load_kept_config(place.config), place.config.parent)
-    told = _fitting(f"--weights {text}", config, source).keeps_cross_attention
+    spec = _fitting(f"--weights {text}", config, source)
+    if kind == "exported" and spec.exports_conditions_first:
+        raise UserError(
+            f"--weights {text}: an exported folder, whose UNet has its inputs in diffusers' order; give the run that "
+            "it was made of"
+        )
+    told = spec.keeps_cross_attention
     folder = place.unets[kind]
     try:
         for name in ("config.json", WEIGHTS_NAME):
@@ -82,7 +88,7 @@ def _found(text: str, output_dir: str) -> tuple[ModelPlace, str] | None:
         return None
     if folder.is_dir() and folder.name in _KINDS and step_of(folder.parent) is not None:
         return find_model(folder.parent, output_dir), _KINDS[folder.name]
-    if folder.is_dir() and not _is_of_run(folder):
+    if folder.is_dir() and not _is_of_run(folder) and not (folder / CONFIG_NAME).is_file():
         return None
     try:
         place = find_model(text, output_dir)

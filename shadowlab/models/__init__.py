@@ -9,7 +9,7 @@ from shadowlab.models.noise_schedule import NoiseSchedule
 from shadowlab.models.objective import ForwardSeen, Objective, Predict, loss_where_known
 from shadowlab.models.one_step import OneStep
 from shadowlab.models.precision import POLICIES, Precision, true_float32
-from shadowlab.models.spec import ModelSpec, Widening
+from shadowlab.models.spec import ModelSpec, Widening, conditions_first, noise_first
 from shadowlab.models.surgery import (
     adapt,
     conv_in_before,
@@ -32,6 +32,8 @@ from shadowlab.models.vae import (
 __all__ = [
     # the backbone
     "ModelSpec",
+    "conditions_first",
+    "noise_first",
     "Widening",
     "adapt",
     "architecture_config",

@@ -12,9 +12,9 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from shadowlab.encoded_batch import LATENT_CHANNELS, Conditions
+from shadowlab.encoded_batch import Conditions
 from shadowlab.errors import UserError
-from shadowlab.models import NoiseSchedule
+from shadowlab.models import NoiseSchedule, conditions_first
 from shadowlab.tasks.albedo.empty_text_encoder import write_empty_text_encoder
 from shadowlab.tasks.colour import ColourSpace
 from shadowlab.tasks.exported import PipelineCode, ProgramInput, Trial
@@ -104,9 +104,7 @@ class AlbedoExported:
 
     def unet_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Marigold's first input is the picture, and ours the noise: the first layer's weights (C, 8, 3, 3) turn."""
-        first = weights["conv_in.weight"]
-        turned = torch.cat([first[:, LATENT_CHANNELS:], first[:, :LATENT_CHANNELS]], dim=1)
-        return {**weights, "conv_in.weight": turned.contiguous()}
+        return conditions_first(weights)
 
     def conditions(self, *inputs: Tensor) -> Conditions:
         """inputs: beauty (B, 3, H, W) float32 in [-1, 1]."""

@@ -54,6 +54,7 @@ class AlbedoTask:
         inputs=("x_t", "beauty"),
         widening="repeat",
         keeps_cross_attention=True,
+        exports_conditions_first=True,
         published={"sd21": (865_922_244, 686), "sd15": (859_532_484, 686)},
     )
     metrics: tuple[Metric, ...] = (PSNR, SI_RMSE)

@@ -14,6 +14,7 @@ from shadowlab.exporting.run import run_export
 from shadowlab.inference import LoadedModel, load_generator, sampling
 from shadowlab.inference.memory import MOST_TOGETHER, Peak, batch_size, drawn_in_batches
 from shadowlab.inference.place import ModelPlace
+from shadowlab.inference.starting import starting_from
 from shadowlab.settings import dump_config, load_config
 from shadowlab.tasks import open_task
 from shadowlab.tasks.albedo import to_linear, to_srgb
@@ -192,6 +193,22 @@ def test_an_export_whose_inputs_are_in_the_wrong_order_is_found(
     with pytest.raises(StageFailedError, match="differs from the original"):
         exported(model, tmp_path / "out", monkeypatch)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_exported_folder_is_opened_as_the_model_that_it_was(
+    model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its UNet has the picture before the noise, as Marigold's pipeline wants it."""
+    pytest.importorskip("transformers")
+    exported(model, tmp_path / "out", monkeypatch)
+    picture = _drawn(SIDE, SIDE)
+    again = load_generator(tmp_path / "out").generate(picture, seed=3)
+    assert np.array_equal(again, load_generator(model).generate(picture, seed=3))
+    config = model.config.model_copy(
+        update={"model": model.config.model.model_copy(update={"weights": str(tmp_path / "out")})}
+    )
+    with pytest.raises(UserError, match="give the run that it was made of"):
+        starting_from(config)
 
 
 def test_a_rectified_flow_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
