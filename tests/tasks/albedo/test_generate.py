@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from shadowlab.console.reporter import Reporter
 from shadowlab.errors import StageFailedError, UserError
@@ -14,7 +15,9 @@ from shadowlab.exporting.run import run_export
 from shadowlab.inference import LoadedModel, load_generator, sampling
 from shadowlab.inference.memory import MOST_TOGETHER, Peak, batch_size, drawn_in_batches
 from shadowlab.inference.place import ModelPlace
+from shadowlab.inference.saved_unet import read_unet
 from shadowlab.inference.starting import starting_from
+from shadowlab.models import conditions_first, noise_first
 from shadowlab.settings import dump_config, load_config
 from shadowlab.tasks import open_task
 from shadowlab.tasks.albedo import to_linear, to_srgb
@@ -193,6 +196,22 @@ def test_an_export_whose_inputs_are_in_the_wrong_order_is_found(
     with pytest.raises(StageFailedError, match="differs from the original"):
         exported(model, tmp_path / "out", monkeypatch)
     assert not (tmp_path / "out").exists()
+
+
+def test_inputs_of_an_exported_unet_come_back_in_our_order(tmp_path: Path) -> None:
+    model = model_of()
+    weights = model.unet.state_dict()
+    turned = conditions_first(weights)
+    assert (
+        not torch.equal(turned["conv_in.weight"], weights["conv_in.weight"])
+        and model.task.spec.exports_conditions_first
+    )
+    model.unet.save_pretrained(tmp_path)
+    save_file(turned, tmp_path / "diffusion_pytorch_model.safetensors")
+    read = read_unet(tmp_path, model.task.spec, inside=tmp_path, is_exported=True)
+    assert torch.equal(read.state_dict()["conv_in.weight"], weights["conv_in.weight"])
+    uneven = {"conv_in.weight": torch.randn(8, 12, 3, 3)}
+    assert torch.equal(noise_first(conditions_first(uneven))["conv_in.weight"], uneven["conv_in.weight"])
 
 
 def test_an_exported_folder_is_opened_as_the_model_that_it_was(
