@@ -125,3 +125,11 @@ def test_ranks_that_began_apart_and_average_their_gradients(averaged: bool, monk
 
     said = found(monkeypatch, batch, models=models, rule="ranks-differ")
     assert said == ([("alarm", "first.weight", 1)] if averaged else [])
+
+
+def test_an_input_that_is_empty_on_all_ranks_or_sparse_tells_nothing(monkeypatch: pytest.MonkeyPatch):
+    def batch(rank: int, index: int) -> dict[str, Tensor]:
+        graph = torch.eye(4) * (index + 1)
+        return {"x": drawn(index, rank), "boxes": torch.zeros(0, 4), "graph": graph.to_sparse()}
+
+    assert found(monkeypatch, batch) == []
