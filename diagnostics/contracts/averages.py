@@ -3,12 +3,13 @@
 from torch import Tensor, nn
 
 from diagnostics.contracts.family import Family, Reports
+from diagnostics.contracts.motion import few, read
 from diagnostics.contracts.scene import Scene, Step, held_by, is_half
 from diagnostics.tensors import strided
 
 _FIRST_STEPS, _STEPS = 4, 2
 _LOST = 0.95
-_NUM_ELEMENTS, _MOST = 1024, 64  # of a parameter; parameters
+_MOST = 64  # parameters
 
 
 class Averages(Family):
@@ -26,16 +27,16 @@ class Averages(Family):
         held = {id(p) for optimizer in self.scene.bare_optimizers() for p in held_by(optimizer)}
         found = [p for key, p in self.scene.parameters().items() if is_half(p.dtype) and key not in held]
         chosen = [p for p in found if not p.requires_grad][:_MOST]
-        self._before = [(p, p._version, few) for p in chosen if (few := _few(p)) is not None]
+        self._before = [(p, p._version, few(p).clone()) for p in chosen if strided(p) is not None and p.numel()]
 
     def end(self, step: Step) -> None:
         before, self._before = self._before, []
         self._num_steps += 1
-        written = [(p, few) for p, version, few in before if p._version != version]
+        written = [(p, values) for p, version, values in before if p._version != version]
         if not written or step.is_skipped:
             return
-        counts = [(int((now == few).sum()), few.numel()) for p, few in written if (now := _few(p)) is not None]
-        same, num = (sum(column) for column in zip(*counts, strict=True))
+        same = sum(read([(few(p) == values).sum() for p, values in written]))
+        num = sum(values.numel() for _, values in written)
         self._num_lost = self._num_lost + 1 if same > _LOST * num else 0
         if self._num_lost >= _STEPS:
             parameter = written[0][0]
@@ -46,12 +47,3 @@ class Averages(Family):
 
     def forget(self) -> None:
         self._before = []
-
-
-def _few(parameter: Tensor) -> Tensor | None:
-    """A copy of some of its elements, (n,)."""
-    values = strided(parameter)
-    if values is None or not values.numel():
-        return None
-    flat = values.detach().reshape(-1)
-    return flat[:: max(1, flat.numel() // _NUM_ELEMENTS)][:_NUM_ELEMENTS].clone()

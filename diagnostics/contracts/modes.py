@@ -71,12 +71,16 @@ class Modes(Family):
         return Dropouts(root, lambda place: self._outside.append((place, "dropout is active in evaluation mode")))
 
     def before_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
+        asks_parts = step.is_due or step.index <= _NEVER_TRAINED
+        if not asks_parts and all(root.training for root in self._roots) and all(self._has_trained):
+            return
         held = {id(p) for p in held_by(optimizer)}
         for number, root in enumerate(self._roots):
             if root.training:
                 self._has_trained[number] = True
                 self._num_untrained[number] = 0
-                self._check_parts(step, root, held)
+                if asks_parts:
+                    self._check_parts(step, root, held)
                 continue
             if not any(id(p) in held for p in root.parameters()):
                 continue
@@ -93,8 +97,6 @@ class Modes(Family):
 
     def _check_parts(self, step: Step, root: nn.Module, held: set[int]) -> None:
         """A part that came in evaluation mode, as `from_pretrained` hands it over, inside a model that trains."""
-        if step.index > _NEVER_TRAINED and not step.is_due:
-            return
         left = _left_in_evaluation(root, held)
         self._num_left = self._num_left + 1 if left else 0
         if left is not None and self._num_left >= _NEVER_TRAINED:

@@ -105,7 +105,7 @@ class Motion(Family):
         look.sizes = [_largest(p) for p in look.parameters]
         for number, values, gradients in look.halves:
             there = gradients != 0
-            same = there & (_few(look.parameters[number]) == values)
+            same = there & (few(look.parameters[number]) == values)
             look.lost.append(torch.stack([there.sum(), same.sum()]))
         self._looks.append(look)
 
@@ -120,7 +120,7 @@ class Motion(Family):
 
     def _judge(self, step: Step, look: _Look) -> None:
         moves = [after - before for after, before in zip(look.after, look.before, strict=True)]
-        found = _read([*moves, *(torch.zeros(()) if g is None else g for g in look.gradients), *look.sizes])
+        found = read([*moves, *(torch.zeros(()) if g is None else g for g in look.gradients), *look.sizes])
         num = len(moves)
         moved, gradients, sizes = found[:num], found[num : 2 * num], found[2 * num :]
         name = self.scene.name_of_optimizer(look.optimizer)
@@ -190,14 +190,14 @@ def _look(optimizer: Any, only: set[int] | None = None) -> _Look:
         grad = parameter.grad
         is_asked = is_torchs and is_half(parameter.dtype) and parameter.requires_grad and rates[number] != 0
         if is_asked and grad is not None and grad.layout is torch.strided:
-            halves.append((number, _few(parameter).clone(), _few(grad).clone()))
+            halves.append((number, few(parameter).clone(), few(grad).clone()))
     before = [found for p in parameters if (found := digest(p)) is not None]
     gradients = [None if p.grad is None else _largest(p.grad) for p in parameters]
     return _Look(optimizer, parameters, rates, before, gradients, halves)
 
 
-def _few(tensor: Tensor) -> Tensor:
-    """Some of its elements, evenly over it, (n,)."""
+def few(tensor: Tensor) -> Tensor:
+    """Some of the elements of a tensor with memory of its own, evenly over it, (n,)."""
     values = strided(tensor)
     assert values is not None
     flat = values.detach().reshape(-1)
@@ -213,8 +213,8 @@ def _largest(tensor: Tensor) -> Tensor:
     return torch.maximum(-low, high).float()
 
 
-def _read(numbers: list[Tensor]) -> list[float]:
-    """On the host; one read for each device."""
+def read(numbers: list[Tensor]) -> list[float]:
+    """() each, on the host; one read for each device."""
     by_device: dict[torch.device, list[int]] = {}
     for place, number in enumerate(numbers):
         by_device.setdefault(number.device, []).append(place)

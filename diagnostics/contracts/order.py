@@ -124,12 +124,10 @@ class Order(Family):
         is_next = cycle.num_steps - cycle.num_steps_of_vain == 1
         cycle.num_vain, cycle.num_steps_of_vain = cycle.num_vain + 1 if is_next else 1, cycle.num_steps
         if cycle.num_vain >= _VAIN:
-            name, where = self.scene.name_of_optimizer(cycle.optimizer()), "zero_grad"
-            evidence = (
-                f"a backward left gradients in {name}, and they were cleared before any optimizer stepped on them"
-            )
-            where = self.scene.call_of(cycle.optimizer(), where)
-            self.broken("gradients-cleared-too-early", step, f"{evidence}, {cycle.num_vain} times", subject=where)
+            evidence = f"a backward left gradients in {self.scene.name_of_optimizer(cycle.optimizer())}, and they were"
+            evidence += f" cleared before any optimizer stepped on them, {cycle.num_vain} times"
+            where = self.scene.call_of(cycle.optimizer(), "zero_grad")
+            self.broken("gradients-cleared-too-early", step, evidence, subject=where)
 
     # Steps
 
@@ -219,10 +217,8 @@ class Order(Family):
         cycle.num_stale = cycle.num_stale + 2 if is_stale else max(0, cycle.num_stale - 1)
         if not is_stale or cycle.num_stale <= _STALE_STEPS or are_zero(same):
             return
-        evidence, where = (
-            f"{name} steps on a gradient that it had stepped on",
-            self.scene.call_of(cycle.optimizer(), "step"),
-        )
+        evidence = f"{name} steps on a gradient that it had stepped on"
+        where = self.scene.call_of(cycle.optimizer(), "step")
         if cycle.was_by_scaler and not self._scalers.is_inside:
             self.broken("scaler-bypassed", step, f"{evidence} in scaler.step, each time", subject=where)
         else:

@@ -40,7 +40,7 @@ class Ranks(Family):
         modules = [module for model in scene.models for _, module in walk(model)]
         wrappers = [module for module in modules if isinstance(module, DistributedDataParallel)]
         self._is_wrapped = bool(wrappers)
-        self._wrappers = [(one, reduced) for one in wrappers if (reduced := _reduced_by(one))]
+        self._unreduced = [p for one in wrappers for p in _left_out_by(one)]
         self._looks = False
 
     def begin(self, step: Step) -> None:
@@ -55,12 +55,11 @@ class Ranks(Family):
 
     def _check_unreduced(self, step: Step) -> None:
         """What began to train after DistributedDataParallel was made is not averaged. No collective."""
-        for wrapper, reduced in self._wrappers:
-            left = [p for p in wrapper.parameters() if p.requires_grad and id(p) not in reduced]
-            if left:
-                evidence = "it trains, and DistributedDataParallel, which was made before it did, does not average it"
-                advice = "set requires_grad before the model is wrapped, or wrap it anew"
-                self.broken_in("gradients-not-averaged", step, left, evidence, advice=advice)
+        left = [p for p in self._unreduced if p.requires_grad]
+        if left:
+            evidence = "it trains, and DistributedDataParallel, which was made before it did, does not average it"
+            advice = "set requires_grad before the model is wrapped, or wrap it anew"
+            self.broken_in("gradients-not-averaged", step, left, evidence, advice=advice)
 
     def before_optimizer(self, step: Step, optimizer: Any, *, has_closure: bool) -> None:
         if self._looks and self._gradients is None and not has_closure and self.scene.concerns(optimizer):
@@ -163,12 +162,13 @@ class Ranks(Family):
         return found
 
 
-def _reduced_by(wrapper: DistributedDataParallel) -> set[int]:
-    """Ids of the parameters that it averages: of those that trained when it was made; empty where these are not known,
-    for it was made before others were frozen, or leaves some out."""
-    trained = {id(p) for p in wrapper.parameters() if p.requires_grad}
+def _left_out_by(wrapper: DistributedDataParallel) -> list[nn.Parameter]:
+    """Parameters of any shape that it does not average, for they were frozen when it was made; none where these are not
+    known: others were frozen since, or it is told to leave some out."""
+    frozen = [p for p in wrapper.parameters() if not p.requires_grad]
+    num_trained = sum(p.requires_grad for p in wrapper.parameters())
     counted = wrapper._get_ddp_logging_data().get("num_parameter_tensors")
-    return trained if counted == len(trained) and not wrapper.parameters_to_ignore else set()
+    return frozen if counted == num_trained and not wrapper.parameters_to_ignore else []
 
 
 def _tells(tensor: Tensor) -> bool:
